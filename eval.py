@@ -1,0 +1,40 @@
+"""Evaluate a checkpoint or a run folder against its video: one table, files under eval/, and the Eval/ tags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from hnerv.command import one_line_errors, pick_device, set_threads
+from hnerv.flags import eval_parser
+
+
+def main() -> None:
+    ask = eval_parser().parse_args()
+    with one_line_errors("eval.py", ask.debug):
+        measure(ask)
+
+
+def measure(ask: argparse.Namespace) -> None:
+    from hnerv.dataset import targets_label
+    from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
+    from hnerv.evaluation.opening import open_run
+
+    device = pick_device(ask.device)
+    set_threads(ask.threads)
+    run = open_run(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
+    report = evaluate(run.model, run.store, run.config.model.unseen)
+    cost = cost_of(run.model)
+    summary = write_files(run, report, cost)
+    if ask.images:
+        write_images(run.folder / "eval" / "images", run.model, run.store, report)
+    if ask.json:
+        print(json.dumps(summary, indent=2))
+    else:
+        print(table(eval_values(report), targets_label(run.record), report.unseen))
+        print(cost.line(device))
+        print(f"files:     {run.folder / 'eval'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Checkpoints: plain dictionaries and tensors, written so that a good file is never lost, read without pickle."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from hnerv.errors import RunError, UserError
+
+FORMAT = 1
+_UNREADABLE = (EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Writes to a temporary file in the same folder, fsync, rename. Raises RunError when the disk does not take it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the one before it is intact" if path.exists() else "there is none before it"
+        raise RunError(
+            f"cannot write {path} ({error}); {kept}: free space or permission, then the same command"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> dict:
+    """The dictionary of a checkpoint, tensors on the CPU. Raises UserError when it is missing, corrupt or foreign."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint: give the .pt file or the folder of a run") from None
+    except (*_UNREADABLE, OSError, RuntimeError) as error:
+        cause = str(error).split("\n")[0][:160] or type(error).__name__
+        raise UserError(
+            f"{path} is corrupt or no checkpoint of hnerv ({cause}): take best.pt or train again"
+        ) from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise UserError(f"{path} is no checkpoint of hnerv: give one that train_patch_dual.py wrote")
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it"
+        )
+    if set(state) != KEYS:
+        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: take best.pt or train again")
+    return state

@@ -1,0 +1,201 @@
+"""Targets of the CLIP head: one embedding per patch, computed once and kept on disk, or read from a file.
+
+Legend: N frames, P patches in a frame (row-major), D embedding dimensions, H W frame pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.clip.teacher import Teacher, build_teacher
+from hnerv.clip.weights import Weights, identify, locate
+from hnerv.errors import UserError
+from hnerv.geometry import PatchGrid
+
+PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
+_log = logging.getLogger("hnerv")
+
+
+class Targets(NamedTuple):
+    """Embeddings (N, P, D) float32 of unit norm on the CPU, and where they come from. Only kind 'clip' is CLIP."""
+
+    embeddings: Tensor
+    source: str  # one line: what the embeddings are
+    kind: str  # 'clip', 'random' or 'file'
+    model: str  # resolved OpenCLIP model name, '' for files
+    weights: str  # tag, file name with sha256, 'random:SEED'
+
+
+def clip_targets(
+    frames: Tensor,
+    grid: PatchGrid,
+    *,
+    weights: str,
+    model: str,
+    targets_file: str = "",
+    digest: str,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Targets | None:
+    """Frames (N, 3, H, W) uint8 -> the embedding of each patch, from exactly its pixels; None for weights `none`.
+
+    `digest` stands for the content of the frames in the cache's key. A cached tag needs neither weights nor hub.
+    `targets_file` (embeddings of any encoder) takes the place of `weights`. Raises UserError, see `load_teacher`
+    and `read_targets_file`.
+    """
+    if weights == "none":
+        if targets_file:
+            raise UserError(f"--clip-weights none and --clip-targets {targets_file} contradict: drop one of them")
+        return None
+    if targets_file:
+        return read_targets_file(Path(targets_file), len(frames), grid)
+    assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
+    folder = (cache_dir or default_cache_dir()) / "targets"
+    spec = identify(weights, model, seed)
+    if spec.kind == "clip" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+        return found
+    spec = locate(spec, seed, fall_back=weights == "auto")
+    if spec.kind == "random" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+        return found
+    teacher = build_teacher(spec, device)
+    embeddings = torch.cat(list(_encode(frames, grid, teacher, batch_size, progress)))
+    made = Targets(embeddings.view(len(frames), grid.patches, -1), spec.source, spec.kind, spec.model, spec.weights)
+    _write_cache(folder, digest, grid, spec, made)
+    return made
+
+
+def read_targets_file(path: Path, frames: int, grid: PatchGrid) -> Targets:
+    """Targets from a .safetensors file with `embeddings` (N, P, D) of any float type, normalised here.
+
+    An entry `encoder` in the file's metadata is quoted in `source`. Raises UserError when the file is missing or
+    unreadable, lacks the tensor, has another N or P, or holds a vector that is zero or not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    flag = f"--clip-targets {path}"
+    try:
+        with safe_open(path, "pt") as file:
+            encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
+            keys = list(file.keys())
+            embeddings = file.get_tensor("embeddings") if "embeddings" in keys else None
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: no such file: give a .safetensors file of embeddings") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
+    if embeddings is None:
+        raise UserError(f"{flag} has no tensor 'embeddings' but {', '.join(keys) or 'none'}: store them by that name")
+    _check_geometry(flag, embeddings, frames, grid)
+    source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
+    label = f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return Targets(_unit(flag, embeddings), source, "file", "", label)
+
+
+def _check_geometry(flag: str, embeddings: Tensor, frames: int, grid: PatchGrid) -> None:
+    shape = tuple(embeddings.shape)
+    if len(shape) != 3 or shape[2] == 0 or not embeddings.is_floating_point():
+        raise UserError(f"{flag} holds 'embeddings' {shape} of {embeddings.dtype}: store floats (frames, patches, D)")
+    if shape[:2] != (frames, grid.patches):
+        raise UserError(
+            f"{flag} is for {shape[0]} frames of {shape[1]} patches, the video has {frames} frames of {grid.patches} "
+            f"patches ({grid.rows}x{grid.cols}): compute it for this video, or change --grid or the frame range"
+        )
+
+
+def _unit(flag: str, embeddings: Tensor) -> Tensor:
+    """Rows scaled to unit norm, float32. Raises UserError naming the first row that cannot be."""
+    exact = embeddings.double()
+    norm = exact.norm(dim=-1, keepdim=True)
+    bad = ~(norm.isfinite() & (norm > 0)).squeeze(-1)
+    if bad.any():
+        frame, patch = bad.nonzero()[0].tolist()
+        raise UserError(
+            f"{flag}: {int(bad.sum())} of {bad.numel()} embeddings are zero or not finite, the first at frame {frame}, "
+            f"patch {patch}: compute the file anew"
+        )
+    return (exact / norm).float()
+
+
+def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, progress: bool) -> Iterator[Tensor]:
+    """Embeddings (batch, D) on the CPU, patch by patch in frame order; only a few frames are cut at a time."""
+    from tqdm import tqdm
+
+    label = "CLIP targets" if teacher.kind == "clip" else "random targets, not CLIP"
+    step = max(1, batch_size // grid.patches)
+    with tqdm(total=len(frames) * grid.patches, desc=label, unit="patch", disable=not progress) as bar:
+        for start in range(0, len(frames), step):
+            for batch in grid.split(frames[start : start + step]).flatten(0, 1).split(batch_size):
+                yield teacher.encode_patches(batch).cpu()
+                bar.update(len(batch))
+
+
+def default_cache_dir() -> Path:
+    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv."""
+    if own := os.environ.get("HNERV_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnerv"
+
+
+def cache_path(folder: Path, digest: str, grid: PatchGrid, spec: Weights) -> Path:
+    """The file that keeps the targets of one video content, geometry and encoder."""
+    geometry = (grid.height, grid.width, grid.rows, grid.cols)
+    key = [digest, geometry, spec.model, spec.weights, spec.preprocess, PREPROCESSING_VERSION]
+    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
+
+
+def _read_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, frames: int) -> Targets | None:
+    """What an earlier run kept, None where there is nothing or nothing sound."""
+    from safetensors import SafetensorError, safe_open
+
+    path = cache_path(folder, digest, grid, spec)
+    try:
+        with safe_open(path, "pt") as file:
+            embeddings, checksum = file.get_tensor("embeddings"), (file.metadata() or {}).get("sha256")
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError):
+        embeddings, checksum = torch.empty(0), ""
+    if embeddings.shape[:2] != (frames, grid.patches) or _checksum(embeddings) != checksum:
+        _log.warning("the cached targets %s are damaged and are computed anew", path)
+        return None
+    return Targets(embeddings, spec.source, spec.kind, spec.model, spec.weights)
+
+
+def _write_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, targets: Targets) -> None:
+    """Keep targets for the next run, whole or not at all; a folder that cannot be written to costs a warning."""
+    from safetensors.torch import save
+
+    metadata = {"source": targets.source, "kind": targets.kind, "sha256": _checksum(targets.embeddings)}
+    data = save({"embeddings": targets.embeddings.contiguous()}, metadata)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, cache_path(folder, digest, grid, spec))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        _log.warning("the targets are not cached, %s cannot be written to (%s): set HNERV_CACHE", folder, error)
+
+
+def _checksum(embeddings: Tensor) -> str:
+    return hashlib.sha256(embeddings.contiguous().numpy().tobytes()).hexdigest()

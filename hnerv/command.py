@@ -1,0 +1,61 @@
+"""What the scripts share: errors in one line, the device, the log on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hnerv.errors import Interrupted, RunError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextlib.contextmanager
+def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
+    """Ends the process with one line on stderr: status 2 for a UserError, 1 for a RunError, 128 + n for a signal."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        yield
+    except (UserError, RunError, Interrupted) as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
+        sys.exit({UserError: 2, RunError: 1}.get(type(error)) or error.status)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: stopped before anything was lost; the same command goes on\n")
+        sys.exit(130)
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' -> CUDA where there is one, else the CPU. Raises UserError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is no device: write auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name!r} is not supported: write auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise UserError(
+            f"--device {name}: torch {torch.__version__} finds {found}: use --device cpu, or mend the driver"
+        )
+    return device
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads of torch; 0 leaves its own choice. Raises UserError below 0."""
+    import torch
+
+    if threads < 0:
+        raise UserError(f"--threads {threads} is below 0")
+    if threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,259 @@
+"""Every knob of a run: frozen dataclasses, their checks, and their way to JSON and back.
+
+The fields are the command line's flags (`hnerv.flags`), `output/<exp>/config.json` and the configuration inside
+every checkpoint; the text beside a field is its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+
+from hnerv.errors import UserError
+from hnerv.geometry import parse_size
+from hnerv.losses import LOSSES, formula
+from hnerv.schedule import SCHEDULES, parse_lr
+
+
+def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
+    """A field with its help text and, where the values are a closed set, its choices."""
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """What is represented."""
+
+    data: str = knob(
+        "bunny", "video file, folder of images, or named clip: bunny, bikes, carphone", metavar="PATH|CLIP"
+    )
+    frames: str = knob("", "range of frames START:STOP:STEP, as a Python slice; empty: all", metavar="A:B:S")
+    crop: str = knob("", "centre crop in source pixels; empty: the largest that grid and strides divide", metavar="HxW")
+    resize: str = knob("", "size the crop is resized to (bicubic, antialias); empty: none", metavar="HxW")
+    grid: str = knob("2x4", "patches per frame, rows x columns", metavar="RxC")
+    data_split: str = knob("9_9_10", "a_b_c: frame i trains if i mod c < a, is unseen if i mod c >= b", metavar="A_B_C")
+    shuffle_data: bool = knob(False, "shuffle the frames (by the seed) before they are split")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The frozen teacher of the CLIP head."""
+
+    clip_weights: str = knob(
+        "auto",
+        "auto (cache, hub, else a random encoder with a warning), an OpenCLIP tag, a file, random, or none (RGB only)",
+        metavar="auto|TAG|FILE|random|none",
+    )
+    clip_model: str = knob("ViT-B-32", "OpenCLIP model name; OpenAI weights select its QuickGELU variant")
+    clip_targets: str = knob(
+        "", "embeddings (N, P, D) of any encoder, instead of a teacher", metavar="FILE.safetensors"
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The representation: embedding, decoder, heads."""
+
+    embedding: str = knob("grid", "what the decoder starts from", choices=("grid", "encoder", "pe"))
+    modelsize: float = knob(1.5, "coded parameters (decoder, heads, embeddings), millions; solved for the width")
+    dec_width: int = knob(0, "channels after the stem, instead of --modelsize; 0: solved")
+    dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling of each decoder stage")
+    rgb_stride: int = knob(1, "upsampling inside the RGB head (pixel shuffle), after the stages")
+    ks: str = knob("0_1_5", "kernels E_D1_D2: stage i has min(D1 + 2i, D2); E: 0, the encoder is a ConvNeXt")
+    reduce: float = knob(1.2, "each stage has max(width / REDUCE, LOWER_WIDTH) channels")
+    lower_width: int = knob(12, "smallest number of channels of a stage")
+    act: str = knob("sin", "activation of the decoder", choices=("sin", "gelu"))
+    skip: bool = knob(True, "bilinear 1x1 skip over each stage")
+    embed_dim: int = knob(16, "channels of the embedding")
+    grid_levels: int = knob(3, "grid: temporal resolutions, each half the one before")
+    grid_knots: int = knob(0, "grid: knots of the finest level; 0: frames / widest gap of the training frames")
+    pe: str = knob("1.25_80", "pe: base and number of frequencies B_L: sin, cos(pi B^i t), i < L")
+    pe_stem: int = knob(128, "pe: width of the hidden layer behind the encoding")
+    enc_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "encoder: downsampling of each stage")
+    enc_width: int = knob(64, "encoder: channels of its stages but the last, which has --embed-dim")
+    clip_site: int = knob(2, "the CLIP head reads the output of this decoder stage (1 = first)")
+    clip_hidden: int = knob(64, "hidden width of the CLIP head")
+    unseen: str = knob(
+        "interpolate", "encoder: embedding of unseen frames, from the neighbours or the frame itself",
+        choices=("interpolate", "encode"),
+    )  # fmt: skip
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Upsampling of every stage and of the RGB head, in order."""
+        return (*self.dec_strides, self.rgb_stride)
+
+    def __post_init__(self) -> None:
+        parse_kernels(self.ks)
+        parse_pe(self.pe)
+        _check(self.dec_width > 0 or self.modelsize > 0, f"--modelsize {self.modelsize} is not above 0")
+        _check(self.dec_width >= 0, f"--dec-width {self.dec_width} is below 0")
+        _check(self.dec_strides and min(self.dec_strides) >= 1, f"--dec-strides {self.dec_strides} needs values >= 1")
+        _check(self.enc_strides and min(self.enc_strides) >= 1, f"--enc-strides {self.enc_strides} needs values >= 1")
+        _check(
+            1 <= self.clip_site <= len(self.dec_strides),
+            f"--clip-site {self.clip_site} is not a decoder stage, 1 to {len(self.dec_strides)}",
+        )
+        _check(self.reduce > 0, f"--reduce {self.reduce} is not above 0")
+        for name in ("lower_width", "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_hidden", "rgb_stride"):
+            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
+        _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} is not 0 or at least 2")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """total = pixel + lambda x CLIP."""
+
+    pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
+    clip_loss_weight: float = knob(0.001, "lambda, the weight of 1 - cosine", metavar="LAMBDA")
+    pixel_loss_warmup_epochs: int = knob(30, "epochs with the pixel loss alone, before the CLIP loss is switched on")
+    clip_ramp_epochs: int = knob(0, "epochs over which lambda then rises linearly; 0: at once")
+
+    def __post_init__(self) -> None:
+        _check(self.clip_loss_weight >= 0, f"--clip-loss-weight {self.clip_loss_weight} is below 0")
+        _check(self.pixel_loss_warmup_epochs >= 0, f"--pixel-loss-warmup-epochs {self.pixel_loss_warmup_epochs} < 0")
+        _check(self.clip_ramp_epochs >= 0, f"--clip-ramp-epochs {self.clip_ramp_epochs} is below 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is fitted."""
+
+    epochs: int = knob(300, "passes over the training frames")
+    batch_size: int = knob(2, "frames per step, all of their patches")
+    lr: float = knob(0.004, "peak learning rate")
+    lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + "; ".join(SCHEDULES))
+    embed_lr_factor: float = knob(5.0, "learning rate of the embeddings, relative to --lr")
+    optimizer: str = knob("adam", "adam, adamw, or the name of any optimiser of timm.optim")
+    weight_decay: float = knob(0.0, "weight decay of the optimiser")
+    grad_clip: float = knob(1.0, "largest L2 norm of the gradient; 0: no clipping")
+    seed: int = knob(0, "seed of the initialisation, the order of frames and a random teacher")
+    precision: str = knob(
+        "auto", "arithmetic of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "bf16")
+    )
+    eval_freq: int = knob(25, "evaluate every so many epochs, and after the last; 0: only after the last")
+    checkpoint_freq: int = knob(1, "write latest.pt every so many epochs, and after the last")
+    params_freq: int = knob(10, "log the statistics of the parameters every so many epochs")
+
+    def __post_init__(self) -> None:
+        parse_lr(self.lr_type)
+        for name in ("epochs", "batch_size", "checkpoint_freq", "params_freq"):
+            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
+        for name in ("lr", "embed_lr_factor"):
+            _check(getattr(self, name) > 0, f"--{name.replace('_', '-')} {getattr(self, name)} is not above 0")
+        for name in ("weight_decay", "grad_clip", "eval_freq", "seed"):
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Two runs with equal configurations on one machine end with the same weights."""
+
+    video: VideoConfig = field(default_factory=VideoConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        parse_size(self.video.grid, "--grid")
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            for knob_ in dataclasses.fields(values):
+                _check_choice(knob_, getattr(values, knob_.name))
+
+    def to_dict(self) -> dict:
+        """Plain nested dictionary, one section a key. Inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Config:
+        """Inverse of `to_dict`, also after JSON. Raises UserError naming every unknown or missing key."""
+        sections = {s.name: s.default_factory for s in dataclasses.fields(cls)}
+        _check_keys("the configuration", set(data), set(sections))
+        return cls(**{name: _section(name, kind, data[name]) for name, kind in sections.items()})
+
+    def flat(self) -> dict[str, object]:
+        """{field: value} of all sections; field names are unique over the sections."""
+        return {key: value for section in self.to_dict().values() for key, value in section.items()}
+
+    def replaced(self, changes: dict[str, object]) -> Config:
+        """This configuration with the fields named in `changes` set. Raises UserError for an unknown field."""
+        _check_keys("the settings", set(changes), set(self.flat()), missing=False)
+        sections = {}
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            names = {f.name for f in dataclasses.fields(values)}
+            sections[section.name] = dataclasses.replace(values, **{k: v for k, v in changes.items() if k in names})
+        return Config(**sections)
+
+
+def differences(ours: Config, theirs: Config) -> dict[str, tuple[object, object]]:
+    """{field: (ours, theirs)} where two configurations differ."""
+    other = theirs.flat()
+    return {key: (value, other[key]) for key, value in ours.flat().items() if value != other[key]}
+
+
+def parse_kernels(ks: str) -> tuple[int, int]:
+    """'0_1_5' -> (1, 5): HNeRV's --ks without its encoder part. Raises UserError."""
+    parts = ks.split("_")
+    _check(len(parts) == 3 and all(p.isdigit() for p in parts), f"--ks {ks!r} is not E_D1_D2, as in 0_1_5")
+    encoder, first, last = map(int, parts)
+    _check(encoder == 0, f"--ks {ks!r}: the ConvNeXt encoder has its own kernels of 7, write 0_{first}_{last}")
+    _check(first % 2 == 1 and last % 2 == 1, f"--ks {ks!r}: decoder kernels are odd numbers")
+    return first, last
+
+
+def parse_pe(pe: str) -> tuple[float, int]:
+    """'1.25_80' -> (1.25, 80), base and number of frequencies. Raises UserError."""
+    try:
+        base, levels = pe.split("_")
+        values = float(base), int(levels)
+    except ValueError:
+        raise UserError(f"--pe {pe!r} is not BASE_LEVELS, as in 1.25_80") from None
+    _check(values[0] > 0 and values[1] > 0, f"--pe {pe!r}: base and number of frequencies are above 0")
+    return values
+
+
+def pixel_loss_help() -> str:
+    """The formula of every pixel loss, one line each."""
+    return "\n".join(f"  {name:14} {formula(name)}" for name in LOSSES)
+
+
+def _section(name: str, kind: type, data: dict):
+    hints = typing.get_type_hints(kind)
+    _check_keys(f"section {name!r} of the configuration", set(data), set(hints))
+    return kind(**{key: _typed(f"{name}.{key}", hints[key], value) for key, value in data.items()})
+
+
+def _typed(name: str, hint, value):
+    if hint == tuple[int, ...]:
+        fits = isinstance(value, list | tuple) and all(type(v) is int for v in value)
+        value = tuple(value) if fits else value
+    elif hint is float:
+        fits = type(value) in (int, float)
+        value = float(value) if fits else value
+    else:
+        fits = type(value) is hint
+    _check(fits, f"{name} of the configuration is {value!r}, not of type {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _check_keys(where: str, have: set[str], want: set[str], missing: bool = True) -> None:
+    faults = [f"unknown {', '.join(sorted(have - want))}"] if have - want else []
+    if missing and want - have:
+        faults.append(f"missing {', '.join(sorted(want - have))}")
+    _check(not faults, f"{where} does not fit this version: {'; '.join(faults)}")
+
+
+def _check_choice(knob_: dataclasses.Field, value: object) -> None:
+    choices = knob_.metadata["choices"]
+    if choices and value not in choices:
+        flag = knob_.name.replace("_", "-")
+        raise UserError(f"--{flag} {value!r} does not exist: choose from {', '.join(choices)}")
+
+
+def _check(good: object, message: str) -> None:
+    if not good:
+        raise UserError(message)

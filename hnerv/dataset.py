@@ -1,0 +1,121 @@
+"""A run's video, its scene and its targets; and the frames as the training step wants them.
+
+N frames, B batch, P patches, H W pixels, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.clip import Targets, clip_targets
+from hnerv.config import Config
+from hnerv.geometry import PatchGrid, parse_size
+from hnerv.model.scene import Scene, frame_multiple
+from hnerv.video import Video, data_split, load_video
+
+
+class Material(NamedTuple):
+    """What a configuration refers to outside itself."""
+
+    video: Video
+    scene: Scene
+    targets: Targets | None
+
+    def describe(self) -> dict:
+        """Plain dictionary for config.json and checkpoints: what identifies the pixels and the targets."""
+        video = self.video
+        return {
+            "video": {"source": video.source, "digest": video.digest, "reader": video.reader, "crop": [*video.crop]},
+            "scene": self.scene.to_dict(),
+            "targets": _without_embeddings(self.targets) if self.targets else None,
+        }
+
+
+def _without_embeddings(targets: Targets) -> dict[str, str]:
+    return {key: value for key, value in targets._asdict().items() if key != "embeddings"}
+
+
+def load_material(config: Config, device: torch.device, progress: bool = False) -> Material:
+    """Reads the video, splits its frames and gets the targets, from the cache if they are there. Raises UserError."""
+    knobs = config.video
+    multiple = frame_multiple(knobs, config.model)
+    video = load_video(knobs.data, crop=knobs.crop, resize=knobs.resize, frames=knobs.frames, multiple=multiple)
+    count, _, height, width = video.frames.shape
+    split = data_split(count, knobs.data_split, config.train.seed if knobs.shuffle_data else None)
+    grid = PatchGrid(height, width, *parse_size(knobs.grid, "--grid"))
+    targets = clip_targets(
+        video.frames,
+        grid,
+        weights=config.clip.clip_weights,
+        model=config.clip.clip_model,
+        targets_file=config.clip.clip_targets,
+        digest=video.digest,
+        device=device,
+        seed=config.train.seed,
+        progress=progress,
+    )
+    scene = Scene(
+        frames=count,
+        height=height,
+        width=width,
+        rows=grid.rows,
+        cols=grid.cols,
+        fps=video.fps,
+        train=tuple(split.train.tolist()),
+        val=tuple(split.val.tolist()),
+        clip_dim=0 if targets is None else targets.embeddings.shape[-1],
+    )
+    return Material(video, scene, targets)
+
+
+def pin_targets(config: Config, record: dict) -> Config:
+    """`--clip-weights auto` resolves once, when a run starts: afterwards it means what the run's `record` found."""
+    found = record["targets"]
+    if config.clip.clip_weights != "auto" or config.clip.clip_targets or found is None:
+        return config
+    return config.replaced({"clip_weights": "random" if found["kind"] == "random" else found["weights"]})
+
+
+def targets_label(record: dict) -> str:
+    """What the numbers of the CLIP head mean in the run of this record."""
+    return record["targets"]["source"] if record["targets"] else "none (RGB head alone)"
+
+
+class Batch(NamedTuple):
+    """times (B,) frame positions, frames (B, 3, H, W) in [0, 1], clip (B, P, D) of unit norm or None."""
+
+    times: Tensor
+    frames: Tensor
+    clip: Tensor | None
+
+
+class FrameStore:
+    """The frames as uint8 and the targets, on the device where they fit, in pinned host memory where they do not."""
+
+    SHARE_OF_DEVICE_MEMORY = 0.5
+
+    def __init__(self, material: Material, device: torch.device) -> None:
+        self.device = device
+        frames = material.video.frames
+        resident = (
+            device.type != "cuda" or frames.nbytes < self.SHARE_OF_DEVICE_MEMORY * torch.cuda.mem_get_info(device)[0]
+        )
+        self._frames = frames.to(device) if resident else frames.pin_memory()
+        self._clip = None if material.targets is None else material.targets.embeddings.to(device)
+
+    def frames(self, positions: Tensor) -> Tensor:
+        """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device."""
+        picked = self._frames[positions.to(self._frames.device)]
+        return picked.to(self.device, non_blocking=True).float().div_(255)
+
+    def clip(self, positions: Tensor) -> Tensor | None:
+        """Positions (B,) -> targets (B, P, D) on the device; None without targets."""
+        return None if self._clip is None else self._clip[positions.to(self.device, non_blocking=True)]
+
+    def batch(self, positions: Tensor) -> Batch:
+        """Positions (B,) -> their Batch on the device."""
+        times = positions.to(self.device, non_blocking=True).float()
+        return Batch(times, self.frames(positions), self.clip(positions))

@@ -1,0 +1,17 @@
+"""The exceptions that a command turns into one line: the cause, then the mend."""
+
+
+class UserError(ValueError):
+    """A fault of the input or the surroundings, found before anything was written. Exit status 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; what it saved is intact. Exit status 1."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its state was saved. Exit status 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number

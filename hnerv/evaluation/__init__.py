@@ -1,0 +1,22 @@
+"""Model, video and targets -> Report; its tags, tables and files."""
+
+from hnerv.evaluation.cost import cost_of
+from hnerv.evaluation.files import write_files
+from hnerv.evaluation.images import write_images
+from hnerv.evaluation.measure import Report, SplitReport, evaluate
+from hnerv.evaluation.opening import OpenedRun, open_run
+from hnerv.evaluation.summary import eval_values, log_report, table
+
+__all__ = [
+    "OpenedRun",
+    "Report",
+    "SplitReport",
+    "cost_of",
+    "eval_values",
+    "evaluate",
+    "log_report",
+    "open_run",
+    "table",
+    "write_files",
+    "write_images",
+]

@@ -1,0 +1,122 @@
+"""Model and frames -> per-frame and per-patch measurements.
+
+F frames of a split, P patches, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.dataset import FrameStore
+from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval_hits, round8
+from hnerv.model import DualHeadHNeRV
+
+FRAMES_AT_ONCE = 4
+
+
+class ClipMeasures(NamedTuple):
+    """Cosine, centred cosine, and whether the true embedding as a query finds its patch; each (F, P)."""
+
+    sim: Tensor
+    centred: Tensor
+    found: Tensor
+
+
+class SplitReport(NamedTuple):
+    """One split: positions (F,), psnr (F, P) of patches, psnr_frame (F,), ms_ssim (F,), all on the CPU.
+
+    Pixels are measured as a viewer gets them: clamped and rounded to 8 bits.
+    """
+
+    positions: Tensor
+    psnr: Tensor
+    psnr_frame: Tensor
+    ms_ssim: Tensor
+    clip: ClipMeasures | None
+
+
+class Report(NamedTuple):
+    """An evaluation. `val` is None where the split leaves no unseen frames. `unseen` says how these were embedded."""
+
+    train: SplitReport
+    val: SplitReport | None
+    unseen: str
+
+    def splits(self) -> Iterator[tuple[str, SplitReport]]:
+        """('train', ...) and, where there is one, ('val', ...)."""
+        yield "train", self.train
+        if self.val is not None:
+            yield "val", self.val
+
+
+class _Measured(NamedTuple):
+    psnr: Tensor
+    psnr_frame: Tensor
+    ms_ssim: Tensor
+    clip: Tensor | None
+
+
+@torch.no_grad()
+def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "") -> Report:
+    """Decodes every frame of both splits in fp32 and measures it against the source.
+
+    Training frames come from the model alone. `unseen='encode'` lets the embedding see an unseen frame itself;
+    otherwise it is decoded from the model alone too.
+    """
+    was_training, scene = model.training, model.scene
+    model.eval()
+    positions = {"train": torch.tensor(scene.train), "val": torch.tensor(scene.val, dtype=torch.long)}
+    model.embedding.refresh(store.frames)
+    measured = {
+        name: _measure(model, store, where, sees_frames=name == "val" and unseen == "encode")
+        for name, where in positions.items()
+        if len(where)
+    }
+    model.train(was_training)
+    clip = _clip_measures(store, positions, measured)
+    reports = {
+        name: SplitReport(positions[name], m.psnr, m.psnr_frame, m.ms_ssim, clip[name] if clip else None)
+        for name, m in measured.items()
+    }
+    return Report(reports["train"], reports.get("val"), unseen)
+
+
+def _measure(model: DualHeadHNeRV, store: FrameStore, positions: Tensor, sees_frames: bool) -> _Measured:
+    rows = []
+    for where in positions.split(FRAMES_AT_ONCE):
+        batch = store.batch(where)
+        prediction = model(batch.times, batch.frames if sees_frames else None)
+        rgb = round8(prediction.rgb)
+        rows.append(
+            _Measured(
+                psnr(patch_mse(rgb, batch.frames, model.scene.grid)),
+                psnr(frame_mse(rgb, batch.frames)),
+                ms_ssim(rgb, batch.frames),
+                prediction.clip,
+            )
+        )
+    return _Measured(*(None if column[0] is None else torch.cat(column).cpu() for column in zip(*rows, strict=True)))
+
+
+def _clip_measures(
+    store: FrameStore, positions: dict[str, Tensor], measured: dict[str, _Measured]
+) -> dict[str, ClipMeasures] | None:
+    """Retrieval searches the predictions of the whole video; centring removes the mean of the training targets."""
+    if measured["train"].clip is None:
+        return None
+    where = torch.cat([positions[name] for name in measured])
+    predicted = torch.cat([m.clip for m in measured.values()])
+    targets = store.clip(where).cpu()
+    mean = store.clip(positions["train"]).cpu().mean(dim=(0, 1))
+    patches = torch.arange(targets.shape[1]).expand(targets.shape[:2])
+    found = retrieval_hits(
+        predicted.flatten(0, 1), targets.flatten(0, 1), where[:, None].expand_as(patches).flatten(), patches.flatten()
+    ).view_as(patches)
+    columns = cosine(predicted, targets), centred_cosine(predicted, targets, mean), found
+    sizes = [len(positions[name]) for name in measured]
+    parts = zip(*(column.split(sizes) for column in columns), strict=True)
+    return {name: ClipMeasures(*part) for name, part in zip(measured, parts, strict=True)}

@@ -1,0 +1,137 @@
+"""A Report -> numbers by name: the Eval/ tags, histograms, rows of the CSV files, the printed table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from torch import Tensor
+
+from hnerv.evaluation.measure import Report, SplitReport
+from hnerv.metrics import ms_ssim_scales
+from hnerv.tracking import NullLogger
+
+
+def eval_values(report: Report) -> dict[str, float]:
+    """{Eval/ tag: value}. What was not measured is not in it. Deviations are of the population (divided by F)."""
+    values: dict[str, float] = {}
+    for name, split in report.splits():
+        values |= _split_values(name, split)
+    for quantity in ("psnr", "clip_sim"):
+        pair = [values.get(f"Eval/Frame/{name}_{quantity}") for name in ("train", "val")]
+        if None not in pair:
+            values[f"Eval/Gap/{quantity}_gap"] = pair[0] - pair[1]
+    return values
+
+
+def _split_values(name: str, split: SplitReport) -> dict[str, float]:
+    frame_psnr = split.psnr.double().mean(1)
+    values = {
+        f"Eval/Frame/{name}_psnr": frame_psnr.mean(),
+        f"Eval/Frame/{name}_psnr_frame": split.psnr_frame.double().mean(),
+        f"Eval/Frame/{name}_ms_ssim": split.ms_ssim.double().mean(),
+        f"Eval/PSNR_Stats/{name}_std": frame_psnr.std(correction=0),
+        f"Eval/PSNR_Stats/{name}_min": frame_psnr.min(),
+        f"Eval/PSNR_Stats/{name}_max": frame_psnr.max(),
+        f"Eval/Patch/{name}_psnr_std": split.psnr.double().std(correction=0),
+        f"Eval/Info/num_{name}_frames": len(split.positions),
+        f"Eval/Info/num_{name}_patches": split.psnr.numel(),
+    }
+    if split.clip:
+        sim = split.clip.sim.double()
+        values |= {
+            f"Eval/Frame/{name}_clip_sim": sim.mean(),
+            f"Eval/Frame/{name}_clip_dist": 1 - sim.mean(),
+            f"Eval/Frame/{name}_clip_sim_centred": split.clip.centred.double().mean(),
+            f"Eval/Frame/{name}_clip_retrieval": split.clip.found.double().mean(),
+            f"Eval/Patch/{name}_clip_sim_std": sim.std(correction=0),
+        }
+    return {tag: float(value) for tag, value in values.items()}
+
+
+def eval_histograms(report: Report) -> dict[str, Tensor]:
+    """{Eval/Histogram tag: values of the frames (F,)}."""
+    found = {}
+    for name, split in report.splits():
+        found[f"Eval/Histogram/{name}_psnr_distribution"] = split.psnr.mean(1)
+        if split.clip:
+            found[f"Eval/Histogram/{name}_clip_sim_distribution"] = split.clip.sim.mean(1)
+    return found
+
+
+def log_report(logger: NullLogger, report: Report, epoch: int, step: int) -> dict[str, float]:
+    """Writes an evaluation under its epoch; returns its values."""
+    values = eval_values(report)
+    logger.scalars(values, epoch)
+    for tag, sample in eval_histograms(report).items():
+        logger.histogram(tag, sample, epoch)
+    logger.record("eval", {"epoch": epoch, "step": step, **_labelled(report), **values})
+    return values
+
+
+def _labelled(report: Report) -> dict[str, str]:
+    return {"unseen": report.unseen} if report.unseen == "encode" else {}
+
+
+def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
+    """{Eval/ tag: value} as a text table, train and validation side by side. `targets` says what CLIP means here."""
+    rows = [("", "train", "val (encoded)" if unseen == "encode" else "val")]
+    for label, tag, form in _ROWS:
+        cells = [values.get(tag.format(name)) for name in ("train", "val")]
+        if cells != [None, None]:
+            rows.append((label, *("-" if c is None else form.format(c) for c in cells)))
+    lines = [f"{label:36}{train:>12}{val:>16}".rstrip() for label, train, val in rows]
+    if "Eval/Frame/train_clip_sim" in values:
+        lines.append(f"similarity is to the targets: {targets}")
+    if "Eval/Frame/val_psnr" not in values:
+        lines.append("No validation frames in this split: nothing was measured for them.")
+    elif unseen == "encode":
+        lines.append("The val frames were decoded from their own encoded content: the encoder has seen them.")
+    return "\n".join(lines)
+
+
+_ROWS = (
+    ("frames", "Eval/Info/num_{}_frames", "{:.0f}"),
+    ("patches", "Eval/Info/num_{}_patches", "{:.0f}"),
+    ("PSNR, mean of patches, dB", "Eval/Frame/{}_psnr", "{:.3f}"),
+    ("  deviation over frames", "Eval/PSNR_Stats/{}_std", "{:.3f}"),
+    ("  worst frame", "Eval/PSNR_Stats/{}_min", "{:.3f}"),
+    ("  best frame", "Eval/PSNR_Stats/{}_max", "{:.3f}"),
+    ("  deviation over patches", "Eval/Patch/{}_psnr_std", "{:.3f}"),
+    ("PSNR of the frame (literature), dB", "Eval/Frame/{}_psnr_frame", "{:.3f}"),
+    ("MS-SSIM", "Eval/Frame/{}_ms_ssim", "{:.5f}"),
+    ("similarity to the targets", "Eval/Frame/{}_clip_sim", "{:.4f}"),
+    ("  deviation over patches", "Eval/Patch/{}_clip_sim_std", "{:.4f}"),
+    ("  centred", "Eval/Frame/{}_clip_sim_centred", "{:.4f}"),
+    ("  retrieval agreement", "Eval/Frame/{}_clip_retrieval", "{:.4f}"),
+)
+
+
+def scales_of(size: tuple[int, int]) -> dict[str, int]:
+    """How many scales the MS-SSIM of frames of (H, W) has: fewer than 5 is not the figure of the literature."""
+    return {"ms_ssim_scales": ms_ssim_scales(*size)}
+
+
+def write_csv(folder: Path, report: Report) -> None:
+    """per_frame.csv and per_patch.csv, one row per frame or patch, in the order of the video."""
+    frames, patches = [], []
+    for name, split in report.splits():
+        for i, position in enumerate(split.positions.tolist()):
+            clip = [m[i].double() for m in split.clip] if split.clip else []
+            row = [position, name, split.psnr[i].double().mean(), split.psnr_frame[i], split.ms_ssim[i]]
+            frames.append(row + [m.mean() for m in clip])
+            for patch in range(split.psnr.shape[1]):
+                patches.append([position, patch, name, split.psnr[i, patch]] + [m[patch] for m in clip])
+    clip_names = ["clip_sim", "clip_sim_centred", "clip_retrieval"] if report.train.clip else []
+    _write(folder / "per_frame.csv", ["frame", "split", "psnr", "psnr_frame", "ms_ssim", *clip_names], frames)
+    _write(folder / "per_patch.csv", ["frame", "patch", "split", "psnr", *clip_names], patches)
+
+
+def _write(path: Path, header: list[str], rows: list[list]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in sorted(rows, key=lambda row: [v for v in row if isinstance(v, int)]):
+        writer.writerow([f"{float(v):.6f}" if isinstance(v, Tensor) else v for v in row])
+    path.write_text(text.getvalue(), encoding="utf-8")

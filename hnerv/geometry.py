@@ -1,0 +1,185 @@
+"""Where pixels are: crops, the patch grid, patch coordinates. The only place that cuts or stitches.
+
+Legend: N frames, B batch, P patches in a frame (row-major), C channels, H W frame, h w patch, in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from hnerv.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def parse_size(text: str, flag: str) -> tuple[int, int]:
+    """'640x1280' -> (640, 1280), rows first. Raises UserError naming `flag` for anything else."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UserError(f"{flag} {text!r} is not HEIGHTxWIDTH in whole numbers, as in 640x1280")
+    return int(match[1]), int(match[2])
+
+
+class CropPlan(NamedTuple):
+    """The region (top, left, height, width) of the source, in source pixels, and the size (H, W) it is resized to."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+
+
+def plan_crop(source: tuple[int, int], crop: str, resize: str, multiple: tuple[int, int]) -> CropPlan:
+    """Centre crop of a source (H, W), then an optional resize, to a size that `multiple` (rows, columns) divides.
+
+    An empty `crop` means the largest region that fits: of the resize's aspect ratio where there is a resize,
+    else of a size that `multiple` divides. Raises UserError when the source is too small or nothing divides.
+    """
+    height, width = source
+    if resize:
+        out = _check_multiple(parse_size(resize, "--resize"), multiple, "--resize")
+        size = parse_size(crop, "--crop") if crop else _largest_of_aspect(source, out)
+    elif crop:
+        size = out = _check_multiple(parse_size(crop, "--crop"), multiple, "--crop")
+    else:
+        size = out = (height - height % multiple[0], width - width % multiple[1])
+        if 0 in size:
+            raise UserError(
+                f"frames of {height}x{width} are smaller than one step {multiple[0]}x{multiple[1]} of grid and "
+                "strides: give --resize, or smaller --dec-strides or --grid"
+            )
+    if size[0] > height or size[1] > width:
+        raise UserError(
+            f"--crop {size[0]}x{size[1]} does not fit into frames of {height}x{width}: choose a smaller one"
+        )
+    return CropPlan((height - size[0]) // 2, (width - size[1]) // 2, *size, *out)
+
+
+def _check_multiple(size: tuple[int, int], multiple: tuple[int, int], flag: str) -> tuple[int, int]:
+    if size[0] % multiple[0] or size[1] % multiple[1]:
+        raise UserError(
+            f"{flag} {size[0]}x{size[1]} is not divided by {multiple[0]}x{multiple[1]}, the step of patch grid and "
+            f"strides: change {flag}, --dec-strides or --grid"
+        )
+    return size
+
+
+def _largest_of_aspect(source: tuple[int, int], aspect: tuple[int, int]) -> tuple[int, int]:
+    divisor = math.gcd(*aspect)
+    rows, cols = aspect[0] // divisor, aspect[1] // divisor
+    steps = min(source[0] // rows, source[1] // cols)
+    if steps:
+        return steps * rows, steps * cols
+    scale = min(source[0] / aspect[0], source[1] / aspect[1])
+    return max(1, int(aspect[0] * scale)), max(1, int(aspect[1] * scale))
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Frames of height x width pixels cut into rows x cols equal patches, numbered row by row."""
+
+    height: int
+    width: int
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if self.height % self.rows or self.width % self.cols:
+            raise UserError(
+                f"a grid of {self.rows}x{self.cols} does not divide frames of {self.height}x{self.width}: "
+                "change --grid or --crop"
+            )
+
+    @property
+    def patches(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(h, w) of a patch, pixels."""
+        return self.height // self.rows, self.width // self.cols
+
+    def coords_of(self, patch: int) -> tuple[int, int]:
+        """Patch number in [0, P) -> (row, column). Inverse of `index_of`."""
+        return divmod(patch, self.cols)
+
+    def index_of(self, row: int, col: int) -> int:
+        """(row, column) -> patch number in [0, P). Inverse of `coords_of`."""
+        return row * self.cols + col
+
+    def origin_of(self, patch: int) -> tuple[int, int]:
+        """Patch number -> (top, left) of the patch in its frame, pixels."""
+        row, col = self.coords_of(patch)
+        return row * self.patch_size[0], col * self.patch_size[1]
+
+    def split(self, frames: Tensor) -> Tensor:
+        """(..., C, H, W) -> (..., P, C, h, w). Inverse of `merge`; works at any scale that the grid divides."""
+        *lead, channels, height, width = frames.shape
+        x = frames.reshape(*lead, channels, self.rows, height // self.rows, self.cols, width // self.cols)
+        x = x.movedim((-4, -2), (-5, -4))  # (..., rows, cols, C, h, w)
+        return x.reshape(*lead, self.patches, *x.shape[-3:])
+
+    def merge(self, patches: Tensor) -> Tensor:
+        """(..., P, C, h, w) -> (..., C, H, W). Inverse of `split`."""
+        *lead, _, channels, height, width = patches.shape
+        x = patches.reshape(*lead, self.rows, self.cols, channels, height, width)
+        x = x.movedim((-5, -4), (-4, -2))  # (..., C, rows, h, cols, w)
+        return x.reshape(*lead, channels, self.rows * height, self.cols * width)
+
+
+class Window(NamedTuple):
+    """A region of a feature map: top, left, height, width, in cells of that map."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(..., H, W) -> (..., height, width)."""
+        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def within(self, outer: Window) -> Window:
+        """The same region in the coordinates of a window that holds it."""
+        return Window(self.top - outer.top, self.left - outer.left, self.height, self.width)
+
+    def scaled(self, factor: int) -> Window:
+        """The same region of a map upsampled by `factor`."""
+        return Window(*(factor * side for side in self))
+
+
+class Reach(NamedTuple):
+    """A decoder stage as halo arithmetic sees it: cells it reads around each input cell, then its upsampling."""
+
+    halo: int
+    stride: int
+
+
+def halo_windows(target: Window, canvas: tuple[int, int], stages: list[Reach]) -> list[Window]:
+    """The input window of every stage, and last `target` itself, the window of the output that is wanted.
+
+    `canvas` is the (H, W) of the embedding. Windows are clipped at the border of the canvas, where a stage's own
+    padding is that of a whole decode; so running each stage on its window and cutting the next one out of the
+    result gives the pixels of a whole decode, exactly.
+    """
+    scale = math.prod(stage.stride for stage in stages)
+    windows = [target]
+    for halo, stride in reversed(stages):
+        scale //= stride
+        top, height = _grown(windows[0].top, windows[0].height, halo, stride, canvas[0] * scale)
+        left, width = _grown(windows[0].left, windows[0].width, halo, stride, canvas[1] * scale)
+        windows.insert(0, Window(top, left, height, width))
+    return windows
+
+
+def _grown(start: int, size: int, halo: int, stride: int, limit: int) -> tuple[int, int]:
+    """(start, size) along one axis of the input cells behind the output cells start ... start + size."""
+    first = max(start // stride - halo, 0)
+    last = min(-(-(start + size) // stride) + halo, limit)
+    return first, last - first

@@ -1,0 +1,150 @@
+"""What is measured on pixels and embeddings: pure functions; errors and similarities are in fp32 whatever comes in.
+
+Legend: B frames or patches, P patches in a frame, H W pixels, D embedding dimensions, M embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnerv.errors import UserError
+
+if TYPE_CHECKING:
+    from hnerv.geometry import PatchGrid
+
+MSE_FLOOR = 1e-10
+"""The least MSE that `psnr` tells apart from 0: no PSNR is above 100 dB."""
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
+
+_SIMILARITIES_AT_ONCE = 1 << 24
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Mean squared error, peak 1 -> PSNR in dB, at most 100 (`MSE_FLOOR`). Inverse of `psnr_to_mse`."""
+    return -10 * mse.clamp(min=MSE_FLOOR).log10()
+
+
+def psnr_to_mse(db: Tensor) -> Tensor:
+    """PSNR in dB -> mean squared error at peak 1. Inverse of `psnr` up to 100 dB."""
+    return 10 ** (-db / 10)
+
+
+def patch_mse(pred: Tensor, target: Tensor, grid: PatchGrid) -> Tensor:
+    """Frames (B, 3, H, W) in [0, 1] -> mean squared error of each patch (B, P), patches in the order of `grid`."""
+    (h, w), (batch, channels) = grid.patch_size, pred.shape[:2]
+    error = (pred.float() - target.float()).square()
+    return error.reshape(batch, channels, grid.rows, h, grid.cols, w).mean((1, 3, 5)).flatten(1)
+
+
+def frame_mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Frames or patches (B, 3, H, W) in [0, 1] -> mean squared error of each (B,)."""
+    return (pred.float() - target.float()).square().mean((1, 2, 3))
+
+
+def round8(x: Tensor) -> Tensor:
+    """The picture that 8 bits can show: clamped to [0, 1] and rounded to k/255."""
+    return (x.clamp(0, 1) * 255).round() / 255
+
+
+def ssim(pred: Tensor, target: Tensor) -> Tensor:
+    """SSIM of pred and target (B, 3, H, W) in [0, 1] -> (B,), in [-1, 1], mean over colours and whole windows.
+
+    Gaussian window of 11 pixels, sigma 1.5, no padding (Wang et al. 2004), differentiable.
+    Raises UserError when H or W is under 11 pixels.
+    """
+    _check_window(pred, "SSIM")
+    return _similarity(pred, target)[0].mean(1)
+
+
+def ms_ssim_scales(height: int, width: int) -> int:
+    """How many of the 5 scales of MS-SSIM fit into height x width pixels: 5 above 160, 4 above 80, ... 0 under 11."""
+    fits = (min(height, width) > (SSIM_WINDOW - 1) * 2**scale for scale in range(len(MS_SSIM_WEIGHTS)))
+    return sum(fits)
+
+
+def ms_ssim(pred: Tensor, target: Tensor) -> Tensor:
+    """Multi-scale SSIM of pred and target (B, 3, H, W) in [0, 1] -> (B,), in [0, 1], mean over colours.
+
+    Wang, Simoncelli, Bovik 2003, as pytorch_msssim computes it. Frames too small for 5 scales use the finest
+    `ms_ssim_scales`, weights renormalised to sum 1. Raises UserError when H or W is under 11 pixels.
+    """
+    _check_window(pred, "MS-SSIM")
+    pred, target = pred.float(), target.float()
+    weights = MS_SSIM_WEIGHTS[: ms_ssim_scales(*pred.shape[-2:])]
+    result = pred.new_ones(pred.shape[:2])
+    for weight in weights[:-1]:
+        result = result * _similarity(pred, target)[1].relu() ** (weight / sum(weights))
+        padding = [side % 2 for side in pred.shape[-2:]]
+        pred, target = (F.avg_pool2d(x, 2, padding=padding) for x in (pred, target))
+    return (result * _similarity(pred, target)[0].relu() ** (weights[-1] / sum(weights))).mean(1)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of a and b (..., D) -> (...), in [-1, 1]; 0 where one of them is the zero vector."""
+    return F.cosine_similarity(a.float(), b.float(), dim=-1).clamp(-1, 1)
+
+
+def centred_cosine(pred: Tensor, target: Tensor, mean: Tensor) -> Tensor:
+    """Cosine of pred and target (..., D) -> (...) after `mean` (D,), that of the training targets, is taken from both.
+
+    The mean embedding of a video is already close to each of its patches: what is left is what tells them apart.
+    """
+    return cosine(pred.float() - mean.float(), target.float() - mean.float())
+
+
+def retrieval_hits(
+    pred: Tensor, target: Tensor, frame_index: Tensor, patch_index: Tensor, neighbours: int = 1, top: int = 1
+) -> Tensor:
+    """Does the true embedding of a patch, as a query, find the prediction for that patch? -> bool (M,)
+
+    pred and target (M, D); frame_index and patch_index (M,) say whose embeddings they are. A hit is a query with
+    one of its `top` predictions of greatest cosine at the same patch position, at most `neighbours` frames away.
+    Equal cosines rank in no defined order. Ranked in fp64, since the embeddings of one video lie closer together
+    than TF32 resolves; memory grows with M, not with its square.
+    """
+    queries, keys = (F.normalize(x.double(), dim=-1) for x in (target, pred))
+    count = len(keys)
+    hits = []
+    for rows in torch.arange(count, device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count))):
+        found = (queries[rows] @ keys.T).topk(min(top, count)).indices  # (rows, top)
+        near = (frame_index[found] - frame_index[rows, None]).abs() <= neighbours
+        hits.append((near & (patch_index[found] == patch_index[rows, None])).any(1))
+    return torch.cat(hits)
+
+
+def bits_per_pixel(num_bytes: int, frames: int, height: int, width: int) -> float:
+    """Size of a coded video in bits per pixel of its frames."""
+    return 8 * num_bytes / (frames * height * width)
+
+
+def _check_window(pred: Tensor, name: str) -> None:
+    height, width = pred.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise UserError(
+            f"{name} needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels or more, not {height}x{width}: "
+            "choose a larger --crop or --resize, a coarser --grid, or --pixel-loss L2"
+        )
+
+
+def _similarity(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W) -> SSIM and its contrast-structure factor alone, both (B, C), means over whole windows.
+
+    pytorch_msssim's single scale, because its multi-scale function refuses 160 pixels and fewer. The window is made
+    on the device: the library's own copies it, and the exponents, from the host, and the step would wait.
+    Contiguous, so that CUDA filters each channel in fp32: channels-last would go through cuDNN in TF32.
+    """
+    from pytorch_msssim.ssim import _ssim
+
+    offset = torch.arange(SSIM_WINDOW, device=pred.device, dtype=torch.float32) - SSIM_WINDOW // 2
+    window = (-offset.square() / (2 * SSIM_SIGMA**2)).exp()
+    window = (window / window.sum()).repeat(pred.shape[1], 1, 1, 1)
+    with torch.autocast(pred.device.type, enabled=False):
+        return _ssim(pred.float().contiguous(), target.float().contiguous(), data_range=1, win=window)

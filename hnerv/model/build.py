@@ -1,0 +1,56 @@
+"""From a configuration and a scene to a model: geometry checked, width solved, parameters counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from hnerv.config import ModelConfig
+from hnerv.errors import UserError
+from hnerv.model.network import DualHeadHNeRV
+from hnerv.model.scene import Scene
+
+MAX_WIDTH = 1 << 14
+
+
+def build_model(config: ModelConfig, scene: Scene) -> DualHeadHNeRV:
+    """A freshly initialised model on the CPU. Raises UserError when --modelsize cannot be met."""
+    return DualHeadHNeRV(config, scene, config.dec_width or solve_width(config, scene))
+
+
+def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
+    """Numbers that a bitstream holds, part by part: the encoder is not one of them, its stored codes are."""
+    encoder = getattr(model.embedding, "encoder", None)
+    discarded = sum(p.numel() for p in encoder.parameters()) if encoder else 0
+    codes = model.embedding.codes.numel() if encoder else 0
+    parts = {
+        "embedding": sum(p.numel() for p in model.embedding.parameters()) - discarded + codes,
+        "decoder": sum(p.numel() for p in model.decoder.parameters()),
+        "rgb_head": sum(p.numel() for p in model.rgb_head.parameters()),
+    }
+    if model.clip_head is not None:
+        parts["clip_head"] = sum(p.numel() for p in model.clip_head.parameters())
+    return parts
+
+
+def solve_width(config: ModelConfig, scene: Scene) -> int:
+    """The largest width whose coded parameters stay within --modelsize (millions). Raises UserError."""
+    limit = config.modelsize * 1e6
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return sum(coded_parameters(DualHeadHNeRV(replace(config, dec_width=width), scene, width)).values())
+
+    if size(1) > limit:
+        raise UserError(
+            f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that embedding and "
+            "heads alone take: raise it, or lower --embed-dim, --lower-width or --clip-hidden"
+        )
+    low, high = 1, 2
+    while size(high) <= limit and high < MAX_WIDTH:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= limit else (low, middle)
+    return low

@@ -1,0 +1,142 @@
+"""What the decoder starts from. Every embedding has one contract; a new one is a class and a row of EMBEDDINGS.
+
+B times, K canvases of a frame (1: the decoder draws whole frames; P: it draws each patch alone), C channels,
+h0 w0 cells of a canvas, T knots. Times are frame positions in [0, N - 1], fractions allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hnerv.config import ModelConfig, parse_pe
+from hnerv.model.encoder import ContentEncoder
+from hnerv.model.scene import Scene
+
+
+class Embedding(nn.Module):
+    """codes (B, K, C, h0, w0) = embedding(times (B,), frames or None).
+
+    `channels` is C, `canvases` is K. `refresh` brings stored codes up to date with the weights, where there are any.
+    """
+
+    channels: int
+    canvases: int = 1
+
+    def refresh(self, frame_at: Callable[[Tensor], Tensor]) -> None:
+        """frame_at: positions (B,) -> frames (B, 3, H, W) in [0, 1]."""
+
+
+def interpolate_knots(knots: Tensor, place: Tensor) -> Tensor:
+    """Linear interpolation along the first axis: knots (T, ...), place (B,) in [0, T - 1] -> (B, ...)."""
+    low = place.floor().clamp(0, max(len(knots) - 2, 0)).long()
+    high = (low + 1).clamp(max=len(knots) - 1)
+    share = (place - low).reshape(-1, *[1] * (knots.dim() - 1)).to(knots.dtype)
+    return torch.lerp(knots[low], knots[high], share)
+
+
+def widest_gap(train: tuple[int, ...], frames: int) -> int:
+    """Largest distance between neighbouring training frames, the ends of the video included."""
+    edges = (*train, frames - 1) if train[-1] != frames - 1 else train
+    edges = (0, *edges) if edges[0] != 0 else edges
+    return max((b - a for a, b in zip(edges, edges[1:], strict=False)), default=1)
+
+
+def knot_counts(config: ModelConfig, scene: Scene) -> list[int]:
+    """Knots of each level: no closer than the widest gap of the training frames, or some would stay untrained."""
+    finest = config.grid_knots or (scene.frames - 1) // widest_gap(scene.train, scene.frames) + 1
+    return [max(2, math.ceil(finest / 2**level)) for level in range(config.grid_levels)]
+
+
+class GridEmbedding(Embedding):
+    """Learned maps at knots in time, at several resolutions, linearly interpolated (FFNeRV, section 3.2)."""
+
+    def __init__(self, config: ModelConfig, scene: Scene) -> None:
+        super().__init__()
+        scale = math.prod(config.strides)
+        cells = scene.height // scale, scene.width // scale
+        self.channels = config.embed_dim
+        self.span = max(scene.frames - 1, 1)
+        counts = knot_counts(config, scene)
+        shares = [len(range(level, config.embed_dim, len(counts))) for level in range(len(counts))]
+        self.levels = nn.ParameterList(
+            nn.Parameter(0.1 * torch.randn(count, share, *cells))
+            for count, share in zip(counts, shares, strict=True)
+            if share
+        )
+
+    def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
+        x = times.float() / self.span
+        codes = [interpolate_knots(level, x * (len(level) - 1)) for level in self.levels]
+        return torch.cat(codes, dim=1).unsqueeze(1)
+
+
+class EncoderEmbedding(Embedding):
+    """HNeRV's content embedding: codes are computed from frames in training and stored for decoding.
+
+    Without frames: the stored code of a training frame, and between them the interpolation of the two nearest.
+    """
+
+    def __init__(self, config: ModelConfig, scene: Scene) -> None:
+        super().__init__()
+        scale = math.prod(config.strides)
+        self.channels = config.embed_dim
+        self.encoder = ContentEncoder(config.enc_strides, config.enc_width, config.embed_dim)
+        self.register_buffer(
+            "codes", torch.zeros(len(scene.train), config.embed_dim, scene.height // scale, scene.width // scale)
+        )
+        self.register_buffer("positions", torch.tensor(scene.train, dtype=torch.float32), persistent=False)
+
+    def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
+        if frames is not None:
+            return self.encoder(frames).unsqueeze(1)
+        after = torch.searchsorted(self.positions, times.float()).clamp(max=len(self.positions) - 1)
+        before = (after - 1).clamp(min=0)
+        gap = (self.positions[after] - self.positions[before]).clamp(min=1)
+        share = ((times - self.positions[before]) / gap).clamp(0, 1)
+        return interpolate_knots(self.codes, before + share * (after > before)).unsqueeze(1)
+
+    @torch.no_grad()
+    def refresh(self, frame_at: Callable[[Tensor], Tensor]) -> None:
+        for chunk in torch.arange(len(self.positions), device=self.codes.device).split(16):
+            self.codes[chunk] = self.encoder(frame_at(self.positions[chunk].long())).to(self.codes.dtype)
+
+
+class PositionalEmbedding(Embedding):
+    """Sines and cosines of (t, y, x) of every patch, then two linear layers (NeRV, equation 2, per patch)."""
+
+    def __init__(self, config: ModelConfig, scene: Scene) -> None:
+        super().__init__()
+        grid, scale = scene.grid, math.prod(config.strides)
+        base, count = parse_pe(config.pe)
+        self.cells = grid.patch_size[0] // scale, grid.patch_size[1] // scale
+        self.channels, self.canvases = config.embed_dim, grid.patches
+        self.span = scene.frames
+        self.hidden = nn.Linear(6 * count, config.pe_stem)
+        self.out = nn.Linear(config.pe_stem, config.embed_dim * math.prod(self.cells))
+        places = torch.tensor([grid.coords_of(p) for p in range(grid.patches)], dtype=torch.float32)
+        self.register_buffer("yx", (places + 0.5) / torch.tensor([grid.rows, grid.cols]), persistent=False)
+        self.register_buffer("frequencies", math.pi * base ** torch.arange(count).double(), persistent=False)
+
+    def encode(self, where: Tensor) -> Tensor:
+        """where (M, 3) in [0, 1], order t y x -> (M, 6 L): all sines, then all cosines, of each coordinate."""
+        angles = where.unsqueeze(-1) * self.frequencies.to(where.dtype)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+    def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
+        t = (times.float() + 0.5) / self.span
+        where = torch.cat([t[:, None, None].expand(-1, self.canvases, 1), self.yx.expand(len(t), -1, -1)], dim=-1)
+        with torch.autocast(where.device.type, enabled=False):
+            codes = self.out(F.gelu(self.hidden(self.encode(where.flatten(0, 1)))))
+        return codes.reshape(len(t), self.canvases, self.channels, *self.cells)
+
+
+EMBEDDINGS: dict[str, type[Embedding]] = {
+    "grid": GridEmbedding,
+    "encoder": EncoderEmbedding,
+    "pe": PositionalEmbedding,
+}

@@ -1,0 +1,67 @@
+"""What a model must know of its video, so that it can be built again without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from hnerv.config import ModelConfig, VideoConfig
+from hnerv.errors import UserError
+from hnerv.geometry import PatchGrid, parse_size
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Frames, their geometry and split, and the width of the targets: saved beside the weights."""
+
+    frames: int
+    height: int
+    width: int
+    rows: int
+    cols: int
+    fps: float
+    train: tuple[int, ...]
+    """Positions of the training frames, ascending."""
+    val: tuple[int, ...]
+    """Positions of the unseen frames, ascending; may be empty."""
+    clip_dim: int
+    """D of the embeddings; 0: no CLIP head."""
+
+    @property
+    def grid(self) -> PatchGrid:
+        return PatchGrid(self.height, self.width, self.rows, self.cols)
+
+    def to_dict(self) -> dict:
+        """Plain dictionary. Inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Scene:
+        """Inverse of `to_dict`. Raises UserError for other keys."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise UserError(f"the scene of this checkpoint does not fit this version: {sorted(set(data) ^ names)}")
+        return cls(**{**data, "train": tuple(data["train"]), "val": tuple(data["val"])})
+
+
+def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
+    """(rows, columns) that must divide the frame: the patch grid, the strides, and the cells that the CLIP head pools.
+
+    An embedding over whole frames needs H % prod(strides) = 0, and H % (rows x scale at the CLIP site) = 0; `pe`
+    decodes every patch alone and needs H % (rows x prod(strides)) = 0.
+    """
+    rows, cols = parse_size(video.grid, "--grid")
+    total = math.prod(model.strides)
+    if model.embedding == "pe":
+        return rows * total, cols * total
+    cell = math.prod(model.strides[model.clip_site :])
+    multiple = math.lcm(total, rows * cell), math.lcm(total, cols * cell)
+    if model.embedding == "encoder":
+        down = math.prod(model.enc_strides)
+        if down != total:
+            raise UserError(
+                f"the encoder divides frames by {down} and the decoder multiplies by {total}: "
+                "make the products of --enc-strides and --dec-strides equal"
+            )
+    return multiple

@@ -1,0 +1,37 @@
+"""Named settings, one table: what a preset changes of the defaults in `hnerv.config`."""
+
+from __future__ import annotations
+
+from hnerv.errors import UserError
+
+DEMO: dict[str, object] = {
+    "data": "bunny",
+    "crop": "640x1280",
+    "resize": "160x320",
+    "modelsize": 0.35,
+    "dec_strides": (2, 5, 2),
+    "rgb_stride": 2,
+    "ks": "0_3_3",
+    "epochs": 60,
+    "pixel_loss_warmup_epochs": 6,
+}
+
+
+def _bunny(modelsize: float) -> dict[str, object]:
+    return {"data": "bunny", "crop": "640x1280", "modelsize": modelsize, "epochs": 300}
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "demo": DEMO,
+    "bunny-0.35m": _bunny(0.35),
+    "bunny-0.75m": _bunny(0.75),
+    "bunny-1.5m": _bunny(1.5),
+    "bunny-3m": _bunny(3.0),
+}
+
+
+def preset(name: str) -> dict[str, object]:
+    """Settings of a preset, {field: value}. Raises UserError naming the presets."""
+    if name not in PRESETS:
+        raise UserError(f"--preset {name!r} does not exist: choose from {', '.join(PRESETS)}")
+    return PRESETS[name]

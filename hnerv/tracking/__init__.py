@@ -1,0 +1,6 @@
+"""TensorBoard and metrics.jsonl: the table of tags and the run logger."""
+
+from hnerv.tracking.logger import NullLogger, RunLogger, events_folder, metrics_file, rewind
+from hnerv.tracking.tags import tags
+
+__all__ = ["NullLogger", "RunLogger", "events_folder", "metrics_file", "rewind", "tags"]

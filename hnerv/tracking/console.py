@@ -1,0 +1,63 @@
+"""Progress for people: a bar on a terminal, one line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+class Console:
+    """Counts steps; `epoch` prints the values that the logger was given."""
+
+    def __init__(self, epochs: int, steps_per_epoch: int, first_step: int, quiet: bool = False) -> None:
+        self.epochs = epochs
+        self.quiet = quiet
+        terminal = sys.stderr.isatty() and not quiet
+        self._bar = tqdm(total=epochs * steps_per_epoch, initial=first_step, unit="step", disable=not terminal)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def step(self) -> None:
+        self._bar.update(1)
+
+    def epoch(self, epoch: int, values: dict[str, float], seconds: float) -> None:
+        """`epoch` counts from 1; `values` by tag."""
+        words = [f"{name} {values[tag]:{form}}" for name, tag, form in _WORDS if tag in values]
+        line = f"epoch {epoch:>4}/{self.epochs}  {'  '.join(words)}  {seconds:.1f} s"
+        if self._bar.disable:
+            self.say(line)
+        else:
+            self._bar.set_postfix_str("  ".join(words))
+
+    def evaluation(self, epoch: int, values: dict[str, float]) -> None:
+        """One line about an evaluation, by tag."""
+        words = [f"{name} {values[tag]:{form}}" for name, tag, form in _EVAL_WORDS if tag in values]
+        self.say(f"eval  {epoch:>4}/{self.epochs}  {'  '.join(words)}")
+
+    def say(self, line: str) -> None:
+        """A line that does not break the bar."""
+        if not self.quiet:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+
+_WORDS = (
+    ("PSNR", "Train/PSNR", ".2f"),
+    ("pixel", "Train/Loss/pixel_loss", ".2e"),
+    ("clip", "Train/Loss/clip_loss", ".4f"),
+    ("total", "Train/Loss/total_loss", ".2e"),
+    ("lr", "Train/learning_rate", ".1e"),
+)
+_EVAL_WORDS = (
+    ("train PSNR", "Eval/Frame/train_psnr", ".2f"),
+    ("val PSNR", "Eval/Frame/val_psnr", ".2f"),
+    ("train frame PSNR", "Eval/Frame/train_psnr_frame", ".2f"),
+    ("val frame PSNR", "Eval/Frame/val_psnr_frame", ".2f"),
+    ("train similarity", "Eval/Frame/train_clip_sim", ".4f"),
+    ("val similarity", "Eval/Frame/val_clip_sim", ".4f"),
+)

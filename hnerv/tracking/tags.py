@@ -1,0 +1,38 @@
+"""The one table of TensorBoard tags, `tags.tsv` beside this file. A tag that is not in it cannot be written."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from importlib import resources
+from typing import NamedTuple
+
+
+class Tag(NamedTuple):
+    """kind: scalar, histogram or text. `when` is its cadence, `definition` its exact meaning."""
+
+    name: str
+    kind: str
+    when: str
+    definition: str
+
+
+@functools.cache
+def tags() -> dict[str, Tag]:
+    """{name: row} of the table, in its order."""
+    lines = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8").splitlines()
+    return {row[0]: Tag(*row) for row in csv.reader(lines[1:], delimiter="\t", quoting=csv.QUOTE_NONE)}
+
+
+def tag_of(name: str, kind: str) -> Tag:
+    """The row of a tag. Raises KeyError for a name that the table does not hold, or holds as another kind."""
+    tag = tags()[name]
+    if tag.kind != kind:
+        raise KeyError(f"{name} is a {tag.kind}, not a {kind}")
+    return tag
+
+
+def markdown() -> str:
+    """The table as it stands in the README."""
+    rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]
+    return "\n".join(["| tag | kind | when | definition |", "|---|---|---|---|", *rows])

@@ -1,0 +1,274 @@
+"""The training loop: one visible loop, nothing read from the device inside a step.
+
+B frames of a step, S steps of an epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.checkpoint import save_checkpoint
+from hnerv.config import Config
+from hnerv.dataset import Batch, FrameStore
+from hnerv.errors import Interrupted, RunError
+from hnerv.evaluation import Report, evaluate, log_report
+from hnerv.losses import cosine_loss, pixel_loss
+from hnerv.metrics import patch_mse, psnr
+from hnerv.model import DualHeadHNeRV
+from hnerv.schedule import clip_weight, parse_lr
+from hnerv.tracking import NullLogger
+from hnerv.tracking.console import Console
+from hnerv.training.folder import RunFolder
+from hnerv.training.optim import GROUPS, build_optimizer, clip_gradients, parameters_of, set_learning_rate
+from hnerv.training.report import text_page
+from hnerv.training.signals import StopSignals
+
+COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in GROUPS))
+BATCH_TAGS = ("psnr", "pixel_loss", "clip_loss", "total_loss")
+
+
+class LossTerms(NamedTuple):
+    """Scalars: total = pixel + lambda x clip; clip is 0 where the CLIP head was not computed."""
+
+    total: Tensor
+    pixel: Tensor
+    clip: Tensor
+
+
+class Trainer:
+    """Fits `model` to the frames of `store`. Randomness comes from the seed and the epoch alone."""
+
+    def __init__(
+        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict,
+        logger: NullLogger,
+    ) -> None:  # fmt: skip
+        self.model = model.to(store.device, memory_format=torch.channels_last)
+        self.store, self.config, self.folder, self.record, self.logger = store, config, folder, record, logger
+        self.parts = parameters_of(self.model)
+        self.optimizer = build_optimizer(self.model, config.train)
+        self.lr_factor = parse_lr(config.train.lr_type)
+        bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and store.device.type == "cuda")
+        self.autocast = {"device_type": store.device.type, "dtype": torch.bfloat16, "enabled": bf16}
+        self.train_positions = torch.tensor(model.scene.train)
+        self.steps_per_epoch = -(-len(model.scene.train) // config.train.batch_size)
+        self.epoch = self.step_in_epoch = 0
+        self.records = torch.zeros(self.steps_per_epoch, len(COLUMNS), device=store.device)
+        self.times: list[float] = []
+        self.evaluation: dict[str, float] = {}
+        self.best = float("-inf")
+
+    def fit(self, console: Console) -> Report | None:
+        """Trains to the last epoch; returns its evaluation, or None when there was nothing left to do.
+
+        Raises Interrupted after SIGINT or SIGTERM, RunError for a value that is not finite; both leave a checkpoint.
+        """
+        report, epochs = None, self.config.train.epochs
+        with StopSignals() as stop:
+            while self.epoch < epochs:
+                start = time.perf_counter()
+                for batch in self.remaining_batches():
+                    self.records[self.step_in_epoch] = self.step(batch)
+                    self.times.append(time.time())
+                    self.step_in_epoch += 1
+                    console.step()
+                    if stop.number:
+                        self.stop(stop.number)
+                values = self.close_epoch(time.perf_counter() - start)
+                console.epoch(self.epoch, values, time.perf_counter() - start)
+                if self.due(self.config.train.eval_freq):
+                    report = self.evaluate()
+                    console.evaluation(self.epoch, self.evaluation)
+                if self.due(self.config.train.checkpoint_freq):
+                    self.save()
+                if stop.number:
+                    self.stop(stop.number)
+        return report
+
+    @property
+    def global_step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    @property
+    def clip_weight(self) -> float:
+        """lambda of this epoch; 0 during warm-up."""
+        loss = self.config.loss
+        return clip_weight(
+            self.epoch,
+            weight=loss.clip_loss_weight,
+            warmup_epochs=loss.pixel_loss_warmup_epochs,
+            ramp_epochs=loss.clip_ramp_epochs,
+        )
+
+    @property
+    def clip_active(self) -> bool:
+        """Whether the CLIP head is computed in this epoch."""
+        return self.model.clip_head is not None and self.epoch >= self.config.loss.pixel_loss_warmup_epochs
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that comes next."""
+        return self.config.train.lr * self.lr_factor(
+            self.global_step / (self.config.train.epochs * self.steps_per_epoch)
+        )
+
+    def due(self, every: int) -> bool:
+        """Whether the epoch just closed is one of `every` so many (0: of none), or the last."""
+        return self.epoch == self.config.train.epochs or (every > 0 and self.epoch % every == 0)
+
+    def remaining_batches(self) -> Iterator[Batch]:
+        """What is left of the epoch, in an order drawn from seed and epoch."""
+        draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + self.epoch)
+        order = self.train_positions[torch.randperm(len(self.train_positions), generator=draw)]
+        for positions in order.split(self.config.train.batch_size)[self.step_in_epoch :]:
+            yield self.store.batch(positions)
+
+    def step(self, batch: Batch) -> Tensor:
+        """One optimiser step -> a row of COLUMNS, on the device."""
+        set_learning_rate(self.optimizer, self.learning_rate)
+        with torch.autocast(**self.autocast):
+            prediction = self.model(batch.times, batch.frames, clip=self.clip_active)
+        pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
+        clip = cosine_loss(prediction.clip, batch.clip) if self.clip_active else pixel.new_zeros(())
+        terms = LossTerms(pixel + self.clip_weight * clip, pixel, clip)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        norms = clip_gradients(self.parts, self.config.train.grad_clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            quality = psnr(patch_mse(prediction.rgb, batch.frames, self.model.scene.grid)).mean()
+            return torch.cat([torch.stack([quality, terms.pixel, terms.clip, terms.total]), norms])
+
+    def close_epoch(self, seconds: float) -> dict[str, float]:
+        """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""
+        rows = self.records.cpu().double()
+        self.check_finite(rows)
+        sizes = torch.tensor([len(part) for part in self.train_positions.split(self.config.train.batch_size)])
+        means = dict(zip(COLUMNS, (rows * sizes[:, None] / sizes.sum()).sum(0).tolist(), strict=True))
+        norms = dict(zip(COLUMNS[4:], rows[:, 4:].mean(0).tolist(), strict=True))
+        values = self.epoch_values(means | norms)
+        first = self.epoch * self.steps_per_epoch
+        steps = range(first + 1, first + self.steps_per_epoch + 1)
+        for column in BATCH_TAGS:
+            if column == "clip_loss" and self.model.clip_head is None:
+                continue
+            tag = f"Train_Batch/{'PSNR' if column == 'psnr' else column}"
+            self.logger.curve(tag, steps, rows[:, COLUMNS.index(column)].tolist(), self.times)
+        self.epoch, self.step_in_epoch, self.times = self.epoch + 1, 0, []
+        if self.due(self.config.train.params_freq):
+            values |= self.parameter_values()
+        self.logger.scalars(values, self.epoch)
+        line = {"epoch": self.epoch, "step": self.global_step, **values, "seconds": round(seconds, 3)}
+        self.logger.record("train", line)
+        return values
+
+    def check_finite(self, rows: Tensor) -> None:
+        """Raises RunError naming the first step and value that is not finite."""
+        bad = (~rows.isfinite()).nonzero()
+        if len(bad):
+            step, column = bad[0].tolist()
+            good = (
+                f"the last good checkpoint is {self.folder.latest}" if self.folder.latest.exists() else "no checkpoint"
+            )
+            raise RunError(
+                f"{COLUMNS[column]} is {rows[step, column].item()} at step "
+                f"{self.epoch * self.steps_per_epoch + step + 1} (epoch {self.epoch + 1}); {good}: lower --lr or "
+                "--clip-loss-weight, or set --grad-clip, under another --exp-id"
+            )
+
+    def epoch_values(self, means: dict[str, float]) -> dict[str, float]:
+        """{Train/ tag: value} of the epoch that ends. Ratios are left out while their divisor is 0."""
+        values = {
+            "Train/PSNR": means["psnr"],
+            "Train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "Train/Loss/pixel_loss": means["pixel_loss"],
+            "Train/Loss/total_loss": means["total_loss"],
+            "Train/Gradients/total_norm": means["total_norm"],
+            "Train/Gradients/rgb_head_norm": means["rgb_head_norm"],
+            "Train/Gradients/decoder_norm": means["decoder_norm"],
+        }
+        if self.model.clip_head is None:
+            return values
+        values |= {
+            "Train/Loss/clip_loss": means["clip_loss"],
+            "Train/Loss/clip_loss_weighted": self.clip_weight * means["clip_loss"],
+            "Train/clip_weight": self.clip_weight,
+            "Train/clip_loss_active": float(self.clip_active),
+            "Train/Gradients/clip_head_norm": means["clip_head_norm"],
+        }
+        if means["clip_loss"] > 0:
+            values["Train/Loss/pixel_to_clip_ratio"] = means["pixel_loss"] / means["clip_loss"]
+        if means["clip_head_norm"] > 0:
+            values["Train/Gradients/rgb_to_clip_ratio"] = means["rgb_head_norm"] / means["clip_head_norm"]
+        return values
+
+    @torch.no_grad()
+    def parameter_values(self) -> dict[str, float]:
+        """{Model/Params tag: value}: mean and standard deviation (of the population) of each head."""
+        values = {}
+        for name in ("rgb_head", "clip_head"):
+            if self.parts[name]:
+                flat = torch.cat([p.flatten() for p in self.parts[name]]).double()
+                values[f"Model/Params/{name}_mean"] = flat.mean().item()
+                values[f"Model/Params/{name}_std"] = flat.std(correction=0).item()
+        return values
+
+    def evaluate(self) -> Report:
+        """Measures both splits, logs them, and keeps best.pt by frame PSNR, of unseen frames where there are any."""
+        report = evaluate(self.model, self.store, self.config.model.unseen)
+        self.evaluation = log_report(self.logger, report, self.epoch, self.global_step)
+        split = "train" if report.val is None else "val"
+        score = self.evaluation[f"Eval/Frame/{split}_psnr_frame"]
+        if score > self.best:
+            self.best = score
+            save_checkpoint(self.folder.best, self.state())
+        return report
+
+    def stop(self, signal_number: int) -> None:
+        """Saves and raises Interrupted."""
+        self.save()
+        raise Interrupted(
+            signal_number,
+            f"stopped at epoch {self.epoch + 1}, step {self.step_in_epoch} of {self.steps_per_epoch}; saved "
+            f"{self.folder.latest}; the same command goes on",
+        )
+
+    def save(self) -> None:
+        """Writes latest.pt."""
+        save_checkpoint(self.folder.latest, self.state())
+
+    def state(self) -> dict:
+        """Everything that a resumed run needs, as plain dictionaries and tensors. Inverse of `begin`."""
+        self.model.embedding.refresh(self.store.frames)
+        progress = {
+            "epoch": self.epoch,
+            "step": self.global_step,
+            "step_in_epoch": self.step_in_epoch,
+            "records": self.records.cpu(),
+            "times": self.times,
+            "best": self.best,
+            "logs": self.logger.position(),
+        }
+        return {
+            "run": self.record,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": progress,
+            "evaluation": self.evaluation,
+        }
+
+    def begin(self, state: dict | None) -> None:
+        """Goes on from a checkpoint, as if never stopped; without one, logs the first page of a fresh run."""
+        if state is None:
+            self.logger.text("Model/Info/run", text_page(self.record), 0)
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        progress = state["progress"]
+        self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
+        self.records.copy_(progress["records"])
+        self.times, self.best, self.evaluation = list(progress["times"]), progress["best"], state["evaluation"]

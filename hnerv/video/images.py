@@ -1,0 +1,113 @@
+"""A folder of PNG and JPEG files as frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hnerv.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_EXIF_ORIENTATION = 0x0112
+
+
+def natural_key(path: Path) -> tuple[list[str | int], str]:
+    """Sort key that puts f2 before f10; equal numbers, as in f1 and f01, go by their spelling."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], path.name
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The PNG and JPEG files of a folder in natural order, hidden ones left out. UserError when there are none."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if not found:
+        raise UserError(f"{folder} holds no PNG or JPEG files: give --data such a folder, or the path of a video")
+    return sorted(found, key=natural_key)
+
+
+def common_size(paths: list[Path]) -> tuple[int, int]:
+    """(H, W) of all images, read from their headers. Raises UserError naming the first one that differs."""
+    size = _size_of(paths[0])
+    for path in paths[1:]:
+        other = _size_of(path)
+        if other != size:
+            raise UserError(
+                f"{path} is {other[0]}x{other[1]}, the images before it are {size[0]}x{size[1]}: a folder for --data "
+                "holds images of one size, take this one out or resize it"
+            )
+    return size
+
+
+def read_images(paths: list[Path]) -> Iterator[np.ndarray]:
+    """Yield each image as (H, W, 3) uint8 RGB, upright by its EXIF tag.
+
+    Grey and palette become RGB, 16 bits are rounded to 8. Raises UserError for transparent pixels and broken files.
+    """
+    for path in paths:
+        yield _read_image(path)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        image.load()
+        if _is_16_bit_png(path):
+            pixels = _pixels_of_16_bits(path)
+        else:
+            image = ImageOps.exif_transpose(image)
+            # A transparent colour or palette entry is in `info`, where no mode shows it.
+            transparent = image.has_transparency_data
+            pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
+    if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
+        raise UserError(
+            f"{path} has transparent pixels, which a frame cannot have: put the image on an opaque background and "
+            "save it without alpha"
+        )
+    return pixels[..., :3]
+
+
+def _pixels_of_16_bits(path: Path) -> np.ndarray:
+    """Pillow cuts colours of 16 bits to their high byte; FFmpeg hands out all bits, which are rounded here."""
+    import av
+
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        deep = frame.to_ndarray(format="rgba64le")
+    return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _is_16_bit_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) == 25 and head[24] == 16
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """Open an image; what Pillow raises on a broken one, here or inside the block, becomes a UserError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            yield image
+    except (OSError, SyntaxError) as error:
+        cause = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be read as PNG or JPEG ({cause}): take it out of the folder or write it again"
+        ) from error

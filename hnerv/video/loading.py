@@ -1,0 +1,216 @@
+"""A name or path -> the frames to train on, cropped and resized while they are read.
+
+Legend: N frames, H W rows and columns of the result, in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hnerv.errors import UserError
+from hnerv.geometry import CropPlan, plan_crop
+from hnerv.video.clips import CLIPS, clip_path
+from hnerv.video.images import SUFFIXES, common_size, list_images, read_images
+from hnerv.video.probing import probe_video
+from hnerv.video.reading import DecordFailed, read_decord, read_pyav
+
+_log = logging.getLogger("hnerv")
+_FOLDER_FPS = 24.0
+_MORE = 1_000_000_000
+
+
+class Video(NamedTuple):
+    """Frames in memory and where they came from."""
+
+    frames: Tensor
+    """(N, 3, H, W) uint8 RGB, after crop and resize. Pixels as stored: a pixel aspect ratio is not applied."""
+    fps: float
+    """Frames per second of the source, whatever --frames picks; the mean rate where it varies, 24 for images."""
+    name: str
+    """The clip's name, the file's stem, or the folder's name."""
+    source: str
+    """Resolved path."""
+    reader: str
+    """'decord', 'pyav' or 'images'."""
+    crop: CropPlan
+    digest: str
+    """sha256, hexadecimal, of the frames' shape and bytes: names the content in caches."""
+
+
+class _Miscounted(Exception):
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+class _Reader(NamedTuple):
+    name: str
+    frames: Callable[[], Iterator[np.ndarray]]
+    """Yields (H, W, 3) uint8 RGB from the first frame on."""
+
+
+class _Source(NamedTuple):
+    path: Path
+    name: str
+    size: tuple[int, int]
+    count: int
+    fps: float
+    cut: bool
+    trouble: str
+    """Why the preferred reader is not among `readers`, '' where it is."""
+    readers: list[_Reader]
+    """In order of preference; one that raises DecordFailed hands over to the next."""
+
+
+def load_video(
+    data: str, *, crop: str = "", resize: str = "", frames: str = "", multiple: tuple[int, int] = (1, 1)
+) -> Video:
+    """Read a video file, a folder of PNG or JPEG images, or a clip of `hnerv.video.clips.CLIPS`.
+
+    A clip's name wins over a file of the same name, which is written ./bunny. `crop` and `resize` are as in
+    `hnerv.geometry.plan_crop`; resizing is bicubic with antialias on the cropped frame, rounded to 8 bits. `frames` is
+    a Python slice 'start:stop:step' of positions in the source, empty for all. Phone videos come out upright.
+    Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for this
+    machine's memory, when its images differ in size or are transparent, and for a crop, size or range that does not
+    fit. A file cut short or damaged is read up to there when `frames` asks for no more.
+    """
+    _positions(frames, 0)
+    source = _open_source(data)
+    plan = plan_crop(source.size, crop, resize, multiple)
+    if source.cut and not _ends_before(frames, source.count):
+        raise UserError(
+            f"{source.path} is cut short, {source.count} frames of it can be read: give --frames 0:{source.count}, or "
+            "copy or download it again"
+        )
+    pixels, reader = _read_with_first_able(source, plan, frames)
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
+    digest.update(pixels.numpy().data)
+    return Video(pixels, source.fps, source.name, str(source.path), reader, plan, digest.hexdigest())
+
+
+def _open_source(data: str) -> _Source:
+    if data in CLIPS:
+        return _file_source(clip_path(data), data)
+    path = Path(data).expanduser().resolve()
+    if not data or not path.exists():
+        raise UserError(
+            f"--data {data!r} is neither a file nor a folder, nor one of the clips {', '.join(CLIPS)}: check the path"
+        )
+    if path.is_dir():
+        return _image_source(path, path.name, list_images(path))
+    if path.suffix.lower() in SUFFIXES:
+        return _image_source(path, path.stem, [path])
+    return _file_source(path, path.stem)
+
+
+def _image_source(path: Path, name: str, images: list[Path]) -> _Source:
+    reader = _Reader("images", lambda: read_images(images))
+    return _Source(path, name, common_size(images), len(images), _FOLDER_FPS, False, "", [reader])
+
+
+def _file_source(path: Path, name: str) -> _Source:
+    probe = probe_video(path)
+    readers = [_Reader("decord", lambda: read_decord(probe)), _Reader("pyav", lambda: read_pyav(probe))]
+    if probe.trouble:
+        del readers[0]
+    return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, probe.trouble, readers)
+
+
+def _say_pyav(path: Path, reason: str) -> None:
+    _log.warning("%s is read by PyAV: %s", path.name, reason)
+
+
+def _read_with_first_able(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, str]:
+    if source.trouble:
+        _say_pyav(source.path, source.trouble)
+    for reader in source.readers:
+        try:
+            return _read(source, reader, plan, frames), reader.name
+        except DecordFailed as failure:
+            _say_pyav(source.path, str(failure))
+    raise AssertionError("the last reader raises no DecordFailed")
+
+
+def _read(source: _Source, reader: _Reader, plan: CropPlan, frames: str) -> Tensor:
+    try:
+        return _fill(reader.frames(), source.count, frames, plan)
+    except _Miscounted as found:
+        count = found.count
+    if not count:
+        raise UserError(f"{source.path} holds no frames that can be decoded: give --data another video")
+    _log.warning("%s has %d frames, %d were announced", source.path.name, count, source.count)
+    return _fill(reader.frames(), count, frames, plan)
+
+
+def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan) -> Tensor:
+    """Frames chosen out of a stream of `count` -> (N, 3, H, W) uint8. Raises _Miscounted with the true count."""
+    chosen = _positions(frames, count)
+    if not chosen:
+        raise UserError(f"--frames {frames!r} selects none of the {count} frames: give a wider start:stop:step")
+    result = _allocate(len(chosen), plan)
+    last = max(chosen)
+    to_end = not _ends_before(frames, count)
+    seen = 0
+    for position, frame in enumerate(stream):
+        seen = position + 1
+        if position in chosen and position < count:
+            result[chosen.index(position)] = _fit(frame, plan)
+        if position == last and not to_end:
+            return result
+    if seen != count:
+        raise _Miscounted(seen)
+    return result
+
+
+def _fit(frame: np.ndarray, plan: CropPlan) -> Tensor:
+    """(h, w, 3) uint8 -> (3, H, W) uint8, cropped, then resized where the plan changes the size."""
+    region = frame[plan.top : plan.top + plan.height, plan.left : plan.left + plan.width]
+    pixels = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)
+    size = (plan.out_height, plan.out_width)
+    if size == (plan.height, plan.width):
+        return pixels
+    pixels = F.interpolate(pixels[None].float(), size, mode="bicubic", antialias=True, align_corners=False)[0]
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _allocate(count: int, plan: CropPlan) -> Tensor:
+    needed = count * 3 * plan.out_height * plan.out_width
+    memory = _memory_bytes()
+    if needed > memory:
+        raise UserError(
+            f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, this machine has "
+            f"{memory / 1e9:.1f} GB: choose fewer with --frames or smaller ones with --resize"
+        )
+    return torch.empty(count, 3, plan.out_height, plan.out_width, dtype=torch.uint8)
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
+
+
+def _positions(frames: str, count: int) -> range:
+    """Positions that the slice text picks out of `count`. Raises UserError when it is malformed."""
+    match = re.fullmatch(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?", frames, flags=re.ASCII) if frames else None
+    if frames and (not match or match[3] in ("0", "-0")):
+        raise UserError(f"--frames {frames!r} is not start:stop:step with a step other than 0: as in 0:100 or ::2")
+    parts = [int(text) if text else None for text in match.groups()] if match else [None]
+    return range(count)[slice(*parts)]
+
+
+def _ends_before(frames: str, count: int) -> bool:
+    """Whether the slice picks the same positions however many frames follow the first `count`."""
+    return _positions(frames, count) == _positions(frames, count + _MORE)

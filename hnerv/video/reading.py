@@ -1,0 +1,120 @@
+"""Frames of a video file, in order, once: by decord where it is right, by PyAV elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hnerv.errors import UserError
+from hnerv.video.probing import Probe, open_video, video_stream
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+_DECORD_THREADS = 4
+
+
+class DecordFailed(Exception):
+    """decord cannot read this file, or not as its packets promise; the message is a clause that says why."""
+
+
+def read_decord(probe: Probe) -> Iterator[np.ndarray]:
+    """Yield `probe.count` upright frames (H, W, 3) uint8 RGB. Raises DecordFailed, which may come after frames.
+
+    Never seeks: decord's random access returns wrong frames on open groups of pictures. Not for forked processes.
+    decord hides damage, so PyAV decodes in step without converting: raises UserError where `read_pyav` would.
+    """
+    import torch  # noqa: F401  decord crashes where it is loaded before torch
+
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise DecordFailed("decord is not installed") from error
+    failures = (decord.DECORDError, RuntimeError, AssertionError, StopIteration)
+    try:
+        decord.logging.set_level(decord.logging.QUIET)
+        # Any positive tolerance below one frame: decord else repeats a neighbour for a frame it cannot decode.
+        reader = decord.VideoReader(str(probe.path), num_threads=_DECORD_THREADS, fault_tol=1e-9)
+        count = len(reader)
+    except failures as error:
+        raise DecordFailed("decord cannot open it") from error
+    if count != probe.count:
+        raise DecordFailed(f"decord counts {count} frames where the file has {probe.count}")
+    checked = _decode_checked(probe)
+    for position in range(count):
+        if next(checked, None) is None:
+            raise DecordFailed(f"decord counts {count} frames where {position} can be decoded")
+        try:
+            frame = reader.next().asnumpy()
+        except failures as error:
+            raise DecordFailed(f"decord fails at frame {position}") from error
+        if frame.shape != (*probe.size, 3):
+            raise DecordFailed(f"decord returns a frame of shape {frame.shape}")
+        yield frame
+    if next(checked, None) is not None:
+        raise DecordFailed(f"decord counts {count} frames where more can be decoded")
+
+
+def read_pyav(probe: Probe) -> Iterator[np.ndarray]:
+    """Yield upright frames (H, W, 3) uint8 RGB until the file ends, which may be before or after `probe.count`.
+
+    Raises UserError at a frame that cannot be decoded or has another size than the first.
+    """
+    for frame in _decode_checked(probe):
+        yield probe.orientation.upright(frame.to_ndarray(format="rgb24"))
+
+
+def _decode_checked(probe: Probe) -> Iterator[VideoFrame]:
+    """Decoded frames as stored; raises UserError at the first that is damaged or of another size."""
+    import av
+    from av.video.frame import PictureType
+
+    position = sound = 0
+    with open_video(probe.path) as container:
+        stream = video_stream(container, probe.path)
+        stream.codec_context.thread_count = 1  # with more, FFmpeg marks damaged frames now and then, not always
+        try:
+            for frame in _decode(container, stream, probe.cut):
+                if frame.is_corrupt:
+                    raise _undecodable(probe, "damaged data", position, sound)
+                size = probe.orientation.upright_size(frame.height, frame.width)
+                if size != probe.size:
+                    raise _size_changes(probe, size, position)
+                yield frame
+                position += 1
+                if frame.pict_type != PictureType.B:  # a B frame may lean on a later one that is damaged
+                    sound = position
+        except av.error.FFmpegError as error:
+            raise _undecodable(probe, error.strerror or "unknown error", position, position) from error
+
+
+def _decode(container: InputContainer, stream: VideoStream, cut: bool) -> Iterator[VideoFrame]:
+    for packet in container.demux(stream):
+        # The half packet at the cut would end decoding before the whole frames in front of it are out.
+        if not (cut and packet.is_corrupt):
+            yield from packet.decode()
+
+
+def _size_changes(probe: Probe, size: tuple[int, int], position: int) -> UserError:
+    (height, width), name = probe.size, probe.path.name
+    return UserError(
+        f"{probe.path} changes size from {height}x{width} to {size[0]}x{size[1]} at frame {position}: give --frames "
+        f"0:{position}, or bring it to one size with ffmpeg -i {name} -vf scale={width}:{height} out.mp4"
+    )
+
+
+def _undecodable(probe: Probe, cause: str, position: int, sound: int) -> UserError:
+    """`sound` frames from the first on are not touched by the damage that shows at `position`."""
+    if not sound:
+        return UserError(
+            f"{probe.path}: frame {position} cannot be decoded ({cause}), and none before it is sure: copy it again, "
+            "or give --data another video"
+        )
+    return UserError(
+        f"{probe.path}: frame {position} cannot be decoded ({cause}): give --frames 0:{sound}, or repair the file "
+        f"with ffmpeg -i {probe.path.name} -c:v libx264 -crf 12 out.mp4"
+    )

@@ -1,0 +1,49 @@
+"""Which frames train, which validate: the `a_b_c` of the HNeRV vocabulary."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.errors import UserError
+
+
+class DataSplit(NamedTuple):
+    """Frame positions, int64, sorted; no frame is in both. `val` may be empty."""
+
+    train: Tensor
+    val: Tensor
+
+
+def data_split(count: int, split: str, shuffle_seed: int | None = None) -> DataSplit:
+    """Split `count` frames by 'a_b_c': place i trains where i mod c < a, validates where i mod c >= b.
+
+    Places between a and b are unused. Place i is frame i, or, with a seed, frame i of a permutation drawn from it.
+    Raises UserError when the text is malformed, when not a <= b <= c with c >= 1, and when no frame is left to train.
+    Source: the data split of HNeRV (Chen et al., CVPR 2023).
+    """
+    match = re.fullmatch(r"(\d+)_(\d+)_(\d+)", split, flags=re.ASCII)
+    if not match:
+        raise UserError(f"--data-split {split!r} is not three whole numbers a_b_c: give one such as 9_9_10")
+    train, val, cycle = (int(number) for number in match.groups())
+    if not (cycle >= 1 and train <= val <= cycle):
+        raise UserError(
+            f"--data-split {split!r} breaks a <= b <= c with c at least 1: of every c frames the first a train and "
+            "those from b on validate, as in 9_9_10"
+        )
+    places = torch.arange(count)
+    frames = places
+    if shuffle_seed is not None:
+        frames = torch.randperm(count, generator=torch.Generator().manual_seed(shuffle_seed))
+    parts = DataSplit(
+        frames[places % cycle < train].sort().values,
+        frames[places % cycle >= val].sort().values,
+    )
+    if not len(parts.train):
+        raise UserError(
+            f"--data-split {split!r} leaves none of the {count} frames to train: give a of at least 1, as in 9_9_10"
+        )
+    return parts

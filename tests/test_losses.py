@@ -1,0 +1,153 @@
+"""Every loss of the table: its properties, and its value from torch.nn.functional and torchmetrics."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from hnerv.errors import UserError
+from hnerv.losses import LOSSES, TERMS, cosine_loss, formula, pixel_loss
+
+SIZE = (104, 112)
+BETAS = torch.tensor([0.0448, 0.2856, 0.3001, 0.2363])
+
+
+def pictures(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """A smooth picture with texture, and the same with noise: pred, target (B, 3, H, W) in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 3, 9, 11, generator=generator)
+    target = F.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)
+    noise = torch.randn(target.shape, generator=generator)
+    return (target + 0.05 * noise).clamp(0, 1), target
+
+
+def reference_ssim(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """torchmetrics, without the border in which it reflects the picture."""
+    whole = structural_similarity_index_measure(pred, target, data_range=1.0, return_full_image=True)[1]
+    return whole[..., 5:-5, 5:-5].mean()
+
+
+def reference_ms_ssim(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    betas = tuple((BETAS / BETAS.sum()).tolist())
+    return multiscale_structural_similarity_index_measure(pred, target, data_range=1.0, betas=betas)
+
+
+def reference_fft(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    difference = torch.fft.fft2(pred.double()) - torch.fft.fft2(target.double())
+    return (difference.real.abs().mean() + difference.imag.abs().mean()) / 2
+
+
+REFERENCE = {
+    "L1": F.l1_loss,
+    "L2": F.mse_loss,
+    "S": lambda pred, target: 1 - reference_ssim(pred, target),
+    "M": lambda pred, target: 1 - reference_ms_ssim(pred, target),
+    "FFT": reference_fft,
+}
+MIXES = {
+    "L1": {"L1": 1},
+    "L2": {"L2": 1},
+    "SSIM": {"S": 1},
+    "Fusion1": {"L2": 0.3, "S": 0.7},
+    "Fusion2": {"L1": 0.3, "S": 0.7},
+    "Fusion3": {"L2": 0.5, "S": 0.5},
+    "Fusion4": {"L1": 0.5, "S": 0.5},
+    "Fusion5": {"L2": 0.7, "S": 0.3},
+    "Fusion6": {"L1": 0.7, "S": 0.3},
+    "Fusion7": {"L2": 0.7, "L1": 0.3},
+    "Fusion8": {"L2": 0.5, "L1": 0.5},
+    "Fusion9": {"L1": 0.9, "S": 0.1},
+    "Fusion10": {"L1": 0.7, "M": 0.3},
+    "Fusion11": {"L1": 0.9, "M": 0.1},
+    "Fusion12": {"L1": 0.8, "M": 0.2},
+    "Fusion10_freq": {"L1": 42, "M": 18, "FFT": 1},
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_agrees_with_torchmetrics(name):
+    pred, target = pictures()
+    expected = sum(weight * REFERENCE[term](pred, target) for term, weight in MIXES[name].items())
+    scale = max(1, sum(MIXES[name].values()))
+    assert pixel_loss(name, pred, target).item() == pytest.approx(float(expected), abs=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_zero_at_equality_positive_elsewhere(name):
+    pred, target = pictures()
+    loss = pixel_loss(name, pred, target)
+    assert loss.shape == () and loss.dtype == torch.float32
+    assert loss > 0
+    assert pixel_loss(name, target, target).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("case", ["noise", "equal", "grey", "negative"])
+def test_gradients_are_finite(name, case):
+    """The negative of a picture has contrasts below 0 at every scale, where MS-SSIM is 0 to a power below 1."""
+    noisy, target = pictures(batch=1)
+    cases = {"noise": noisy, "equal": target, "grey": torch.full_like(target, 0.5), "negative": 1 - target}
+    pred = cases[case].clone().requires_grad_()
+    pixel_loss(name, pred, target).backward()
+    assert pred.grad.isfinite().all()
+    assert case in ("equal", "grey") or pred.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_fp32(name):
+    pred, target = (x.bfloat16() for x in pictures(batch=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = pixel_loss(name, pred, target)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, pixel_loss(name, pred.float(), target.float()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_formula_evaluates_to_the_loss(name):
+    """The text that --help shows, read back: the sum of its weights times its terms is the loss."""
+    pred, target = pictures(batch=1)
+    total = 0.0
+    for part in formula(name).split(" + "):
+        weight, term = re.fullmatch(r"(?:([\d.]+) )?(.+)", part).groups()
+        total += float(weight or 1) * TERMS[term](pred, target).item()
+    assert pixel_loss(name, pred, target).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_formula_reads_well():
+    assert formula("L1") == "L1"
+    assert formula("Fusion1") == "0.3 L2 + 0.7 (1 - SSIM)"
+    assert formula("Fusion10_freq") == "42 L1 + 18 (1 - MS-SSIM) + L1(FFT)"
+
+
+def test_every_loss_of_the_field_is_there():
+    assert set(MIXES) <= set(LOSSES)
+    assert {term for mix in LOSSES.values() for term in mix} <= set(TERMS)
+
+
+@pytest.mark.parametrize("ask", [formula, lambda name: pixel_loss(name, *pictures())])
+def test_unknown_name_lists_the_losses(ask):
+    with pytest.raises(UserError) as error:
+        ask("Fusion99")
+    assert str(error.value) == f"--pixel-loss 'Fusion99' is no known pixel loss: choose one of {', '.join(LOSSES)}"
+
+
+def test_cosine_loss():
+    pred = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[0.0, 2.0], [-1.0, 0.0]]])
+    target = torch.tensor([[[3.0, 4.0], [0.0, 5.0]], [[1.0, 1.0], [1.0, 0.0]]])
+    assert cosine_loss(pred, target).item() == pytest.approx((0 + 1 + (1 - 0.5**0.5) + 2) / 4, abs=1e-6)
+    assert cosine_loss(7 * pred, pred).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_cosine_loss_has_finite_gradients_at_equality_and_at_zero(scale):
+    target = torch.randn(16, 512, generator=torch.Generator().manual_seed(1))
+    pred = (scale * target).requires_grad_()
+    loss = cosine_loss(pred, target)
+    loss.backward()
+    assert loss >= 0
+    assert pred.grad.isfinite().all()

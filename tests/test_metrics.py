@@ -1,0 +1,227 @@
+"""Metrics against torchmetrics, scikit-image, pytorch_msssim and brute force."""
+
+import numpy as np
+import pytest
+import pytorch_msssim
+import skimage.metrics
+import torch
+import torch.nn.functional as F
+import torchmetrics.functional as reference
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from hnerv import metrics
+from hnerv.errors import UserError
+from hnerv.geometry import PatchGrid
+
+
+def pictures(height: int, width: int, batch: int = 2, noise: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    """A textured picture with noise and the picture itself: pred, target (B, 3, H, W) in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 3, height // 8 + 1, width // 8 + 1, generator=generator)
+    target = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+    return (target + noise * torch.randn(target.shape, generator=generator)).clamp(0, 1), target
+
+
+def to_numpy(picture: torch.Tensor) -> np.ndarray:
+    return picture.movedim(0, -1).numpy()
+
+
+@pytest.mark.parametrize(("mse", "db"), [(1.0, 0), (0.01, 20), (1e-4, 40), (1e-10, 100), (0.0, 100), (0.5, 3.0103)])
+def test_psnr_table_and_inverse(mse, db):
+    assert metrics.psnr(torch.tensor(mse)).item() == pytest.approx(db, abs=1e-4)
+    assert metrics.psnr_to_mse(torch.tensor(float(db))).item() == pytest.approx(max(mse, 1e-10), rel=1e-4)
+
+
+def test_psnr_and_mse_are_inverse():
+    db = torch.linspace(0, 100, 501, dtype=torch.float64)
+    torch.testing.assert_close(metrics.psnr(metrics.psnr_to_mse(db)), db, rtol=0, atol=1e-9)
+
+
+def test_frame_psnr_agrees_with_torchmetrics_and_scikit_image():
+    pred, target = pictures(48, 64)
+    got = metrics.psnr(metrics.frame_mse(pred, target))
+    assert got.shape == (2,)
+    for value, p, t in zip(got, pred, target, strict=True):
+        assert value.item() == pytest.approx(peak_signal_noise_ratio(p, t, data_range=1.0).item(), abs=1e-4)
+        expected = skimage.metrics.peak_signal_noise_ratio(to_numpy(t), to_numpy(p), data_range=1)
+        assert value.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("grid", [PatchGrid(48, 64, 2, 4), PatchGrid(48, 64, 1, 1), PatchGrid(48, 64, 3, 2)])
+def test_patch_mse_is_that_of_each_cut_patch(grid, memory_format):
+    pred, target = (x.contiguous(memory_format=memory_format) for x in pictures(48, 64))
+    got = metrics.patch_mse(pred, target, grid)
+    expected = (grid.split(pred) - grid.split(target)).square().mean((2, 3, 4))
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got.mean(1), metrics.frame_mse(pred, target))
+    assert (metrics.patch_mse(pred.half(), target.half(), grid).dtype) == torch.float32
+
+
+def test_round8_is_the_picture_that_8_bits_show():
+    levels = torch.arange(256) / 255
+    assert torch.equal(metrics.round8(levels), levels)
+    assert torch.equal(metrics.round8(torch.tensor([-1.0, 0.0019, 0.002, 1.5])), torch.tensor([0, 0, 1 / 255, 1]))
+    x = torch.rand(1000)
+    assert (metrics.round8(x) - x).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(metrics.round8(metrics.round8(x)), metrics.round8(x))
+
+
+@pytest.mark.parametrize("size", [(11, 11), (40, 56), (75, 33)])
+def test_ssim_agrees_with_scikit_image_and_torchmetrics(size):
+    pred, target = pictures(*size)
+    got = metrics.ssim(pred, target)
+    assert got.shape == (2,)
+    for value, p, t in zip(got, pred, target, strict=True):
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+        expected = skimage.metrics.structural_similarity(to_numpy(p), to_numpy(t), channel_axis=-1, **options)
+        assert value.item() == pytest.approx(expected, abs=1e-4)
+        whole = structural_similarity_index_measure(p[None], t[None], data_range=1.0, return_full_image=True)[1]
+        assert value.item() == pytest.approx(whole[..., 5:-5, 5:-5].mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(160, 320), (176, 192), (88, 96), (24, 32)])
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_ms_ssim_agrees_with_torchmetrics(size, noise):
+    """torchmetrics averages colours before the product and keeps a reflected border at its last scale.
+
+    Both are taken out by giving it one colour at a time and putting the last scale together from its own pieces.
+    """
+    pred, target = pictures(*size, noise=noise)
+    weights = metrics.MS_SSIM_WEIGHTS[: metrics.ms_ssim_scales(*size)]
+    expected = torch.ones(2, 3)
+    p, t = (x.flatten(0, 1)[:, None] for x in (pred, target))
+    options = {"data_range": 1.0, "reduction": "none"}
+    for weight in weights[:-1]:
+        contrast = structural_similarity_index_measure(p, t, return_contrast_sensitivity=True, **options)[1]
+        expected *= contrast.relu().unflatten(0, (2, 3)) ** (weight / sum(weights))
+        p, t = F.avg_pool2d(p, 2), F.avg_pool2d(t, 2)
+    whole = structural_similarity_index_measure(p, t, return_full_image=True, **options)[1]
+    last = whole[..., 5:-5, 5:-5].mean((1, 2, 3)).relu().unflatten(0, (2, 3))
+    expected = (expected * last ** (weights[-1] / sum(weights))).mean(1)
+    torch.testing.assert_close(metrics.ms_ssim(pred, target), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "scales"), [((160, 320), 4), ((176, 352), 5)])
+def test_ms_ssim_agrees_with_torchmetrics_as_it_comes(size, scales):
+    pred, target = pictures(*size, noise=0.02)
+    betas = torch.tensor(metrics.MS_SSIM_WEIGHTS[:scales])
+    betas = tuple((betas / betas.sum()).tolist())
+    expected = multiscale_structural_similarity_index_measure(pred, target, data_range=1.0, betas=betas)
+    assert metrics.ms_ssim(pred, target).mean().item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(161, 170), (176, 203)])
+def test_ms_ssim_at_five_scales_is_that_of_pytorch_msssim(size):
+    pred, target = pictures(*size)
+    expected = pytorch_msssim.ms_ssim(pred, target, data_range=1, size_average=False)
+    torch.testing.assert_close(metrics.ms_ssim(pred, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("side", "scales"),
+    [(10, 0), (11, 1), (20, 1), (21, 2), (40, 2), (41, 3), (80, 3), (81, 4), (160, 4), (161, 5), (2000, 5)],
+)
+def test_ms_ssim_scales_leave_a_whole_window_at_the_last(side, scales):
+    assert metrics.ms_ssim_scales(side, 3000) == metrics.ms_ssim_scales(3000, side) == scales
+    if scales:
+        pred, target = pictures(min(side, 161), 161, batch=1)
+        assert 0 < metrics.ms_ssim(pred, target).item() < 1
+
+
+@pytest.mark.parametrize("measure", [metrics.ssim, metrics.ms_ssim])
+def test_similarity_bounds(measure):
+    pred, target = pictures(48, 64)
+    torch.testing.assert_close(measure(target, target), torch.ones(2))
+    torch.testing.assert_close(measure(pred, target), measure(target, pred))
+    assert (measure(1 - target, target) < measure(pred, target)).all()
+    assert (measure(1 - target, target) >= -1).all()
+    channels_last = pred.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(measure(channels_last, target), measure(pred, target))
+
+
+def test_ms_ssim_of_a_negative_is_zero():
+    target = pictures(48, 64)[1]
+    assert torch.equal(metrics.ms_ssim(1 - target, target), torch.zeros(2))
+
+
+@pytest.mark.parametrize(("name", "measure"), [("SSIM", metrics.ssim), ("MS-SSIM", metrics.ms_ssim)])
+def test_too_small_for_one_window(name, measure):
+    small = torch.rand(1, 3, 10, 32)
+    with pytest.raises(UserError) as error:
+        measure(small, small)
+    assert str(error.value) == (
+        f"{name} needs 11x11 pixels or more, not 10x32: choose a larger --crop or --resize, a coarser --grid, "
+        "or --pixel-loss L2"
+    )
+
+
+def test_cosine_agrees_with_torchmetrics():
+    a, b = torch.randn(2, 6, 8, 32, generator=torch.Generator().manual_seed(2))
+    got = metrics.cosine(a, b)
+    assert got.shape == (6, 8)
+    expected = reference.cosine_similarity(a.flatten(0, 1), b.flatten(0, 1), reduction="none").reshape(6, 8)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(metrics.cosine(3 * a, b), got)
+    assert (metrics.cosine(a, a) <= 1).all() and (metrics.cosine(a, -a) >= -1).all()
+    assert metrics.cosine(a[0], torch.zeros(32)).tolist() == [0] * 8
+    assert metrics.cosine(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
+def test_centred_cosine_sees_through_a_common_mean():
+    """Unrelated embeddings around one mean: their raw cosine is near 1, their centred cosine near 0."""
+    generator = torch.Generator().manual_seed(3)
+    mean = 10 * torch.randn(64, generator=generator)
+    pred, target = mean + torch.randn(2, 500, 64, generator=generator)
+    assert metrics.cosine(pred, target).mean() > 0.98
+    centred = metrics.centred_cosine(pred, target, mean)
+    assert centred.shape == (500,)
+    assert centred.mean().abs() < 0.02
+    torch.testing.assert_close(centred, metrics.cosine(pred - mean, target - mean))
+    torch.testing.assert_close(metrics.centred_cosine(target, target, mean), torch.ones(500))
+    assert metrics.centred_cosine(mean, target, mean).abs().max() == 0
+
+
+def brute_force_hits(pred, target, frame, patch, neighbours, top):
+    hits = []
+    for query, query_frame, query_patch in zip(target, frame, patch, strict=True):
+        cosines = [float(query @ key / (query.norm() * key.norm())) for key in pred]
+        ranking = sorted(range(len(pred)), key=lambda key: -cosines[key])[:top]
+        hits.append(any(patch[k] == query_patch and abs(frame[k] - query_frame) <= neighbours for k in ranking))
+    return hits
+
+
+@pytest.mark.parametrize(("neighbours", "top"), [(0, 1), (1, 1), (2, 1), (1, 3), (0, 100)])
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 24])
+def test_retrieval_agrees_with_brute_force_however_it_is_chunked(monkeypatch, neighbours, top, at_once):
+    monkeypatch.setattr(metrics, "_SIMILARITIES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(4)
+    frame, patch = (x.flatten() for x in torch.meshgrid(torch.arange(0, 18, 2) // 2, torch.arange(4), indexing="ij"))
+    order = torch.randperm(36, generator=generator)
+    frame, patch = frame[order], patch[order]
+    target = torch.randn(36, 8, generator=generator)
+    pred = target + 0.9 * torch.randn(36, 8, generator=generator)
+    got = metrics.retrieval_hits(pred, target, frame, patch, neighbours, top)
+    assert got.dtype == torch.bool
+    assert got.tolist() == brute_force_hits(pred, target, frame, patch, neighbours, top)
+    assert got.any() and (top == 100) == bool(got.all())
+
+
+def test_retrieval_of_the_truth_is_perfect_and_wants_the_same_place():
+    target = torch.eye(4)
+    frame, patch = torch.tensor([0, 0, 5, 5]), torch.tensor([0, 1, 0, 1])
+    assert metrics.retrieval_hits(target, target, frame, patch).all()
+    assert not metrics.retrieval_hits(target.flip(0), target, frame, patch).any()
+    swapped_frames = target[[2, 3, 0, 1]]
+    assert not metrics.retrieval_hits(swapped_frames, target, frame, patch, neighbours=4).any()
+    assert metrics.retrieval_hits(swapped_frames, target, frame, patch, neighbours=5).all()
+    assert len(metrics.retrieval_hits(target[:0], target[:0], frame[:0], patch[:0])) == 0
+
+
+def test_bits_per_pixel():
+    assert metrics.bits_per_pixel(1_500_000, 132, 640, 1280) == pytest.approx(0.111, abs=5e-4)
+    assert metrics.bits_per_pixel(1, 1, 2, 4) == 1

@@ -1,0 +1,106 @@
+"""Schedules against hand-computed tables, at both ends, and their shape in between."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from hnerv.errors import UserError
+from hnerv.schedule import SCHEDULES, clip_weight, parse_lr
+
+COSINE = "cosine_0.2_2_0.1"
+HYBRID = "hybrid_0.2_1_2_0.1_0.05"
+
+
+@pytest.mark.parametrize(
+    ("lr_type", "progress", "expected"),
+    [
+        ("constant", 0, 1),
+        ("constant", 1, 1),
+        (COSINE, 0, 0.1),
+        (COSINE, 0.1, 0.1 + 0.9 * 0.25),
+        (COSINE, 0.2, 1),
+        (COSINE, 0.4, (1 + math.sqrt(0.5)) / 2),
+        (COSINE, 0.6, 0.5),
+        (COSINE, 1, 0),
+        (HYBRID, 0, 0.1),
+        (HYBRID, 0.1, 0.55),
+        (HYBRID, 0.2, 1),
+        (HYBRID, 0.6, 1 - 0.95 * 0.25),
+        (HYBRID, 1, 0.05),
+        ("cosine_0_1_0.1", 0, 1),
+        ("cosine_0_1_0.1", 0.5, 0.5),
+        ("cosine_0_1_0.1", 1, 0),
+        ("cosine_1_1_0.1", 0, 0.1),
+        ("cosine_1_1_0.1", 0.5, 0.55),
+        ("cosine_1_1_0.1", 1, 1),
+        ("hybrid_1_1_2_0_0.5", 1, 1),
+        ("cosine_0.1_1_0.1", -0.5, 0.1),
+        ("cosine_0.1_1_0.1", 1.5, 0),
+    ],
+)
+def test_learning_rate_table(lr_type, progress, expected):
+    assert parse_lr(lr_type)(progress) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("lr_type", [COSINE, HYBRID])
+def test_learning_rate_rises_joins_and_falls(lr_type):
+    factor = parse_lr(lr_type)
+    rise = [factor(0.2 * i / 100) for i in range(101)]
+    fall = [factor(0.2 + 0.8 * i / 100) for i in range(101)]
+    assert rise == sorted(rise)
+    assert fall == sorted(fall, reverse=True)
+    assert factor(0.2 - 1e-9) == pytest.approx(factor(0.2), abs=1e-7)
+    assert all(0 <= value <= 1 for value in rise + fall)
+
+
+@pytest.mark.parametrize("lr_type", ["", "linear", "cosine", "cosine_0.1_1", "cosine_0.1_1_0.1_0", "constant_1"])
+def test_unknown_form_names_the_forms(lr_type):
+    with pytest.raises(UserError) as error:
+        parse_lr(lr_type)
+    message = str(error.value)
+    assert message.startswith(f"--lr-type {lr_type!r} is no known schedule: write one of ")
+    assert all(form in message for form in SCHEDULES)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("lr_type", "fault"),
+    [
+        ("cosine_x_1_0.1", "UP is 'x' where a number from 0 to 1 belongs"),
+        ("cosine_1.5_1_0.1", "UP is '1.5' where a number from 0 to 1 belongs"),
+        ("cosine_0.1_-1_0.1", "POW is '-1' where a number of 0 or more belongs"),
+        ("cosine_0.1_inf_0.1", "POW is 'inf' where a number of 0 or more belongs"),
+        ("cosine_0.1_1_nan", "MIN is 'nan' where a number from 0 to 1 belongs"),
+        ("hybrid_0.1_1_x_0.1_0.1", "DOWNPOW is 'x' where a number of 0 or more belongs"),
+        ("hybrid_0.1_1_1_0.1_2", "FINAL is '2' where a number from 0 to 1 belongs"),
+    ],
+)
+def test_a_wrong_number_is_named(lr_type, fault):
+    with pytest.raises(UserError) as error:
+        parse_lr(lr_type)
+    assert str(error.value) == f"--lr-type {lr_type!r}: {fault}"
+
+
+@pytest.mark.parametrize(
+    ("warmup", "ramp", "expected"),
+    [
+        (0, 0, [0.6, 0.6, 0.6, 0.6, 0.6, 0.6]),
+        (2, 0, [0.0, 0.0, 0.6, 0.6, 0.6, 0.6]),
+        (2, 1, [0.0, 0.0, 0.6, 0.6, 0.6, 0.6]),
+        (2, 3, [0.0, 0.0, 0.2, 0.4, 0.6, 0.6]),
+        (0, 6, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+        (9, 3, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_clip_weight_table(warmup, ramp, expected):
+    got = [clip_weight(epoch, weight=0.6, warmup_epochs=warmup, ramp_epochs=ramp) for epoch in range(6)]
+    assert got == pytest.approx(expected, abs=1e-12)
+    assert [value == 0 for value in got] == [epoch < warmup for epoch in range(6)]
+    assert clip_weight(warmup + ramp, weight=0.6, warmup_epochs=warmup, ramp_epochs=ramp) == 0.6
+
+
+def test_the_tables_of_the_help_need_no_torch():
+    code = "import sys, hnerv.schedule, hnerv.losses; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,267 @@
+"""Files that decord reads, files that it gets wrong, and files that nobody can read."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from hnerv.errors import UserError
+from hnerv.video import load_video, reading
+from hnerv.video.probing import DECORD_FORMATS, Orientation, probe_video
+
+X265 = {"x265-params": "log-level=none:pools=none:frame-threads=1"}
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=6:min-keyint=6:bframes=3"}
+
+
+def _colours(stream) -> None:
+    stream.codec_context.colorspace, stream.codec_context.color_range = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("plain.mp4", {}),
+        ("plain.mkv", {}),
+        ("b-frames.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
+        ("plain.flv", {}),
+        ("motion.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("422.mp4", {"pix_fmt": "yuv422p"}),
+        ("444-odd.mp4", {"pix_fmt": "yuv444p", "size": (63, 97)}),
+        ("even.mp4", {"size": (66, 98)}),
+        ("bt709-full.mp4", {"pix_fmt": "yuvj420p", "setup": _colours}),
+        ("grey.mkv", {"codec": "ffv1", "pix_fmt": "gray"}),
+        ("open-gop.mp4", {"options": OPEN_GOP, "count": 20}),
+        ("late.mp4", {"first": 7}),
+    ],
+)
+def test_decord_where_it_equals_pyav(name: str, settings: dict, write, pyav_frames, caplog) -> None:
+    path = write(name, **settings)
+    video = load_video(str(path))
+    assert video.reader == "decord" and not caplog.records
+    assert video.frames.equal(pyav_frames(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("10-bit.mp4", {"pix_fmt": "yuv420p10le"}, "decord converts yuv420p10le of 64x96 inexactly"),
+        ("hevc.mp4", {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": X265}, "decord converts yuv420p10le"),
+        ("422-10.mp4", {"pix_fmt": "yuv422p10le"}, "decord converts yuv422p10le"),
+        ("444-10.mp4", {"pix_fmt": "yuv444p10le"}, "decord converts yuv444p10le"),
+        ("grey-16.mkv", {"codec": "ffv1", "pix_fmt": "gray16le"}, "decord converts gray16le"),
+        ("odd.mkv", {"codec": "ffv1", "size": (63, 97)}, "decord converts yuv420p of 63x97"),
+        ("av1.mp4", {"codec": "libsvtav1", "options": {"svtav1-params": "lp=1"}}, "decord cannot open it"),
+        ("stream.ts", {"codec": "mpeg2video"}, "decord returns wrong frames of MPEG-TS"),
+        ("raw.h264", {}, "timestamps are missing or repeat"),
+        ("edit-list.mp4", {"first": -4}, "its edit list hides frames"),
+    ],
+)
+def test_pyav_where_decord_is_wrong(name: str, settings: dict, reason: str, write, pyav_frames, caplog) -> None:
+    path = write(name, **settings)
+    video = load_video(str(path))
+    assert video.reader == "pyav"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{name} is read by PyAV: " in caplog.text and reason in caplog.text
+    assert video.frames.equal(pyav_frames(path))
+
+
+def test_an_edit_list_hides_its_frames(write) -> None:
+    assert len(load_video(str(write("edit-list.mp4", first=-4))).frames) == 8
+
+
+@pytest.mark.parametrize("name", ["10-bit.mp4", "odd.mkv", "444.mp4", "bt709.mp4"])
+def test_pixels_are_those_that_were_written(name: str, write, scene) -> None:
+    """Wrong matrix, range or chroma place would be 10 levels away or more in the mean."""
+    settings = {
+        "10-bit.mp4": {"pix_fmt": "yuv420p10le", "options": {"crf": "4"}},
+        "odd.mkv": {"codec": "ffv1", "size": (63, 97)},
+        "444.mp4": {"pix_fmt": "yuv444p", "options": {"crf": "4"}},
+        "bt709.mp4": {"options": {"crf": "4"}},
+    }[name]
+    video = load_video(str(write(name, **settings)))
+    written = np.stack(scene(12, *video.frames.shape[2:]))
+    distance = np.abs(video.frames.permute(0, 2, 3, 1).numpy().astype(int) - written)
+    assert distance.mean() < 4
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
+def test_phone_videos_are_upright(rotation: int, reader: str, write, pyav_frames) -> None:
+    """PyAV says by how many degrees to turn against the clock; torch.rot90 turns that way too."""
+    pix_fmt = {"decord": "yuv420p", "pyav": "yuv444p10le"}[reader]
+    path = write("phone.mp4", rotation=rotation, pix_fmt=pix_fmt)
+    video = load_video(str(path))
+    assert video.reader == reader
+    assert video.frames.equal(torch.rot90(pyav_frames(path), rotation // 90, (2, 3)))
+
+
+def test_mirrored_video_goes_to_pyav(write, pyav_frames, caplog) -> None:
+    """The header of a half turn, x' = -x and y' = -y, edited into x' = -x and y' = y."""
+    path = write("selfie.mp4", rotation=180)
+    half_turn, mirror = (struct.pack(">5i", -65536, 0, 0, 0, d) for d in (-65536, 65536))
+    data = path.read_bytes()
+    assert data.count(half_turn) == 1
+    path.write_bytes(data.replace(half_turn, mirror))
+    video = load_video(str(path))
+    assert video.reader == "pyav" and "decord does not put it upright" in caplog.text
+    assert video.frames.equal(pyav_frames(path).flip(3))
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("flip_rows", [False, True])
+@pytest.mark.parametrize("flip_cols", [False, True])
+def test_orientation_is_mirrored_or_a_rotation(transpose: bool, flip_rows: bool, flip_cols: bool) -> None:
+    orientation = Orientation(transpose, flip_rows, flip_cols)
+    frame = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    turned = [np.rot90(frame, k) for k in range(4)]
+    upright = orientation.upright(frame)
+    assert upright.flags.c_contiguous
+    assert any(np.array_equal(upright, turn) for turn in turned) is not orientation.mirrored
+
+
+def _two_sizes(path: Path, scene, container_codec: str = "libx264") -> Path:
+    """Ten frames of 64x96, then ten of 48x80, in one stream."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(container_codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for part, (height, width) in enumerate([(64, 96), (48, 80)]):
+            encoder = av.CodecContext.create(container_codec, "w")
+            encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuv420p"
+            encoder.time_base, encoder.framerate, encoder.options = Fraction(1, 25), Fraction(25), {"bf": "0"}
+            packets = []
+            for i, pixels in enumerate(scene(10, height, width)):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = part * 10 + i, Fraction(1, 25)
+                packets += encoder.encode(frame)
+            for packet in packets + encoder.encode():
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["sizes.mkv", "sizes.ts"])
+def test_changing_size(name: str, tmp_path: Path, scene) -> None:
+    path = _two_sizes(tmp_path / name, scene)
+    mend = f"at frame 10: give --frames 0:10, or bring it to one size with ffmpeg -i {name} -vf scale=96:64 out.mp4"
+    with pytest.raises(UserError, match=re.escape(f"changes size from 64x96 to 48x80 {mend}")):
+        load_video(str(path))
+    assert load_video(str(path), frames="0:10").frames.shape == (10, 3, 64, 96)
+
+
+@pytest.mark.parametrize("kept", [0.45, 0.7, 0.95])
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv", "cut.avi", "cut.flv"])
+def test_cut_short(name: str, kept: float, write, pyav_frames) -> None:
+    muxer = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    path = write(name, count=48, size=(128, 160), options={"g": "12"}, muxer=muxer)
+    whole = pyav_frames(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(
+        UserError, match=r"is cut short, \d+ frames of it can be read: .* copy or download it"
+    ) as caught:
+        load_video(str(path))
+    readable = int(re.search(r"give --frames 0:(\d+),", str(caught.value))[1])
+    assert 0 < readable < 48
+    video = load_video(str(path), frames=f"0:{readable}")
+    assert video.reader == "pyav" and video.frames.equal(whole[:readable])
+    for frames in (f"0:{readable + 1}", "::2", "-3:", "0:-1"):
+        with pytest.raises(UserError, match="is cut short"):
+            load_video(str(path), frames=frames)
+
+
+def test_cut_before_the_first_frame(write) -> None:
+    path = write("cut.mp4", muxer={"movflags": "faststart"})
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"mdat") + 40])
+    with pytest.raises(UserError, match="is cut short before its first whole frame: copy or download it again"):
+        load_video(str(path))
+
+
+def test_cut_before_its_index_and_other_files_that_are_no_video(write, tmp_path: Path) -> None:
+    cut = write("cut.mp4")
+    cut.write_bytes(cut.read_bytes()[:-900])
+    (tmp_path / "text.mp4").write_text("hello\n" * 100)
+    (tmp_path / "text.txt").write_text("hello\n" * 100)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name in ("cut.mp4", "text.mp4", "text.txt", "empty.mp4"):
+        with pytest.raises(UserError, match="is not a video, or is cut short before its index") as caught:
+            load_video(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le"])
+def test_damage_in_the_middle(pix_fmt: str, write, pyav_frames) -> None:
+    path = write("damaged.mp4", count=48, size=(128, 160), pix_fmt=pix_fmt)
+    whole = pyav_frames(path)
+    data = bytearray(path.read_bytes())
+    middle = len(data) * 6 // 10
+    data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
+    path.write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"frame \d+ cannot be decoded \(.*\): give --frames 0:\d+, or repair"
+    ) as caught:
+        load_video(str(path))
+    sound = int(re.search(r"--frames 0:(\d+)", str(caught.value))[1])
+    assert 10 < sound < 40
+    assert load_video(str(path), frames=f"0:{sound}").frames.equal(whole[:sound])
+
+
+def test_sound_only_and_no_frames(tmp_path: Path, write) -> None:
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setnchannels(1), sound.setsampwidth(2), sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    with pytest.raises(
+        UserError, match="has no video stream, only sound or the like: give --data a file with pictures"
+    ):
+        load_video(str(tmp_path / "sound.wav"))
+    path = write("none.avi", count=0)
+    with pytest.raises(UserError, match="holds no frames that can be decoded: .* give --data another video"):
+        load_video(str(path))
+
+
+def test_without_decord(plain: Path, pyav_frames, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    video = load_video(str(plain))
+    assert video.reader == "pyav" and "plain.mp4 is read by PyAV: decord is not installed" in caplog.text
+    assert video.frames.equal(pyav_frames(plain))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"count": 11}, "decord counts 12 frames where the file has 11"),
+        ({"size": (96, 64), "orientation": Orientation(transpose=True)}, "decord returns a frame of shape"),
+    ],
+)
+def test_decord_is_held_against_the_packets(plain: Path, change: dict, reason: str) -> None:
+    with pytest.raises(reading.DecordFailed, match=reason):
+        list(reading.read_decord(probe_video(plain)._replace(**change)))
+
+
+@pytest.mark.parametrize(("decoded", "reason"), [(11, "where 11 can be decoded"), (13, "where more can be decoded")])
+def test_decord_is_held_against_pyav(plain: Path, decoded: int, reason: str, monkeypatch, caplog, pyav_frames) -> None:
+    honest, calls = reading._decode_checked, []
+
+    def miscounting(probe):
+        calls.append(probe)
+        frames = list(honest(probe))
+        return iter((frames + frames)[:decoded] if len(calls) == 1 else frames)
+
+    monkeypatch.setattr(reading, "_decode_checked", miscounting)
+    video = load_video(str(plain))
+    assert video.reader == "pyav" and reason in caplog.text
+    assert video.frames.equal(pyav_frames(plain))
+
+
+def test_every_format_that_decord_is_trusted_with_is_one_of_ffmpeg() -> None:
+    for name in DECORD_FORMATS:
+        assert av.VideoFormat(name).name == name
