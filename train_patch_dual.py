@@ -19,15 +19,17 @@ def train(ask: Invocation) -> None:
     from hnerv.evaluation import table
     from hnerv.model import build_model
     from hnerv.tracking.console import Console
-    from hnerv.training import RunFolder, Trainer, announce, run_record
+    from hnerv.training import RunFolder, Trainer, announce, check_scene, check_settings, run_record
 
     device = pick_device(ask.device)
     set_threads(ask.threads)
     preset = ask.preset_or_default(device.type == "cuda")
     config = ask.config(preset)
+    check_settings(config)
     folder = RunFolder.at(ask.output, ask.exp_id, preset, config, ask.base_config(preset), ask.overwrite)
 
     material = load_material(folder.pinned(config), device, progress=True)
+    check_scene(material.scene)
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
     record = run_record(preset, config, material, model)

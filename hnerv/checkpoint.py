@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import torch
 from hnerv.errors import RunError, UserError
 
 FORMAT = 1
-_UNREADABLE = (EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
+RUN_KEYS = {"config", "video", "scene", "targets", "model"}
+PROGRESS_KEYS = {"epoch", "step", "step_in_epoch", "records", "times", "best", "logs"}
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -27,7 +28,8 @@ def save_checkpoint(path: Path, state: dict) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         kept = "the one before it is intact" if path.exists() else "there is none before it"
         raise RunError(
             f"cannot write {path} ({error}); {kept}: free space or permission, then the same command"
@@ -37,10 +39,11 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path) -> dict:
     """The dictionary of a checkpoint, tensors on the CPU. Raises UserError when it is missing, corrupt or foreign."""
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint: give the .pt file or the folder of a run") from None
-    except (*_UNREADABLE, OSError, RuntimeError) as error:
+    except Exception as error:  # what the unpickler raises on foreign bytes has no bounds
         cause = str(error).split("\n")[0][:160] or type(error).__name__
         raise UserError(
             f"{path} is corrupt or no checkpoint of hnerv ({cause}): take best.pt or train again"
@@ -53,4 +56,14 @@ def load_checkpoint(path: Path) -> dict:
         )
     if set(state) != KEYS:
         raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: take best.pt or train again")
+    for part, needed in (("run", RUN_KEYS), ("progress", PROGRESS_KEYS)):
+        if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
+            raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: take best.pt or train again")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """torch reads the archive without looking at its check sums, so a flipped bit would pass as a weight."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the check sum of {damaged} is wrong")

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
     """Ends the process with one line on stderr: status 2 for a UserError, 1 for a RunError, 128 + n for a signal."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         yield
     except (UserError, RunError, Interrupted) as error:
         if debug:
             traceback.print_exc()
         sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
-        sys.exit({UserError: 2, RunError: 1}.get(type(error)) or error.status)
+        sys.exit(error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped before anything was lost; the same command goes on\n")
         sys.exit(130)

@@ -7,6 +7,7 @@ every checkpoint; the text beside a field is its help.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 
@@ -87,7 +88,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         parse_kernels(self.ks)
         parse_pe(self.pe)
-        _check(self.dec_width > 0 or self.modelsize > 0, f"--modelsize {self.modelsize} is not above 0")
+        _check(
+            self.dec_width > 0 or 0 < self.modelsize < math.inf,
+            f"--modelsize {self.modelsize} is not above 0 and finite",
+        )
         _check(self.dec_width >= 0, f"--dec-width {self.dec_width} is below 0")
         _check(self.dec_strides and min(self.dec_strides) >= 1, f"--dec-strides {self.dec_strides} needs values >= 1")
         _check(self.enc_strides and min(self.enc_strides) >= 1, f"--enc-strides {self.enc_strides} needs values >= 1")
@@ -111,9 +115,8 @@ class LossConfig:
     clip_ramp_epochs: int = knob(0, "epochs over which lambda then rises linearly; 0: at once")
 
     def __post_init__(self) -> None:
-        _check(self.clip_loss_weight >= 0, f"--clip-loss-weight {self.clip_loss_weight} is below 0")
-        _check(self.pixel_loss_warmup_epochs >= 0, f"--pixel-loss-warmup-epochs {self.pixel_loss_warmup_epochs} < 0")
-        _check(self.clip_ramp_epochs >= 0, f"--clip-ramp-epochs {self.clip_ramp_epochs} is below 0")
+        for name in ("clip_loss_weight", "pixel_loss_warmup_epochs", "clip_ramp_epochs"):
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class Config:
     def from_dict(cls, data: dict) -> Config:
         """Inverse of `to_dict`, also after JSON. Raises UserError naming every unknown or missing key."""
         sections = {s.name: s.default_factory for s in dataclasses.fields(cls)}
-        _check_keys("the configuration", set(data), set(sections))
+        _check_keys("the configuration", data, set(sections))
         return cls(**{name: _section(name, kind, data[name]) for name, kind in sections.items()})
 
     def flat(self) -> dict[str, object]:
@@ -180,7 +183,7 @@ class Config:
 
     def replaced(self, changes: dict[str, object]) -> Config:
         """This configuration with the fields named in `changes` set. Raises UserError for an unknown field."""
-        _check_keys("the settings", set(changes), set(self.flat()), missing=False)
+        _check_keys("this set of settings", changes, set(self.flat()), missing=False)
         sections = {}
         for section in dataclasses.fields(self):
             values = getattr(self, section.name)
@@ -198,7 +201,7 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[object, object]
 def parse_kernels(ks: str) -> tuple[int, int]:
     """'0_1_5' -> (1, 5): HNeRV's --ks without its encoder part. Raises UserError."""
     parts = ks.split("_")
-    _check(len(parts) == 3 and all(p.isdigit() for p in parts), f"--ks {ks!r} is not E_D1_D2, as in 0_1_5")
+    _check(len(parts) == 3 and all(p.isdecimal() for p in parts), f"--ks {ks!r} is not E_D1_D2, as in 0_1_5")
     encoder, first, last = map(int, parts)
     _check(encoder == 0, f"--ks {ks!r}: the ConvNeXt encoder has its own kernels of 7, write 0_{first}_{last}")
     _check(first % 2 == 1 and last % 2 == 1, f"--ks {ks!r}: decoder kernels are odd numbers")
@@ -213,6 +216,8 @@ def parse_pe(pe: str) -> tuple[float, int]:
     except ValueError:
         raise UserError(f"--pe {pe!r} is not BASE_LEVELS, as in 1.25_80") from None
     _check(values[0] > 0 and values[1] > 0, f"--pe {pe!r}: base and number of frequencies are above 0")
+    top = math.log10(math.pi) + (values[1] - 1) * math.log10(values[0])
+    _check(top < 38, f"--pe {pe!r}: the highest frequency, pi B^(L - 1), is above 1e38: lower the base or the number")
     return values
 
 
@@ -223,7 +228,7 @@ def pixel_loss_help() -> str:
 
 def _section(name: str, kind: type, data: dict):
     hints = typing.get_type_hints(kind)
-    _check_keys(f"section {name!r} of the configuration", set(data), set(hints))
+    _check_keys(f"section {name!r} of the configuration", data, set(hints))
     return kind(**{key: _typed(f"{name}.{key}", hints[key], value) for key, value in data.items()})
 
 
@@ -240,7 +245,9 @@ def _typed(name: str, hint, value):
     return value
 
 
-def _check_keys(where: str, have: set[str], want: set[str], missing: bool = True) -> None:
+def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) -> None:
+    _check(isinstance(data, dict), f"{where} is {data!r}, not a dictionary")
+    have = set(data)
     faults = [f"unknown {', '.join(sorted(have - want))}"] if have - want else []
     if missing and want - have:
         faults.append(f"missing {', '.join(sorted(want - have))}")

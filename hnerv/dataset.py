@@ -5,6 +5,7 @@ N frames, B batch, P patches, H W pixels, D embedding dimensions.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,11 @@ def pin_targets(config: Config, record: dict) -> Config:
     return config.replaced({"clip_weights": "random" if found["kind"] == "random" else found["weights"]})
 
 
+def content_of(weights: str) -> str:
+    """What `Targets.weights` stands for, whatever its file is called: the sha256 of a file, else the tag."""
+    return weights.rsplit(" ", 1)[-1]
+
+
 def targets_label(record: dict) -> str:
     """What the numbers of the CLIP head mean in the run of this record."""
     return record["targets"]["source"] if record["targets"] else "none (RGB head alone)"
@@ -93,23 +99,23 @@ class Batch(NamedTuple):
 
 
 class FrameStore:
-    """The frames as uint8 and the targets, on the device where they fit, in pinned host memory where they do not."""
+    """The frames as uint8 and the targets, on the device where they fit, in host memory where they do not."""
 
     SHARE_OF_DEVICE_MEMORY = 0.5
 
     def __init__(self, material: Material, device: torch.device) -> None:
         self.device = device
         frames = material.video.frames
-        resident = (
-            device.type != "cuda" or frames.nbytes < self.SHARE_OF_DEVICE_MEMORY * torch.cuda.mem_get_info(device)[0]
-        )
-        self._frames = frames.to(device) if resident else frames.pin_memory()
+        room = self.SHARE_OF_DEVICE_MEMORY * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+        self._frames = frames.to(device) if frames.nbytes < room else frames
         self._clip = None if material.targets is None else material.targets.embeddings.to(device)
 
     def frames(self, positions: Tensor) -> Tensor:
         """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device."""
-        picked = self._frames[positions.to(self._frames.device)]
-        return picked.to(self.device, non_blocking=True).float().div_(255)
+        picked = self._frames[positions.to(self._frames.device, non_blocking=True)]
+        if picked.device.type != self.device.type:
+            picked = picked.pin_memory().to(self.device, non_blocking=True)
+        return picked.float().div_(255)
 
     def clip(self, positions: Tensor) -> Tensor | None:
         """Positions (B,) -> targets (B, P, D) on the device; None without targets."""

@@ -126,6 +126,21 @@ def eval_parser() -> Parser:
     return parser
 
 
+def markdown() -> str:
+    """Every flag of the configuration, a table per group, as it stands in the README."""
+    parts = []
+    for section in dataclasses.fields(Config):
+        rows = [f"**{TITLES[section.name]}**", "", "| flag | default | meaning |", "|---|---|---|"]
+        for knob in dataclasses.fields(section.default_factory):
+            text = knob.metadata["help"]
+            if knob.metadata["choices"]:
+                text += ": " + ", ".join(knob.metadata["choices"])
+            cells = f"`--{knob.name.replace('_', '-')}`", f"`{_shown(knob.default)}`", text.replace("|", "\\|")
+            rows.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
 def _add_section(group: argparse._ArgumentGroup, section: type) -> None:
     hints = typing.get_type_hints(section)
     for knob in dataclasses.fields(section):

@@ -12,8 +12,12 @@ DEMO: dict[str, object] = {
     "dec_strides": (2, 5, 2),
     "rgb_stride": 2,
     "ks": "0_3_3",
-    "epochs": 60,
-    "pixel_loss_warmup_epochs": 6,
+    "embed_dim": 32,
+    "lr": 0.008,
+    "epochs": 200,
+    "pixel_loss_warmup_epochs": 20,
+    "eval_freq": 50,
+    "checkpoint_freq": 5,
 }
 
 

@@ -1,16 +1,182 @@
-"""No test needs the network, writes to the user's cache, or takes more than one core."""
+"""No test needs the network, writes to the user's cache, or takes more than one core.
+
+`film`, `targets_file`, `flags`, `train` and `evaluate` are a whole run in miniature: 12 frames of 32x64, 0.2 s.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMES, HEIGHT, WIDTH, DIM = 12, 32, 64, 8
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HNERV_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     torch.set_num_threads(1)
+
+
+def draw_film(folder: Path, shift: int = 0, count: int = FRAMES, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Path:
+    """`count` PNG images of slowly moving waves."""
+    folder.mkdir(parents=True)
+    y, x = np.mgrid[: size[0], : size[1]]
+    for i in range(count):
+        waves = [np.sin((x + i + shift) / 9), np.cos((y - i) / 7), np.sin((x + y + 2 * i) / 11)]
+        pixels = (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 images, 32x64."""
+    return draw_film(tmp_path_factory.mktemp("film") / "film")
+
+
+@pytest.fixture(scope="session")
+def make_film() -> Callable[..., Path]:
+    """make_film(folder, shift=0, count=12, size=(32, 64)): another one."""
+    return draw_film
+
+
+@pytest.fixture(scope="session")
+def targets_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings (12, 8, 8) of no encoder."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("targets") / "targets.safetensors"
+    draw = torch.Generator().manual_seed(1)
+    save_file({"embeddings": torch.randn(FRAMES, 8, DIM, generator=draw)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(film: Path, targets_file: Path) -> dict[str, object]:
+    """Flags of the run in miniature: 8 training frames in steps of 3, 3 and 2; frames 5 and 11 unseen."""
+    return {
+        "data": film,
+        "clip-targets": targets_file,
+        "data-split": "4_5_6",
+        "dec-strides": "2 2 2",
+        "enc-strides": "2 2 2",
+        "rgb-stride": 1,
+        "dec-width": 8,
+        "embed-dim": 4,
+        "enc-width": 4,
+        "pe": "1.25_4",
+        "pe-stem": 8,
+        "clip-site": 1,
+        "clip-hidden": 8,
+        "lower-width": 4,
+        "batch-size": 3,
+        "epochs": 5,
+        "pixel-loss-warmup-epochs": 2,
+        "eval-freq": 2,
+        "params-freq": 2,
+        "precision": "fp32",
+    }
+
+
+@pytest.fixture(scope="session")
+def flags(settings: dict[str, object]) -> Callable[..., list[str]]:
+    """flags(epochs=3, clip_targets=None) -> the command line, changed; None leaves a flag out."""
+
+    def build(**changes: object) -> list[str]:
+        words = []
+        for name, value in (settings | {key.replace("_", "-"): value for key, value in changes.items()}).items():
+            words += [f"--{name}", *str(value).split(" ")] if value is not None else []
+        return words
+
+    return build
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_main(name: str, words: list) -> int:
+    """main() of a script under a command line -> exit status."""
+    before = sys.argv
+    sys.argv = [f"{name}.py", *map(str, words)]
+    try:
+        load_script(name).main()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., int]:
+    """train(folder, words) runs train_patch_dual.py on output folder / 'run' -> exit status."""
+    return lambda output, words, exp_id="run": run_main(
+        "train_patch_dual", ["--output", output, "--exp-id", exp_id, *words]
+    )
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """evaluate(*words) runs eval.py -> exit status. Speed is measured for 10 ms."""
+    from hnerv.evaluation import cost
+
+    fps = cost.decode_fps
+    monkeypatch.setattr(cost, "decode_fps", lambda model: fps(model, seconds=0.01))
+    return lambda *words: run_main("eval", list(words))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
+    """The folder of a finished run in miniature. Not to be changed."""
+    output = tmp_path_factory.mktemp("finished")
+    assert train(output, flags()) == 0
+    return output / "run"
+
+
+@pytest.fixture(scope="session")
+def lines_of() -> Callable[[Path], list[dict]]:
+    """lines_of(run) -> the lines of metrics.jsonl."""
+    return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def events_of() -> Callable[[Path], dict[str, list]]:
+    """events_of(folder) -> {tag: [(step, value), ...]}; a histogram's value is (min, max, num, sum), a text's None."""
+
+    def read(folder: Path) -> dict[str, list]:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        kinds = ("scalars", "histograms", "tensors", "images", "compressedHistograms", "audio", "graph")
+        loaded = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0))
+        loaded.Reload()
+        found = {tag: [(e.step, e.value) for e in loaded.Scalars(tag)] for tag in loaded.Tags()["scalars"]}
+        for tag in loaded.Tags()["histograms"]:
+            values = [(e.step, e.histogram_value) for e in loaded.Histograms(tag)]
+            found[tag] = [(step, (v.min, v.max, v.num, v.sum)) for step, v in values]
+        for tag in loaded.Tags()["tensors"]:
+            found[tag.removesuffix("/text_summary")] = [(e.step, None) for e in loaded.Tensors(tag)]
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    """snapshot(folder) -> {relative path: bytes} of every file under it."""
+    return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

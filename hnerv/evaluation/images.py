@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from hnerv.dataset import FrameStore
+from hnerv.errors import UserError
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report
 from hnerv.metrics import round8
 from hnerv.model import DualHeadHNeRV
@@ -16,8 +17,18 @@ from hnerv.model import DualHeadHNeRV
 
 @torch.no_grad()
 def write_images(folder: Path, model: DualHeadHNeRV, store: FrameStore, report: Report) -> int:
-    """One PNG per frame, source left and reconstruction right, named by frame and split. Returns their number."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One PNG per frame, source left and reconstruction right, named by frame and split. Returns their number.
+
+    Raises UserError when they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_all(folder, model, store, report)
+    except OSError as error:
+        raise UserError(f"cannot write images to {folder} ({error}): free space or permission") from error
+
+
+def _write_all(folder: Path, model: DualHeadHNeRV, store: FrameStore, report: Report) -> int:
     count = 0
     for name, split in report.splits():
         sees_frames = name == "val" and report.unseen == "encode"

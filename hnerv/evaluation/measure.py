@@ -65,12 +65,11 @@ def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "") -> Repor
     """Decodes every frame of both splits in fp32 and measures it against the source.
 
     Training frames come from the model alone. `unseen='encode'` lets the embedding see an unseen frame itself;
-    otherwise it is decoded from the model alone too.
+    otherwise it is decoded from the model alone too. Stored codes are taken as they are: see `Embedding.refresh`.
     """
     was_training, scene = model.training, model.scene
     model.eval()
     positions = {"train": torch.tensor(scene.train), "val": torch.tensor(scene.val, dtype=torch.long)}
-    model.embedding.refresh(store.frames)
     measured = {
         name: _measure(model, store, where, sees_frames=name == "val" and unseen == "encode")
         for name, where in positions.items()

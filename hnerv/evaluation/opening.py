@@ -11,7 +11,7 @@ import torch
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config
-from hnerv.dataset import FrameStore, load_material, pin_targets
+from hnerv.dataset import FrameStore, content_of, load_material, pin_targets
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
 
@@ -72,14 +72,14 @@ def _moved(config: Config, data: str, unseen: str, clip_targets: str) -> Config:
 def _check_belongs(checkpoint: Path, record: dict, found: dict) -> None:
     """The video must have the geometry that was trained on; other pixels of that geometry are worth a warning."""
     ours, theirs = Scene.from_dict(record["scene"]), Scene.from_dict(found["scene"])
-    if ours != theirs:
+    if ours != replace(theirs, fps=ours.fps):
         raise UserError(
             f"{checkpoint} was trained on {ours.frames} frames of {ours.height}x{ours.width} with targets of "
             f"{ours.clip_dim} dimensions, {found['video']['source']} gives {theirs.frames} of "
             f"{theirs.height}x{theirs.width} with {theirs.clip_dim}: give the video of the run by --data"
         )
     labels = [(r["targets"] or {}).get("weights", "none") for r in (record, found)]
-    if labels[0] != labels[1]:
+    if content_of(labels[0]) != content_of(labels[1]):
         raise UserError(
             f"{checkpoint} was trained on the targets {labels[0]!r}, {labels[1]!r} are what is here: make the former "
             "available, or name their file by --clip-targets"

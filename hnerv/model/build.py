@@ -23,9 +23,10 @@ def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
     """Numbers that a bitstream holds, part by part: the encoder is not one of them, its stored codes are."""
     encoder = getattr(model.embedding, "encoder", None)
     discarded = sum(p.numel() for p in encoder.parameters()) if encoder else 0
-    codes = model.embedding.codes.numel() if encoder else 0
+    codes = getattr(model.embedding, "codes", None)
+    stored = 0 if codes is None else codes.numel()
     parts = {
-        "embedding": sum(p.numel() for p in model.embedding.parameters()) - discarded + codes,
+        "embedding": sum(p.numel() for p in model.embedding.parameters()) - discarded + stored,
         "decoder": sum(p.numel() for p in model.decoder.parameters()),
         "rgb_head": sum(p.numel() for p in model.rgb_head.parameters()),
     }
@@ -36,7 +37,7 @@ def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
 
 def solve_width(config: ModelConfig, scene: Scene) -> int:
     """The largest width whose coded parameters stay within --modelsize (millions). Raises UserError."""
-    limit = config.modelsize * 1e6
+    limit = round(config.modelsize * 1e6)
 
     def size(width: int) -> int:
         with torch.device("meta"):

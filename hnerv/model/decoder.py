@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from hnerv.config import ModelConfig, parse_kernels
 from hnerv.geometry import Reach, Window
 
-
-def _sin(x: Tensor) -> Tensor:
-    """sin with its argument in fp32, for bf16 has no digits left beyond a few periods."""
-    return torch.sin(x.float()).to(x.dtype)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sin": _sin, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sin": torch.sin, "gelu": F.gelu}
 
 
 class UpStage(nn.Module):

@@ -40,16 +40,21 @@ def interpolate_knots(knots: Tensor, place: Tensor) -> Tensor:
 
 
 def widest_gap(train: tuple[int, ...], frames: int) -> int:
-    """Largest distance between neighbouring training frames, the ends of the video included."""
-    edges = (*train, frames - 1) if train[-1] != frames - 1 else train
-    edges = (0, *edges) if edges[0] != 0 else edges
+    """Largest distance between neighbouring training frames, the places just outside an untrained end included.
+
+    The knot at an end has neighbours on one side only: with the end itself as the neighbour, a training frame could
+    lie exactly on the next knot, and the last would stay untrained.
+    """
+    edges = (*train, frames) if train[-1] != frames - 1 else train
+    edges = (-1, *edges) if edges[0] != 0 else edges
     return max((b - a for a, b in zip(edges, edges[1:], strict=False)), default=1)
 
 
 def knot_counts(config: ModelConfig, scene: Scene) -> list[int]:
     """Knots of each level: no closer than the widest gap of the training frames, or some would stay untrained."""
     finest = config.grid_knots or (scene.frames - 1) // widest_gap(scene.train, scene.frames) + 1
-    return [max(2, math.ceil(finest / 2**level)) for level in range(config.grid_levels)]
+    fewest = min(2, len(scene.train))
+    return [max(fewest, math.ceil(finest / 2**level)) for level in range(config.grid_levels)]
 
 
 class GridEmbedding(Embedding):

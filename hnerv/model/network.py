@@ -80,7 +80,8 @@ class DualHeadHNeRV(nn.Module):
         reaches = [stage.reach for stage in self.decoder.stages] + [self.rgb_head.reach]
         windows = halo_windows(target, tuple(codes.shape[-2:]), reaches)
         features = self.decoder.window(codes, windows)
-        rgb = target.within(windows[-2]).cut(self.rgb_head(features.last))
+        produced = windows[-2].scaled(self.rgb_head.reach.stride)
+        rgb = target.within(produced).cut(self.rgb_head(features.last))
         if self.clip_head is None:
             return Prediction(rgb, None)
         cells = Window(*(side // self.decoder.site_scale for side in target)).within(windows[self.decoder.site])

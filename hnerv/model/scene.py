@@ -62,6 +62,6 @@ def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
         if down != total:
             raise UserError(
                 f"the encoder divides frames by {down} and the decoder multiplies by {total}: "
-                "make the products of --enc-strides and --dec-strides equal"
+                "make the product of --enc-strides equal to that of --dec-strides and --rgb-stride"
             )
     return multiple

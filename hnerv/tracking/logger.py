@@ -92,7 +92,9 @@ class RunLogger(NullLogger):
         return {path.name: path.stat().st_size for path in _log_files(self.events, self.metrics)}
 
     def close(self) -> None:
-        self._guarded(self._close)
+        for file in (self._lines, self._writer):
+            if file:
+                self._guarded(file.close)
         self._writer = self._lines = None
 
     def _write(self, kind: str, name: str, method: str, *values: object) -> None:
@@ -106,12 +108,6 @@ class RunLogger(NullLogger):
         if self._lines:
             self._lines.flush()
             os.fsync(self._lines.fileno())
-
-    def _close(self) -> None:
-        if self._lines:
-            self._lines.close()
-        if self._writer:
-            self._writer.close()
 
     def _guarded(self, call: Callable, *values: object) -> None:
         """Logging must not end a run: whatever a writer raises is said once."""

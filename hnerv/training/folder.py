@@ -15,10 +15,10 @@ from pathlib import Path
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, differences
-from hnerv.dataset import pin_targets
+from hnerv.dataset import content_of, pin_targets
 from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
-from hnerv.tracking import RunLogger, events_folder, metrics_file, rewind
+from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "tensorboard", "numpy", "pillow", "decord", "av")
 
@@ -52,12 +52,19 @@ class RunFolder:
         known = folder.known()
         if known:
             _refuse(folder.path, differences(Config.from_dict(known["config"]), config))
+        elif not overwrite and not folder.latest.exists():
+            _refuse_foreign(folder.path)
         return folder
 
     def known(self) -> dict | None:
         """The record of the run that is already here and stays; None for a fresh run."""
         path = self.path / "config.json"
-        return read_json(path) if path.exists() and not self.overwrite else None
+        if self.overwrite or not path.exists():
+            return None
+        record = read_json(path)
+        if not isinstance(record, dict) or not {"config", "targets"} <= set(record):
+            raise UserError(f"{path} is not the record of a run: restore it, or --overwrite to move its folder aside")
+        return record
 
     def pinned(self, config: Config) -> Config:
         """`config` with the targets that the run found when it first started."""
@@ -68,11 +75,14 @@ class RunFolder:
         """Creates the folder with its config.json, or finds the run in it. Returns the latest checkpoint, if any.
 
         `record` is what identifies the run. The logs of a resumed run are cut back to its checkpoint. Raises
-        UserError, and writes nothing, when the folder holds a run of another record or cannot be written.
+        UserError, and writes nothing, when the folder holds a run of another record or cannot be written. Nothing is
+        written for a finished run either.
         """
         state = load_checkpoint(self.latest) if self.latest.exists() and not self.overwrite else None
         if state is not None:
             refuse_other(self.path, state["run"], record)
+            if _finished(state):
+                return state
         try:
             if self.overwrite and self.path.exists():
                 _move_aside(self.path)
@@ -80,12 +90,16 @@ class RunFolder:
             write_json(self.path / "config.json", record)
             append_environment(self.path / "environment.json")
             rewind(self.path, state["progress"]["logs"] if state else {})
+            for half_written in self.latest.parent.glob(".*.tmp"):
+                half_written.unlink()
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path} ({error}): choose another --output") from error
         return state
 
-    def logger(self, state: dict | None) -> RunLogger:
+    def logger(self, state: dict | None) -> NullLogger:
         """A logger that goes on where `state` left off; TensorBoard forgets the first step to come and what follows."""
+        if state and _finished(state):
+            return NullLogger()
         purge_step = state["progress"]["step"] + 1 if state else 0
         return RunLogger(events_folder(self.path), metrics_file(self.path), purge_step)
 
@@ -113,10 +127,15 @@ def refuse_other(path: Path, theirs: dict, ours: dict) -> None:
             "or choose another --exp-id"
         )
     labels = [(r["targets"] or {}).get("weights", "none") for r in (theirs, ours)]
-    if labels[0] != labels[1]:
+    if content_of(labels[0]) != content_of(labels[1]):
         raise UserError(
             f"{path} was trained on the targets {labels[0]!r} and {labels[1]!r} are what --clip-weights gives now: "
             "make the former available, name them, or choose another --exp-id"
+        )
+    if theirs["model"] != ours["model"]:
+        raise UserError(
+            f"{path} holds a model of width {theirs['model']['width']}, not {ours['model']['width']}, "
+            "made by another version of hnerv: use that one, or choose another --exp-id"
         )
 
 
@@ -160,6 +179,19 @@ def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
             f"{path} holds a run with another configuration ({_told(differing)}): choose another --exp-id, "
             "give its settings to resume it, or --overwrite to move it aside"
         )
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A folder of something else is not written into: cutting back the logs would cost its owner files."""
+    if path.is_dir() and (found := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
+        raise UserError(
+            f"{path} holds {sorted(found)[0]!r} but no config.json of a run: choose another --exp-id, "
+            "or --overwrite to move it aside"
+        )
+
+
+def _finished(state: dict) -> bool:
+    return state["progress"]["epoch"] >= state["run"]["config"]["train"]["epochs"]
 
 
 def _move_aside(path: Path) -> None:

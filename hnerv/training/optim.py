@@ -9,6 +9,7 @@ from hnerv.config import TrainConfig
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV
 
+_SECOND_ORDER = ("adahessian",)  # needs the graph of the gradients, which the step does not keep
 GROUPS = ("rgb_head", "clip_head", "decoder", "embedding")
 
 
@@ -31,17 +32,32 @@ def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Op
         for params, factor in ((network, 1.0), (codes, config.embed_lr_factor))
         if params
     ]
+    return _optimizer(groups, config)
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raises UserError where the optimiser could not be built, before a run has written anything."""
+    _optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], config)
+
+
+def _optimizer(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
     plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(config.optimizer.lower())
     if plain:
         return plain(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     import timm.optim
 
-    if config.optimizer.lower() not in timm.optim.list_optimizers():
+    names = [name for name in timm.optim.list_optimizers() if name not in _SECOND_ORDER]
+    if config.optimizer.lower() not in names:
         raise UserError(
-            f"--optimizer {config.optimizer!r} is neither adam, adamw nor one of timm's: "
-            f"{', '.join(timm.optim.list_optimizers())}"
+            f"--optimizer {config.optimizer!r} is neither adam, adamw nor one of timm's: {', '.join(names)}"
         )
-    return timm.optim.create_optimizer_v2(groups, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer.lower().startswith("kron"):
+        settings["deterministic"] = True  # its own random numbers would not be those of the run before a stop
+    try:
+        return timm.optim.create_optimizer_v2(groups, config.optimizer, **settings)
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise UserError(f"--optimizer {config.optimizer!r} does not work here ({error}): choose another") from error
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

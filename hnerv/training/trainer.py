@@ -5,9 +5,10 @@ B frames of a step, S steps of an epoch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch import Tensor
 from hnerv.checkpoint import save_checkpoint
 from hnerv.config import Config
 from hnerv.dataset import Batch, FrameStore
-from hnerv.errors import Interrupted, RunError
-from hnerv.evaluation import Report, evaluate, log_report
+from hnerv.errors import Interrupted, RunError, UserError
+from hnerv.evaluation import Report, eval_values, evaluate, log_report
 from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
@@ -29,7 +30,10 @@ from hnerv.training.report import text_page
 from hnerv.training.signals import StopSignals
 
 COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in GROUPS))
-BATCH_TAGS = ("psnr", "pixel_loss", "clip_loss", "total_loss")
+COLUMN_TAGS = (
+    *(f"Train_Batch/{name}" for name in ("PSNR", *COLUMNS[1:4])), *(f"Train/Gradients/{name}" for name in COLUMNS[4:])
+)  # fmt: skip
+BATCH_TAGS = COLUMN_TAGS[:4]
 
 
 class LossTerms(NamedTuple):
@@ -153,32 +157,41 @@ class Trainer:
         values = self.epoch_values(means | norms)
         first = self.epoch * self.steps_per_epoch
         steps = range(first + 1, first + self.steps_per_epoch + 1)
-        for column in BATCH_TAGS:
-            if column == "clip_loss" and self.model.clip_head is None:
-                continue
-            tag = f"Train_Batch/{'PSNR' if column == 'psnr' else column}"
-            self.logger.curve(tag, steps, rows[:, COLUMNS.index(column)].tolist(), self.times)
+        for tag, column in zip(BATCH_TAGS, rows.T.tolist(), strict=False):
+            if self.model.clip_head is not None or tag != "Train_Batch/clip_loss":
+                self.logger.curve(tag, steps, column, self.times)
         self.epoch, self.step_in_epoch, self.times = self.epoch + 1, 0, []
+        parameters = self.parameter_values()
+        self.check_values(parameters)
         if self.due(self.config.train.params_freq):
-            values |= self.parameter_values()
+            values |= parameters
         self.logger.scalars(values, self.epoch)
         line = {"epoch": self.epoch, "step": self.global_step, **values, "seconds": round(seconds, 3)}
         self.logger.record("train", line)
         return values
 
     def check_finite(self, rows: Tensor) -> None:
-        """Raises RunError naming the first step and value that is not finite."""
+        """Raises RunError naming the first step and tag of the epoch's rows (steps, COLUMNS) that is not finite."""
         bad = (~rows.isfinite()).nonzero()
         if len(bad):
             step, column = bad[0].tolist()
-            good = (
-                f"the last good checkpoint is {self.folder.latest}" if self.folder.latest.exists() else "no checkpoint"
-            )
-            raise RunError(
-                f"{COLUMNS[column]} is {rows[step, column].item()} at step "
-                f"{self.epoch * self.steps_per_epoch + step + 1} (epoch {self.epoch + 1}); {good}: lower --lr or "
-                "--clip-loss-weight, or set --grad-clip, under another --exp-id"
-            )
+            first = self.epoch * self.steps_per_epoch
+            self.not_finite(COLUMN_TAGS[column], rows[step, column].item(), first + step + 1, self.epoch + 1)
+
+    def check_values(self, values: dict[str, float]) -> None:
+        """Raises RunError naming the first of {tag: value}, measured after an epoch, that is not finite."""
+        for tag, value in values.items():
+            if not math.isfinite(value):
+                self.not_finite(tag, value, self.global_step, self.epoch)
+
+    def not_finite(self, tag: str, value: float, step: int, epoch: int) -> NoReturn:
+        """Raises RunError, in words; `step` and `epoch` count from 1."""
+        latest = self.folder.latest
+        good = f"the last good checkpoint is {latest}" if latest.exists() else "there is no checkpoint yet"
+        raise RunError(
+            f"{tag} is {value} at step {step} (epoch {epoch}); {good}: lower --lr or --clip-loss-weight, "
+            "or set --grad-clip, under another --exp-id"
+        )
 
     def epoch_values(self, means: dict[str, float]) -> dict[str, float]:
         """{Train/ tag: value} of the epoch that ends. Ratios are left out while their divisor is 0."""
@@ -219,7 +232,9 @@ class Trainer:
 
     def evaluate(self) -> Report:
         """Measures both splits, logs them, and keeps best.pt by frame PSNR, of unseen frames where there are any."""
+        self.model.embedding.refresh(self.store.frames)
         report = evaluate(self.model, self.store, self.config.model.unseen)
+        self.check_values(eval_values(report))
         self.evaluation = log_report(self.logger, report, self.epoch, self.global_step)
         split = "train" if report.val is None else "val"
         score = self.evaluation[f"Eval/Frame/{split}_psnr_frame"]
@@ -229,7 +244,8 @@ class Trainer:
         return report
 
     def stop(self, signal_number: int) -> None:
-        """Saves and raises Interrupted."""
+        """Saves and raises Interrupted; RunError, and no save, where the steps since the last epoch went wrong."""
+        self.check_finite(self.records[: self.step_in_epoch].cpu())
         self.save()
         raise Interrupted(
             signal_number,
@@ -266,8 +282,14 @@ class Trainer:
         if state is None:
             self.logger.text("Model/Info/run", text_page(self.record), 0)
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.folder.latest} does not fit the model of its configuration ({error}): take best.pt, "
+                "or the version of hnerv that wrote it"
+            ) from error
         progress = state["progress"]
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
         self.records.copy_(progress["records"])

@@ -1,0 +1,31 @@
+"""What would fail only after a run had written something is refused here, before."""
+
+from __future__ import annotations
+
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.metrics import SSIM_WINDOW, ms_ssim_scales
+from hnerv.model import Scene
+from hnerv.training.optim import check_optimizer
+
+MAX_SEED = 1 << 32
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError for an optimiser that cannot be had, a seed out of range, and --unseen without an encoder."""
+    check_optimizer(config.train)
+    if config.train.seed >= MAX_SEED:
+        raise UserError(f"--seed {config.train.seed} is not below {MAX_SEED}: choose a smaller one")
+    if config.model.unseen == "encode" and config.model.embedding != "encoder":
+        raise UserError(
+            f"--unseen encode is for --embedding encoder, not {config.model.embedding}: drop one of the two"
+        )
+
+
+def check_scene(scene: Scene) -> None:
+    """Raises UserError for frames on which MS-SSIM, and so every evaluation, is not defined."""
+    if not ms_ssim_scales(scene.height, scene.width):
+        raise UserError(
+            f"frames of {scene.height}x{scene.width} are too small, MS-SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels: "
+            "choose a larger --crop or --resize"
+        )

@@ -1,0 +1,63 @@
+"""Arithmetic against a count by hand; speed and parameters are of the decode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hnerv.evaluation.cost import FRAMES_AT_ONCE, Cost, cost_of, decode_fps, gmac_per_frame
+
+
+def counted_by_hand(model, forward) -> int:
+    """Multiply-accumulates of every convolution and linear layer, from the shapes that pass through them."""
+    total = 0
+
+    def add(layer, inputs, output):
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            kernel = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
+            total += output.numel() * kernel
+        else:
+            total += output.numel() * layer.in_features
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    with torch.no_grad():
+        forward()
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_gmac_against_a_count_by_hand(world, embedding):
+    model = world(embedding).model
+    by_hand = counted_by_hand(model, lambda: model(torch.zeros(1)))
+    assert gmac_per_frame(model) == pytest.approx(by_hand / 1e9, rel=1e-9)
+    assert by_hand > 1e5
+
+
+def test_gmac_of_the_stem_alone(world):
+    """One convolution, counted on paper: 4x8 cells, 4 -> 8 channels."""
+    model = world(targets=False).model
+    (kernel, _) = model.decoder.stem.kernel_size
+    stem = counted_by_hand(model.decoder.stem, lambda: model.decoder.stem(torch.zeros(1, 4, 4, 8)))
+    assert stem == 4 * 8 * 4 * 8 * kernel**2
+
+
+def test_cost(world):
+    model = world().model
+    assert decode_fps(model, seconds=0.01) > 0
+    cost = Cost({"decoder": 1000, "rgb_head": 234}, 1.5, 20.04)
+    assert cost.line(torch.device("cpu")) == (
+        f"1,234 coded parameters, 1.500 GMAC per frame, decodes 20.0 frames/s on cpu ({FRAMES_AT_ONCE} at once, fp32)"
+    )
+
+
+def test_parameters_are_those_coded(world, monkeypatch):
+    monkeypatch.setattr("hnerv.evaluation.cost.decode_fps", lambda model: 1.0)
+    here = world("encoder")
+    parts = cost_of(here.model).parameters
+    assert parts["embedding"] == here.model.embedding.codes.numel() == 6 * 4 * 4 * 8
+    assert parts["decoder"] == sum(p.numel() for p in here.model.decoder.parameters())

@@ -1,0 +1,151 @@
+"""Every number of a report against loops and torchmetrics; unseen frames stay unseen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from hnerv.evaluation import eval_values, evaluate
+from hnerv.evaluation.summary import eval_histograms
+from hnerv.metrics import ms_ssim
+
+SPLITS = {"train": (0, 1, 2, 4, 5, 6), "val": (3, 7)}
+
+
+def decoded(world, position: int, frames=None) -> torch.Tensor:
+    """(3, H, W) uint8, one frame at a time."""
+    with torch.no_grad():
+        seen = None if frames is None else frames[position : position + 1].float() / 255
+        rgb = world.model(torch.tensor([float(position)]), seen).rgb[0]
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_pixels_against_torchmetrics_on_each_patch(world, embedding):
+    here = world(embedding)
+    for (_, split), positions in zip(evaluate(here.model, here.store).splits(), SPLITS.values(), strict=True):
+        assert split.positions.tolist() == list(positions)
+        for i, position in enumerate(positions):
+            picture, truth = decoded(here, position), here.frames[position]
+            whole = peak_signal_noise_ratio(picture.double(), truth.double(), data_range=255.0)
+            assert split.psnr_frame[i] == pytest.approx(whole.item(), abs=1e-4)
+            for patch in range(8):
+                top, left = patch // 4 * 16, patch % 4 * 16
+                cut = (slice(None), slice(top, top + 16), slice(left, left + 16))
+                one = peak_signal_noise_ratio(picture[cut].double(), truth[cut].double(), data_range=255.0)
+                assert split.psnr[i, patch] == pytest.approx(one.item(), abs=1e-4)
+            similar = ms_ssim(picture[None] / 255, truth[None] / 255)
+            assert split.ms_ssim[i] == pytest.approx(similar.item(), abs=1e-5)
+
+
+def test_patches_decoded_alone_and_stitched_give_the_same_report(world):
+    here = world()
+    report = evaluate(here.model, here.store)
+    for i, position in enumerate(SPLITS["train"]):
+        with torch.no_grad():
+            alone = [here.model.decode_patch(torch.tensor([float(position)]), p).rgb[0] for p in range(8)]
+        rows = [torch.cat(alone[row * 4 : row * 4 + 4], dim=2) for row in range(2)]
+        picture = (torch.cat(rows, dim=1).clamp(0, 1) * 255).round()
+        whole = peak_signal_noise_ratio(picture.double(), here.frames[position].double(), data_range=255.0)
+        assert report.train.psnr_frame[i] == pytest.approx(whole.item(), abs=0.02)  # a pixel may round the other way
+
+
+@pytest.mark.parametrize("embedding", ["grid", "pe"])
+def test_similarities_against_loops(world, embedding):
+    here = world(embedding)
+    report = evaluate(here.model, here.store)
+    with torch.no_grad():
+        predicted = {p: here.model(torch.tensor([float(p)])).clip[0].double() for p in range(8)}
+    truth = here.embeddings.double()
+    mean = torch.stack([truth[p, k] for p in SPLITS["train"] for k in range(8)]).mean(0)
+    unit = lambda v: v / v.norm()  # noqa: E731
+    for (_, split), positions in zip(report.splits(), SPLITS.values(), strict=True):
+        for i, p in enumerate(positions):
+            for k in range(8):
+                cosine = unit(predicted[p][k]) @ unit(truth[p, k])
+                centred = unit(predicted[p][k] - mean) @ unit(truth[p, k] - mean)
+                scores = {
+                    (q, j): (unit(predicted[q][j]) @ unit(truth[p, k])).item() for q in range(8) for j in range(8)
+                }
+                frame, patch = max(scores, key=scores.get)
+                assert split.clip.sim[i, k] == pytest.approx(cosine.item(), abs=1e-5)
+                assert split.clip.centred[i, k] == pytest.approx(centred.item(), abs=1e-5)
+                assert bool(split.clip.found[i, k]) == (patch == k and abs(frame - p) <= 1)
+
+
+def test_values_are_what_the_table_of_tags_says(world):
+    here = world()
+    report = evaluate(here.model, here.store)
+    values = eval_values(report)
+    for name, split in report.splits():
+        frames = [sum(row) / 8 for row in split.psnr.double().tolist()]
+        mean = sum(frames) / len(frames)
+        deviation = (sum((f - mean) ** 2 for f in frames) / len(frames)) ** 0.5
+        expected = {
+            f"Frame/{name}_psnr": mean, f"PSNR_Stats/{name}_std": deviation, f"PSNR_Stats/{name}_min": min(frames),
+            f"PSNR_Stats/{name}_max": max(frames), f"Info/num_{name}_patches": 8 * len(frames),
+            f"Patch/{name}_psnr_std": split.psnr.double().var(unbiased=False).item() ** 0.5,
+            f"Frame/{name}_clip_sim": split.clip.sim.double().mean().item(),
+            f"Frame/{name}_clip_dist": 1 - split.clip.sim.double().mean().item(),
+            f"Patch/{name}_clip_sim_std": split.clip.sim.double().var(unbiased=False).item() ** 0.5,
+            f"Frame/{name}_clip_retrieval": sum(map(sum, split.clip.found.tolist())) / split.clip.found.numel(),
+        }  # fmt: skip
+        for tag, value in expected.items():
+            assert values[f"Eval/{tag}"] == pytest.approx(value, abs=1e-9), tag
+        histogram = eval_histograms(report)[f"Eval/Histogram/{name}_psnr_distribution"]
+        assert histogram.tolist() == pytest.approx(frames, abs=1e-4)
+
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_unseen_frames_have_no_influence(world, store_of, embedding):
+    """Other pixels and targets in their place: the training report and the decoded unseen frames stay the same."""
+    here = world(embedding)
+    first = evaluate(here.model, here.store)
+    before = [decoded(here, p) for p in SPLITS["val"]]
+    frames, embeddings = here.frames.clone(), here.embeddings.clone()
+    for p in SPLITS["val"]:
+        frames[p], embeddings[p] = 255 - frames[p], -embeddings[p]
+    store = store_of(frames, here.scene, embeddings)
+    here.model.embedding.refresh(store.frames)
+    second = evaluate(here.model, store)
+    for a, b in zip(first.train[:4], second.train[:4], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(first.train.clip, second.train.clip, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first.val.psnr, second.val.psnr)
+    assert all(torch.equal(a, decoded(here, p)) for a, p in zip(before, SPLITS["val"], strict=True))
+
+
+def test_training_frames_come_from_the_stored_codes_alone(world, store_of):
+    """Evaluating against other pixels does not encode these."""
+    here = world("encoder")
+    codes = here.model.embedding.codes.clone()
+    evaluate(here.model, store_of(255 - here.frames, here.scene, here.embeddings))
+    assert torch.equal(here.model.embedding.codes, codes)
+
+
+def test_encode_lets_the_encoder_see_unseen_frames_alone(world):
+    here = world("encoder")
+    plain, encoded = evaluate(here.model, here.store), evaluate(here.model, here.store, "encode")
+    assert torch.equal(plain.train.psnr, encoded.train.psnr)
+    for i, position in enumerate(SPLITS["val"]):
+        picture = decoded(here, position, here.frames)
+        whole = peak_signal_noise_ratio(picture.double(), here.frames[position].double(), data_range=255.0)
+        assert encoded.val.psnr_frame[i] == pytest.approx(whole.item(), abs=1e-4)
+    assert encoded.unseen == "encode"
+
+
+def test_without_unseen_frames_or_targets(world):
+    here = world(targets=False, val=())
+    report = evaluate(here.model, here.store)
+    assert report.val is None and report.train.clip is None
+    assert not [tag for tag in eval_values(report) if "val_" in tag or "clip" in tag or "Gap" in tag]
+
+
+def test_the_mode_of_the_model_is_given_back(world):
+    here = world()
+    evaluate(here.model.train(), here.store)
+    assert here.model.training
+    evaluate(here.model.eval(), here.store)
+    assert not here.model.training

@@ -1,0 +1,97 @@
+"""Every frame size that `frame_multiple` accepts builds and runs; scenes go to JSON and back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.model import Scene, build_model, frame_multiple
+
+SCENE = Scene(5, 40, 80, 2, 4, 23.976, (0, 2, 4), (1, 3), 512)
+
+
+def test_a_scene_goes_to_json_and_back():
+    for scene in (SCENE, Scene(1, 1, 1, 1, 1, 1.0, (0,), (), 0)):
+        assert Scene.from_dict(scene.to_dict()) == scene
+        assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [(lambda d: d.pop("fps"), "['fps']"), (lambda d: d.update(depth=1), "['depth']"), (lambda d: d.clear(), "'cols'")],
+)
+def test_other_keys_are_named(edit, names):
+    data = SCENE.to_dict()
+    edit(data)
+    with pytest.raises(UserError, match="the scene of this checkpoint does not fit this version: ") as error:
+        Scene.from_dict(data)
+    assert names in str(error.value)
+
+
+def test_the_grid_of_a_scene():
+    assert (SCENE.grid.patches, SCENE.grid.patch_size) == (8, (20, 20))
+
+
+@pytest.mark.parametrize("times", [(1, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize("strides", [((2, 2), 1, 2), ((3, 2), 2, 1), ((1, 5), 1, 1)], ids=str)
+@pytest.mark.parametrize("grid", ["1x1", "2x4", "3x3", "1x5", "4x8", "7x2"])
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_a_size_that_is_accepted_builds_and_runs(small, scene_of, embedding, grid, strides, times):
+    dec_strides, rgb_stride, site = strides
+    fields = {"dec_strides": dec_strides, "rgb_stride": rgb_stride, "clip_site": site, "dec_width": 6}
+    config = small(embedding=embedding, grid=grid, enc_strides=(*dec_strides, rgb_stride), **fields)
+    scene = scene_of(config, times, frames=3)
+    model = build_model(config.model, scene)
+    with torch.no_grad():
+        whole = model(torch.tensor([0.5]))
+        frames = torch.rand(1, 3, scene.height, scene.width)
+        assert model(torch.tensor([1.0]), frames).rgb.shape == frames.shape == whole.rgb.shape
+        assert whole.clip.shape == (1, scene.grid.patches, 7)
+        for patch in {0, scene.grid.patches // 2, scene.grid.patches - 1}:
+            alone = model.decode_patch(torch.tensor([0.5]), patch)
+            assert (alone.rgb - scene.grid.split(whole.rgb)[:, patch]).abs().max() < 1e-5
+            assert (alone.clip - whole.clip[:, patch]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("fields", "multiple"),
+    [
+        ({"grid": "2x4", "embedding": "grid", "dec_strides": (5, 4, 4, 2, 2)}, (320, 320)),
+        ({"grid": "2x4", "embedding": "encoder", "dec_strides": (5, 4, 4, 2, 2)}, (320, 320)),
+        ({"grid": "2x4", "embedding": "pe", "dec_strides": (5, 4, 4, 2, 2)}, (640, 1280)),
+        ({"grid": "3x3", "embedding": "grid", "dec_strides": (5, 4, 4, 2, 2)}, (960, 960)),
+        ({"grid": "2x4", "embedding": "grid", "dec_strides": (2, 5, 2), "rgb_stride": 2}, (40, 80)),
+        ({"grid": "4x8", "embedding": "grid", "dec_strides": (2, 5, 2), "rgb_stride": 2, "clip_site": 1}, (80, 160)),
+        ({"grid": "3x7", "embedding": "pe", "dec_strides": (2, 2), "rgb_stride": 1}, (12, 28)),
+    ],
+)
+def test_multiple_table(fields, multiple):
+    config = Config().replaced(fields)
+    assert frame_multiple(config.video, config.model) == multiple
+
+
+@pytest.mark.parametrize("embedding", ["grid", "pe"])
+def test_a_multiple_holds_patches_cells_and_sites(small, embedding):
+    for grid, strides, site in itertools.product(["2x4", "3x5"], [(2, 3), (4, 1, 2)], [1, 2]):
+        config = small(embedding=embedding, grid=grid, dec_strides=strides, clip_site=site)
+        model, parts = config.model, [int(part) for part in grid.split("x")]
+        for side, count in zip(frame_multiple(config.video, model), parts, strict=True):
+            canvas = side // count if embedding == "pe" else side
+            cell = torch.tensor(model.strides[site:]).prod().item()
+            assert side % count == 0 and canvas % torch.tensor(model.strides).prod().item() == 0
+            assert side // count % cell == 0
+
+
+def test_an_encoder_that_does_not_undo_the_decoder_is_refused():
+    config = Config().replaced({"embedding": "encoder", "dec_strides": (2, 5), "rgb_stride": 2, "enc_strides": (2, 5)})
+    with pytest.raises(UserError) as error:
+        frame_multiple(config.video, config.model)
+    assert str(error.value) == (
+        "the encoder divides frames by 10 and the decoder multiplies by 20: make the product of --enc-strides equal "
+        "to that of --dec-strides and --rgb-stride"
+    )

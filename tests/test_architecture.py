@@ -1,0 +1,113 @@
+"""A room imports only rooms above it; the rooms that serve --help import no torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TIERS = (
+    "errors files",
+    "geometry",
+    "losses schedule metrics",
+    "config",
+    "presets",
+    "flags",
+    "command",
+    "video",
+    "clip",
+    "model",
+    "dataset checkpoint",
+    "tracking",
+    "evaluation",
+    "training",
+    "train_patch_dual eval",
+)
+ROOMS = [room for tier in TIERS for room in tier.split()]
+LIGHT = ["errors", "files", "geometry", "losses", "schedule", "config", "presets", "flags", "command"]
+EXCEPTIONS = {("losses", "metrics")}  # imported where it is used, so that the table of losses needs no torch
+FILES = [*sorted((ROOT / "hnerv").rglob("*.py")), ROOT / "train_patch_dual.py", ROOT / "eval.py"]
+LIBRARIES = {"torch", "torchvision", "numpy", "open_clip", "av", "decord", "PIL", "matplotlib", "tensorboard", "tqdm"}
+
+
+def room_of(path: Path) -> str:
+    """'' for hnerv/__init__.py, which every room may read and which reads none."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return (parts[1] if parts[0] == "hnerv" else parts[0]).removesuffix("__init__")
+
+
+def imports_of(tree: ast.AST) -> list[str]:
+    """Dotted names, everywhere in the tree: 'a.b' for `import a.b`, 'a.b' and 'a.b.c' for `from a.b import c`."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def rooms_read(tree: ast.AST) -> set[str]:
+    parts = [name.split(".") for name in imports_of(tree)]
+    return {name[1] for name in parts if name[0] == "hnerv" and len(name) > 1 and name[1] != "__version__"}
+
+
+def top_level(tree: ast.Module) -> ast.Module:
+    """The statements that run at import: no function bodies, nothing under `if TYPE_CHECKING`."""
+
+    class Prune(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef
+
+        def visit_If(self, node):
+            return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+    return Prune().visit(tree)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down(path):
+    room, read = room_of(path), rooms_read(ast.parse(path.read_text(encoding="utf-8")))
+    assert read <= set(ROOMS), f"unknown rooms {read - set(ROOMS)}: give them a place in this test's list"
+    if not room:
+        assert not read
+        return
+    upward = {name for name in read if ROOMS.index(name) > ROOMS.index(room) and (room, name) not in EXCEPTIONS}
+    assert not upward, f"{room} imports {sorted(upward)}, which come after it"
+
+
+def test_every_room_is_listed_and_exists():
+    assert {room_of(path) for path in FILES} - {""} == set(ROOMS)
+
+
+@pytest.mark.parametrize("pair", sorted(EXCEPTIONS))
+def test_exceptions_are_lazy(pair):
+    tree = ast.parse((ROOT / "hnerv" / f"{pair[0]}.py").read_text(encoding="utf-8"))
+    assert pair[1] in rooms_read(tree)
+    assert pair[1] not in rooms_read(top_level(tree))
+
+
+@pytest.mark.parametrize("room", ["__init__", *LIGHT])
+def test_the_rooms_that_serve_help_import_nothing_heavy(room):
+    tree = top_level(ast.parse((ROOT / "hnerv" / f"{room}.py").read_text(encoding="utf-8")))
+    assert not {name.split(".")[0] for name in imports_of(tree)} & LIBRARIES
+    assert rooms_read(tree) <= set(LIGHT)
+
+
+@pytest.mark.parametrize("script", ["train_patch_dual.py", "eval.py"])
+def test_the_scripts_import_only_light_rooms_before_they_have_parsed(script):
+    tree = top_level(ast.parse((ROOT / script).read_text(encoding="utf-8")))
+    assert not {name.split(".")[0] for name in imports_of(tree)} & LIBRARIES
+    assert rooms_read(tree) <= set(LIGHT)
+
+
+def test_an_arrow_that_points_up_is_seen():
+    tree = ast.parse("def f():\n    from hnerv.model import build\n    import hnerv.training.trainer\n")
+    assert rooms_read(tree) == {"model", "training"}
+    assert rooms_read(ast.parse("from hnerv import model, __version__")) == {"model"}
+    assert not rooms_read(top_level(tree))

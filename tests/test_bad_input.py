@@ -1,0 +1,306 @@
+"""Bad input: one line of cause and mend on stderr, exit status 2, nothing written, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ALLOWED = "NOT CLIP:", "nothing tells whether"
+"""How the warnings begin that may come before the line."""
+
+
+@pytest.fixture
+def place(tmp_path, make_film, targets_file) -> SimpleNamespace:
+    """Where a case puts what it needs; `output` does not exist yet."""
+    return SimpleNamespace(path=tmp_path / "input", output=tmp_path / "output", make_film=make_film)
+
+
+@pytest.fixture
+def refused(capsys, caplog) -> Callable[[int], str]:
+    """refused(status) -> the one line on stderr; no warning was given but those ALLOWED."""
+
+    def check(status: int) -> str:
+        out, err = capsys.readouterr()
+        (line,) = err.splitlines()
+        assert status == 2 and "Traceback" not in out + err and 30 < len(line) < 1200
+        warnings = [record.getMessage() for record in caplog.records if record.name == "hnerv"]
+        assert all(text.startswith(ALLOWED) for text in warnings), warnings
+        return line
+
+    return check
+
+
+def images(folder: Path, *sizes: tuple[int, int]) -> Path:
+    folder.mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def file_of(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def video(path: Path, keep: float = 1.0) -> Path:
+    """60 frames of noise, h264 in mp4, its index first, cut after a part of its bytes."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for _ in range(60):
+            frame = av.VideoFrame.from_ndarray(draw.integers(0, 256, (32, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    return path
+
+
+def embeddings(path: Path, *shape: int, **named: str) -> Path:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({named.get("name", "embeddings"): torch.ones(shape)}, path)
+    return path
+
+
+def sound(path: Path) -> Path:
+    import wave
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(8000))
+    return path
+
+
+NO_CLIP = {"clip_targets": None, "clip_weights": "none"}
+TRAINING: dict[str, tuple[Callable[[SimpleNamespace], dict], tuple[str, ...]]] = {
+    "no such file": (lambda p: {"data": p.path / "none.mp4"}, ("none.mp4", "neither a file nor a folder")),
+    "no name at all": (lambda p: {"data": ""}, ("--data ''",)),
+    "not a video": (lambda p: {"data": file_of(p.path / "a.mp4", b"text " * 500)}, ("a.mp4",)),
+    "random bytes": (lambda p: {"data": file_of(p.path / "a.mp4", random.Random(0).randbytes(5000))}, ("a.mp4",)),
+    "an empty file": (lambda p: {"data": file_of(p.path / "a.mp4", b"")}, ("a.mp4",)),
+    "a sound": (lambda p: {"data": sound(p.path / "a.wav")}, ("a.wav",)),
+    "a truncated video": (lambda p: {"data": video(p.path / "cut.mp4", 0.6), **NO_CLIP}, ("cut short", "--frames")),
+    "a folder without images": (lambda p: {"data": images(p.path / "empty")}, ("empty",)),
+    "images of different sizes": (lambda p: {"data": images(p.path, (32, 64), (32, 64), (32, 72))}, ("size",)),
+    "an image that is none": (lambda p: {"data": file_of(p.path / "a.png", b"no image").parent}, ("a.png",)),
+    "a frame smaller than the grid": (lambda p: {"data": images(p.path, (6, 9))}, ("6x9", "--grid")),
+    "frames too small for MS-SSIM": (
+        lambda p: {"data": images(p.path, (8, 16), (8, 16)), "grid": "1x1", "data_split": "1_1_1", **NO_CLIP},
+        ("8x16", "MS-SSIM", "--resize"),
+    ),
+    "no frame selected": (lambda p: {"frames": "20:30"}, ("--frames",)),
+    "malformed frames": (lambda p: {"frames": "a:b"}, ("--frames",)),
+    "a crop that nothing divides": (lambda p: {"crop": "30x60"}, ("--crop 30x60", "--dec-strides", "--grid")),
+    "a resize that nothing divides": (lambda p: {"resize": "30x60"}, ("--resize 30x60", "--grid")),
+    "a crop larger than the frame": (lambda p: {"crop": "64x64"}, ("--crop 64x64", "32x64")),
+    "a malformed crop": (lambda p: {"crop": "32"}, ("--crop", "HEIGHTxWIDTH")),
+    "a grid that does not divide": (lambda p: {"grid": "3x5", "crop": "32x64"}, ("--grid",)),
+    "a malformed grid": (lambda p: {"grid": "2by4"}, ("--grid",)),
+    "a split without training frames": (lambda p: {"data_split": "0_4_5"}, ("--data-split '0_4_5'",)),
+    "a malformed split": (lambda p: {"data_split": "9-9-10"}, ("--data-split '9-9-10'",)),
+    "a split out of order": (lambda p: {"data_split": "6_5_4"}, ("--data-split '6_5_4'",)),
+    "an unknown flag": (lambda p: {"epoch": 3}, ("--epoch", "--epochs")),
+    "a word too many": (lambda p: {"epochs": "3 4"}, ("4",)),
+    "no number": (lambda p: {"epochs": "many"}, ("--epochs", "many")),
+    "an unknown loss": (lambda p: {"pixel_loss": "L3"}, ("L3", "Fusion10")),
+    "an unknown preset": (lambda p: {"preset": "demos"}, ("demos", "bunny-1.5m")),
+    "an unknown embedding": (lambda p: {"embedding": "hash"}, ("hash", "encoder")),
+    "an unknown optimizer": (lambda p: {"optimizer": "adamm"}, ("--optimizer 'adamm'", "adamw")),
+    "an optimizer that the step cannot serve": (lambda p: {"optimizer": "adahessian"}, ("adahessian",)),
+    "an unknown schedule": (lambda p: {"lr_type": "linear"}, ("--lr-type 'linear'", "cosine_")),
+    "an unknown precision": (lambda p: {"precision": "fp8"}, ("fp8", "bf16")),
+    "no learning rate": (lambda p: {"lr": 0}, ("--lr 0",)),
+    "no epochs": (lambda p: {"epochs": 0}, ("--epochs 0",)),
+    "a seed beyond 32 bits": (lambda p: {"seed": 1 << 70}, ("--seed",)),
+    "a negative seed": (lambda p: {"seed": -1}, ("--seed",)),
+    "too few parameters": (lambda p: {"dec_width": 0, "modelsize": 0.0001}, ("--modelsize 0.0001", "raise it")),
+    "no parameters": (lambda p: {"dec_width": 0, "modelsize": 0}, ("--modelsize 0",)),
+    "a site that is no stage": (lambda p: {"clip_site": 4}, ("--clip-site 4", "1 to 3")),
+    "strides of 0": (lambda p: {"dec_strides": "2 0 2"}, ("--dec-strides",)),
+    "an encoder of other strides": (
+        lambda p: {"embedding": "encoder", "enc_strides": "2 2"},
+        ("--enc-strides", "--dec-strides"),
+    ),
+    "encode without an encoder": (lambda p: {"unseen": "encode"}, ("--unseen encode", "--embedding encoder")),
+    "malformed kernels": (lambda p: {"ks": "0_2_5"}, ("--ks",)),
+    "a malformed encoding": (lambda p: {"pe": "1.25"}, ("--pe",)),
+    "a weights file that is not there": (
+        lambda p: {"clip_targets": None, "clip_weights": p.path / "w.safetensors"},
+        ("--clip-weights", "w.safetensors"),
+    ),
+    "a weights file that does not fit": (
+        lambda p: {"clip_targets": None, "clip_weights": embeddings(p.path / "w.safetensors", 3, name="proj")},
+        ("w.safetensors",),
+    ),
+    "a weights file that is none": (
+        lambda p: {"clip_targets": None, "clip_weights": file_of(p.path / "w.safetensors", b"x" * 100)},
+        ("w.safetensors",),
+    ),
+    "a tag that cannot be had": (lambda p: {"clip_targets": None, "clip_weights": "openai"}, ("openai",)),
+    "an unknown tag": (lambda p: {"clip_targets": None, "clip_weights": "opena"}, ("opena",)),
+    "an unknown model": (
+        lambda p: {"clip_targets": None, "clip_weights": "openai", "clip_model": "ViT-B-33"},
+        ("ViT-B-33",),
+    ),
+    "targets of another length": (
+        lambda p: {"clip_targets": embeddings(p.path / "t.safetensors", 11, 8, 4)},
+        ("t.safetensors", "11 frames", "12 frames"),
+    ),
+    "targets of another grid": (
+        lambda p: {"clip_targets": embeddings(p.path / "t.safetensors", 12, 6, 4)},
+        ("6 patches", "--grid"),
+    ),
+    "targets of another shape": (lambda p: {"clip_targets": embeddings(p.path / "t.safetensors", 12, 8)}, ("t.safe",)),
+    "targets under another name": (
+        lambda p: {"clip_targets": embeddings(p.path / "t.safetensors", 12, 8, 4, name="x")},
+        ("'embeddings'",),
+    ),
+    "targets that are none": (lambda p: {"clip_targets": file_of(p.path / "t.safetensors", b"x")}, ("t.safetensors",)),
+    "targets that are not there": (lambda p: {"clip_targets": p.path / "t.safetensors"}, ("no such file",)),
+    "targets and none": (lambda p: {"clip_weights": "none"}, ("contradict",)),
+    "CUDA where there is none": (lambda p: {"device": "cuda"}, ("--device cuda", "--device cpu")),
+    "an unknown device": (lambda p: {"device": "gpu"}, ("--device 'gpu'",)),
+    "threads below 0": (lambda p: {"threads": -1}, ("--threads -1",)),
+}
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_training_refuses(case, place, train, flags, refused, monkeypatch):
+    if "CUDA" in case:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make, told = TRAINING[case]
+    line = refused(train(place.output, flags(**make(place))))
+    assert line.startswith("train_patch_dual.py: ")
+    assert all(word in line for word in told), line
+    assert not place.output.exists()
+
+
+@pytest.mark.parametrize("exp_id", ["..", "../x", "/abs", "", "a/../../b"])
+def test_a_name_that_leaves_the_folder(exp_id, place, train, flags, refused):
+    assert "--exp-id" in refused(train(place.output, flags(), exp_id=exp_id))
+    assert not place.output.exists() and not list(place.output.parent.iterdir())
+
+
+@pytest.mark.parametrize("block", ["output", "output/run", "output/run/sub"])
+def test_a_file_where_the_folder_should_be(block, tmp_path, train, flags, refused, snapshot):
+    file_of(tmp_path / block, b"precious")
+    before = snapshot(tmp_path)
+    line = refused(train(tmp_path / "output", flags(), exp_id="run/sub/deep" if "sub" in block else "run"))
+    assert "cannot write the run folder" in line and "--output" in line
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path, train, flags, refused):
+    tmp_path.chmod(0o500)
+    try:
+        assert "cannot write" in refused(train(tmp_path, flags()))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_folder_of_another_configuration(finished, tmp_path, train, flags, refused, snapshot):
+    shutil.copytree(finished, tmp_path / "run")
+    before = snapshot(tmp_path)
+    line = refused(train(tmp_path, flags(lr=0.5, batch_size=1)))
+    assert "batch_size 3 there, 1 here" in line and "lr 0.004 there, 0.5 here" in line
+    assert snapshot(tmp_path) == before
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def foreign(path: Path) -> None:
+    torch.save({"state_dict": {}}, path)
+
+
+def newer(path: Path) -> None:
+    torch.save(torch.load(path) | {"format": 99}, path)
+
+
+def other_flags(path: Path) -> None:
+    state = torch.load(path)
+    state["run"]["config"]["model"]["new_flag"] = 1
+    torch.save(state, path)
+
+
+def other_weights(path: Path) -> None:
+    state = torch.load(path)
+    state["model"].popitem()
+    torch.save(state, path)
+
+
+DAMAGE = {truncated: "is corrupt", foreign: "is no checkpoint", newer: "has format 99", other_flags: "new_flag"}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_cannot_be_used(damage, finished, tmp_path, train, flags, evaluate, refused, snapshot):
+    shutil.copytree(finished, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "latest.pt")
+    before = snapshot(tmp_path)
+    for status in (lambda: train(tmp_path, flags()), lambda: evaluate(tmp_path / "run")):
+        line = refused(status())
+        assert DAMAGE[damage] in line and ": " in line
+        assert snapshot(tmp_path) == before
+
+
+def test_weights_that_do_not_fit_their_configuration(finished, tmp_path, evaluate, refused, snapshot):
+    shutil.copytree(finished, tmp_path / "run")
+    other_weights(tmp_path / "run" / "checkpoints" / "latest.pt")
+    before = snapshot(tmp_path)
+    assert "weights and configuration do not fit" in refused(evaluate(tmp_path / "run"))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["none"], "no such checkpoint"),
+        (["none.pt"], "no such checkpoint"),
+        (["."], "no such checkpoint"),
+        ([], "path"),
+        (["x", "--image"], "--images"),
+        (["x", "--device", "gpu"], "--device 'gpu'"),
+        (["x", "--unseen", "look"], "look"),
+    ],
+)
+def test_evaluation_refuses(words, told, tmp_path, monkeypatch, evaluate, refused):
+    monkeypatch.chdir(tmp_path)
+    line = refused(evaluate(*words))
+    assert line.startswith("eval.py: ") and told in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_of_a_run_whose_targets_are_gone(tmp_path, train, flags, evaluate, refused, snapshot, capsys):
+    targets = embeddings(tmp_path / "t.safetensors", 12, 8, 4)
+    assert train(tmp_path / "output", flags(clip_targets=targets, epochs=1)) == 0
+    targets.unlink()
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert "no such file" in refused(evaluate(tmp_path / "output" / "run"))
+    assert snapshot(tmp_path) == before
+
+
+def test_a_truncated_video_is_taken_as_far_as_it_goes(place, train, flags):
+    """As the message says."""
+    path = video(place.path / "cut.mp4", 0.6)
+    assert train(place.output, flags(data=path, frames="0:10", epochs=1, **NO_CLIP)) == 0

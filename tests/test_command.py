@@ -1,0 +1,131 @@
+"""What ends a command: one line on stderr and an exit status; what device it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import pytest
+import torch
+
+from hnerv.command import one_line_errors, pick_device, set_threads
+from hnerv.errors import Interrupted, RunError, UserError
+
+
+class Special(UserError):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _root_logger():
+    """`one_line_errors` sets up the root logger once for its process; these tests hand it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+ENDINGS = [
+    (UserError("no such file: give another"), 2),
+    (Special("no such file: give another"), 2),
+    (RunError("loss is nan"), 1),
+    (Interrupted(2, "saved at step 3"), 130),
+    (Interrupted(15, "saved at step 3"), 143),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), ENDINGS)
+def test_an_error_is_one_line_and_a_status(capsys, error, status):
+    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug=False):
+        raise error
+    assert stop.value.code == status
+    assert tuple(capsys.readouterr()) == ("", f"prog.py: {error}\n")
+
+
+@pytest.mark.parametrize(("error", "status"), ENDINGS)
+def test_debug_shows_the_traceback_and_then_the_line(capsys, error, status):
+    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug=True):
+        raise error
+    out, err = capsys.readouterr()
+    assert stop.value.code == status and out == ""
+    assert err.startswith("Traceback") and "test_command.py" in err
+    assert err.splitlines()[-1] == f"prog.py: {error}"
+
+
+def test_a_message_of_several_lines_becomes_one(capsys):
+    with pytest.raises(SystemExit), one_line_errors("prog.py", debug=False):
+        raise UserError("cannot read:\n  bad byte\r\n\tat 7\n")
+    assert capsys.readouterr().err == "prog.py: cannot read: bad byte at 7\n"
+
+
+def test_ctrl_c_outside_a_run_is_130_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug=False):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    err = capsys.readouterr().err
+    assert err.startswith("prog.py: stopped") and err.count("\n") == 1
+
+
+def test_other_errors_are_faults_of_the_program_and_pass(capsys):
+    with pytest.raises(ZeroDivisionError), one_line_errors("prog.py", debug=False):
+        raise ZeroDivisionError
+    with one_line_errors("prog.py", debug=False):
+        pass
+    with pytest.raises(ValueError, match="plain"), one_line_errors("prog.py", debug=False):
+        raise ValueError("plain")
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_go_to_stderr_bare(capsys):
+    logging.getLogger().handlers.clear()
+    with one_line_errors("prog.py", debug=False):
+        logging.getLogger("hnerv").warning("NOT CLIP: %d", 3)
+        logging.getLogger("httpx").info("HTTP Request: GET")
+    assert tuple(capsys.readouterr()) == ("", "NOT CLIP: 3\n")
+
+
+def said(name: str) -> str:
+    with pytest.raises(UserError) as error:
+        pick_device(name)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:x", "cuda:-1", "0"])
+def test_what_is_no_device(name):
+    assert said(name) == f"--device {name!r} is no device: write auto, cpu, cuda or cuda:N"
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu"])
+def test_devices_that_are_not_supported(name):
+    assert said(name) == f"--device {name!r} is not supported: write auto, cpu, cuda or cuda:N"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_cuda_where_there_is_none(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert said(name) == (
+        f"--device {name}: torch {torch.__version__} finds no CUDA device: use --device cpu, or mend the driver"
+    )
+    assert pick_device("auto") == torch.device("cpu")
+
+
+def test_cuda_where_there_are_two(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    assert said("cuda:2").startswith(f"--device cuda:2: torch {torch.__version__} finds 2 CUDA devices: ")
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        set_threads(0)
+        assert torch.get_num_threads() == before
+        set_threads(2)
+        assert torch.get_num_threads() == 2
+    with pytest.raises(UserError, match="^--threads -1 is below 0$"):
+        set_threads(-1)

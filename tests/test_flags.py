@@ -1,0 +1,216 @@
+"""The command line: every knob is a flag, errors are one line, --help answers without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.flags import eval_parser, markdown, parse_train, train_parser
+from hnerv.losses import LOSSES, formula
+from hnerv.presets import PRESETS
+from hnerv.schedule import SCHEDULES
+
+ROOT = Path(__file__).parents[1]
+FIELDS = [knob for section in dataclasses.fields(Config) for knob in dataclasses.fields(section.default_factory)]
+
+
+def words(value: object) -> list[str]:
+    return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
+
+
+def refused(capsys, argv: list[str], parse=parse_train) -> str:
+    """The one line on stderr with which a command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == "" and err.endswith("\n") and err.count("\n") == 1
+    return err.rstrip()
+
+
+def help_of(parser) -> str:
+    return " ".join(parser.format_help().split())
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_field_is_a_flag_with_help(field):
+    flags = {action.dest: action for action in train_parser()._actions}
+    action = flags[field.name]
+    assert f"--{field.name.replace('_', '-')}" in action.option_strings
+    assert field.metadata["help"] in action.help % {}
+    assert action.choices == field.metadata["choices"]
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+@pytest.mark.parametrize("style", ["hyphens", "underscores"])
+def test_a_flag_sets_its_field_and_no_other(field, style):
+    name = field.name.replace("_", "-") if style == "hyphens" else field.name
+    if isinstance(field.default, bool):
+        argv, value = [f"--{name}" if not field.default else f"--no-{name}"], not field.default
+    else:
+        choices = field.metadata["choices"]
+        value = choices[-1] if choices else field.default if field.default != "" else "some_text"
+        argv = [f"--{name}", *words(value)]
+    settings = parse_train(["--exp-id", "a", *argv]).settings
+    assert settings == {field.name: value}
+    assert type(settings[field.name]) is type(field.default)
+
+
+def test_hyphens_and_underscores_also_before_an_equals_sign():
+    ask = parse_train(["--exp_id=a_b/{params}", "--data_split=1_1_2", "--pixel-loss_warmup-epochs", "3"])
+    assert ask.exp_id == "a_b/{params}"
+    assert ask.settings == {"data_split": "1_1_2", "pixel_loss_warmup_epochs": 3}
+
+
+def test_only_flags_that_were_given_are_settings():
+    ask = parse_train(["--exp-id", "a"])
+    assert ask.settings == {}
+    assert (ask.preset, ask.output, ask.device, ask.threads) == ("", Path("output"), "auto", 0)
+    assert not ask.overwrite and not ask.debug
+
+
+def test_no_abbreviations(capsys):
+    assert refused(capsys, ["--exp-id", "a", "--epoch", "3"]) == (
+        "train_patch_dual.py: error: unknown argument '--epoch', did you mean --epochs? (--help lists every flag)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epocs", "3"], "unknown argument '--epocs', did you mean --epochs?"),
+        (["--data_splt=1_1_2"], "unknown argument '--data-splt=1_1_2', did you mean --data-split?"),
+        (["--zzzzzzzz"], "unknown argument '--zzzzzzzz'"),
+        (["stray"], "unknown argument 'stray'"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--epochs", "3.5"], "argument --epochs: invalid int value: '3.5'"),
+        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--dec-strides"], "argument --dec-strides: expected at least one argument"),
+        (["--exp-id", "a\nb", "--line\nbreak"], "unknown argument '--line\\nbreak'"),
+    ],
+)
+def test_a_malformed_line_gets_one_line(capsys, argv, message):
+    assert (
+        refused(capsys, ["--exp-id", "a", *argv]) == f"train_patch_dual.py: error: {message} (--help lists every flag)"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--embedding", "--pixel-loss", "--act", "--precision", "--unseen"])
+def test_an_unknown_choice_lists_the_choices(capsys, flag):
+    line = refused(capsys, ["--exp-id", "a", flag, "nonsense"])
+    field = next(field for field in FIELDS if field.name == flag[2:].replace("-", "_"))
+    assert flag in line and "'nonsense'" in line
+    assert all(choice in line for choice in field.metadata["choices"])
+
+
+def test_a_run_needs_a_name(capsys):
+    assert "required: --exp-id" in refused(capsys, [])
+
+
+def test_help_shows_every_loss_preset_and_schedule(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for loss in LOSSES:
+        assert f"{loss} {formula(loss)}" in lines
+    for name, settings in PRESETS.items():
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert all(f"{key}={' '.join(words(value))}" in line for key, value in settings.items())
+    assert all(form in " ".join(text.split()) for form in SCHEDULES)
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_help_shows_every_default(field):
+    default = "none" if field.default == "" else " ".join(words(field.default))
+    flat = help_of(train_parser())
+    assert " ".join(f"{field.metadata['help']} ({default})".split()) in flat
+
+
+@pytest.mark.parametrize("script", ["train_patch_dual.py", "eval.py"])
+def test_help_imports_nothing_heavy(script):
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'open_clip', 'matplotlib', 'av', 'decord', 'PIL', 'tensorboard'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {script}")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_changes_the_defaults_and_flags_change_the_preset(name):
+    ask = parse_train(["--exp-id", "a", "--preset", name, "--modelsize", "0.123", "--seed", "5"])
+    assert ask.preset == name
+    config = ask.config(name).flat()
+    assert config == Config().flat() | PRESETS[name] | {"modelsize": 0.123, "seed": 5}
+    assert ask.base_config(name).flat() == Config().flat() | PRESETS[name]
+
+
+def test_a_flag_that_repeats_a_default_overrides_the_preset():
+    default = Config().model.modelsize
+    ask = parse_train(["--exp-id", "a", "--modelsize", str(default)])
+    assert PRESETS["bunny-3m"]["modelsize"] != default
+    assert ask.config("bunny-3m").model.modelsize == default
+
+
+def test_no_preset_is_the_defaults():
+    ask = parse_train(["--exp-id", "a", "--lr", "0.5"])
+    assert ask.base_config("") == Config()
+    assert ask.config("") == Config().replaced({"lr": 0.5})
+
+
+def test_an_unknown_preset_is_refused():
+    ask = parse_train(["--exp-id", "a", "--preset", "huge"])
+    with pytest.raises(UserError, match="--preset 'huge' does not exist: choose from demo"):
+        ask.config(ask.preset_or_default(cuda=False))
+
+
+@pytest.mark.parametrize(
+    ("argv", "cuda", "expected"),
+    [
+        ([], True, "bunny-1.5m"),
+        ([], False, "demo"),
+        (["--epochs", "3"], False, "demo"),
+        (["--preset", "bunny-3m"], False, "bunny-3m"),
+        (["--preset", "demo"], True, "demo"),
+        (["--data", "a.mp4"], True, ""),
+        (["--data", "bunny"], False, ""),
+        (["--data", "a.mp4", "--preset", "demo"], True, "demo"),
+    ],
+)
+def test_the_preset_of_a_command_line(argv, cuda, expected):
+    assert parse_train(["--exp-id", "a", *argv]).preset_or_default(cuda) == expected
+
+
+def test_eval_needs_only_a_path(capsys):
+    ask = eval_parser().parse_args(["runs/a_b"])
+    assert ask.path == Path("runs/a_b")
+    assert (ask.data, ask.clip_targets, ask.unseen, ask.device, ask.threads) == ("", "", "", "auto", 0)
+    assert not (ask.images or ask.json or ask.debug)
+    assert eval_parser().parse_args(["a", "--clip_targets", "t"]).clip_targets == "t"
+    assert "required: path" in refused(capsys, [], eval_parser().parse_args)
+    assert refused(capsys, ["a", "--jsn"], eval_parser().parse_args) == (
+        "eval.py: error: unknown argument '--jsn', did you mean --json? (--help lists every flag)"
+    )
+
+
+def test_the_tables_of_the_readme_have_a_row_for_every_field():
+    rows = [line for line in markdown().splitlines() if line.startswith("| `--")]
+    assert len(rows) == len(FIELDS)
+    for field, row in zip(FIELDS, rows, strict=True):
+        default = "none" if field.default == "" else " ".join(words(field.default))
+        assert row.startswith(f"| `--{field.name.replace('_', '-')}` | `{default}` | ")
+        assert row.replace("\\|", "").count("|") == 4
+        assert all(choice in row for choice in field.metadata["choices"] or ())

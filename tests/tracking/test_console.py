@@ -1,0 +1,33 @@
+"""One line per epoch where there is no terminal, with the values of the log."""
+
+from __future__ import annotations
+
+from hnerv.tracking.console import Console
+
+
+def test_lines(capsys):
+    with Console(3, 2, 0) as console:
+        console.step()
+        console.epoch(1, {"Train/PSNR": 31.234, "Train/Loss/pixel_loss": 0.00123}, 1.26)
+        console.evaluation(1, {"Eval/Frame/train_psnr": 30.0})
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "epoch    1/3  PSNR 31.23  pixel 1.23e-03  1.3 s",
+        "eval     1/3  train PSNR 30.00",
+    ]
+    assert err == ""
+
+
+def test_quiet_says_nothing(capsys):
+    with Console(3, 2, 0, quiet=True) as console:
+        console.epoch(1, {"Train/PSNR": 31.234}, 1.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Console(3, 2, 0) as console:
+        console.step()
+        console.epoch(1, {"Train/PSNR": 31.234}, 1.0)
+    out, err = capsys.readouterr()
+    assert out == "" and "PSNR 31.23" in err

@@ -1,0 +1,189 @@
+"""Where a run is, whom it lets in, what it records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.training.folder import RunFolder, params_name
+
+
+def at(output, exp_id, config=None, overwrite=False, preset="", base=None):
+    return RunFolder.at(output, exp_id, preset, config or Config(), base or Config(), overwrite)
+
+
+@pytest.mark.parametrize("exp_id", ["demo", "patch_dual/bunny/a", "a b", "ünï"])
+def test_a_name_is_a_folder_inside(tmp_path, exp_id):
+    assert at(tmp_path, exp_id).path == tmp_path / exp_id
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exp_id", ["", " ", ".", "..", "../x", "a/../../x", "/abs", "a/..", "x" * 256, "a\0b"])
+def test_a_name_that_leaves_the_folder_or_is_none_is_refused(tmp_path, exp_id):
+    with pytest.raises(UserError, match="--exp-id"):
+        at(tmp_path, exp_id)
+
+
+def test_params_name_what_differs():
+    config = Config().replaced({"lr": 0.01, "dec_strides": (2, 5, 2), "clip_site": 1})
+    assert params_name("", config, Config()) == "clip_site=1,dec_strides=2-5-2,lr=0.01"
+    assert params_name("demo", Config(), Config()) == "demo"
+    assert params_name("", Config(), Config()) == "default"
+    long = params_name("", Config().replaced({"data": "/x/" * 300}), Config())
+    assert len(long) <= 200 and long != params_name("", Config().replaced({"data": "/x/" * 301}), Config())
+    assert "/" not in long
+
+
+def test_params_in_a_name(tmp_path):
+    config = Config().replaced({"epochs": 7})
+    assert at(tmp_path, "bunny/{params}", config).path == tmp_path / "bunny" / "epochs=7"
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "mine" / "tensorboard" / "events.out.tfevents.1.x").write_text("precious")
+    with pytest.raises(UserError, match="holds 'tensorboard' but no config.json of a run: .*--overwrite"):
+        at(tmp_path, "mine")
+    assert at(tmp_path, "mine", overwrite=True).known() is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": {}}', '{"config": 3, "targets": null}'])
+def test_a_broken_config_json_is_one_line(tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        at(tmp_path, "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_finished_run_started_again_changes_nothing_and_prints_its_table(
+    tmp_path, train, flags, snapshot, capsys, lines_of
+):
+    assert train(tmp_path, flags()) == 0
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert train(tmp_path, flags()) == 0
+    out = capsys.readouterr().out
+    assert snapshot(tmp_path) == before
+    assert f"{lines_of(tmp_path / 'run')[-1]['Eval/Frame/train_psnr']:.3f}" in out and "eval.py" in out
+    assert "epoch " not in out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"lr": 0.02}, "lr 0.004 there, 0.02 here"), ({"epochs": 9}, "epochs 5 there, 9 here"), ({"act": "gelu"}, "act")],
+)
+def test_another_configuration_is_refused_and_nothing_changes(tmp_path, train, flags, snapshot, capsys, change, told):
+    assert train(tmp_path, flags()) == 0
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert train(tmp_path, flags(**change)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line and "--exp-id" in line and "--overwrite" in line
+    assert snapshot(tmp_path) == before
+
+
+def test_other_frames_under_the_same_path_are_refused(tmp_path, train, flags, make_film, snapshot, capsys):
+    film = make_film(tmp_path / "film")
+    output = tmp_path / "output"
+    assert train(output, flags(data=film)) == 0
+    before = snapshot(output)
+    film.rename(tmp_path / "old")
+    make_film(tmp_path / "film", shift=3)
+    capsys.readouterr()
+    assert train(output, flags(data=film)) == 2
+    assert "was trained on other frames" in capsys.readouterr().err
+    assert snapshot(output) == before
+
+
+def test_other_targets_under_the_same_path_are_refused(tmp_path, train, flags, snapshot, capsys):
+    import torch
+    from safetensors.torch import save_file
+
+    targets, output = tmp_path / "t.safetensors", tmp_path / "output"
+    save_file({"embeddings": torch.eye(12 * 8, 8).add(0.1).view(12, 8, 8)}, targets)
+    assert train(output, flags(clip_targets=targets)) == 0
+    before = snapshot(output)
+    save_file({"embeddings": torch.eye(12 * 8, 8).add(0.2).view(12, 8, 8)}, targets)
+    capsys.readouterr()
+    assert train(output, flags(clip_targets=targets)) == 2
+    assert "was trained on the targets" in capsys.readouterr().err
+    assert snapshot(output) == before
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, train, flags, snapshot, capsys):
+    import torch
+
+    assert train(tmp_path, flags(epochs=2)) == 0
+    path = tmp_path / "run" / "checkpoints" / "latest.pt"
+    state = torch.load(path)
+    state["run"]["model"]["width"] = 9
+    torch.save(state, path)
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert train(tmp_path, flags(epochs=2)) == 2
+    assert "another version of hnerv" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_moves_aside_and_never_deletes(tmp_path, train, flags, snapshot):
+    assert train(tmp_path, flags(epochs=2)) == 0
+    first = snapshot(tmp_path / "run")
+    for _ in range(2):
+        assert train(tmp_path, [*flags(epochs=3), "--overwrite"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.old1", "run.old2"]
+    assert snapshot(tmp_path / "run.old1") == first
+
+
+def test_overwrite_of_nothing_is_a_fresh_run(tmp_path, train, flags):
+    assert train(tmp_path, [*flags(epochs=1), "--overwrite"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_half_written_files_of_a_killed_run_go(tmp_path, train, flags):
+    assert train(tmp_path, flags(epochs=2)) == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.joinpath("latest.pt").unlink()
+    checkpoints.joinpath(".latest.pt.123.tmp").write_bytes(b"half")
+    assert train(tmp_path, flags(epochs=2)) == 0
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["best.pt", "latest.pt"]
+
+
+def test_records(finished, settings):
+    record = json.loads((finished / "config.json").read_text())
+    config = Config.from_dict(record["config"])
+    assert config.train.epochs == settings["epochs"] and record["scene"]["val"] == [5, 11]
+    assert record["targets"]["kind"] == "file" and record["model"]["width"] == 8
+    (start,) = json.loads((finished / "environment.json").read_text())
+    assert start["command"][0] == "train_patch_dual.py" and start["torch"] and "commit" in start
+
+
+def test_auto_targets_are_resolved_once(tmp_path, train, flags, monkeypatch):
+    """A run that began with the random encoder goes on with it, though CLIP could be had now."""
+    from hnerv.clip import targets as module
+
+    asked = []
+    identify = module.identify
+
+    def spy(weights, *rest):
+        asked.append(weights)
+        return identify(weights, *rest)
+
+    monkeypatch.setattr(module, "identify", spy)
+    words = flags(clip_targets=None, clip_weights="auto", epochs=2)
+    assert train(tmp_path, words) == 0
+    (tmp_path / "run" / "checkpoints" / "latest.pt").unlink()
+    assert train(tmp_path, words) == 0
+    assert asked == ["auto", "random"]
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["targets"]["kind"] == "random" and record["config"]["clip"]["clip_weights"] == "auto"
+
+
+def test_a_name_may_hold_the_preset(tmp_path):
+    config = replace(Config())
+    assert at(tmp_path, "{params}", config, preset="demo").path == Path(tmp_path) / "demo"
