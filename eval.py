@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from hnerv.command import one_line_errors, pick_device, set_threads
+from hnerv.command import one_line_errors, pick_device, set_up_torch
 from hnerv.flags import eval_parser
 
 
@@ -21,19 +21,19 @@ def measure(ask: argparse.Namespace) -> None:
     from hnerv.evaluation.opening import open_run
 
     device = pick_device(ask.device)
-    set_threads(ask.threads)
+    set_up_torch(ask.threads)
     run = open_run(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
-    report = evaluate(run.model, run.store, run.config.model.unseen)
+    report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
     cost = cost_of(run.model)
     summary = write_files(run, report, cost)
     if ask.images:
-        write_images(run.folder / "eval" / "images", run.model, run.store, report)
+        write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
     if ask.json:
         print(json.dumps(summary, indent=2))
     else:
         print(table(eval_values(report), targets_label(run.record), report.unseen))
         print(cost.line(device))
-        print(f"files:     {run.folder / 'eval'}")
+        print(f"files:     {run.folder / 'eval'}, of {run.checkpoint.name} at epoch {run.epoch}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hnerv.command import one_line_errors, pick_device, set_threads
+from hnerv.command import one_line_errors, pick_device, set_up_torch
 from hnerv.flags import Invocation, parse_train
 
 
@@ -22,25 +22,26 @@ def train(ask: Invocation) -> None:
     from hnerv.training import RunFolder, Trainer, announce, check_scene, check_settings, run_record
 
     device = pick_device(ask.device)
-    set_threads(ask.threads)
-    preset = ask.preset_or_default(device.type == "cuda")
-    config = ask.config(preset)
+    set_up_torch(ask.threads)
+    choice = ask.resolve(cuda=device.type == "cuda")
+    config = choice.config
     check_settings(config)
-    folder = RunFolder.at(ask.output, ask.exp_id, preset, config, ask.base_config(preset), ask.overwrite)
+    folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
 
     material = load_material(folder.pinned(config), device, progress=True)
     check_scene(material.scene)
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
-    record = run_record(preset, config, material, model)
+    record = run_record(choice.preset, config, material, model)
     print(announce(record, device), flush=True)
-    state = folder.claim(record)
+    trainer = Trainer(model, FrameStore(material, device), config, folder, record)
+    state = folder.saved_state(record)
+    if state:
+        trainer.load_state(state)
 
-    with folder.logger(state) as logger:
-        trainer = Trainer(model, FrameStore(material, device), config, folder, record, logger)
-        trainer.begin(state)
-        with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
-            trainer.fit(console)
+    console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)
+    with folder.claim(record, state) as logger, console:
+        trainer.fit(logger, console)
 
     print(table(trainer.evaluation, targets_label(record), config.model.unseen))
     print(folder.next_commands())

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import zipfile
 from pathlib import Path
 
 import torch
 
 from hnerv.errors import RunError, UserError
+from hnerv.files import replacing
 
 FORMAT = 1
+_MEND = "give best.pt, or delete this file to go on from that one"
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
 RUN_KEYS = {"config", "video", "scene", "targets", "model"}
 PROGRESS_KEYS = {"epoch", "step", "step_in_epoch", "records", "times", "best", "logs"}
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Writes to a temporary file in the same folder, fsync, rename. Raises RunError when the disk does not take it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Whole or not at all (see `files.replacing`). Raises RunError when the disk does not take it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         kept = "the one before it is intact" if path.exists() else "there is none before it"
         raise RunError(
             f"cannot write {path} ({error}); {kept}: free space or permission, then the same command"
@@ -45,9 +38,7 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"{path}: no such checkpoint: give the .pt file or the folder of a run") from None
     except Exception as error:  # what the unpickler raises on foreign bytes has no bounds
         cause = str(error).split("\n")[0][:160] or type(error).__name__
-        raise UserError(
-            f"{path} is corrupt or no checkpoint of hnerv ({cause}): take best.pt or train again"
-        ) from error
+        raise UserError(f"{path} is corrupt or no checkpoint of hnerv ({cause}): {_MEND}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is no checkpoint of hnerv: give one that train_patch_dual.py wrote")
     if state["format"] != FORMAT:
@@ -55,10 +46,10 @@ def load_checkpoint(path: Path) -> dict:
             f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it"
         )
     if set(state) != KEYS:
-        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: take best.pt or train again")
+        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: {_MEND}")
     for part, needed in (("run", RUN_KEYS), ("progress", PROGRESS_KEYS)):
         if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
-            raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: take best.pt or train again")
+            raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: {_MEND}")
     return state
 
 

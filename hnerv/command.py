@@ -27,7 +27,7 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
         sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
         sys.exit(error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: stopped before anything was lost; the same command goes on\n")
+        sys.stderr.write(f"{prog}: stopped; nothing that was saved is lost\n")
         sys.exit(130)
 
 
@@ -51,9 +51,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(threads: int) -> None:
-    """CPU threads of torch; 0 leaves its own choice. Raises UserError below 0."""
+def set_up_torch(threads: int) -> None:
+    """CPU threads, 0 for torch's own choice; and fp32 that is fp32, not TF32, on CUDA. Raises UserError below 0."""
     import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 
     if threads < 0:
         raise UserError(f"--threads {threads} is below 0")

@@ -31,7 +31,7 @@ class VideoConfig:
     )
     frames: str = knob("", "range of frames START:STOP:STEP, as a Python slice; empty: all", metavar="A:B:S")
     crop: str = knob("", "centre crop in source pixels; empty: the largest that grid and strides divide", metavar="HxW")
-    resize: str = knob("", "size the crop is resized to (bicubic, antialias); empty: none", metavar="HxW")
+    resize: str = knob("", "size the crop is resized to (bicubic, antialias); empty: as it is", metavar="HxW")
     grid: str = knob("2x4", "patches per frame, rows x columns", metavar="RxC")
     data_split: str = knob("9_9_10", "a_b_c: frame i trains if i mod c < a, is unseen if i mod c >= b", metavar="A_B_C")
     shuffle_data: bool = knob(False, "shuffle the frames (by the seed) before they are split")
@@ -89,8 +89,8 @@ class ModelConfig:
         parse_kernels(self.ks)
         parse_pe(self.pe)
         _check(
-            self.dec_width > 0 or 0 < self.modelsize < math.inf,
-            f"--modelsize {self.modelsize} is not above 0 and finite",
+            self.dec_width > 0 or self.modelsize > 0,
+            f"--modelsize {self.modelsize} is not above 0",
         )
         _check(self.dec_width >= 0, f"--dec-width {self.dec_width} is below 0")
         _check(self.dec_strides and min(self.dec_strides) >= 1, f"--dec-strides {self.dec_strides} needs values >= 1")
@@ -110,7 +110,7 @@ class LossConfig:
     """total = pixel + lambda x CLIP."""
 
     pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
-    clip_loss_weight: float = knob(0.001, "lambda, the weight of 1 - cosine", metavar="LAMBDA")
+    clip_loss_weight: float = knob(0.01, "lambda, the weight of 1 - cosine", metavar="LAMBDA")
     pixel_loss_warmup_epochs: int = knob(30, "epochs with the pixel loss alone, before the CLIP loss is switched on")
     clip_ramp_epochs: int = knob(0, "epochs over which lambda then rises linearly; 0: at once")
 
@@ -126,8 +126,8 @@ class TrainConfig:
     epochs: int = knob(300, "passes over the training frames")
     batch_size: int = knob(2, "frames per step, all of their patches")
     lr: float = knob(0.004, "peak learning rate")
-    lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + "; ".join(SCHEDULES))
-    embed_lr_factor: float = knob(5.0, "learning rate of the embeddings, relative to --lr")
+    lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + ", ".join(SCHEDULES))
+    embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
     optimizer: str = knob("adam", "adam, adamw, or the name of any optimiser of timm.optim")
     weight_decay: float = knob(0.0, "weight decay of the optimiser")
     grad_clip: float = knob(1.0, "largest L2 norm of the gradient; 0: no clipping")
@@ -164,7 +164,7 @@ class Config:
         for section in dataclasses.fields(self):
             values = getattr(self, section.name)
             for knob_ in dataclasses.fields(values):
-                _check_choice(knob_, getattr(values, knob_.name))
+                _check_value(knob_, getattr(values, knob_.name))
 
     def to_dict(self) -> dict:
         """Plain nested dictionary, one section a key. Inverse of `from_dict`."""
@@ -254,11 +254,10 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
     _check(not faults, f"{where} does not fit this version: {'; '.join(faults)}")
 
 
-def _check_choice(knob_: dataclasses.Field, value: object) -> None:
-    choices = knob_.metadata["choices"]
-    if choices and value not in choices:
-        flag = knob_.name.replace("_", "-")
-        raise UserError(f"--{flag} {value!r} does not exist: choose from {', '.join(choices)}")
+def _check_value(knob_: dataclasses.Field, value: object) -> None:
+    choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
+    _check(not choices or value in choices, f"{flag} {value!r} does not exist: choose from {', '.join(choices or ())}")
+    _check(not isinstance(value, float) or math.isfinite(value), f"{flag} {value} is not a finite number")
 
 
 def _check(good: object, message: str) -> None:

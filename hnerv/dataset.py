@@ -6,6 +6,7 @@ N frames, B batch, P patches, H W pixels, D embedding dimensions.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hnerv.clip import Targets, clip_targets
 from hnerv.config import Config
+from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_size
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.video import Video, data_split, load_video
@@ -80,9 +82,17 @@ def pin_targets(config: Config, record: dict) -> Config:
     return config.replaced({"clip_weights": "random" if found["kind"] == "random" else found["weights"]})
 
 
-def content_of(weights: str) -> str:
-    """What `Targets.weights` stands for, whatever its file is called: the sha256 of a file, else the tag."""
-    return weights.rsplit(" ", 1)[-1]
+def check_targets(where: Path, theirs: dict, ours: dict) -> None:
+    """Raises UserError where the run of the record `theirs` was trained on other targets than `ours`.
+
+    A file of targets or weights is known by its sha256, whatever it is called now.
+    """
+    labels = [(record["targets"] or {}).get("weights", "none") for record in (theirs, ours)]
+    if labels[0].rsplit(" ", 1)[-1] != labels[1].rsplit(" ", 1)[-1]:
+        raise UserError(
+            f"{where} was trained on the targets {labels[0]!r}, {labels[1]!r} are what is here: make the former "
+            "available, or name them by --clip-weights or --clip-targets"
+        )
 
 
 def targets_label(record: dict) -> str:

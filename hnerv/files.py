@@ -1,19 +1,50 @@
-"""Small files that others read while they are written."""
+"""Files that are written whole or not at all, and what their content is called."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hnerv.errors import UserError
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the place of `path` at the end of a block that succeeds.
+
+    Until then it is `.NAME.PID.tmp` in the same folder, which is made if need be: no reader sees half a file, and a
+    block, disk or rename that fails leaves the old one, no temporary one, and its own error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Of the content of a file, 64 hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, data: object) -> None:
-    """Indented JSON, through a temporary file, so that a reader never sees half of it. Inverse of `read_json`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Indented JSON, whole or not at all. Inverse of `read_json`."""
+    text = json.dumps(data, indent=2) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path):

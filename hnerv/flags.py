@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
+import sys
 import typing
 from pathlib import Path
+from typing import NamedTuple
 
 from hnerv.config import Config, pixel_loss_help
+from hnerv.files import read_json
 from hnerv.presets import PRESETS, preset
+from hnerv.schedule import SCHEDULES
 
 TITLES = {
     "video": "video",
@@ -27,9 +32,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def parse_args(self, args=None, namespace=None):
-        import sys
-
-        words = [_hyphened(word) for word in (sys.argv[1:] if args is None else args)]
+        words = _words(sys.argv[1:] if args is None else args)
         known, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(self._unknown(unknown[0]))
@@ -43,11 +46,30 @@ class Parser(argparse.ArgumentParser):
         return f"unknown argument {word!r}" + (f", did you mean {close[0]}?" if close else "")
 
 
+def _words(given: list[str]) -> list[str]:
+    """Flags with hyphens; a slice that begins with a minus, as in `--frames -10:`, joined to its flag."""
+    words: list[str] = []
+    for word in given:
+        if words and words[-1].startswith("--") and re.fullmatch(r"-\d*:[\d:-]*", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(_hyphened(word))
+    return words
+
+
 def _hyphened(word: str) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+class Choice(NamedTuple):
+    """What is trained: the preset's name ('' for none), its configuration, and that with the flags on top."""
+
+    preset: str
+    base: Config
+    config: Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,28 +85,39 @@ class Invocation:
     overwrite: bool
     debug: bool
 
-    def preset_or_default(self, cuda: bool) -> str:
-        """The preset named; for no preset and no --data, Bunny at the size that the machine can train."""
-        if self.preset or "data" in self.settings:
-            return self.preset
-        return "bunny-1.5m" if cuda else "demo"
+    def resolve(self, cuda: bool) -> Choice:
+        """Defaults, changed by the preset, changed by the flags that were given.
 
-    def base_config(self, preset_name: str) -> Config:
-        """Defaults, changed by the preset ('' for none)."""
-        return Config().replaced(preset(preset_name)) if preset_name else Config()
+        Without --preset and --data: the preset of the run that is resumed, else Bunny at the size that the machine
+        can train. Raises UserError.
+        """
+        name = self.preset
+        if not name and "data" not in self.settings:
+            name = self._preset_of_run() or ("bunny-1.5m" if cuda else "demo")
+        base = Config().replaced(preset(name)) if name else Config()
+        return Choice(name, base, base.replaced(self.settings))
 
-    def config(self, preset_name: str) -> Config:
-        """Defaults, changed by the preset ('' for none), changed by the flags that were given."""
-        return self.base_config(preset_name).replaced(self.settings)
+    def _preset_of_run(self) -> str:
+        path = self.output / self.exp_id / "config.json"
+        record = read_json(path) if path.is_file() and not self.overwrite else None
+        name = record.get("preset", "") if isinstance(record, dict) else ""
+        return name if name in PRESETS else ""
 
 
 def train_parser() -> Parser:
     """The parser of `train_patch_dual.py`."""
     parser = Parser(
         prog="train_patch_dual.py",
+        usage="%(prog)s --exp-id NAME [--preset NAME] [flags]",
         description="Overfit a patch-based dual-head HNeRV (RGB and CLIP) to one video. "
         "The same command resumes a run that was stopped.",
-        epilog="pixel losses:\n" + pixel_loss_help() + "\n\npresets:\n" + _preset_help(),
+        epilog="\n\n".join(
+            (
+                "pixel losses:\n" + pixel_loss_help(),
+                "learning-rate schedules, factor of --lr at progress x, y = (x - UP)/(1 - UP):\n" + _schedule_help(),
+                "presets:\n" + _preset_help(),
+            )
+        ),
     )
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -161,7 +194,11 @@ def _add_section(group: argparse._ArgumentGroup, section: type) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return "none" if value == "" else str(value)
+    return "not set" if value == "" else str(value)
+
+
+def _schedule_help() -> str:
+    return "\n".join(f"  {form:34} {text}" for form, text in SCHEDULES.items())
 
 
 def _preset_help() -> str:

@@ -39,9 +39,7 @@ def psnr_to_mse(db: Tensor) -> Tensor:
 
 def patch_mse(pred: Tensor, target: Tensor, grid: PatchGrid) -> Tensor:
     """Frames (B, 3, H, W) in [0, 1] -> mean squared error of each patch (B, P), patches in the order of `grid`."""
-    (h, w), (batch, channels) = grid.patch_size, pred.shape[:2]
-    error = (pred.float() - target.float()).square()
-    return error.reshape(batch, channels, grid.rows, h, grid.cols, w).mean((1, 3, 5)).flatten(1)
+    return grid.split((pred.float() - target.float()).square()).mean((-3, -2, -1))
 
 
 def frame_mse(pred: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ DEMO: dict[str, object] = {
     "modelsize": 0.35,
     "dec_strides": (2, 5, 2),
     "rgb_stride": 2,
+    "enc_strides": (2, 5, 2, 2),
     "ks": "0_3_3",
     "embed_dim": 32,
     "lr": 0.008,

@@ -217,6 +217,22 @@ def test_a_folder_without_permission(tmp_path, train, flags, refused):
         tmp_path.chmod(0o700)
 
 
+def test_a_folder_that_turns_out_unwritable(tmp_path, train, flags, refused, monkeypatch):
+    """What root and a full disk meet: found by the first write."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hnerv.files.os.replace", refuse)
+    assert "cannot write the run folder" in refused(train(tmp_path, flags(clip_weights="none", clip_targets="")))
+
+
+def test_a_folder_that_may_not_be_written_is_refused_first(tmp_path, train, flags, refused, monkeypatch):
+    monkeypatch.setattr("hnerv.training.folder.os.access", lambda *_: False)
+    line = refused(train(tmp_path, flags(data=tmp_path / "missing.mp4")))
+    assert f"{tmp_path} is no folder that may be written" in line
+
+
 def test_a_folder_of_another_configuration(finished, tmp_path, train, flags, refused, snapshot):
     shutil.copytree(finished, tmp_path / "run")
     before = snapshot(tmp_path)
@@ -263,11 +279,12 @@ def test_a_checkpoint_that_cannot_be_used(damage, finished, tmp_path, train, fla
         assert snapshot(tmp_path) == before
 
 
-def test_weights_that_do_not_fit_their_configuration(finished, tmp_path, evaluate, refused, snapshot):
+def test_weights_that_do_not_fit_their_configuration(finished, tmp_path, train, flags, evaluate, refused, snapshot):
     shutil.copytree(finished, tmp_path / "run")
     other_weights(tmp_path / "run" / "checkpoints" / "latest.pt")
     before = snapshot(tmp_path)
     assert "weights and configuration do not fit" in refused(evaluate(tmp_path / "run"))
+    assert "weights and configuration do not fit" in refused(train(tmp_path, flags()))
     assert snapshot(tmp_path) == before
 
 

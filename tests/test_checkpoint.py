@@ -74,7 +74,7 @@ def test_a_failing_disk_leaves_the_file_before(saved, monkeypatch, call, fault):
     def broken(*_):
         raise fault
 
-    monkeypatch.setattr(checkpoint.os, call, broken)
+    monkeypatch.setattr(os, call, broken)
     with pytest.raises(RunError, match="the one before it is intact") as error:
         save_checkpoint(saved, make_state() | {"evaluation": {}})
     assert str(saved) in str(error.value) and "\n" not in str(error.value)
@@ -128,7 +128,7 @@ def test_truncated_anywhere(saved):
     data = saved.read_bytes()
     for length in [*range(0, 200, 7), *range(200, len(data), 997), *range(len(data) - 30, len(data))]:
         saved.write_bytes(data[:length])
-        assert "take best.pt or train again" in one_line(saved), length
+        assert "give best.pt, or delete this file" in one_line(saved), length
 
 
 def test_a_damaged_byte_is_found_or_harmless(saved):

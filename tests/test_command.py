@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from hnerv.command import one_line_errors, pick_device, set_threads
+from hnerv.command import one_line_errors, pick_device, set_up_torch
 from hnerv.errors import Interrupted, RunError, UserError
 
 
@@ -123,9 +123,9 @@ def test_threads():
     before = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, before)
-        set_threads(0)
+        set_up_torch(0)
         assert torch.get_num_threads() == before
-        set_threads(2)
+        set_up_torch(2)
         assert torch.get_num_threads() == 2
     with pytest.raises(UserError, match="^--threads -1 is below 0$"):
-        set_threads(-1)
+        set_up_torch(-1)

@@ -119,9 +119,10 @@ def test_a_whole_number_passes_for_a_float_and_becomes_one():
 
 NAN = float("nan")
 CHECKS = [
-    ("modelsize", 0.0, "--modelsize 0.0 is not above 0 and finite"),
-    ("modelsize", float("inf"), "--modelsize inf is not above 0 and finite"),
-    ("modelsize", NAN, "--modelsize nan is not above 0 and finite"),
+    ("modelsize", 0.0, "--modelsize 0.0 is not above 0"),
+    ("modelsize", float("inf"), "--modelsize inf is not a finite number"),
+    ("lr", float("inf"), "--lr inf is not a finite number"),
+    ("modelsize", NAN, "--modelsize nan is not above 0"),
     ("dec_width", -1, "--dec-width -1 is below 0"),
     ("dec_strides", (), "--dec-strides () needs values >= 1"),
     ("dec_strides", (2, 0), "--dec-strides (2, 0) needs values >= 1"),

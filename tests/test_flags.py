@@ -125,12 +125,12 @@ def test_help_shows_every_loss_preset_and_schedule(capsys):
     for name, settings in PRESETS.items():
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
         assert all(f"{key}={' '.join(words(value))}" in line for key, value in settings.items())
-    assert all(form in " ".join(text.split()) for form in SCHEDULES)
+    assert all(f"{form} {formula}" in lines for form, formula in SCHEDULES.items())
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_help_shows_every_default(field):
-    default = "none" if field.default == "" else " ".join(words(field.default))
+    default = "not set" if field.default == "" else " ".join(words(field.default))
     flat = help_of(train_parser())
     assert " ".join(f"{field.metadata['help']} ({default})".split()) in flat
 
@@ -153,28 +153,29 @@ def test_help_imports_nothing_heavy(script):
 def test_a_preset_changes_the_defaults_and_flags_change_the_preset(name):
     ask = parse_train(["--exp-id", "a", "--preset", name, "--modelsize", "0.123", "--seed", "5"])
     assert ask.preset == name
-    config = ask.config(name).flat()
-    assert config == Config().flat() | PRESETS[name] | {"modelsize": 0.123, "seed": 5}
-    assert ask.base_config(name).flat() == Config().flat() | PRESETS[name]
+    choice = ask.resolve(cuda=False)
+    assert choice.preset == name
+    assert choice.config.flat() == Config().flat() | PRESETS[name] | {"modelsize": 0.123, "seed": 5}
+    assert choice.base.flat() == Config().flat() | PRESETS[name]
 
 
 def test_a_flag_that_repeats_a_default_overrides_the_preset():
     default = Config().model.modelsize
-    ask = parse_train(["--exp-id", "a", "--modelsize", str(default)])
+    ask = parse_train(["--exp-id", "a", "--preset", "bunny-3m", "--modelsize", str(default)])
     assert PRESETS["bunny-3m"]["modelsize"] != default
-    assert ask.config("bunny-3m").model.modelsize == default
+    assert ask.resolve(cuda=False).config.model.modelsize == default
 
 
 def test_no_preset_is_the_defaults():
-    ask = parse_train(["--exp-id", "a", "--lr", "0.5"])
-    assert ask.base_config("") == Config()
-    assert ask.config("") == Config().replaced({"lr": 0.5})
+    choice = parse_train(["--exp-id", "a", "--data", "a.mp4", "--lr", "0.5"]).resolve(cuda=False)
+    assert choice.base == Config()
+    assert choice.config == Config().replaced({"data": "a.mp4", "lr": 0.5})
 
 
 def test_an_unknown_preset_is_refused():
     ask = parse_train(["--exp-id", "a", "--preset", "huge"])
     with pytest.raises(UserError, match="--preset 'huge' does not exist: choose from demo"):
-        ask.config(ask.preset_or_default(cuda=False))
+        ask.resolve(cuda=False)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,21 @@ def test_an_unknown_preset_is_refused():
     ],
 )
 def test_the_preset_of_a_command_line(argv, cuda, expected):
-    assert parse_train(["--exp-id", "a", *argv]).preset_or_default(cuda) == expected
+    assert parse_train(["--exp-id", "a", *argv]).resolve(cuda).preset == expected
+
+
+def test_a_resumed_run_keeps_its_preset_on_another_machine(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"preset": "demo"}')
+    words = ["--exp-id", "a", "--output", str(tmp_path)]
+    assert parse_train(words).resolve(cuda=True).preset == "demo"
+    assert parse_train([*words, "--overwrite"]).resolve(cuda=True).preset == "bunny-1.5m"
+    assert parse_train([*words, "--preset", "bunny-3m"]).resolve(cuda=True).preset == "bunny-3m"
+
+
+@pytest.mark.parametrize("text", ["-10:", "-10:-1", "::2", "-1::-1", ":-3"])
+def test_a_slice_may_begin_with_a_minus(text):
+    assert parse_train(["--exp-id", "a", "--frames", text]).settings == {"frames": text}
 
 
 def test_eval_needs_only_a_path(capsys):
@@ -210,7 +225,7 @@ def test_the_tables_of_the_readme_have_a_row_for_every_field():
     rows = [line for line in markdown().splitlines() if line.startswith("| `--")]
     assert len(rows) == len(FIELDS)
     for field, row in zip(FIELDS, rows, strict=True):
-        default = "none" if field.default == "" else " ".join(words(field.default))
+        default = "not set" if field.default == "" else " ".join(words(field.default))
         assert row.startswith(f"| `--{field.name.replace('_', '-')}` | `{default}` | ")
         assert row.replace("\\|", "").count("|") == 4
         assert all(choice in row for choice in field.metadata["choices"] or ())

@@ -33,7 +33,7 @@ def test_every_preset_is_named():
 def test_training_commands_are_accepted(command):
     words = shlex.split(command)
     ask = parse_train(words[words.index("train_patch_dual.py") + 1 :])
-    assert ask.config(ask.preset_or_default(cuda=False))
+    assert ask.resolve(cuda=False).config
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "eval.py" in c])

@@ -5,12 +5,10 @@ Legend: N frames, P patches in a frame (row-major), D embedding dimensions, H W 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +17,9 @@ import torch
 from torch import Tensor
 
 from hnerv.clip.teacher import Teacher, build_teacher
-from hnerv.clip.weights import Weights, identify, locate
+from hnerv.clip.weights import Weights, identify, locate, warn_of_doubt
 from hnerv.errors import UserError
+from hnerv.files import replacing, sha256_of
 from hnerv.geometry import PatchGrid
 
 PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
@@ -54,8 +53,8 @@ def clip_targets(
     """Frames (N, 3, H, W) uint8 -> the embedding of each patch, from exactly its pixels; None for weights `none`.
 
     `digest` stands for the content of the frames in the cache's key. A cached tag needs neither weights nor hub.
-    `targets_file` (embeddings of any encoder) takes the place of `weights`. Raises UserError, see `load_teacher`
-    and `read_targets_file`.
+    `targets_file` (embeddings of any encoder) takes the place of `weights`. `progress` draws a bar on a terminal.
+    Raises UserError, see `load_teacher` and `read_targets_file`.
     """
     if weights == "none":
         if targets_file:
@@ -67,6 +66,7 @@ def clip_targets(
     folder = (cache_dir or default_cache_dir()) / "targets"
     spec = identify(weights, model, seed)
     if spec.kind == "clip" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+        warn_of_doubt(spec)
         return found
     spec = locate(spec, seed, fall_back=weights == "auto")
     if spec.kind == "random" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
@@ -100,7 +100,7 @@ def read_targets_file(path: Path, frames: int, grid: PatchGrid) -> Targets:
         raise UserError(f"{flag} has no tensor 'embeddings' but {', '.join(keys) or 'none'}: store them by that name")
     _check_geometry(flag, embeddings, frames, grid)
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
-    label = f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    label = f"{path.name} sha256:{sha256_of(path)}"
     return Targets(_unit(flag, embeddings), source, "file", "", label)
 
 
@@ -135,7 +135,7 @@ def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, 
 
     label = "CLIP targets" if teacher.kind == "clip" else "random targets, not CLIP"
     step = max(1, batch_size // grid.patches)
-    with tqdm(total=len(frames) * grid.patches, desc=label, unit="patch", disable=not progress) as bar:
+    with tqdm(total=len(frames) * grid.patches, desc=label, unit="patch", disable=None if progress else True) as bar:
         for start in range(0, len(frames), step):
             for batch in grid.split(frames[start : start + step]).flatten(0, 1).split(batch_size):
                 yield teacher.encode_patches(batch).cpu()
@@ -181,18 +181,8 @@ def _write_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, targ
     metadata = {"source": targets.source, "kind": targets.kind, "sha256": _checksum(targets.embeddings)}
     data = save({"embeddings": targets.embeddings.contiguous()}, metadata)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, cache_path(folder, digest, grid, spec))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        with replacing(cache_path(folder, digest, grid, spec)) as file:
+            file.write(data)
     except OSError as error:
         _log.warning("the targets are not cached, %s cannot be written to (%s): set HNERV_CACHE", folder, error)
 

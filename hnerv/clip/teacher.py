@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hnerv.clip.weights import OPENAI_KEYS, Preprocess, Weights, identify, locate, read_state
+from hnerv.clip.weights import OPENAI_KEYS, Preprocess, Weights, identify, locate, read_state, warn_of_doubt
 from hnerv.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def build_teacher(spec: Weights, device: str | torch.device = "cpu") -> Teacher:
         else:
             net = _empty_model(spec)
             _fill(net, read_state(Path(spec.path)), spec)
-    return Teacher(net.to(device), spec)
+    teacher = Teacher(net.to(device), spec)
+    warn_of_doubt(spec)
+    return teacher
 
 
 class Teacher:

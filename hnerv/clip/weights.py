@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hnerv.clip import hub
 from hnerv.errors import UserError
+from hnerv.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,7 @@ class Weights(NamedTuple):
     path: str = ""  # file of the weights; '' for the random encoder and for a tag not located yet
     repo: str = ""  # repository of a tag on the hub
     files: tuple[str, ...] = ()  # names of its weights, best first
+    doubt: str = ""  # what the user is to be warned of once they are in use
 
 
 def identify(weights: str, model: str, seed: int) -> Weights:
@@ -105,6 +107,12 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
 def random_weights(seed: int) -> Weights:
     """The seeded, randomly initialised stand-in."""
     return Weights("random", RANDOM_MODEL, f"random:{seed}", f"RANDOM encoder, seed {seed}: not CLIP")
+
+
+def warn_of_doubt(spec: Weights) -> None:
+    """For when the weights are in use: of weights that fail, their error says enough."""
+    if spec.doubt:
+        _log.warning("%s", spec.doubt)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -187,19 +195,18 @@ def _of_file(path: Path, model: str) -> Weights:
     quick, why = _recognise(path, model)
     built, resolved, quick = _activated(model, quick)
     config = _config_beside(path.parent)
+    doubt = ""
     if not why:
         why = f"{'QuickGELU' if quick else 'GELU'}, as --clip-model says"
         if not quick and f"{model}-quickgelu" in _known_models():
-            _log.warning(
-                "nothing tells whether %s was trained with QuickGELU; GELU is taken, as %s has it: for weights of "
-                "OpenAI give --clip-model %s-quickgelu",
-                *(path.name, model, model),
+            doubt = (
+                f"nothing tells whether {path.name} was trained with QuickGELU; GELU is taken, as {model} has it: "
+                f"for weights of OpenAI give --clip-model {model}-quickgelu"
             )
+    preprocess = _preprocess(config.get("preprocess_cfg", {}))
     source = f"OpenCLIP {resolved}, file {path.name} ({why})"
-    label = f"{path.name} sha256:{_sha256(path)}"
-    return Weights(
-        "clip", resolved, label, source, built, quick, _preprocess(config.get("preprocess_cfg", {})), str(path)
-    )
+    label = f"{path.name} sha256:{sha256_of(path)}"
+    return Weights("clip", resolved, label, source, built, quick, preprocess, str(path), doubt=doubt)
 
 
 def _of_folder(folder: Path) -> Weights:
@@ -215,7 +222,7 @@ def _of_folder(folder: Path) -> Weights:
     return Weights(
         kind="clip",
         model=f"local-dir:{folder.resolve().name}@{shape}",
-        weights=f"{path.name} sha256:{_sha256(path)}",
+        weights=f"{path.name} sha256:{sha256_of(path)}",
         source=f"OpenCLIP folder {folder.resolve().name} (architecture and activation by its {CONFIG_NAME})",
         architecture=f"local-dir:{folder.resolve()}",
         quick_gelu=bool(config["model_cfg"].get("quick_gelu")),
@@ -298,11 +305,3 @@ def _preprocess(config: dict[str, Any]) -> Preprocess:
     values = (config.get("mean") or default.mean, config.get("std") or default.std)
     mean, std = (tuple(v) if isinstance(v, list | tuple) else (v,) * 3 for v in values)
     return Preprocess(mean, std, "bilinear" if config.get("interpolation") == "bilinear" else "bicubic")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

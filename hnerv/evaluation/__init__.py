@@ -4,7 +4,7 @@ from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.files import write_files
 from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import Report, SplitReport, evaluate
-from hnerv.evaluation.opening import OpenedRun, open_run
+from hnerv.evaluation.opening import OpenedRun, load_weights, open_run
 from hnerv.evaluation.summary import eval_values, log_report, table
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "cost_of",
     "eval_values",
     "evaluate",
+    "load_weights",
     "log_report",
     "open_run",
     "table",

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from hnerv.evaluation.measure import FRAMES_AT_ONCE
 from hnerv.model import DualHeadHNeRV, coded_parameters
-
-FRAMES_AT_ONCE = 4
 
 
 class Cost(NamedTuple):

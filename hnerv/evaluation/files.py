@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
-import shutil
-
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import Cost
+from hnerv.evaluation.images import remove_images
 from hnerv.evaluation.measure import Report
 from hnerv.evaluation.opening import OpenedRun
-from hnerv.evaluation.summary import log_report, scales_of, write_csv
+from hnerv.evaluation.summary import log_report, write_csv
 from hnerv.files import write_json
+from hnerv.metrics import ms_ssim_scales
 from hnerv.tracking import RunLogger, events_folder
 
 
 def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]:
-    """Writes all of them, in place of an earlier evaluation's; returns the summary. Raises UserError if it cannot."""
+    """Writes all of them, in place of an earlier evaluation's, whose images go too; returns the summary.
+
+    Raises UserError when they cannot be written.
+    """
     folder = run.folder / "eval"
-    events = events_folder(run.folder) / "eval"
     try:
         folder.mkdir(exist_ok=True)
-        shutil.rmtree(events, ignore_errors=True)
-        with RunLogger(events, metrics=None, purge_step=0) as logger:
-            values = log_report(logger, report, run.epoch, run.step)
-        scene = run.model.scene
-        summary = {
-            "checkpoint": str(run.checkpoint),
-            "epoch": run.epoch,
-            "targets": targets_label(run.record),
-            "targets_kind": run.record["targets"]["kind"] if run.record["targets"] else "none",
-            "unseen": report.unseen if run.config.model.embedding == "encoder" else "decoded at their time",
-            **values,
-            **scales_of((scene.height, scene.width)),
-            "coded_parameters": cost.parameters,
-            "gmac_per_frame": cost.gmac_per_frame,
-            "decode_fps": cost.decode_fps,
-        }
+        remove_images(folder / "images")
+        summary = _summary(run, report, cost, _write_events(run, report))
         write_json(folder / "summary.json", summary)
         write_csv(folder, report)
     except OSError as error:
         raise UserError(f"cannot write the evaluation to {folder} ({error}): free space or permission") from error
     return summary
+
+
+def _write_events(run: OpenedRun, report: Report) -> dict[str, float]:
+    """The Eval/ tags and what they mean; returns {tag: value}."""
+    events = events_folder(run.folder) / "eval"
+    for old in events.glob("events.out.tfevents.*"):
+        old.unlink()
+    with RunLogger(events, metrics=None, purge_step=0) as logger:
+        logger.text("Model/Info/run", _text_page(run, report), run.epoch)
+        return log_report(logger, report, run.epoch, run.step)
+
+
+def _text_page(run: OpenedRun, report: Report) -> str:
+    """Markdown: what the similarities of these events are to, and what was evaluated."""
+    return (
+        f"**{targets_label(run.record)}**\n\n"
+        f"- unseen frames: {_unseen_mode(run, report)}\n"
+        f"- checkpoint: `{run.checkpoint}`, epoch {run.epoch}\n"
+    )
+
+
+def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float]) -> dict[str, object]:
+    """Fewer than 5 `ms_ssim_scales`, which small frames have, do not give the MS-SSIM of the literature."""
+    scene, targets = run.model.scene, run.record["targets"]
+    return {
+        "checkpoint": str(run.checkpoint),
+        "epoch": run.epoch,
+        "targets": targets_label(run.record),
+        "targets_kind": targets["kind"] if targets else "none",
+        "unseen": _unseen_mode(run, report),
+        **values,
+        "ms_ssim_scales": ms_ssim_scales(scene.height, scene.width),
+        "coded_parameters": cost.parameters,
+        "gmac_per_frame": cost.gmac_per_frame,
+        "decode_fps": cost.decode_fps,
+    }
+
+
+def _unseen_mode(run: OpenedRun, report: Report) -> str:
+    return report.unseen if run.config.model.embedding == "encoder" else "decoded at their time"

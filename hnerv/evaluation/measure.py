@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from hnerv.dataset import FrameStore
 from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval_hits, round8
@@ -61,20 +62,22 @@ class _Measured(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "") -> Report:
+def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "", progress: bool = False) -> Report:
     """Decodes every frame of both splits in fp32 and measures it against the source.
 
     Training frames come from the model alone. `unseen='encode'` lets the embedding see an unseen frame itself;
     otherwise it is decoded from the model alone too. Stored codes are taken as they are: see `Embedding.refresh`.
+    `progress` draws a bar over the frames, on a terminal only.
     """
     was_training, scene = model.training, model.scene
     model.eval()
     positions = {"train": torch.tensor(scene.train), "val": torch.tensor(scene.val, dtype=torch.long)}
-    measured = {
-        name: _measure(model, store, where, sees_frames=name == "val" and unseen == "encode")
-        for name, where in positions.items()
-        if len(where)
-    }
+    with frames_bar("evaluate", sum(map(len, positions.values())), progress) as bar:
+        measured = {
+            name: _measure(model, store, in_batches(where, bar), sees_frames=name == "val" and unseen == "encode")
+            for name, where in positions.items()
+            if len(where)
+        }
     model.train(was_training)
     clip = _clip_measures(store, positions, measured)
     reports = {
@@ -84,9 +87,21 @@ def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "") -> Repor
     return Report(reports["train"], reports.get("val"), unseen)
 
 
-def _measure(model: DualHeadHNeRV, store: FrameStore, positions: Tensor, sees_frames: bool) -> _Measured:
-    rows = []
+def frames_bar(label: str, frames: int, progress: bool) -> tqdm:
+    """A bar on stderr where that is a terminal and `progress` is wanted; otherwise nothing is drawn."""
+    return tqdm(total=frames, desc=label, unit="frame", disable=None if progress else True)
+
+
+def in_batches(positions: Tensor, bar: tqdm) -> Iterator[Tensor]:
+    """Positions (F,) in batches that fit, in order; the bar follows."""
     for where in positions.split(FRAMES_AT_ONCE):
+        yield where
+        bar.update(len(where))
+
+
+def _measure(model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor], sees_frames: bool) -> _Measured:
+    rows = []
+    for where in batches:
         batch = store.batch(where)
         prediction = model(batch.times, batch.frames if sees_frames else None)
         rgb = round8(prediction.rgb)

@@ -11,7 +11,7 @@ import torch
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config
-from hnerv.dataset import FrameStore, content_of, load_material, pin_targets
+from hnerv.dataset import FrameStore, check_targets, load_material, pin_targets
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
 
@@ -54,14 +54,17 @@ def restore_model(state: dict, checkpoint: Path) -> DualHeadHNeRV:
     record = state["run"]
     config = replace(Config.from_dict(record["config"]).model, dec_width=record["model"]["width"])
     model = build_model(config, Scene.from_dict(record["scene"]))
+    load_weights(model, state, checkpoint)
+    return model
+
+
+def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
+    """Raises UserError naming the first weight that does not fit the model."""
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        cause = str(error).split("\n")[1:2] or [str(error)]
-        raise UserError(
-            f"{checkpoint}: weights and configuration do not fit ({cause[0].strip()}): take best.pt"
-        ) from error
-    return model
+        cause = (str(error).split("\n")[1:2] or [str(error)])[0].strip()
+        raise UserError(f"{checkpoint}: weights and configuration do not fit ({cause}): take best.pt") from error
 
 
 def _moved(config: Config, data: str, unseen: str, clip_targets: str) -> Config:
@@ -78,12 +81,7 @@ def _check_belongs(checkpoint: Path, record: dict, found: dict) -> None:
             f"{ours.clip_dim} dimensions, {found['video']['source']} gives {theirs.frames} of "
             f"{theirs.height}x{theirs.width} with {theirs.clip_dim}: give the video of the run by --data"
         )
-    labels = [(r["targets"] or {}).get("weights", "none") for r in (record, found)]
-    if content_of(labels[0]) != content_of(labels[1]):
-        raise UserError(
-            f"{checkpoint} was trained on the targets {labels[0]!r}, {labels[1]!r} are what is here: make the former "
-            "available, or name their file by --clip-targets"
-        )
+    check_targets(checkpoint, record, found)
     if record["video"]["digest"] != found["video"]["digest"]:
         logging.getLogger("hnerv").warning(
             "%s gives other pixels than %s was trained on: is it the same video?", found["video"]["source"], checkpoint

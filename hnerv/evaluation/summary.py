@@ -9,8 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hnerv.evaluation.measure import Report, SplitReport
-from hnerv.metrics import ms_ssim_scales
-from hnerv.tracking import NullLogger
+from hnerv.tracking import NullLogger, split_label
 
 
 def eval_values(report: Report) -> dict[str, float]:
@@ -76,7 +75,7 @@ def _labelled(report: Report) -> dict[str, str]:
 
 def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
     """{Eval/ tag: value} as a text table, train and validation side by side. `targets` says what CLIP means here."""
-    rows = [("", "train", "val (encoded)" if unseen == "encode" else "val")]
+    rows = [("", *(split_label(name, unseen) for name in ("train", "val")))]
     for label, tag, form in _ROWS:
         cells = [values.get(tag.format(name)) for name in ("train", "val")]
         if cells != [None, None]:
@@ -108,21 +107,19 @@ _ROWS = (
 )
 
 
-def scales_of(size: tuple[int, int]) -> dict[str, int]:
-    """How many scales the MS-SSIM of frames of (H, W) has: fewer than 5 is not the figure of the literature."""
-    return {"ms_ssim_scales": ms_ssim_scales(*size)}
-
-
 def write_csv(folder: Path, report: Report) -> None:
-    """per_frame.csv and per_patch.csv, one row per frame or patch, in the order of the video."""
+    """per_frame.csv and per_patch.csv, one row per frame or patch, in the order of the video and of its patches."""
     frames, patches = [], []
     for name, split in report.splits():
+        label = split_label(name, report.unseen)
         for i, position in enumerate(split.positions.tolist()):
             clip = [m[i].double() for m in split.clip] if split.clip else []
-            row = [position, name, split.psnr[i].double().mean(), split.psnr_frame[i], split.ms_ssim[i]]
+            row = [position, label, split.psnr[i].double().mean(), split.psnr_frame[i], split.ms_ssim[i]]
             frames.append(row + [m.mean() for m in clip])
             for patch in range(split.psnr.shape[1]):
-                patches.append([position, patch, name, split.psnr[i, patch]] + [m[patch] for m in clip])
+                patches.append([position, patch, label, split.psnr[i, patch]] + [m[patch] for m in clip])
+    frames.sort(key=lambda row: row[0])
+    patches.sort(key=lambda row: (row[0], row[1]))
     clip_names = ["clip_sim", "clip_sim_centred", "clip_retrieval"] if report.train.clip else []
     _write(folder / "per_frame.csv", ["frame", "split", "psnr", "psnr_frame", "ms_ssim", *clip_names], frames)
     _write(folder / "per_patch.csv", ["frame", "patch", "split", "psnr", *clip_names], patches)
@@ -132,6 +129,6 @@ def _write(path: Path, header: list[str], rows: list[list]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    for row in sorted(rows, key=lambda row: [v for v in row if isinstance(v, int)]):
+    for row in rows:
         writer.writerow([f"{float(v):.6f}" if isinstance(v, Tensor) else v for v in row])
     path.write_text(text.getvalue(), encoding="utf-8")

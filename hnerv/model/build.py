@@ -1,4 +1,4 @@
-"""From a configuration and a scene to a model: geometry checked, width solved, parameters counted."""
+"""From a configuration and a scene to a model: width solved, parameters counted."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class UpStage(nn.Module):
 
 
 class RgbHead(nn.Module):
-    """3x3 convolution to RGB, with a pixel shuffle where it upsamples; fp32 out, whatever the features are."""
+    """3x3 convolution to RGB, with a pixel shuffle where it upsamples; in fp32, whatever the features are."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -51,7 +51,8 @@ class RgbHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, s h, s w) in [0, 1]."""
-        return 0.5 + 0.5 * torch.tanh(F.pixel_shuffle(self.conv(x).float(), self.reach.stride))
+        with torch.autocast(x.device.type, enabled=False):
+            return 0.5 + 0.5 * torch.tanh(F.pixel_shuffle(self.conv(x.float()), self.reach.stride))
 
 
 def stage_widths(width: int, config: ModelConfig) -> list[int]:

@@ -41,7 +41,7 @@ class ClipHead(nn.Module):
 class DualHeadHNeRV(nn.Module):
     """Patch-based HNeRV with an RGB head and a CLIP head.
 
-    Built by `hnerv.model.build_model`, which checks the geometry first and solves the width.
+    Built by `hnerv.model.build_model`, which solves the width. Frames must divide by `hnerv.model.frame_multiple`.
     """
 
     def __init__(self, config: ModelConfig, scene: Scene, width: int) -> None:

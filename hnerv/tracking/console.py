@@ -6,6 +6,8 @@ import sys
 
 from tqdm import tqdm
 
+from hnerv.tracking.tags import split_label
+
 
 class Console:
     """Counts steps; `epoch` prints the values that the logger was given."""
@@ -34,9 +36,14 @@ class Console:
         else:
             self._bar.set_postfix_str("  ".join(words))
 
-    def evaluation(self, epoch: int, values: dict[str, float]) -> None:
-        """One line about an evaluation, by tag."""
-        words = [f"{name} {values[tag]:{form}}" for name, tag, form in _EVAL_WORDS if tag in values]
+    def evaluation(self, epoch: int, values: dict[str, float], unseen: str = "") -> None:
+        """One line about an evaluation, by tag. `unseen` as in `split_label`."""
+        words = [
+            f"{split_label(split, unseen)} {name} {values[tag]:{form}}"
+            for name, quantity, form in _EVAL_WORDS
+            for split in ("train", "val")
+            if (tag := f"Eval/Frame/{split}_{quantity}") in values
+        ]
         self.say(f"eval  {epoch:>4}/{self.epochs}  {'  '.join(words)}")
 
     def say(self, line: str) -> None:
@@ -54,10 +61,7 @@ _WORDS = (
     ("lr", "Train/learning_rate", ".1e"),
 )
 _EVAL_WORDS = (
-    ("train PSNR", "Eval/Frame/train_psnr", ".2f"),
-    ("val PSNR", "Eval/Frame/val_psnr", ".2f"),
-    ("train frame PSNR", "Eval/Frame/train_psnr_frame", ".2f"),
-    ("val frame PSNR", "Eval/Frame/val_psnr_frame", ".2f"),
-    ("train similarity", "Eval/Frame/train_clip_sim", ".4f"),
-    ("val similarity", "Eval/Frame/val_clip_sim", ".4f"),
+    ("PSNR", "psnr", ".2f"),
+    ("frame PSNR", "psnr_frame", ".2f"),
+    ("similarity", "clip_sim", ".4f"),
 )

@@ -6,6 +6,7 @@ mistake, and raises.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -59,12 +60,15 @@ class RunLogger(NullLogger):
         self.events, self.metrics = events, metrics
         self._warned = False
         self._writer = self._lines = None
-        self._guarded(self._open, purge_step)
+        self._guarded(self._open_writer, purge_step)
+        self._guarded(self._open_lines)
 
-    def _open(self, purge_step: int) -> None:
+    def _open_writer(self, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self.events), purge_step=purge_step)
+
+    def _open_lines(self) -> None:
         if self.metrics:
             self._lines = open(self.metrics, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -88,8 +92,13 @@ class RunLogger(NullLogger):
             self._guarded(self._lines.write, line + "\n")
 
     def position(self) -> dict[str, int]:
-        self._guarded(self._flush)
-        return {path.name: path.stat().st_size for path in _log_files(self.events, self.metrics)}
+        self._guarded(self._flush_writer)
+        self._guarded(self._flush_lines)
+        sizes = {}
+        for path in _log_files(self.events, self.metrics):
+            with contextlib.suppress(OSError):  # it may vanish at any time
+                sizes[path.name] = path.stat().st_size
+        return sizes
 
     def close(self) -> None:
         for file in (self._lines, self._writer):
@@ -102,9 +111,11 @@ class RunLogger(NullLogger):
         if self._writer:
             self._guarded(getattr(self._writer, method), name, *values)
 
-    def _flush(self) -> None:
+    def _flush_writer(self) -> None:
         if self._writer:
             self._writer.flush()
+
+    def _flush_lines(self) -> None:
         if self._lines:
             self._lines.flush()
             os.fsync(self._lines.fileno())

@@ -32,6 +32,11 @@ def tag_of(name: str, kind: str) -> Tag:
     return tag
 
 
+def split_label(name: str, unseen: str) -> str:
+    """'train' or 'val' -> what outputs call the split; val frames that the encoder saw (`--unseen encode`) say so."""
+    return "val-encoded" if name == "val" and unseen == "encode" else name
+
+
 def markdown() -> str:
     """The table as it stands in the README."""
     rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -15,9 +16,10 @@ from pathlib import Path
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, differences
-from hnerv.dataset import content_of, pin_targets
+from hnerv.dataset import check_targets, pin_targets
 from hnerv.errors import UserError
-from hnerv.files import read_json, write_json
+from hnerv.files import read_json, replacing, write_json
+from hnerv.flags import Choice
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "tensorboard", "numpy", "pillow", "decord", "av")
@@ -39,21 +41,21 @@ class RunFolder:
         return self.path / "checkpoints" / "best.pt"
 
     @classmethod
-    def at(
-        cls, output: Path, exp_id: str, preset: str, config: Config, base: Config, overwrite: bool
-    ) -> RunFolder:  # fmt: skip
-        """The folder of a run, `{params}` filled in, refused early where it holds another configuration.
+    def at(cls, output: Path, exp_id: str, choice: Choice, overwrite: bool) -> RunFolder:
+        """The folder of a run, `{params}` filled in, refused early where it cannot hold it.
 
-        `base` is the configuration that `{params}` names the differences from. Writes nothing. Raises UserError.
+        Writes nothing. Raises UserError for a name outside `output`, a folder of another configuration or of
+        something else, and one that cannot be written.
         """
-        name = exp_id.replace("{params}", params_name(preset, config, base))
+        name = exp_id.replace("{params}", params_name(choice))
         _check_name(exp_id, name, output)
         folder = cls(output / name, overwrite)
         known = folder.known()
         if known:
-            _refuse(folder.path, differences(Config.from_dict(known["config"]), config))
+            _refuse(folder.path, differences(Config.from_dict(known["config"]), choice.config))
         elif not overwrite and not folder.latest.exists():
             _refuse_foreign(folder.path)
+        _refuse_unwritable(folder.path)
         return folder
 
     def known(self) -> dict | None:
@@ -71,67 +73,71 @@ class RunFolder:
         known = self.known()
         return pin_targets(config, known) if known else config
 
-    def claim(self, record: dict) -> dict | None:
-        """Creates the folder with its config.json, or finds the run in it. Returns the latest checkpoint, if any.
+    def saved_state(self, record: dict) -> dict | None:
+        """The checkpoint to go on from: latest.pt, or best.pt where that is missing; None for a fresh run.
 
-        `record` is what identifies the run. The logs of a resumed run are cut back to its checkpoint. Raises
-        UserError, and writes nothing, when the folder holds a run of another record or cannot be written. Nothing is
-        written for a finished run either.
+        `record` is what identifies the run. Writes nothing. Raises UserError when the folder holds a run of another
+        record, or a checkpoint that cannot be read.
         """
-        state = load_checkpoint(self.latest) if self.latest.exists() and not self.overwrite else None
-        if state is not None:
-            refuse_other(self.path, state["run"], record)
-            if _finished(state):
-                return state
+        path = next((path for path in (self.latest, self.best) if path.exists()), None)
+        if self.overwrite or path is None:
+            return None
+        state = load_checkpoint(path)
+        _refuse_other(self.path, state["run"], record)
+        if path == self.best:
+            logging.getLogger("hnerv").warning("%s is missing: going on from best.pt", self.latest)
+        return state
+
+    def claim(self, record: dict, state: dict | None) -> NullLogger:
+        """Creates the folder with its config.json, or takes it over at `state`, its logs cut back to there.
+
+        Returns the logger of what follows. Nothing is written for a run that is finished. Raises UserError.
+        """
         try:
+            if state and not self.latest.exists():
+                with replacing(self.latest) as file:
+                    file.write(self.best.read_bytes())
+            if state and _finished(state):
+                return NullLogger()
             if self.overwrite and self.path.exists():
                 _move_aside(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "config.json", record)
             append_environment(self.path / "environment.json")
             rewind(self.path, state["progress"]["logs"] if state else {})
-            for half_written in self.latest.parent.glob(".*.tmp"):
-                half_written.unlink()
+            for folder in (self.path, self.latest.parent):
+                for half_written in folder.glob(".*.tmp"):
+                    half_written.unlink()
         except OSError as error:
-            raise UserError(f"cannot write the run folder {self.path} ({error}): choose another --output") from error
-        return state
-
-    def logger(self, state: dict | None) -> NullLogger:
-        """A logger that goes on where `state` left off; TensorBoard forgets the first step to come and what follows."""
-        if state and _finished(state):
-            return NullLogger()
-        purge_step = state["progress"]["step"] + 1 if state else 0
-        return RunLogger(events_folder(self.path), metrics_file(self.path), purge_step)
+            raise _unwritable(self.path, error) from error
+        first_step = state["progress"]["step"] + 1 if state else 0
+        return RunLogger(events_folder(self.path), metrics_file(self.path), purge_step=first_step)
 
     def next_commands(self) -> str:
         """What a user may want to do with a finished run."""
         return f"evaluate:  python eval.py {self.latest}\nwatch:     tensorboard --logdir {events_folder(self.path)}"
 
 
-def params_name(preset: str, config: Config, base: Config) -> str:
+def params_name(choice: Choice) -> str:
     """The preset and the settings that differ from it, as a folder name of at most 200 characters."""
-    changed = differences(config, base)
-    words = [preset] * bool(preset) + [f"{key}={_plain(ours)}" for key, (ours, _) in sorted(changed.items())]
+    changed = differences(choice.config, choice.base)
+    words = [choice.preset] * bool(choice.preset)
+    words += [f"{key}={_plain(ours)}" for key, (ours, _) in sorted(changed.items())]
     name = re.sub(r"[^\w.=,+-]", "-", ",".join(words)) or "default"
     if len(name) > 200:
         name = name[:180] + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
     return name
 
 
-def refuse_other(path: Path, theirs: dict, ours: dict) -> None:
-    """Raises UserError where a checkpoint's record names another configuration, video or target than this run's."""
+def _refuse_other(path: Path, theirs: dict, ours: dict) -> None:
+    """Raises UserError where a checkpoint's record names another configuration, video, target or size than ours."""
     _refuse(path, differences(Config.from_dict(theirs["config"]), Config.from_dict(ours["config"])))
     if theirs["video"]["digest"] != ours["video"]["digest"]:
         raise UserError(
             f"{path} was trained on other frames than {ours['video']['source']} now gives: restore the video, "
             "or choose another --exp-id"
         )
-    labels = [(r["targets"] or {}).get("weights", "none") for r in (theirs, ours)]
-    if content_of(labels[0]) != content_of(labels[1]):
-        raise UserError(
-            f"{path} was trained on the targets {labels[0]!r} and {labels[1]!r} are what --clip-weights gives now: "
-            "make the former available, name them, or choose another --exp-id"
-        )
+    check_targets(path, theirs, ours)
     if theirs["model"] != ours["model"]:
         raise UserError(
             f"{path} holds a model of width {theirs['model']['width']}, not {ours['model']['width']}, "
@@ -188,6 +194,17 @@ def _refuse_foreign(path: Path) -> None:
             f"{path} holds {sorted(found)[0]!r} but no config.json of a run: choose another --exp-id, "
             "or --overwrite to move it aside"
         )
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Before minutes are spent on targets. Whoever may write everywhere hears of a full disk from `claim`."""
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, f"{parent} is no folder that may be written")
+
+
+def _unwritable(path: Path, cause: object) -> UserError:
+    return UserError(f"cannot write the run folder {path} ({cause}): choose another --output")
 
 
 def _finished(state: dict) -> bool:

@@ -17,7 +17,7 @@ from hnerv.checkpoint import save_checkpoint
 from hnerv.config import Config
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import Interrupted, RunError, UserError
-from hnerv.evaluation import Report, eval_values, evaluate, log_report
+from hnerv.evaluation import eval_values, evaluate, load_weights, log_report
 from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
@@ -48,11 +48,11 @@ class Trainer:
     """Fits `model` to the frames of `store`. Randomness comes from the seed and the epoch alone."""
 
     def __init__(
-        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict,
-        logger: NullLogger,
+        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict
     ) -> None:  # fmt: skip
         self.model = model.to(store.device, memory_format=torch.channels_last)
-        self.store, self.config, self.folder, self.record, self.logger = store, config, folder, record, logger
+        self.store, self.config, self.folder, self.record = store, config, folder, record
+        self.logger = NullLogger()
         self.parts = parameters_of(self.model)
         self.optimizer = build_optimizer(self.model, config.train)
         self.lr_factor = parse_lr(config.train.lr_type)
@@ -65,13 +65,16 @@ class Trainer:
         self.times: list[float] = []
         self.evaluation: dict[str, float] = {}
         self.best = float("-inf")
+        self.codes_step = -1
 
-    def fit(self, console: Console) -> Report | None:
-        """Trains to the last epoch; returns its evaluation, or None when there was nothing left to do.
+    def fit(self, logger: NullLogger, console: Console) -> None:
+        """Trains from where it is to the last epoch, and evaluates that.
 
         Raises Interrupted after SIGINT or SIGTERM, RunError for a value that is not finite; both leave a checkpoint.
         """
-        report, epochs = None, self.config.train.epochs
+        self.logger, epochs = logger, self.config.train.epochs
+        if not self.global_step:
+            logger.text("Model/Info/run", text_page(self.record), 0)
         with StopSignals() as stop:
             while self.epoch < epochs:
                 start = time.perf_counter()
@@ -85,13 +88,12 @@ class Trainer:
                 values = self.close_epoch(time.perf_counter() - start)
                 console.epoch(self.epoch, values, time.perf_counter() - start)
                 if self.due(self.config.train.eval_freq):
-                    report = self.evaluate()
-                    console.evaluation(self.epoch, self.evaluation)
+                    self.evaluate()
+                    console.evaluation(self.epoch, self.evaluation, self.config.model.unseen)
+                if stop.number and self.epoch < epochs:
+                    self.stop(stop.number)
                 if self.due(self.config.train.checkpoint_freq):
                     self.save()
-                if stop.number:
-                    self.stop(stop.number)
-        return report
 
     @property
     def global_step(self) -> int:
@@ -151,6 +153,7 @@ class Trainer:
         """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""
         rows = self.records.cpu().double()
         self.check_finite(rows)
+        self.check_weights()
         sizes = torch.tensor([len(part) for part in self.train_positions.split(self.config.train.batch_size)])
         means = dict(zip(COLUMNS, (rows * sizes[:, None] / sizes.sum()).sum(0).tolist(), strict=True))
         norms = dict(zip(COLUMNS[4:], rows[:, 4:].mean(0).tolist(), strict=True))
@@ -161,10 +164,8 @@ class Trainer:
             if self.model.clip_head is not None or tag != "Train_Batch/clip_loss":
                 self.logger.curve(tag, steps, column, self.times)
         self.epoch, self.step_in_epoch, self.times = self.epoch + 1, 0, []
-        parameters = self.parameter_values()
-        self.check_values(parameters)
         if self.due(self.config.train.params_freq):
-            values |= parameters
+            values |= self.parameter_values()
         self.logger.scalars(values, self.epoch)
         line = {"epoch": self.epoch, "step": self.global_step, **values, "seconds": round(seconds, 3)}
         self.logger.record("train", line)
@@ -177,6 +178,13 @@ class Trainer:
             step, column = bad[0].tolist()
             first = self.epoch * self.steps_per_epoch
             self.not_finite(COLUMN_TAGS[column], rows[step, column].item(), first + step + 1, self.epoch + 1)
+
+    def check_weights(self) -> None:
+        """Raises RunError when the last step left a weight that is not finite, before a checkpoint holds it."""
+        norms = torch.stack(torch._foreach_norm([p for part in self.parts.values() for p in part]))
+        if not norms.isfinite().all():
+            worst = norms[~norms.isfinite()][0].item()
+            self.not_finite("the norm of a weight", worst, self.global_step, self.epoch + 1)
 
     def check_values(self, values: dict[str, float]) -> None:
         """Raises RunError naming the first of {tag: value}, measured after an epoch, that is not finite."""
@@ -203,6 +211,7 @@ class Trainer:
             "Train/Gradients/total_norm": means["total_norm"],
             "Train/Gradients/rgb_head_norm": means["rgb_head_norm"],
             "Train/Gradients/decoder_norm": means["decoder_norm"],
+            "Train/Gradients/embedding_norm": means["embedding_norm"],
         }
         if self.model.clip_head is None:
             return values
@@ -230,9 +239,9 @@ class Trainer:
                 values[f"Model/Params/{name}_std"] = flat.std(correction=0).item()
         return values
 
-    def evaluate(self) -> Report:
+    def evaluate(self) -> None:
         """Measures both splits, logs them, and keeps best.pt by frame PSNR, of unseen frames where there are any."""
-        self.model.embedding.refresh(self.store.frames)
+        self.refresh_codes()
         report = evaluate(self.model, self.store, self.config.model.unseen)
         self.check_values(eval_values(report))
         self.evaluation = log_report(self.logger, report, self.epoch, self.global_step)
@@ -241,16 +250,23 @@ class Trainer:
         if score > self.best:
             self.best = score
             save_checkpoint(self.folder.best, self.state())
-        return report
+
+    def refresh_codes(self) -> None:
+        """Brings the codes that the embedding stores up to date, once after each step that is saved or measured."""
+        if self.codes_step != self.global_step:
+            self.model.embedding.refresh(self.store.frames)
+            self.codes_step = self.global_step
 
     def stop(self, signal_number: int) -> None:
         """Saves and raises Interrupted; RunError, and no save, where the steps since the last epoch went wrong."""
         self.check_finite(self.records[: self.step_in_epoch].cpu())
+        self.check_weights()
         self.save()
+        again = "the same command without --overwrite" if self.folder.overwrite else "the same command"
         raise Interrupted(
             signal_number,
             f"stopped at epoch {self.epoch + 1}, step {self.step_in_epoch} of {self.steps_per_epoch}; saved "
-            f"{self.folder.latest}; the same command goes on",
+            f"{self.folder.latest}; {again} goes on",
         )
 
     def save(self) -> None:
@@ -258,8 +274,8 @@ class Trainer:
         save_checkpoint(self.folder.latest, self.state())
 
     def state(self) -> dict:
-        """Everything that a resumed run needs, as plain dictionaries and tensors. Inverse of `begin`."""
-        self.model.embedding.refresh(self.store.frames)
+        """Everything that a resumed run needs, as plain dictionaries and tensors. Inverse of `load_state`."""
+        self.refresh_codes()
         progress = {
             "epoch": self.epoch,
             "step": self.global_step,
@@ -277,18 +293,14 @@ class Trainer:
             "evaluation": self.evaluation,
         }
 
-    def begin(self, state: dict | None) -> None:
-        """Goes on from a checkpoint, as if never stopped; without one, logs the first page of a fresh run."""
-        if state is None:
-            self.logger.text("Model/Info/run", text_page(self.record), 0)
-            return
+    def load_state(self, state: dict) -> None:
+        """Goes on from a checkpoint, as if never stopped. Raises UserError when its weights do not fit."""
+        load_weights(self.model, state, self.folder.latest)
         try:
-            self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
-                f"{self.folder.latest} does not fit the model of its configuration ({error}): take best.pt, "
-                "or the version of hnerv that wrote it"
+                f"{self.folder.latest}: its optimiser does not fit ({error}): delete it to go on from best.pt"
             ) from error
         progress = state["progress"]
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -136,6 +137,28 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert default_cache_dir() == tmp_path / ".cache" / "hnerv"
     name = cache_path(tmp_path, "video", GRID, identify("random", "ViT-B-32", 0)).name
     assert len(name) == 64 + len(".safetensors")
+
+
+def test_doubtful_weights_are_warned_of_on_every_run_also_from_the_cache(compute, put, warned):
+    path = str(put("unknown.safetensors"))
+    for runs in (1, 2):
+        compute(weights=path)
+        assert len(warned()) == runs and "give --clip-model hnerv-tiny-quickgelu" in warned()[-1]
+
+
+@pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, True)])
+def test_a_bar_is_for_a_terminal_alone(compute, monkeypatch, capsys, terminal, progress):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    compute(progress=progress)
+    assert ("CLIP targets" in capsys.readouterr().err) == (terminal and progress)
+
+
+def test_the_temporary_file_of_the_cache_is_known_by_its_process(compute, monkeypatch):
+    seen = []
+    monkeypatch.setattr("os.replace", lambda old, new: seen.append((old.name, new.name)))
+    compute()
+    ((old, new),) = seen
+    assert old == f".{new}.{os.getpid()}.tmp"
 
 
 def test_random_targets_warn_on_every_run_also_from_the_cache(compute, warned):

@@ -184,6 +184,21 @@ def test_weights_that_do_not_fit_name_the_model_and_the_first_key(tmp_path, weig
         load_teacher(str(tmp_path / "openai.safetensors"), "hnerv-tiny")
 
 
+def test_weights_that_nothing_describes_are_warned_of_once_they_are_loaded(put, warned):
+    load_teacher(str(put("unknown 100%.safetensors")), "hnerv-tiny")
+    assert len(warned()) == 1 and "whether unknown 100%.safetensors was trained with QuickGELU" in warned()[0]
+
+
+@pytest.mark.parametrize("fault", ["damaged", "of another model"])
+def test_weights_that_fail_are_one_line(put, warned, fault):
+    path = put("unknown.safetensors")
+    if fault == "damaged":
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError):
+        load_teacher(str(path), "hnerv-tiny" if fault == "damaged" else "ViT-B-32")
+    assert warned() == []
+
+
 def test_weights_of_another_model_are_refused(put):
     with pytest.raises(UserError, match="do not fit ViT-B-32-quickgelu: .* and not "):
         load_teacher(str(put("openai.safetensors")), "ViT-B-32")

@@ -91,12 +91,12 @@ def test_a_config_beside_the_file_decides_before_its_name(put, quick):
     assert spec.preprocess == Preprocess((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), "bicubic")
 
 
-def test_a_file_that_nothing_describes_follows_the_model_and_warns_once(put, warned):
+def test_a_file_that_nothing_describes_follows_the_model_and_its_doubt_is_left_to_who_loads_it(put, warned):
     path = str(put("unknown.safetensors"))
-    assert identify(path, "hnerv-tiny-quickgelu", 0).quick_gelu
+    certain, doubtful = (identify(path, f"hnerv-tiny{suffix}", 0) for suffix in ("-quickgelu", ""))
+    assert certain.quick_gelu and not certain.doubt
+    assert not doubtful.quick_gelu and "give --clip-model hnerv-tiny-quickgelu" in doubtful.doubt
     assert warned() == []
-    assert not identify(path, "hnerv-tiny", 0).quick_gelu
-    assert len(warned()) == 1 and "give --clip-model hnerv-tiny-quickgelu" in warned()[0]
 
 
 def test_the_identity_of_a_file_is_its_content(put):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hnerv.evaluation.cost import FRAMES_AT_ONCE, Cost, cost_of, decode_fps, gmac_per_frame
+from hnerv.evaluation.cost import Cost, cost_of, decode_fps, gmac_per_frame
+from hnerv.evaluation.measure import FRAMES_AT_ONCE
 
 
 def counted_by_hand(model, forward) -> int:
@@ -53,6 +54,14 @@ def test_cost(world):
     assert cost.line(torch.device("cpu")) == (
         f"1,234 coded parameters, 1.500 GMAC per frame, decodes 20.0 frames/s on cpu ({FRAMES_AT_ONCE} at once, fp32)"
     )
+
+
+def test_speed_is_of_as_many_frames_at_once_as_are_measured(world, monkeypatch):
+    monkeypatch.setattr("hnerv.evaluation.cost.FRAMES_AT_ONCE", 3)
+    model, sizes = world().model, []
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    decode_fps(model, seconds=0.0)
+    assert sizes == [3]
 
 
 def test_parameters_are_those_coded(world, monkeypatch):

@@ -100,12 +100,72 @@ def test_the_tags_are_under_tensorboard_eval(run, summary, events_of):
     found = summary(run)
     summary(run)
     events = events_of(run / "tensorboard" / "eval")
-    assert {tag for tag in before if tag.startswith("Eval/")} == set(events)
+    assert {tag for tag in before if tag.startswith("Eval/")} | {"Model/Info/run"} == set(events)
     for tag, points in events.items():
         assert len(points) == 1 and points[0][0] == 5
-        if "Histogram" not in tag:
+        if "Histogram" not in tag and tag != "Model/Info/run":
             assert points[0][1] == pytest.approx(found[tag], rel=1e-6)
     assert events_of(run / "tensorboard") == before
+
+
+def text_page(run: Path) -> str:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loaded = EventAccumulator(str(run / "tensorboard" / "eval"))
+    loaded.Reload()
+    (event,) = loaded.Tensors("Model/Info/run/text_summary")
+    return event.tensor_proto.string_val[0].decode()
+
+
+def test_the_events_say_what_similarity_means_and_what_was_evaluated(run, evaluate):
+    assert evaluate(run / "checkpoints" / "best.pt") == 0
+    epoch = torch.load(run / "checkpoints" / "best.pt")["progress"]["epoch"]
+    assert text_page(run).splitlines() == [
+        "**file targets.safetensors**",
+        "",
+        "- unseen frames: decoded at their time",
+        f"- checkpoint: `{run / 'checkpoints' / 'best.pt'}`, epoch {epoch}",
+    ]
+
+
+def test_nothing_that_is_not_an_evaluations_own_is_deleted(run, evaluate):
+    mine = [run / "tensorboard" / "eval" / "notes" / "a.txt", run / "tensorboard" / "eval" / "b.txt"]
+    mine += [run / "eval" / "images" / name for name in ("favourite_train.png", "00005_val.jpg", "5_val.png")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    for _ in range(2):
+        assert evaluate(run, "--images") == 0
+    assert all(path.read_text() == "precious" for path in mine)
+    assert len(list((run / "tensorboard" / "eval").glob("events.*"))) == 1
+
+
+def test_the_images_of_an_earlier_evaluation_go(run, evaluate):
+    folder = run / "eval" / "images"
+    folder.mkdir(parents=True)
+    stale = ("00099_train.png", "00098_val.png", "00097_val-encoded.png", "123456_val.png")
+    for name in stale:
+        (folder / name).write_text("stale")
+    assert evaluate(run, "--images") == 0
+    assert len(list(folder.iterdir())) == 10 and not any((folder / name).exists() for name in stale)
+    assert evaluate(run / "checkpoints" / "best.pt") == 0
+    assert not list(folder.iterdir()), "they are of latest.pt, all else in eval/ is of best.pt"
+
+
+def test_it_says_of_which_checkpoint_the_files_are(run, evaluate, capsys):
+    for name in ("latest.pt", "best.pt"):
+        epoch = torch.load(run / "checkpoints" / name)["progress"]["epoch"]
+        assert evaluate(run / "checkpoints" / name) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"files:     {run / 'eval'}, of {name} at epoch {epoch}"
+
+
+def test_bars_on_a_terminal(run, evaluate, capsys, monkeypatch):
+    assert evaluate(run, "--images") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert evaluate(run, "--images") == 0
+    err = capsys.readouterr().err
+    assert "evaluate" in err and "images" in err and err.count("10/10") >= 2
 
 
 def test_training_goes_on_beside_an_evaluation(tmp_path, train, flags, evaluate, monkeypatch, events_of):
@@ -137,7 +197,7 @@ def test_the_printed_table(run, evaluate, capsys, lines_of):
     for tag, form in (("Frame/train_psnr", ".3f"), ("Frame/val_psnr_frame", ".3f"), ("Frame/val_clip_sim", ".4f")):
         assert f"{values[f'Eval/{tag}']:{form}}" in out
     assert "similarity is to the targets: file targets.safetensors" in out
-    assert "coded parameters" in out and "GMAC per frame" in out and "(encoded)" not in out
+    assert "coded parameters" in out and "GMAC per frame" in out and "encoded" not in out
 
 
 def test_images_side_by_side(run, evaluate, film):
@@ -235,15 +295,29 @@ class TestUnseen:
         assert plain["unseen"] == "interpolate"
         assert evaluate(encoder_run, "--unseen", "encode") == 0
         out = capsys.readouterr().out
-        assert "val (encoded)" in out and "the encoder has seen them" in out
+        assert "val-encoded" in out.splitlines()[0] and "the encoder has seen them" in out
+        for name in ("frame", "patch"):
+            rows = csv.DictReader((encoder_run / "eval" / f"per_{name}.csv").read_text().splitlines())
+            assert {row["split"] for row in rows} == {"train", "val-encoded"}
+        assert "- unseen frames: encode" in text_page(encoder_run).splitlines()
         found = summary(encoder_run, "--unseen", "encode")
         assert found["unseen"] == json.loads((encoder_run / "eval" / "summary.json").read_text())["unseen"] == "encode"
         assert found["Eval/Frame/train_psnr"] == plain["Eval/Frame/train_psnr"]
         assert found["Eval/Frame/val_psnr"] != plain["Eval/Frame/val_psnr"]
 
+    def test_images_are_named_so_and_show_what_was_measured(self, encoder_run, evaluate):
+        assert evaluate(encoder_run, "--images", "--unseen", "encode") == 0
+        images = {path.name: path for path in (encoder_run / "eval" / "images").iterdir()}
+        assert {name for name in images if "train" not in name} == {"00005_val-encoded.png", "00011_val-encoded.png"}
+        rows = csv.DictReader((encoder_run / "eval" / "per_frame.csv").read_text().splitlines())
+        for row in rows:
+            pair = np.array(Image.open(images[f"{int(row['frame']):05d}_{row['split']}.png"])).astype(float)
+            error = np.mean((pair[:, :64] - pair[:, 64:]) ** 2)
+            assert float(row["psnr_frame"]) == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
+
     def test_training_with_encode_is_labelled(self, tmp_path, train, flags, capsys, lines_of):
         assert train(tmp_path, flags(embedding="encoder", unseen="encode", epochs=1)) == 0
-        assert "val (encoded)" in capsys.readouterr().out
+        assert "val-encoded" in capsys.readouterr().out
         assert lines_of(tmp_path / "run")[-1]["unseen"] == "encode"
 
     def test_it_is_for_the_encoder_alone(self, run, evaluate, capsys, snapshot):

@@ -143,6 +143,15 @@ def test_without_unseen_frames_or_targets(world):
     assert not [tag for tag in eval_values(report) if "val_" in tag or "clip" in tag or "Gap" in tag]
 
 
+@pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, True)])
+def test_a_bar_over_the_frames_is_for_a_terminal_alone(world, monkeypatch, capsys, terminal, progress):
+    here = world()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    evaluate(here.model, here.store, progress=progress)
+    out, err = capsys.readouterr()
+    assert out == "" and ("evaluate" in err) == ("8/8" in err) == (terminal and progress)
+
+
 def test_the_mode_of_the_model_is_given_back(world):
     here = world()
     evaluate(here.model.train(), here.store)

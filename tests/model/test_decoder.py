@@ -68,7 +68,7 @@ def test_a_stage_is_convolution_shuffle_skip_activation(act, skip, stride):
     assert torch.allclose(stage(x), expected, atol=1e-6)
 
 
-def test_the_argument_of_sin_is_fp32():
+def test_sin_of_bf16_is_rounded_once():
     x = torch.tensor([100.0, 1000.0]).bfloat16()
     expected = torch.sin(x.double()).to(torch.bfloat16)
     assert ACTIVATIONS["sin"](x).dtype == torch.bfloat16

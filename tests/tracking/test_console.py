@@ -18,6 +18,18 @@ def test_lines(capsys):
     assert err == ""
 
 
+def test_val_frames_that_the_encoder_saw_are_called_so(capsys):
+    values = {f"Eval/Frame/{split}_{name}": 1.0 for name in ("psnr", "clip_sim") for split in ("train", "val")}
+    with Console(3, 2, 0) as console:
+        console.evaluation(1, values)
+        console.evaluation(2, values, "interpolate")
+        console.evaluation(3, values, "encode")
+    plain, also_plain, encoded = capsys.readouterr().out.splitlines()
+    assert plain.endswith("train PSNR 1.00  val PSNR 1.00  train similarity 1.0000  val similarity 1.0000")
+    assert also_plain[14:] == plain[14:]
+    assert encoded[14:] == plain[14:].replace("val ", "val-encoded ")
+
+
 def test_quiet_says_nothing(capsys):
     with Console(3, 2, 0, quiet=True) as console:
         console.epoch(1, {"Train/PSNR": 31.234}, 1.0)

@@ -41,6 +41,44 @@ def test_a_folder_that_cannot_be_made_warns_once(tmp_path, warned):
     assert len(warned()) == 1
 
 
+def test_without_event_files_the_lines_are_still_written(tmp_path, warned):
+    (tmp_path / "tensorboard").touch()
+    with RunLogger(tmp_path / "tensorboard", tmp_path / "metrics.jsonl", 0) as logger:
+        logger.record("train", {"epoch": 1})
+        assert logger.position() == {"metrics.jsonl": len('{"kind": "train", "epoch": 1}\n')}
+    assert len(warned()) == 1
+
+
+def test_without_lines_the_events_are_still_written(tmp_path, warned, events_of):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with RunLogger(tmp_path / "tensorboard", tmp_path / "metrics.jsonl", 0) as logger:
+        logger.record("train", {"epoch": 1})
+        logger.scalars({"Train/PSNR": 1.0}, 1)
+    assert events_of(tmp_path / "tensorboard")["Train/PSNR"] == [(1, 1.0)]
+    assert len(warned()) == 1
+
+
+def test_a_writer_that_cannot_flush_does_not_shorten_the_lines(tmp_path, monkeypatch):
+    """Else a rewind to this position would cut lines of epochs that the checkpoint has."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def broken(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(SummaryWriter, "flush", broken)
+    with RunLogger(tmp_path / "tensorboard", tmp_path / "metrics.jsonl", 0) as logger:
+        logger.record("train", {"epoch": 1})
+        assert logger.position()["metrics.jsonl"] > 0
+
+
+def test_a_file_that_vanishes_is_no_part_of_the_position(tmp_path, monkeypatch):
+    found = [tmp_path / "gone", tmp_path / "metrics.jsonl"]
+    with RunLogger(tmp_path / "tensorboard", tmp_path / "metrics.jsonl", 0) as logger:
+        logger.record("train", {})
+        monkeypatch.setattr("hnerv.tracking.logger._log_files", lambda *_: found)
+        assert list(logger.position()) == ["metrics.jsonl"]
+
+
 def test_a_run_outlives_its_log(tmp_path, train, flags, monkeypatch, warned, finished):
     from torch.utils.tensorboard import SummaryWriter
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from hnerv.tracking import NullLogger, RunLogger, tags
+from hnerv.config import Config
+from hnerv.tracking import NullLogger, RunLogger, split_label, tags
 from hnerv.tracking.tags import markdown, tag_of
 
 SPECIFIED = (
@@ -59,7 +60,7 @@ SPECIFIED = (
     "Eval/Info/num_val_patches",
 )
 EPOCHS, WARMUP, STEPS = 5, 2, 3
-LAMBDA = 0.001
+LAMBDA = Config().loss.clip_loss_weight
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,12 @@ def test_histograms_are_those_named_so_and_definitions_are_sentences():
 def test_markdown_has_a_row_per_tag():
     rows = markdown().splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list(tags())
+
+
+@pytest.mark.parametrize("unseen", ["", "interpolate", "encode"])
+def test_labels_of_splits(unseen):
+    assert split_label("train", unseen) == "train"
+    assert split_label("val", unseen) == ("val-encoded" if unseen == "encode" else "val")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("Train/psnr", "scalar"), ("Train/PSNR", "histogram")])
@@ -150,7 +157,7 @@ def test_identities_of_the_objective(value, epoch):
         assert at("Loss/pixel_to_clip_ratio") == pytest.approx(at("Loss/pixel_loss") / at("Loss/clip_loss"), rel=1e-5)
         ratio = at("Gradients/rgb_head_norm") / at("Gradients/clip_head_norm")
         assert at("Gradients/rgb_to_clip_ratio") == pytest.approx(ratio, rel=1e-5)
-    for part in ("rgb_head", "clip_head", "decoder"):
+    for part in ("rgb_head", "clip_head", "decoder", "embedding"):
         assert at("Gradients/total_norm") >= at(f"Gradients/{part}_norm") * (1 - 1e-6)
 
 

@@ -34,7 +34,7 @@ class Memory(NullLogger):
 @pytest.fixture
 def config(flags) -> Callable[..., Config]:
     """config(epochs=3) -> the configuration of the run in miniature, changed."""
-    return lambda **changes: parse_train(["--exp-id", "x", *flags(**changes)]).config("")
+    return lambda **changes: parse_train(["--exp-id", "x", *flags(**changes)]).resolve(cuda=False).config
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
         model = build_model(settings.model, material.scene)
         record = run_record("", settings, material, model)
         store = FrameStore(material, torch.device(device))
-        return Trainer(model, store, settings, RunFolder(tmp_path / "run", False), record, Memory())
+        trainer = Trainer(model, store, settings, RunFolder(tmp_path / "run", False), record)
+        trainer.logger = Memory()
+        return trainer
 
     return build
 

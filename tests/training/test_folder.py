@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hnerv.config import Config
 from hnerv.errors import UserError
+from hnerv.flags import Choice
+from hnerv.training import Trainer
 from hnerv.training.folder import RunFolder, params_name
 
 
 def at(output, exp_id, config=None, overwrite=False, preset="", base=None):
-    return RunFolder.at(output, exp_id, preset, config or Config(), base or Config(), overwrite)
+    return RunFolder.at(output, exp_id, Choice(preset, base or Config(), config or Config()), overwrite)
 
 
 @pytest.mark.parametrize("exp_id", ["demo", "patch_dual/bunny/a", "a b", "ünï"])
@@ -31,11 +34,11 @@ def test_a_name_that_leaves_the_folder_or_is_none_is_refused(tmp_path, exp_id):
 
 def test_params_name_what_differs():
     config = Config().replaced({"lr": 0.01, "dec_strides": (2, 5, 2), "clip_site": 1})
-    assert params_name("", config, Config()) == "clip_site=1,dec_strides=2-5-2,lr=0.01"
-    assert params_name("demo", Config(), Config()) == "demo"
-    assert params_name("", Config(), Config()) == "default"
-    long = params_name("", Config().replaced({"data": "/x/" * 300}), Config())
-    assert len(long) <= 200 and long != params_name("", Config().replaced({"data": "/x/" * 301}), Config())
+    assert params_name(Choice("", Config(), config)) == "clip_site=1,dec_strides=2-5-2,lr=0.01"
+    assert params_name(Choice("demo", Config(), Config())) == "demo"
+    assert params_name(Choice("", Config(), Config())) == "default"
+    long, longer = (params_name(Choice("", Config(), Config().replaced({"data": "/x/" * n}))) for n in (300, 301))
+    assert len(long) <= 200 and long != longer
     assert "/" not in long
 
 
@@ -148,10 +151,30 @@ def test_overwrite_of_nothing_is_a_fresh_run(tmp_path, train, flags):
 def test_half_written_files_of_a_killed_run_go(tmp_path, train, flags):
     assert train(tmp_path, flags(epochs=2)) == 0
     checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.joinpath("latest.pt").unlink()
+    for name in ("latest.pt", "best.pt"):
+        checkpoints.joinpath(name).unlink()
     checkpoints.joinpath(".latest.pt.123.tmp").write_bytes(b"half")
     assert train(tmp_path, flags(epochs=2)) == 0
     assert sorted(p.name for p in checkpoints.iterdir()) == ["best.pt", "latest.pt"]
+
+
+def test_a_run_without_latest_goes_on_from_best(tmp_path, train, flags, monkeypatch, caplog):
+    words = flags(epochs=4, eval_freq=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "clip_weight", property(lambda self: 0.0 if self.epoch < 2 else _die()))
+        with pytest.raises(MemoryError):
+            train(tmp_path, words)
+    latest = tmp_path / "run" / "checkpoints" / "latest.pt"
+    latest.unlink()
+    assert train(tmp_path, words) == 0
+    assert "going on from best.pt" in caplog.text
+    assert torch.load(latest)["progress"]["epoch"] == 4
+    starts = [json.loads(line)["epoch"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert starts == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def _die():
+    raise MemoryError
 
 
 def test_records(finished, settings):

@@ -24,7 +24,7 @@ def test_an_optimizer_trains_and_comes_back_bit_for_bit(make, name):
         losses.append(first.step(batches[0])[1].item())
     assert losses[-1] < losses[0]
     second = make(optimizer=name, lr=0.001)
-    second.begin(state)
+    second.load_state(state)
     for _ in range(10):
         second.step(batches[0])
     ours, theirs = first.model.state_dict(), second.model.state_dict()

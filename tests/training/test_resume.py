@@ -99,6 +99,26 @@ def test_stopped_by_signals(tmp_path, train, flags, monkeypatch, capsys, assert_
     assert len(starts) == 4
 
 
+def test_a_stopped_run_that_was_to_overwrite_says_how_to_go_on(tmp_path, train, flags, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, signal.SIGTERM)
+        assert train(tmp_path, [*flags(), "--overwrite"]) == 143
+    assert "the same command without --overwrite goes on" in capsys.readouterr().err
+
+
+def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train, flags, monkeypatch, capsys):
+    original = Trainer.evaluate
+
+    def signalled(self):
+        if self.epoch == self.config.train.epochs:
+            signal.raise_signal(signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", signalled)
+    assert train(tmp_path, flags()) == 0
+    assert "evaluate:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("changes", [{"optimizer": "nadamw", "clip_ramp_epochs": 2}, {"checkpoint_freq": 3}])
 def test_stopped_with_other_settings(tmp_path, train, flags, monkeypatch, assert_same, changes):
     words = flags(**changes)
@@ -141,9 +161,9 @@ def test_a_damaged_latest_can_be_replaced_by_best(tmp_path, train, flags, capsys
     capsys.readouterr()
     assert train(tmp_path / "stopped", words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is corrupt" in line and "take best.pt" in line
+    assert "is corrupt" in line and "give best.pt" in line
     assert snapshot(tmp_path / "stopped") == before
-    folder.joinpath("best.pt").replace(folder / "latest.pt")
+    folder.joinpath("latest.pt").unlink()
     assert train(tmp_path / "stopped", words) == 0
     assert timeless(tmp_path / "stopped" / "run") == timeless(tmp_path / "whole" / "run")
 
