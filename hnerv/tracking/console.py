@@ -12,11 +12,10 @@ from hnerv.tracking.tags import split_label
 class Console:
     """Counts steps; `epoch` prints the values that the logger was given."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, first_step: int, quiet: bool = False) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
         self.epochs = epochs
-        self.quiet = quiet
-        terminal = sys.stderr.isatty() and not quiet
-        self._bar = tqdm(total=epochs * steps_per_epoch, initial=first_step, unit="step", disable=not terminal)
+        total = epochs * steps_per_epoch
+        self._bar = tqdm(total=total, initial=first_step, unit="step", disable=not sys.stderr.isatty())
 
     def __enter__(self) -> Console:
         return self
@@ -48,9 +47,8 @@ class Console:
 
     def say(self, line: str) -> None:
         """A line that does not break the bar."""
-        if not self.quiet:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 _WORDS = (

@@ -30,12 +30,6 @@ def test_val_frames_that_the_encoder_saw_are_called_so(capsys):
     assert encoded[14:] == plain[14:].replace("val ", "val-encoded ")
 
 
-def test_quiet_says_nothing(capsys):
-    with Console(3, 2, 0, quiet=True) as console:
-        console.epoch(1, {"Train/PSNR": 31.234}, 1.0)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Console(3, 2, 0) as console:
