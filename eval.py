@@ -16,12 +16,12 @@ def main() -> None:
 
 
 def measure(ask: argparse.Namespace) -> None:
+    set_up_torch(ask.threads)
     from hnerv.dataset import targets_label
     from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
     from hnerv.evaluation.opening import open_run
 
     device = pick_device(ask.device)
-    set_up_torch(ask.threads)
     run = open_run(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
     report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
     cost = cost_of(run.model)
@@ -33,6 +33,8 @@ def measure(ask: argparse.Namespace) -> None:
     else:
         print(table(eval_values(report), targets_label(run.record), report.unseen))
         print(cost.line(device))
+        if not run.same_pixels:
+            print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")
         print(f"files:     {run.folder / 'eval'}, of {run.checkpoint.name} at epoch {run.epoch}")
 
 

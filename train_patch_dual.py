@@ -13,6 +13,8 @@ def main() -> None:
 
 
 def train(ask: Invocation) -> None:
+    ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
+    set_up_torch(ask.threads)
     import torch
 
     from hnerv.dataset import FrameStore, load_material, targets_label
@@ -22,7 +24,6 @@ def train(ask: Invocation) -> None:
     from hnerv.training import RunFolder, Trainer, announce, check_scene, check_settings, run_record
 
     device = pick_device(ask.device)
-    set_up_torch(ask.threads)
     choice = ask.resolve(cuda=device.type == "cuda")
     config = choice.config
     check_settings(config)
@@ -38,6 +39,7 @@ def train(ask: Invocation) -> None:
     state = folder.saved_state(record)
     if state:
         trainer.load_state(state)
+        print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
 
     console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)
     with folder.claim(record, state) as logger, console:

@@ -168,7 +168,8 @@ def markdown() -> str:
             text = knob.metadata["help"]
             if knob.metadata["choices"]:
                 text += ": " + ", ".join(knob.metadata["choices"])
-            cells = f"`--{knob.name.replace('_', '-')}`", f"`{_shown(knob.default)}`", text.replace("|", "\\|")
+            default = "-" if knob.default == "" else f"`{_shown(knob.default)}`"
+            cells = f"`--{knob.name.replace('_', '-')}`", default, text.replace("|", "\\|")
             rows.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)

@@ -56,7 +56,8 @@ def plan_crop(source: tuple[int, int], crop: str, resize: str, multiple: tuple[i
             )
     if size[0] > height or size[1] > width:
         raise UserError(
-            f"--crop {size[0]}x{size[1]} does not fit into frames of {height}x{width}: choose a smaller one"
+            f"--crop {size[0]}x{size[1]} does not fit into frames of {height}x{width}: give a smaller one, "
+            "or --crop '' for the largest that fits"
         )
     return CropPlan((height - size[0]) // 2, (width - size[1]) // 2, *size, *out)
 

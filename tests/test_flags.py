@@ -225,7 +225,7 @@ def test_the_tables_of_the_readme_have_a_row_for_every_field():
     rows = [line for line in markdown().splitlines() if line.startswith("| `--")]
     assert len(rows) == len(FIELDS)
     for field, row in zip(FIELDS, rows, strict=True):
-        default = "not set" if field.default == "" else " ".join(words(field.default))
-        assert row.startswith(f"| `--{field.name.replace('_', '-')}` | `{default}` | ")
+        default = "-" if field.default == "" else f"`{' '.join(words(field.default))}`"
+        assert row.startswith(f"| `--{field.name.replace('_', '-')}` | {default} | ")
         assert row.replace("\\|", "").count("|") == 4
         assert all(choice in row for choice in field.metadata["choices"] or ())

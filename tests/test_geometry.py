@@ -21,6 +21,9 @@ def said(call, *args) -> str:
     return str(error.value)
 
 
+LARGEST = "give a smaller one, or --crop '' for the largest that fits"
+
+
 @pytest.mark.parametrize(("text", "size"), [("640x1280", (640, 1280)), ("1x1", (1, 1)), ("2x40", (2, 40))])
 def test_sizes_are_rows_first(text, size):
     assert parse_size(text, "--crop") == size
@@ -131,11 +134,11 @@ def test_crops_lie_inside_and_in_the_centre(source, resize):
         ),
         (
             (100, 100), "640x1280", "", (320, 320),
-            "--crop 640x1280 does not fit into frames of 100x100: choose a smaller one",
+            "--crop 640x1280 does not fit into frames of 100x100: " + LARGEST,
         ),
         (
             (720, 1280), "100x1281", "160x320", (80, 80),
-            "--crop 100x1281 does not fit into frames of 720x1280: choose a smaller one",
+            "--crop 100x1281 does not fit into frames of 720x1280: " + LARGEST,
         ),
         ((9, 9), "9", "", (1, 1), "--crop '9' is not HEIGHTxWIDTH in whole numbers, as in 640x1280"),
         ((9, 9), "", "9x", (1, 1), "--resize '9x' is not HEIGHTxWIDTH in whole numbers, as in 640x1280"),

@@ -82,7 +82,10 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
     Where neither has it, `fall_back` (what `auto` asks for) gives the random encoder with a warning; else UserError.
     """
     if spec.kind == "random":
-        _log.warning("NOT CLIP: --clip-weights random gives targets without meaning; no number of them is CLIP's")
+        _log.warning(
+            "NOT CLIP: the targets are a RANDOM encoder's (seed %d), without meaning; no number of them is CLIP's",
+            seed,
+        )
     if not spec.repo:
         return spec
     if path := hub.cached(spec.repo, spec.files):
@@ -97,7 +100,7 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
             ) from error
         _log.warning(
             "NOT CLIP: the weights %s of %s are not in the Hugging Face cache, and %s: a small RANDOM encoder (seed "
-            "%d) stands in, whose targets have no meaning; no number of them is CLIP's, and text search is refused. "
+            "%d) stands in, whose targets have no meaning; no number of them is CLIP's. "
             "For CLIP make the hub reachable, or give --clip-weights FILE or --clip-targets FILE",
             *(spec.weights, spec.model, error, seed),
         )

@@ -8,27 +8,37 @@ from typing import NamedTuple
 import torch
 
 from hnerv.evaluation.measure import FRAMES_AT_ONCE
-from hnerv.model import DualHeadHNeRV, coded_parameters
+from hnerv.metrics import bits_per_pixel
+from hnerv.model import DualHeadHNeRV, Scene, coded_parameters
 
 
 class Cost(NamedTuple):
-    """Coded parameters, 1e9 multiply-accumulates and 8-bit frames per second of a decode."""
+    """Coded parameters, an estimate of their rate, 1e9 multiply-accumulates and 8-bit frames per second of a decode."""
 
     parameters: dict[str, int]
+    bpp_estimate_8bit: float
     gmac_per_frame: float
     decode_fps: float
 
     def line(self, device: torch.device) -> str:
         """For people."""
         return (
-            f"{sum(self.parameters.values()):,} coded parameters, {self.gmac_per_frame:.3f} GMAC per frame, "
-            f"decodes {self.decode_fps:.1f} frames/s on {device.type} ({FRAMES_AT_ONCE} at once, fp32)"
+            f"{sum(self.parameters.values()):,} coded parameters (an estimated {self.bpp_estimate_8bit:.4f} bpp at 8 "
+            f"bits each), {self.gmac_per_frame:.3f} GMAC per frame, decodes {self.decode_fps:.1f} frames/s on "
+            f"{device.type} ({FRAMES_AT_ONCE} at once, fp32)"
         )
 
 
 def cost_of(model: DualHeadHNeRV) -> Cost:
     """Measured on the device that the model is on."""
-    return Cost(coded_parameters(model), gmac_per_frame(model), decode_fps(model))
+    parameters = coded_parameters(model)
+    rate = estimated_rate(sum(parameters.values()), model.scene)
+    return Cost(parameters, rate, gmac_per_frame(model), decode_fps(model))
+
+
+def estimated_rate(parameters: int, scene: Scene) -> float:
+    """Bits per pixel of the video if each parameter took 8 bits: an estimate, since nothing is coded yet."""
+    return bits_per_pixel(parameters, scene.frames, scene.height, scene.width)
 
 
 @torch.no_grad()

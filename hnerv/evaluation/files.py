@@ -5,7 +5,6 @@ from __future__ import annotations
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import Cost
-from hnerv.evaluation.images import remove_images
 from hnerv.evaluation.measure import Report
 from hnerv.evaluation.opening import OpenedRun
 from hnerv.evaluation.summary import log_report, write_csv
@@ -22,7 +21,6 @@ def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]
     folder = run.folder / "eval"
     try:
         folder.mkdir(exist_ok=True)
-        remove_images(folder / "images")
         summary = _summary(run, report, cost, _write_events(run, report))
         write_json(folder / "summary.json", summary)
         write_csv(folder, report)
@@ -61,7 +59,10 @@ def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float
         "unseen": _unseen_mode(run, report),
         **values,
         "ms_ssim_scales": ms_ssim_scales(scene.height, scene.width),
+        "video": run.source,
+        "same_pixels_as_trained_on": run.same_pixels,
         "coded_parameters": cost.parameters,
+        "bpp_estimate_8bit": cost.bpp_estimate_8bit,
         "gmac_per_frame": cost.gmac_per_frame,
         "decode_fps": cost.decode_fps,
     }

@@ -14,6 +14,7 @@ from hnerv.config import Config
 from hnerv.dataset import FrameStore, check_targets, load_material, pin_targets
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
+from hnerv.video import CLIPS
 
 
 class OpenedRun(NamedTuple):
@@ -27,6 +28,10 @@ class OpenedRun(NamedTuple):
     checkpoint: Path
     epoch: int
     step: int
+    source: str
+    """The video measured against."""
+    same_pixels: bool
+    """Whether it gives the pixels that were trained on."""
 
 
 def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = "") -> OpenedRun:
@@ -37,7 +42,8 @@ def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "",
     checkpoint = path / "checkpoints" / "latest.pt" if path.is_dir() else path
     state = load_checkpoint(checkpoint)
     record = state["run"]
-    config = _moved(pin_targets(Config.from_dict(record["config"]), record), data, unseen, clip_targets)
+    config = pin_targets(Config.from_dict(record["config"]), record)
+    config = _moved(config, data or _found_again(config, record), unseen, clip_targets)
     if unseen and config.model.embedding != "encoder":
         raise UserError(f"--unseen is for the encoder, {checkpoint} has a {config.model.embedding} embedding: drop it")
     model = restore_model(state, checkpoint)
@@ -46,7 +52,8 @@ def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "",
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     model.to(device, memory_format=torch.channels_last)
     epoch, step = state["progress"]["epoch"], state["progress"]["step"]
-    return OpenedRun(model, FrameStore(material, device), config, record, folder, checkpoint, epoch, step)
+    store, same = FrameStore(material, device), material.video.digest == record["video"]["digest"]
+    return OpenedRun(model, store, config, record, folder, checkpoint, epoch, step, material.video.source, same)
 
 
 def restore_model(state: dict, checkpoint: Path) -> DualHeadHNeRV:
@@ -65,6 +72,12 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
     except RuntimeError as error:
         cause = (str(error).split("\n")[1:2] or [str(error)])[0].strip()
         raise UserError(f"{checkpoint}: weights and configuration do not fit ({cause}): take best.pt") from error
+
+
+def _found_again(config: Config, record: dict) -> str:
+    """The path that the run resolved, where what was typed then means nothing in this working directory."""
+    typed = config.video.data
+    return typed if typed in CLIPS or Path(typed).exists() else record["video"]["source"]
 
 
 def _moved(config: Config, data: str, unseen: str, clip_targets: str) -> Config:

@@ -7,7 +7,7 @@ import torch
 from hnerv import __version__
 from hnerv.config import Config
 from hnerv.dataset import Material, targets_label
-from hnerv.metrics import bits_per_pixel
+from hnerv.evaluation.cost import estimated_rate
 from hnerv.model import DualHeadHNeRV, Scene, coded_parameters
 
 
@@ -38,7 +38,7 @@ def announce(record: dict, device: torch.device) -> str:
             f"targets  {targets_label(record)}",
             f"model    {record['config']['model']['embedding']}, width {model['width']}, {total:,} coded parameters: "
             + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
-            f"rate     {_estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, an estimate at 8 bits per parameter",
+            f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, an estimate at 8 bits per parameter",
         )
     )
 
@@ -50,7 +50,3 @@ def text_page(record: dict) -> str:
         rows = "\n".join(f"| {key} | {value} |" for key, value in knobs.items())
         sections.append(f"### {name}\n\n| setting | value |\n|---|---|\n{rows}")
     return "\n\n".join(sections)
-
-
-def _estimated_rate(count: int, scene: Scene) -> float:
-    return bits_per_pixel(count, scene.frames, scene.height, scene.width)

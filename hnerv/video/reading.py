@@ -73,7 +73,7 @@ def _decode_checked(probe: Probe) -> Iterator[VideoFrame]:
     import av
     from av.video.frame import PictureType
 
-    position = sound = 0
+    position = sound = anchor = 0
     with open_video(probe.path) as container:
         stream = video_stream(container, probe.path)
         stream.codec_context.thread_count = 1  # with more, FFmpeg marks damaged frames now and then, not always
@@ -87,9 +87,9 @@ def _decode_checked(probe: Probe) -> Iterator[VideoFrame]:
                 yield frame
                 position += 1
                 if frame.pict_type != PictureType.B:  # a B frame may lean on a later one that is damaged
-                    sound = position
+                    sound, anchor = anchor, position  # and the last one before the damage shows may hold its start
         except av.error.FFmpegError as error:
-            raise _undecodable(probe, error.strerror or "unknown error", position, position) from error
+            raise _undecodable(probe, error.strerror or "unknown error", position, sound) from error
 
 
 def _decode(container: InputContainer, stream: VideoStream, cut: bool) -> Iterator[VideoFrame]:

@@ -198,4 +198,4 @@ def test_an_explicit_tag_that_cannot_be_had_names_the_ways_out(warned, monkeypat
 
 def test_random_on_request_warns_shortly(warned):
     assert locate(identify("random", "hnerv-tiny", 5), 5, fall_back=False).weights == "random:5"
-    assert len(warned()) == 1 and warned()[0].startswith("NOT CLIP: --clip-weights random")
+    assert len(warned()) == 1 and warned()[0].startswith("NOT CLIP: the targets are a RANDOM encoder's (seed 5)")

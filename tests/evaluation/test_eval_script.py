@@ -149,7 +149,7 @@ def test_the_images_of_an_earlier_evaluation_go(run, evaluate):
     assert evaluate(run, "--images") == 0
     assert len(list(folder.iterdir())) == 10 and not any((folder / name).exists() for name in stale)
     assert evaluate(run / "checkpoints" / "best.pt") == 0
-    assert not list(folder.iterdir()), "they are of latest.pt, all else in eval/ is of best.pt"
+    assert len(list(folder.iterdir())) == 10, "images are of the last evaluation that drew them"
 
 
 def test_it_says_of_which_checkpoint_the_files_are(run, evaluate, capsys):
@@ -268,6 +268,7 @@ class TestVideoElsewhere:
         found = summary(moved, "--data", make_film(tmp_path / "other", shift=5))
         (text,) = warned()
         assert "gives other pixels than" in text and "is it the same video?" in text
+        assert found["same_pixels_as_trained_on"] is False and found["video"].endswith("other")
         assert found["Eval/Frame/train_psnr"] < last_evaluation(moved, lines_of)["Eval/Frame/train_psnr"]
 
     def test_a_renamed_file_of_the_same_targets(self, run, tmp_path, summary, targets_file, lines_of):
