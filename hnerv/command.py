@@ -55,10 +55,10 @@ def pick_device(name: str) -> torch.device:
 def set_up_torch(threads: int) -> None:
     """CPU threads, 0 for torch's own choice; and fp32 that is fp32, not TF32, on CUDA. Raises UserError below 0.
 
-    To be called before anything imports torch: OpenMP's threads would else spin while they wait, and a step takes
-    twenty times as long as soon as another process wants one of the cores.
+    To be called before anything imports torch: OpenMP's threads would else spin for long while they wait, and a step
+    takes several times as long as soon as another process wants one of the cores.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
