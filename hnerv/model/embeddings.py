@@ -75,6 +75,7 @@ class GridEmbedding(Embedding):
         )
 
     def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
+        """times (B,) -> codes (B, 1, C, h0, w0); `frames` are not looked at."""
         x = times.float() / self.span
         codes = [interpolate_knots(level, x * (len(level) - 1)) for level in self.levels]
         return torch.cat(codes, dim=1).unsqueeze(1)
@@ -97,6 +98,7 @@ class EncoderEmbedding(Embedding):
         self.register_buffer("positions", torch.tensor(scene.train, dtype=torch.float32), persistent=False)
 
     def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
+        """times (B,) -> codes (B, 1, C, h0, w0), of `frames` (B, 3, H, W) where they are given."""
         if frames is not None:
             return self.encoder(frames).unsqueeze(1)
         after = torch.searchsorted(self.positions, times.float()).clamp(max=len(self.positions) - 1)
@@ -133,6 +135,7 @@ class PositionalEmbedding(Embedding):
         return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
     def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
+        """times (B,) -> codes (B, P, C, h0, w0); `frames` are not looked at."""
         t = (times.float() + 0.5) / self.span
         where = torch.cat([t[:, None, None].expand(-1, self.canvases, 1), self.yx.expand(len(t), -1, -1)], dim=-1)
         with torch.autocast(where.device.type, enabled=False):

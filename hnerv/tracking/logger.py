@@ -92,6 +92,7 @@ class RunLogger(NullLogger):
             self._guarded(self._lines.write, line + "\n")
 
     def position(self) -> dict[str, int]:
+        """{name of a log file: its bytes}, once all that was logged is on the disk; see `rewind`."""
         self._guarded(self._flush_writer)
         self._guarded(self._flush_lines)
         sizes = {}
