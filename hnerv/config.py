@@ -65,7 +65,7 @@ class ModelConfig:
     reduce: float = knob(1.2, "each stage has max(width / REDUCE, LOWER_WIDTH) channels")
     lower_width: int = knob(12, "smallest number of channels of a stage")
     act: str = knob("sin", "activation of the decoder", choices=("sin", "gelu"))
-    skip: bool = knob(True, "bilinear 1x1 skip over each stage")
+    bilinear_init: bool = knob(True, "each stage starts near a bilinear upsampling")
     embed_dim: int = knob(16, "channels of the embedding")
     grid_levels: int = knob(3, "grid: temporal resolutions, each half the one before")
     grid_knots: int = knob(0, "grid: knots of the finest level; 0: frames / widest gap of the training frames")
@@ -128,8 +128,11 @@ class TrainConfig:
     lr: float = knob(0.004, "peak learning rate")
     lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + ", ".join(SCHEDULES))
     embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
-    optimizer: str = knob("adam", "adam, adamw, or the name of any optimiser of timm.optim")
+    optimizer: str = knob("soap", "optimiser", choices=("soap", "adam", "adamw"))
     weight_decay: float = knob(0.0, "weight decay of the optimiser")
+    blend_freq: int = knob(
+        1, "every so many steps one frame more: the blend of two training frames, at a time between them; 0: none"
+    )
     grad_clip: float = knob(1.0, "largest L2 norm of the gradient; 0: no clipping")
     seed: int = knob(0, "seed of the initialisation, the order of frames and a random teacher")
     precision: str = knob(
@@ -145,7 +148,7 @@ class TrainConfig:
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
         for name in ("lr", "embed_lr_factor"):
             _check(getattr(self, name) > 0, f"--{name.replace('_', '-')} {getattr(self, name)} is not above 0")
-        for name in ("weight_decay", "grad_clip", "eval_freq", "seed"):
+        for name in ("weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed"):
             _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
 
 

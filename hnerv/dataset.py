@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hnerv.clip import Targets, clip_targets
@@ -101,11 +102,15 @@ def targets_label(record: dict) -> str:
 
 
 class Batch(NamedTuple):
-    """times (B,) frame positions, frames (B, 3, H, W) in [0, 1], clip (B, P, D) of unit norm or None."""
+    """times (B,) frame positions, frames (B, 3, H, W) in [0, 1], clip (B, P, D) of unit norm or None.
+
+    The first `real` of them are frames of the video, the others stand between two.
+    """
 
     times: Tensor
     frames: Tensor
     clip: Tensor | None
+    real: int
 
 
 class FrameStore:
@@ -115,23 +120,50 @@ class FrameStore:
 
     def __init__(self, material: Material, device: torch.device) -> None:
         self.device = device
+        self._train = torch.tensor(material.scene.train)
         frames = material.video.frames
         room = self.SHARE_OF_DEVICE_MEMORY * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
-        self._frames = frames.to(device) if frames.nbytes < room else frames
+        frames = frames.to(device) if frames.nbytes < room else frames
+        # Channels last, as the network computes: layouts that meet cost several times the arithmetic on them.
+        self._frames = frames.permute(0, 2, 3, 1).contiguous()
         self._clip = None if material.targets is None else material.targets.embeddings.to(device)
 
     def frames(self, positions: Tensor) -> Tensor:
-        """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device."""
-        picked = self._frames[positions.to(self._frames.device, non_blocking=True)]
+        """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
+        picked = self._frames.index_select(0, positions.to(self._frames.device, non_blocking=True))
         if picked.device.type != self.device.type:
             picked = picked.pin_memory().to(self.device, non_blocking=True)
-        return picked.float().div_(255)
+        return picked.permute(0, 3, 1, 2).float().div_(255)
 
     def clip(self, positions: Tensor) -> Tensor | None:
         """Positions (B,) -> targets (B, P, D) on the device; None without targets."""
         return None if self._clip is None else self._clip[positions.to(self.device, non_blocking=True)]
 
-    def batch(self, positions: Tensor) -> Batch:
-        """Positions (B,) -> their Batch on the device."""
-        times = positions.to(self.device, non_blocking=True).float()
-        return Batch(times, self.frames(positions), self.clip(positions))
+    def batch(self, positions: Tensor, between: Tensor | None = None) -> Batch:
+        """Positions (B,), and `between` (E,) that lie between training frames -> a Batch of B + E on the device.
+
+        What stands for the latter is the linear blend of the two nearest training frames, and of their targets: the
+        frames of the video that lie there are not read.
+        """
+        batch = Batch(self._times(positions), self.frames(positions), self.clip(positions), len(positions))
+        if between is None or not len(between):
+            return batch
+        after = torch.searchsorted(self._train, between)
+        low, high = self._train[after - 1], self._train[after]
+        share = ((between - low) / (high - low)).to(self.device, non_blocking=True)
+        pairs = torch.cat([low, high])
+        frames = torch.cat([batch.frames, _blend(self.frames(pairs), share)])
+        times = torch.cat([batch.times, self._times(between)])
+        if batch.clip is None:
+            return Batch(times, frames, None, batch.real)
+        clip = F.normalize(_blend(self.clip(pairs), share), dim=-1)
+        return Batch(times, frames, torch.cat([batch.clip, clip]), batch.real)
+
+    def _times(self, positions: Tensor) -> Tensor:
+        return positions.to(self.device, non_blocking=True).float()
+
+
+def _blend(pairs: Tensor, share: Tensor) -> Tensor:
+    """pairs (2 E, ...), the earlier ones first, share (E,) of the later ones -> (E, ...)."""
+    low, high = pairs.chunk(2)
+    return torch.lerp(low, high, share.view(-1, *[1] * (low.dim() - 1)))

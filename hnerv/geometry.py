@@ -126,6 +126,11 @@ class PatchGrid:
         x = x.movedim((-4, -2), (-5, -4))  # (..., rows, cols, C, h, w)
         return x.reshape(*lead, self.patches, *x.shape[-3:])
 
+    def means(self, frames: Tensor) -> Tensor:
+        """(..., C, H, W) -> mean of each patch (..., P): that of `split`, without the copy."""
+        x = frames.unflatten(-1, (self.cols, -1)).unflatten(-3, (self.rows, -1))  # (..., C, rows, h, cols, w)
+        return x.mean((-5, -3, -1)).flatten(-2)
+
     def merge(self, patches: Tensor) -> Tensor:
         """(..., P, C, h, w) -> (..., C, H, W). Inverse of `split`."""
         *lead, _, channels, height, width = patches.shape

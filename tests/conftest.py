@@ -82,6 +82,7 @@ def settings(film: Path, targets_file: Path) -> dict[str, object]:
         "clip-hidden": 8,
         "lower-width": 4,
         "batch-size": 3,
+        "blend-freq": 2,
         "epochs": 5,
         "pixel-loss-warmup-epochs": 2,
         "eval-freq": 2,

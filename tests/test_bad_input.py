@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hnerv.config import Config
+
 ALLOWED = "NOT CLIP:", "nothing tells whether"
 """How the warnings begin that may come before the line."""
 
@@ -122,8 +124,9 @@ TRAINING: dict[str, tuple[Callable[[SimpleNamespace], dict], tuple[str, ...]]] =
     "an unknown loss": (lambda p: {"pixel_loss": "L3"}, ("L3", "Fusion10")),
     "an unknown preset": (lambda p: {"preset": "demos"}, ("demos", "bunny-1.5m")),
     "an unknown embedding": (lambda p: {"embedding": "hash"}, ("hash", "encoder")),
-    "an unknown optimizer": (lambda p: {"optimizer": "adamm"}, ("--optimizer 'adamm'", "adamw")),
-    "an optimizer that the step cannot serve": (lambda p: {"optimizer": "adahessian"}, ("adahessian",)),
+    "an unknown optimizer": (lambda p: {"optimizer": "adamm"}, ("--optimizer", "'adamm'", "adamw", "soap")),
+    "an optimizer of the library that is not in the table": (lambda p: {"optimizer": "lion"}, ("'lion'", "adamw")),
+    "a blend every minus one steps": (lambda p: {"blend_freq": -1}, ("--blend-freq -1",)),
     "an unknown schedule": (lambda p: {"lr_type": "linear"}, ("--lr-type 'linear'", "cosine_")),
     "an unknown precision": (lambda p: {"precision": "fp8"}, ("fp8", "bf16")),
     "no learning rate": (lambda p: {"lr": 0}, ("--lr 0",)),
@@ -237,7 +240,7 @@ def test_a_folder_of_another_configuration(finished, tmp_path, train, flags, ref
     shutil.copytree(finished, tmp_path / "run")
     before = snapshot(tmp_path)
     line = refused(train(tmp_path, flags(lr=0.5, batch_size=1)))
-    assert "batch_size 3 there, 1 here" in line and "lr 0.004 there, 0.5 here" in line
+    assert "batch_size 3 there, 1 here" in line and f"lr {Config().train.lr} there, 0.5 here" in line
     assert snapshot(tmp_path) == before
 
 

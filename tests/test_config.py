@@ -14,6 +14,7 @@ from hnerv.losses import LOSSES, formula
 from hnerv.model.decoder import ACTIVATIONS
 from hnerv.model.embeddings import EMBEDDINGS
 from hnerv.presets import PRESETS
+from hnerv.training.optim import OPTIMIZERS
 
 SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
 FIELDS = [(name, field) for name, kind in SECTIONS.items() for field in dataclasses.fields(kind)]
@@ -70,6 +71,7 @@ def test_choices_are_the_tables():
     assert set(choices["embedding"]) == set(EMBEDDINGS)
     assert set(choices["act"]) == set(ACTIVATIONS)
     assert set(choices["pixel_loss"]) == set(LOSSES)
+    assert set(choices["optimizer"]) == set(OPTIMIZERS)
 
 
 def edited(edit) -> dict:
@@ -94,7 +96,10 @@ def edited(edit) -> dict:
         (lambda d: d["train"].update(epochs="3"), "train.epochs of the configuration is '3', not of type int"),
         (lambda d: d["train"].update(lr="0.1"), "train.lr of the configuration is '0.1', not of type float"),
         (lambda d: d["train"].update(lr=True), "train.lr of the configuration is True, not of type float"),
-        (lambda d: d["model"].update(skip=1), "model.skip of the configuration is 1, not of type bool"),
+        (
+            lambda d: d["model"].update(bilinear_init=1),
+            "model.bilinear_init of the configuration is 1, not of type bool",
+        ),
         (lambda d: d["video"].update(data=None), "video.data of the configuration is None, not of type str"),
         (
             lambda d: d["model"].update(dec_strides=[2, "2"]),
@@ -172,6 +177,7 @@ CHECKS = [
     ("lr", NAN, "--lr nan is not above 0"),
     ("embed_lr_factor", -5.0, "--embed-lr-factor -5.0 is not above 0"),
     ("weight_decay", -1.0, "--weight-decay -1.0 is below 0"),
+    ("blend_freq", -1, "--blend-freq -1 is below 0"),
     ("grad_clip", -1.0, "--grad-clip -1.0 is below 0"),
     ("eval_freq", -1, "--eval-freq -1 is below 0"),
     ("seed", -1, "--seed -1 is below 0"),
@@ -180,6 +186,10 @@ CHECKS = [
     ("act", "relu", "--act 'relu' does not exist: choose from sin, gelu"),
     ("unseen", "guess", "--unseen 'guess' does not exist: choose from interpolate, encode"),
     ("pixel_loss", "L3", f"--pixel-loss 'L3' does not exist: choose from {', '.join(LOSSES)}"),
+    *(
+        ("optimizer", name, f"--optimizer {name!r} does not exist: choose from {', '.join(OPTIMIZERS)}")
+        for name in ("adamm", "", "soap ", "SOAP", "lion")
+    ),
     ("precision", "fp8", "--precision 'fp8' does not exist: choose from auto, fp32, bf16"),
 ]  # fmt: skip
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 
 import av
 import numpy as np
 import pytest
 import torch
 
+from hnerv.clip import Targets
 from hnerv.config import Config
-from hnerv.dataset import FrameStore, load_material, pin_targets, targets_label
+from hnerv.dataset import FrameStore, Material, load_material, pin_targets, targets_label
 from hnerv.errors import UserError
 from hnerv.geometry import plan_crop
+from hnerv.model import Scene
+from hnerv.video import Video, data_split
 from hnerv.video.clips import clip_path
 
 FIELDS = {
@@ -150,6 +154,89 @@ def test_a_store_gives_frames_targets_and_times(material):
     assert batch.frames.min() >= 0 and batch.frames.max() <= 1
 
 
+def toy_store(count: int, split: str, unseen: int | None = None, targets: bool = True) -> FrameStore:
+    """Frame i of i^2 everywhere and target i along axis i; with `unseen`, frames that do not train are of that value
+    and their targets no number."""
+    train, val = (tuple(part.tolist()) for part in data_split(count, split))
+    frames = (torch.arange(count) ** 2).to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 4, 8)
+    embeddings = torch.eye(count)[:, None].repeat(1, 8, 1)
+    if unseen is not None:
+        hidden = sorted(set(range(count)) - set(train))
+        frames[hidden], embeddings[hidden] = unseen, math.nan
+    scene = Scene(count, 4, 8, 2, 4, 24.0, train, val, count if targets else 0)
+    video = Video(frames, 24.0, "toy", "toy", "images", (0, 0, 4, 8, 4, 8), "")
+    return FrameStore(Material(video, scene, Targets(embeddings, "", "file", "", "") if targets else None), CPU)
+
+
+BLENDS = [
+    ("9_9_10", 12, 9, 82.0, {8: 1, 10: 1}),
+    ("1_1_2", 7, 1, 2.0, {0: 1, 2: 1}),
+    ("1_1_2", 7, 5, 26.0, {4: 1, 6: 1}),
+    ("6_6_10", 12, 6, 40.0, {5: 4, 10: 1}),
+    ("6_6_10", 12, 7, 55.0, {5: 3, 10: 2}),
+    ("6_6_10", 12, 8, 70.0, {5: 2, 10: 3}),
+    ("6_6_10", 12, 9, 85.0, {5: 1, 10: 4}),
+    ("6_8_10", 12, 6, 40.0, {5: 4, 10: 1}),
+    ("1_1_7", 15, 3, 21.0, {0: 4, 7: 3}),
+    ("1_1_7", 15, 13, 175.0, {7: 1, 14: 6}),
+]
+"""Split, frames, position, grey of the blend, {training frame: its part}: linear between the squares of the two."""
+
+
+@pytest.mark.parametrize("unseen", [None, 0, 255])
+@pytest.mark.parametrize(("split", "count", "position", "grey", "parts"), BLENDS)
+def test_a_blend_by_hand(split, count, position, grey, parts, unseen):
+    """Whatever the frame that lies there shows, which is never the blend itself."""
+    store = toy_store(count, split, unseen)
+    batch = store.batch(torch.tensor([0, 5, 0]), torch.tensor([position]))
+    assert batch.real == 3 and batch.times.tolist() == [0.0, 5.0, 0.0, position] and batch.times.dtype == torch.float32
+    assert torch.allclose(batch.frames[3], torch.full((3, 4, 8), grey / 255), atol=1e-6)
+    assert grey != position**2
+    expected, length = torch.zeros(8, count), math.hypot(*parts.values())
+    for frame, part in parts.items():
+        expected[:, frame] = part / length
+    assert torch.allclose(batch.clip[3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("split", "count"), [("9_9_10", 32), ("1_1_2", 9), ("6_6_10", 32), ("6_8_10", 32)])
+def test_all_blends_at_once_read_training_frames_alone(split, count):
+    clean, white, black = (toy_store(count, split, unseen) for unseen in (None, 255, 0))
+    train = data_split(count, split).train
+    between = torch.tensor([i for i in range(count) if i not in train and i < train[-1]])
+    batch = clean.batch(train, between)
+    assert batch.real == len(train) and batch.times.tolist() == [*train.tolist(), *between.tolist()]
+    assert (batch.clip.norm(dim=-1) - 1).abs().max() < 1e-6
+    for store in (white, black):
+        assert store.clip(between).isnan().all()
+        other = store.batch(train, between)
+        assert torch.equal(other.frames, batch.frames) and torch.equal(other.clip, batch.clip)
+
+
+def test_targets_of_noise_are_blended_to_unit_norm(material):
+    """Of 4 frames 0, 1 and 3 train."""
+    batch = FrameStore(material, CPU).batch(torch.tensor([3, 0]), torch.tensor([2]))
+    embeddings = material.targets.embeddings
+    assert torch.allclose(batch.clip.norm(dim=-1), torch.ones(3, 8), atol=1e-6)
+    mean = (embeddings[1] + embeddings[3]) / 2
+    assert torch.allclose(batch.clip[2], mean / mean.norm(dim=-1, keepdim=True), atol=1e-6)
+    pixels = material.video.frames.float() / 255
+    assert torch.allclose(batch.frames[2], (pixels[1] + pixels[3]) / 2, atol=1e-6)
+    assert torch.equal(batch.frames[:2], pixels[[3, 0]]) and torch.equal(batch.clip[:2], embeddings[[3, 0]])
+
+
+def test_without_targets_only_the_frames_are_blended():
+    batch = toy_store(7, "1_1_2", targets=False).batch(torch.tensor([0]), torch.tensor([3]))
+    assert batch.clip is None and len(batch.frames) == 2
+    assert torch.allclose(batch.frames[1], torch.tensor(10 / 255), atol=1e-6)
+
+
+def test_nothing_between_leaves_a_batch_as_it_is(material):
+    store, positions = FrameStore(material, CPU), torch.tensor([3, 0, 3])
+    plain, empty = store.batch(positions), store.batch(positions, positions[:0])
+    assert plain.real == empty.real == 3
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], empty[:3], strict=True))
+
+
 def test_a_batch_may_be_changed_without_changing_the_store(material):
     store = FrameStore(material, CPU)
     before = store.frames(torch.arange(4))
@@ -167,9 +254,12 @@ def test_a_store_on_cuda_is_the_same(material, monkeypatch, share):
         pytest.skip("no CUDA device")
     monkeypatch.setattr(FrameStore, "SHARE_OF_DEVICE_MEMORY", share)
     positions = torch.tensor([3, 0])
+    between = torch.tensor([2])
     there, here = (
-        FrameStore(material, torch.device("cuda")).batch(positions),
-        FrameStore(material, CPU).batch(positions),
+        FrameStore(material, torch.device("cuda")).batch(positions, between),
+        FrameStore(material, CPU).batch(positions, between),
     )
     assert there.frames.is_cuda and there.clip.is_cuda and there.times.is_cuda
-    assert torch.equal(there.frames.cpu(), here.frames) and torch.equal(there.clip.cpu(), here.clip)
+    assert torch.equal(there.frames[:2].cpu(), here.frames[:2]) and torch.equal(there.clip[:2].cpu(), here.clip[:2])
+    assert torch.allclose(there.frames.cpu(), here.frames) and torch.allclose(there.clip.cpu(), here.clip)
+    assert there.real == here.real == 2

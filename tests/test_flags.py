@@ -102,7 +102,7 @@ def test_a_malformed_line_gets_one_line(capsys, argv, message):
     )
 
 
-@pytest.mark.parametrize("flag", ["--embedding", "--pixel-loss", "--act", "--precision", "--unseen"])
+@pytest.mark.parametrize("flag", ["--embedding", "--pixel-loss", "--act", "--optimizer", "--precision", "--unseen"])
 def test_an_unknown_choice_lists_the_choices(capsys, flag):
     line = refused(capsys, ["--exp-id", "a", flag, "nonsense"])
     field = next(field for field in FIELDS if field.name == flag[2:].replace("-", "_"))

@@ -62,6 +62,16 @@ def test_split_works_at_every_scale(scale):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+def test_means_are_those_of_the_patches(grid, lead):
+    sides = PatchGrid(grid[0] * 3, grid[1] * 2, *grid)
+    maps = torch.rand(*lead, 5, sides.height, sides.width)
+    expected = sides.split(maps).mean((-3, -2, -1))
+    assert expected.shape == (*lead, sides.patches)
+    assert torch.allclose(sides.means(maps), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
 def test_patches_are_numbered_row_by_row(grid):
     sides = PatchGrid(grid[0] * 6, grid[1] * 4, *grid)
     places = [(row, col) for row in range(grid[0]) for col in range(grid[1])]

@@ -21,11 +21,13 @@ from hnerv.model.scene import Scene
 class Embedding(nn.Module):
     """codes (B, K, C, h0, w0) = embedding(times (B,), frames or None).
 
-    `channels` is C, `canvases` is K. `refresh` brings stored codes up to date with the weights, where there are any.
+    `channels` is C, `canvases` is K, `at_any_time` whether training needs no frame to embed. `refresh` brings stored
+    codes up to date with the weights, where there are any.
     """
 
     channels: int
     canvases: int = 1
+    at_any_time: bool = True
 
     def refresh(self, frame_at: Callable[[Tensor], Tensor]) -> None:
         """frame_at: positions (B,) -> frames (B, 3, H, W) in [0, 1]."""
@@ -86,6 +88,8 @@ class EncoderEmbedding(Embedding):
 
     Without frames: the stored code of a training frame, and between them the interpolation of the two nearest.
     """
+
+    at_any_time = False
 
     def __init__(self, config: ModelConfig, scene: Scene) -> None:
         super().__init__()

@@ -25,16 +25,15 @@ class Prediction(NamedTuple):
 
 
 class ClipHead(nn.Module):
-    """Features pooled over a patch -> embedding of unit norm."""
+    """Mean features of a patch -> embedding of unit norm."""
 
     def __init__(self, channels: int, hidden: int, dim: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(channels, hidden)
         self.out = nn.Linear(hidden, dim)
 
-    def forward(self, cells: Tensor) -> Tensor:
-        """(..., C, h', w') features of exactly one patch -> (..., D)."""
-        pooled = cells.float().mean(dim=(-2, -1))
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(..., C) means over exactly one patch, fp32 -> (..., D)."""
         return F.normalize(self.out(F.gelu(self.hidden(pooled))).float(), dim=-1)
 
 
@@ -69,8 +68,9 @@ class DualHeadHNeRV(nn.Module):
             rgb = self.scene.grid.merge(rgb.unflatten(0, codes.shape[:2]))
         if not clip or self.clip_head is None:
             return Prediction(rgb, None)
-        cells = self.canvas.split(features.site).unflatten(0, codes.shape[:2]).flatten(1, 2)
-        return Prediction(rgb, self.clip_head(cells))
+        side = tuple(size // self.decoder.site_scale for size in self.canvas.patch_size)
+        pooled = F.avg_pool2d(features.site.float(), side).flatten(2).mT  # (B K, patches of a canvas, C)
+        return Prediction(rgb, self.clip_head(pooled.unflatten(0, codes.shape[:2]).flatten(1, 2)))
 
     def decode_patch(self, times: Tensor, patch: int, frames: Tensor | None = None) -> Prediction:
         """One patch alone, with the halo it needs: equal to the same patch of `forward`. patch in [0, P)."""
@@ -85,4 +85,4 @@ class DualHeadHNeRV(nn.Module):
         if self.clip_head is None:
             return Prediction(rgb, None)
         cells = Window(*(side // self.decoder.site_scale for side in target)).within(windows[self.decoder.site])
-        return Prediction(rgb, self.clip_head(cells.cut(features.site)))
+        return Prediction(rgb, self.clip_head(cells.cut(features.site).float().mean(dim=(-2, -1))))

@@ -32,6 +32,11 @@ class Scene:
     def grid(self) -> PatchGrid:
         return PatchGrid(self.height, self.width, self.rows, self.cols)
 
+    @property
+    def between(self) -> tuple[int, ...]:
+        """Positions that lie between two training frames and are none themselves, ascending."""
+        return tuple(sorted(set(range(self.train[0], self.train[-1])) - set(self.train)))
+
     def to_dict(self) -> dict:
         """Plain dictionary. Inverse of `from_dict`."""
         return dataclasses.asdict(self)

@@ -6,14 +6,12 @@ from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.metrics import SSIM_WINDOW, ms_ssim_scales
 from hnerv.model import Scene
-from hnerv.training.optim import check_optimizer
 
 MAX_SEED = 1 << 32
 
 
 def check_settings(config: Config) -> None:
-    """Raises UserError for an optimiser that cannot be had, a seed out of range, and --unseen without an encoder."""
-    check_optimizer(config.train)
+    """Raises UserError for a seed out of range, and for --unseen encode without an encoder."""
     if config.train.seed >= MAX_SEED:
         raise UserError(f"--seed {config.train.seed} is not below {MAX_SEED}: choose a smaller one")
     if config.model.unseen == "encode" and config.model.embedding != "encoder":

@@ -22,7 +22,17 @@ from hnerv.files import read_json, replacing, write_json
 from hnerv.flags import Choice
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "tensorboard", "numpy", "pillow", "decord", "av")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "tensorboard",
+    "numpy",
+    "pillow",
+    "decord",
+    "av",
+    "pytorch_optimizer",
+)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from hnerv.config import TrainConfig
-from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV
 
-_SECOND_ORDER = ("adahessian",)  # needs the graph of the gradients, which the step does not keep
 GROUPS = ("rgb_head", "clip_head", "decoder", "embedding")
 
 
@@ -21,43 +22,41 @@ def parameters_of(model: DualHeadHNeRV) -> dict[str, list[nn.Parameter]]:
 def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Optimizer:
     """Two groups, the embedding's stored codes at `embed_lr_factor`; each group keeps its factor as `lr_factor`.
 
-    The encoder is a network like the decoder, so only the knots of `grid` count as codes. Raises UserError for a
-    name that neither torch nor timm knows.
+    The encoder is a network like the decoder, so only the knots of `grid` count as codes.
     """
     codes = list(model.embedding.levels) if hasattr(model.embedding, "levels") else []
     ids = {id(p) for p in codes}
     network = [p for p in model.parameters() if id(p) not in ids]
     groups = [
-        {"params": params, "lr": config.lr * factor, "lr_factor": factor}
+        {"params": params, "codes": params is codes, "lr": config.lr * factor, "lr_factor": factor}
         for params, factor in ((network, 1.0), (codes, config.embed_lr_factor))
         if params
     ]
-    return _optimizer(groups, config)
+    return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def check_optimizer(config: TrainConfig) -> None:
-    """Raises UserError where the optimiser could not be built, before a run has written anything."""
-    _optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], config)
+def _soap(groups: list[dict], **settings: float) -> torch.optim.Optimizer:
+    """SOAP on the network, Adam's own rule (no axis is preconditioned) on the codes.
+
+    Axes longer than 300, the outputs of a convolution before its pixel shuffle, are not preconditioned either: that
+    costs more time than it gains.
+    """
+    from pytorch_optimizer import SOAP
+
+    for group in groups:
+        group["max_precondition_dim"] = 0 if group["codes"] else 300
+    return SOAP(groups, betas=(0.9, 0.95), **settings)
 
 
-def _optimizer(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
-    plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(config.optimizer.lower())
-    if plain:
-        return plain(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    import timm.optim
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "soap": _soap,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+}
+"""Name -> constructor of groups, lr and weight_decay. The names are the choices of `TrainConfig.optimizer`.
 
-    names = [name for name in timm.optim.list_optimizers() if name not in _SECOND_ORDER]
-    if config.optimizer.lower() not in names:
-        raise UserError(
-            f"--optimizer {config.optimizer!r} is neither adam, adamw nor one of timm's: {', '.join(names)}"
-        )
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer.lower().startswith("kron"):
-        settings["deterministic"] = True  # its own random numbers would not be those of the run before a stop
-    try:
-        return timm.optim.create_optimizer_v2(groups, config.optimizer, **settings)
-    except (AssertionError, ImportError, RuntimeError) as error:
-        raise UserError(f"--optimizer {config.optimizer!r} does not work here ({error}): choose another") from error
+Source of SOAP: Vyas et al. 2024.
+"""
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -5,6 +5,7 @@ B frames of a step, S steps of an epoch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ class Trainer:
         bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and store.device.type == "cuda")
         self.autocast = {"device_type": store.device.type, "dtype": torch.bfloat16, "enabled": bf16}
         self.train_positions = torch.tensor(model.scene.train)
+        self.between = torch.tensor(model.scene.between if model.embedding.at_any_time else (), dtype=torch.long)
         self.steps_per_epoch = -(-len(model.scene.train) // config.train.batch_size)
         self.epoch = self.step_in_epoch = 0
         self.records = torch.zeros(self.steps_per_epoch, len(COLUMNS), device=store.device)
@@ -130,8 +132,17 @@ class Trainer:
         """What is left of the epoch, in an order drawn from seed and epoch."""
         draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + self.epoch)
         order = self.train_positions[torch.randperm(len(self.train_positions), generator=draw)]
-        for positions in order.split(self.config.train.batch_size)[self.step_in_epoch :]:
-            yield self.store.batch(positions)
+        steps = zip(order.split(self.config.train.batch_size), self.blends(draw), strict=True)
+        for positions, between in itertools.islice(steps, self.step_in_epoch, None):
+            yield self.store.batch(positions, between)
+
+    def blends(self, draw: torch.Generator) -> list[Tensor]:
+        """For each step of an epoch the positions (1 or 0,) between training frames that it is also given."""
+        every = self.config.train.blend_freq
+        if not every or not len(self.between):
+            return [self.between[:0]] * self.steps_per_epoch
+        drawn = self.between[torch.randint(len(self.between), (self.steps_per_epoch,), generator=draw)]
+        return [drawn[i : i + 1 if i % every == 0 else i] for i in range(self.steps_per_epoch)]
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step -> a row of COLUMNS, on the device."""
@@ -144,10 +155,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
         norms = clip_gradients(self.parts, self.config.train.grad_clip)
-        self.optimizer.step()
         with torch.no_grad():
-            quality = psnr(patch_mse(prediction.rgb, batch.frames, self.model.scene.grid)).mean()
-            return torch.cat([torch.stack([quality, terms.pixel, terms.clip, terms.total]), norms])
+            real = slice(batch.real)
+            quality = psnr(patch_mse(prediction.rgb[real], batch.frames[real], self.model.scene.grid)).mean()
+            row = torch.cat([torch.stack([quality, terms.pixel, terms.clip, terms.total]), norms])
+        try:
+            self.optimizer.step()
+        except torch.linalg.LinAlgError as error:
+            self.no_update(row, error)
+        return row
+
+    def no_update(self, row: Tensor, error: Exception) -> NoReturn:
+        """Raises RunError: SOAP's factorisations fail, most often because a gradient is not finite."""
+        self.records[self.step_in_epoch] = row
+        self.check_finite(self.records[: self.step_in_epoch + 1].cpu())
+        raise RunError(f"the optimiser cannot go on ({error}): lower --lr, or choose --optimizer adam") from error
 
     def close_epoch(self, seconds: float) -> dict[str, float]:
         """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""

@@ -95,7 +95,8 @@ def load_video(
         )
     pixels, reader = _read_with_first_able(source, plan, frames)
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
-    digest.update(pixels.numpy().data)
+    for frame in pixels:
+        digest.update(frame.contiguous().numpy().data)
     return Video(pixels, source.fps, source.name, str(source.path), reader, plan, digest.hexdigest())
 
 
@@ -192,7 +193,8 @@ def _allocate(count: int, plan: CropPlan) -> Tensor:
             f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, this machine has "
             f"{memory / 1e9:.1f} GB: choose fewer with --frames or smaller ones with --resize"
         )
-    return torch.empty(count, 3, plan.out_height, plan.out_width, dtype=torch.uint8)
+    size = count, 3, plan.out_height, plan.out_width
+    return torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)  # as the readers give them
 
 
 def _memory_bytes() -> int:

@@ -38,7 +38,7 @@ def test_a_preset_has_the_largest_width_within_its_size(name, clip_dim):
 
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-@pytest.mark.parametrize("changes", [{"modelsize": 0.5}, {"modelsize": 3.0, "skip": False, "ks": "0_3_3"}])
+@pytest.mark.parametrize("changes", [{"modelsize": 0.5}, {"modelsize": 3.0, "ks": "0_3_3"}])
 def test_every_embedding_has_the_largest_width_within_its_size(embedding, changes):
     check_width(replace(Config().model, embedding=embedding, **changes), BUNNY)
 
@@ -78,7 +78,7 @@ def test_in_the_layout_of_hnerv_the_width_is_that_of_hnerv(size, published):
     """
     config = replace(
         Config().model, embedding="encoder", dec_strides=(5, 4, 4, 2, 2), enc_strides=(5, 4, 4, 2, 2), ks="0_1_5",
-        reduce=1.2, lower_width=12, skip=False, act="gelu", rgb_stride=1, embed_dim=16, modelsize=size,
+        reduce=1.2, lower_width=12, act="gelu", rgb_stride=1, embed_dim=16, modelsize=size,
     )  # fmt: skip
     scene = replace(BUNNY, train=tuple(range(132)), val=(), clip_dim=0)
     assert published - solve_width(config, scene) in (0, 1)
@@ -119,6 +119,11 @@ def test_every_coded_number_matters(make):
     for name, parameter in model.named_parameters():
         flat = parameter.grad.flatten(1) if parameter.dim() > 1 else parameter.grad[:, None]
         assert (flat.abs().amax(1) > 0).all(), name
+
+
+def test_a_bilinear_beginning_costs_no_number(make):
+    sizes = [coded_parameters(make(bilinear_init=bilinear)) for bilinear in (True, False)]
+    assert sizes[0] == sizes[1]
 
 
 def test_building_is_a_function_of_the_seed(make):

@@ -53,10 +53,10 @@ def worst(model, frames=None) -> float:
 @pytest.mark.parametrize("embedding", ["grid", "encoder"])
 @pytest.mark.parametrize("rgb_stride", [1, 2])
 def test_a_patch_alone_is_the_patch_of_the_frame(make, embedding, shape, rgb_stride):
-    for skip in (True, False):
+    for bilinear in (True, False):
         for act in ("sin", "gelu"):
             fields = of_embedding(embedding, {**shape, "rgb_stride": rgb_stride})
-            assert worst(make(**fields, skip=skip, act=act)) < 1e-5
+            assert worst(make(**fields, bilinear_init=bilinear, act=act)) < 1e-5
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
@@ -81,12 +81,13 @@ def plan(model, patch: int) -> list[Window]:
     return halo_windows(target, tuple(canvas), reaches)
 
 
-POISONED = {"grid": "2x4", "dec_strides": (3, 2), "ks": "0_3_3", "times": (6, 10), "rgb_stride": 2}
+POISONED = {"grid": "2x4", "dec_strides": (3, 2), "times": (6, 10), "rgb_stride": 2}
+KERNELS = ["0_1_1", "0_1_3", "0_3_3", "0_3_5"]
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_patch_does_not_read_outside_its_windows(make, skip):
-    model = make(**of_embedding("grid", POISONED), skip=skip)
+@pytest.mark.parametrize("ks", KERNELS)
+def test_a_patch_does_not_read_outside_its_windows(make, ks):
+    model = make(**of_embedding("grid", POISONED), ks=ks)
     for patch in range(model.scene.grid.patches):
         clean = model.decode_patch(TIMES, patch)
         window = plan(model, patch)[0]
@@ -102,10 +103,10 @@ def test_a_patch_does_not_read_outside_its_windows(make, skip):
         assert torch.equal(alone.rgb, clean.rgb) and torch.equal(alone.clip, clean.clip)
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_frame_does_not_read_outside_the_windows_either(make, skip):
+@pytest.mark.parametrize("ks", KERNELS)
+def test_a_frame_does_not_read_outside_the_windows_either(make, ks):
     """The gradient of a patch of the whole decode, at the embedding, is 0 outside of the patch's first window."""
-    model = make(**of_embedding("grid", POISONED), skip=skip)
+    model = make(**of_embedding("grid", POISONED), ks=ks)
     seen = {}
 
     def keep(module, args, codes):
@@ -181,11 +182,11 @@ def test_ranges(make, embedding, act, scale):
     assert torch.allclose(clip.norm(dim=-1), torch.ones(len(TIMES), model.scene.grid.patches), atol=1e-5)
 
 
-@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("bilinear", [True, False])
 @pytest.mark.parametrize("act", ["sin", "gelu"])
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_gradients_are_finite_under_bf16(make, embedding, act, skip):
-    model = make(embedding=embedding, act=act, skip=skip).train()
+def test_gradients_are_finite_under_bf16(make, embedding, act, bilinear):
+    model = make(embedding=embedding, act=act, bilinear_init=bilinear).train()
     frames = frames_of(model)
     with torch.autocast("cpu", torch.bfloat16):
         rgb, clip = model(TIMES, frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.model import Scene, build_model, frame_multiple
+from hnerv.video import data_split
 
 SCENE = Scene(5, 40, 80, 2, 4, 23.976, (0, 2, 4), (1, 3), 512)
 
@@ -35,6 +37,31 @@ def test_other_keys_are_named(edit, names):
 
 def test_the_grid_of_a_scene():
     assert (SCENE.grid.patches, SCENE.grid.patch_size) == (8, (20, 20))
+
+
+@pytest.mark.parametrize(
+    ("train", "between"),
+    [
+        ((0, 2, 4), (1, 3)),
+        ((0, 1, 2), ()),
+        ((3,), ()),
+        ((2, 3, 5), (4,)),
+        ((1, 5, 6, 9), (2, 3, 4, 7, 8)),
+    ],
+)
+def test_between_lie_neither_ends_nor_training_frames(train, between):
+    """Before the first and after the last training frame nothing lies between two, whether it is unseen or unused."""
+    for frames, val in ((train[-1] + 1, ()), (train[-1] + 4, ()), (train[-1] + 4, (train[-1] + 2,))):
+        assert replace(SCENE, frames=frames, train=train, val=val).between == between
+
+
+@pytest.mark.parametrize("split", ["9_9_10", "6_6_10", "6_8_10", "1_1_2", "1_1_1", "1_1_7"])
+@pytest.mark.parametrize("shuffle", [None, 0, 1])
+def test_what_lies_between_has_a_training_frame_on_either_side(split, shuffle):
+    parts = data_split(33, split, shuffle)
+    train, val = tuple(parts.train.tolist()), tuple(parts.val.tolist())
+    between = replace(SCENE, frames=33, train=train, val=val).between
+    assert list(between) == [i for i in range(33) if i not in train and min(train) < i < max(train)]
 
 
 @pytest.mark.parametrize("times", [(1, 1), (2, 1), (1, 3)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hnerv.config import Config
-from hnerv.dataset import FrameStore, load_material
+from hnerv.dataset import FrameStore, Material, load_material
 from hnerv.flags import parse_train
 from hnerv.model import build_model
 from hnerv.tracking import NullLogger
@@ -39,11 +39,14 @@ def config(flags) -> Callable[..., Config]:
 
 @pytest.fixture
 def make(config, tmp_path: Path) -> Callable[..., Trainer]:
-    """make(epochs=3) -> a fresh trainer of it, with a logger that keeps everything."""
+    """make(epochs=3) -> a fresh trainer of it, and a logger that keeps everything; `edit` may change what it sees."""
 
-    def build(device: str = "cpu", **changes: object) -> Trainer:
+    def build(
+        device: str = "cpu", edit: Callable[[Material], None] = lambda material: None, **changes: object
+    ) -> Trainer:
         settings = config(**changes)
         material = load_material(settings, torch.device(device))
+        edit(material)
         torch.manual_seed(settings.train.seed)
         model = build_model(settings.model, material.scene)
         record = run_record("", settings, material, model)

@@ -79,7 +79,13 @@ def test_a_finished_run_started_again_changes_nothing_and_prints_its_table(
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"lr": 0.02}, "lr 0.004 there, 0.02 here"), ({"epochs": 9}, "epochs 5 there, 9 here"), ({"act": "gelu"}, "act")],
+    [
+        ({"lr": 0.25}, f"lr {Config().train.lr} there, 0.25 here"),
+        ({"epochs": 9}, "epochs 5 there, 9 here"),
+        ({"clip_site": 2}, "clip_site 1 there, 2 here"),
+        ({"optimizer": "adamw"}, f"optimizer {Config().train.optimizer} there, adamw here"),
+        ({"blend_freq": 1}, "blend_freq 2 there, 1 here"),
+    ],
 )
 def test_another_configuration_is_refused_and_nothing_changes(tmp_path, train, flags, snapshot, capsys, change, told):
     assert train(tmp_path, flags()) == 0

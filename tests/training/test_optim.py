@@ -1,65 +1,197 @@
-"""Optimisers by name, their groups, and gradient norms."""
+"""Every optimiser of the table trains and comes back from a file; what SOAP and Muon treat alike, and what not."""
 
 from __future__ import annotations
 
-import copy
+import itertools
+import sys
 
 import pytest
-import timm.optim
 import torch
 from torch import nn
 
-from hnerv.config import TrainConfig
-from hnerv.errors import UserError
-from hnerv.training.optim import check_optimizer, clip_gradients, set_learning_rate
+from hnerv.checkpoint import load_checkpoint, save_checkpoint
+from hnerv.training.optim import OPTIMIZERS, clip_gradients, set_learning_rate
+
+CONSTANT = {"lr": 0.001, "lr_type": "constant"}
 
 
-@pytest.mark.parametrize("name", ["adam", "AdamW", "adan", "nadamw", "muon", "lion", "sgd", "adopt", "lamb"])
-def test_an_optimizer_trains_and_comes_back_bit_for_bit(make, name):
-    first = make(optimizer=name, lr=0.001)
-    batches = list(first.remaining_batches())
-    losses = [first.step(batch)[1].item() for batch in batches]
-    state = copy.deepcopy(first.state())
-    for _ in range(10):
-        losses.append(first.step(batches[0])[1].item())
+def run(trainer, first: int, last: int) -> list[float]:
+    """Steps first to last - 1 over the batches of epoch 0; the CLIP head joins at step 8. Returns the pixel losses."""
+    trainer.epoch = trainer.step_in_epoch = 0
+    batches = itertools.cycle(list(trainer.remaining_batches()))
+    losses = []
+    for number, batch in zip(range(last), batches, strict=False):
+        if number >= first:
+            trainer.epoch = 0 if number < 8 else 2
+            losses.append(trainer.step(batch)[1].item())
+    return losses
+
+
+def assert_equal(a: object, b: object) -> None:
+    """Of the same types, keys and lengths, and bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_trains_and_comes_back_bit_for_bit(make, name, embedding, tmp_path):
+    """Through a file, saved when SOAP has updated its bases once, and run past the second time."""
+    first, path = make(optimizer=name, embedding=embedding, **CONSTANT), tmp_path / "some.pt"
+    losses = run(first, 0, 13)
+    save_checkpoint(path, first.state())
+    losses += run(first, 13, 24)
     assert losses[-1] < losses[0]
-    second = make(optimizer=name, lr=0.001)
-    second.load_state(state)
-    for _ in range(10):
-        second.step(batches[0])
-    ours, theirs = first.model.state_dict(), second.model.state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    second = make(optimizer=name, embedding=embedding, **CONSTANT)
+    second.load_state(load_checkpoint(path))
+    assert run(second, 13, 24) == losses[13:]
+    assert_equal(first.model.state_dict(), second.model.state_dict())
+    assert_equal(first.optimizer.state_dict(), second.optimizer.state_dict())
 
 
-def test_codes_of_a_grid_have_their_own_rate(make):
-    trainer = make(embed_lr_factor=3)
-    network, codes = trainer.optimizer.param_groups
-    assert {id(p) for p in codes["params"]} == {id(p) for p in trainer.model.embedding.levels}
-    assert len(network["params"]) + len(codes["params"]) == len(list(trainer.model.parameters()))
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_that_was_only_read_is_written_again_as_it_was(make, name, tmp_path):
+    first, second = make(optimizer=name), make(optimizer=name)
+    run(first, 0, 13)
+    save_checkpoint(tmp_path / "first.pt", first.state())
+    second.load_state(load_checkpoint(tmp_path / "first.pt"))
+    save_checkpoint(tmp_path / "second.pt", second.state())
+    one, other = (load_checkpoint(tmp_path / f"{place}.pt") for place in ("first", "second"))
+    assert_equal(one["optimizer"], other["optimizer"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_clip_head_learns_at_its_first_step_however_late_it_comes(make, name):
+    """And no faster than the others, though the averages of its gradients begin when theirs are old."""
+    trainer = make(optimizer=name, weight_decay=0, **CONSTANT)
+    run(trainer, 0, 8)
+    before = [p.detach().clone() for p in trainer.model.clip_head.parameters()]
+    run(trainer, 8, 9)
+    for old, new in zip(before, trainer.model.clip_head.parameters(), strict=True):
+        assert 0 < (new - old).abs().max() < 5 * CONSTANT["lr"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_parameter_is_in_one_group(make, name):
+    trainer = make(optimizer=name)
+    grouped = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in trainer.model.parameters()}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_is_that_of_every_group(make, name):
+    groups = make(optimizer=name, weight_decay=0.25).optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.25] * len(groups)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_codes_of_a_grid_have_their_own_rate(make, name):
+    trainer = make(optimizer=name, embed_lr_factor=3)
+    codes = {id(p) for p in trainer.model.embedding.levels}
+    rates = {}
     set_learning_rate(trainer.optimizer, 0.5)
-    assert (network["lr"], codes["lr"]) == (0.5, 1.5)
+    for group in trainer.optimizer.param_groups:
+        rates |= {id(p): group["lr"] for p in group["params"]}
+    assert {rates[key] for key in codes} == {1.5}
+    assert {rate for key, rate in rates.items() if key not in codes} == {0.5}
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("embedding", ["encoder", "pe"])
-def test_a_network_has_one_rate(make, embedding):
-    (group,) = make(embedding=embedding).optimizer.param_groups
-    assert group["lr_factor"] == 1
+def test_a_network_has_one_rate(make, embedding, name):
+    groups = make(embedding=embedding, optimizer=name).optimizer.param_groups
+    assert {group["lr_factor"] for group in groups} == {1}
 
 
-@pytest.mark.parametrize("name", ["adamm", "", "adahessian", "sgd "])
-def test_an_unknown_name_lists_what_there_is(name):
-    with pytest.raises(UserError) as error:
-        check_optimizer(TrainConfig(optimizer=name))
-    assert repr(name) in str(error.value) and "adan" in str(error.value) and "\n" not in str(error.value)
+def test_torch_s_own_optimizers_do_not_need_the_library(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    for name in ("adam", "adamw"):
+        run(make(optimizer=name), 0, 1)
+    with pytest.raises(ImportError):
+        make(optimizer="soap")
 
 
-def test_one_that_does_not_work_here_says_so(monkeypatch):
-    def broken(*_, **__):
-        raise AssertionError("CUDA required")
+def bases(trainer, parameter) -> list[bool]:
+    """Whether SOAP preconditions each axis."""
+    return [len(basis) > 0 for basis in trainer.optimizer.state[parameter]["Q"]]
 
-    monkeypatch.setattr(timm.optim, "create_optimizer_v2", broken)
-    with pytest.raises(UserError, match="'lion' does not work here .CUDA required.: choose another"):
-        check_optimizer(TrainConfig(optimizer="lion"))
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_soap_preconditions_the_axes_of_the_network_up_to_300(make, embedding):
+    trainer = make(optimizer="soap", embedding=embedding, dec_width=96)
+    run(trainer, 0, 9)
+    codes = {id(p) for p in getattr(trainer.model.embedding, "levels", [])}
+    network = [p for p in trainer.model.parameters() if id(p) not in codes]
+    assert max(max(p.shape) for p in network) > 300
+    for p in network:
+        assert bases(trainer, p) == ([False] if p.dim() == 1 else [side <= 300 for side in p.shape])
+
+
+@pytest.mark.parametrize("factor", [5.0, 1.0, 0.5])
+def test_soap_preconditions_no_axis_of_the_codes(make, factor):
+    trainer = make(optimizer="soap", embed_lr_factor=factor)
+    run(trainer, 0, 1)
+    for level in trainer.model.embedding.levels:
+        assert bases(trainer, level) == [False] * 4
+
+
+def test_soap_has_new_bases_after_eleven_steps(make):
+    """Else the checkpoints of the tests above would hold only those of the first step."""
+    trainer = make(optimizer="soap")
+    weight = trainer.model.decoder.stages[0].conv.weight
+
+    def after(first: int, last: int) -> list[torch.Tensor]:
+        run(trainer, first, last)
+        return [basis.clone() for basis in trainer.optimizer.state[weight]["Q"]]
+
+    early, late, later = after(0, 2), after(2, 10), after(10, 12)
+    assert_equal(early, late)
+    assert not torch.equal(late[0], later[0]) and not torch.equal(late[1], later[1])
+    for basis in later:
+        assert torch.allclose(basis.T @ basis, torch.eye(len(basis)), atol=1e-5)
+
+
+def follow(trainer, parameters: list[nn.Parameter], skip: int, reference: type, **settings) -> None:
+    """Asserts that `trainer` moves `parameters` as `reference` does from its gradients, after `skip` steps.
+
+    With an epsilon of next to nothing, which every library adds at another place.
+    """
+    for group in trainer.optimizer.param_groups:
+        group["eps"] = 1e-20
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    groups = [{"params": [twin], "lr": rates[id(p)]} for p, twin in zip(parameters, twins, strict=True)]
+    optimizer = reference(groups, foreach=False, eps=1e-20, **settings)
+    before = [twin.detach().clone() for twin in twins]
+    for number in range(8):
+        run(trainer, number, number + 1)
+        for p, twin in zip(parameters, twins, strict=True):
+            twin.grad = p.grad
+        if number >= skip:
+            optimizer.step()
+    for p, twin, start in zip(parameters, twins, before, strict=True):
+        assert (twin - start).abs().max() > 0
+        torch.testing.assert_close(p - start, twin - start, rtol=1e-4, atol=1e-3 * rates[id(p)])
+
+
+def test_soap_moves_codes_and_biases_as_adam_does(make):
+    """From its second step on: the first only begins the bases."""
+    trainer = make(optimizer="soap", weight_decay=0, **CONSTANT)
+    biases = [stage.conv.bias for stage in trainer.model.decoder.stages]
+    betas = trainer.optimizer.param_groups[0]["betas"]
+    follow(trainer, [*trainer.model.embedding.levels, *biases], 1, torch.optim.Adam, betas=betas)
 
 
 @pytest.mark.parametrize("largest", [0.0, 0.5, 1e6])

@@ -119,7 +119,17 @@ def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train
     assert "evaluate:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "nadamw", "clip_ramp_epochs": 2}, {"checkpoint_freq": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "clip_ramp_epochs": 2},
+        {"optimizer": "soap", "epochs": 7, "embedding": "pe"},
+        {"optimizer": "adam", "blend_freq": 1},
+        {"checkpoint_freq": 3, "blend_freq": 0},
+        {"blend_freq": 3, "batch_size": 1, "data_split": "1_1_2"},
+    ],
+    ids=str,
+)
 def test_stopped_with_other_settings(tmp_path, train, flags, monkeypatch, assert_same, changes):
     words = flags(**changes)
     assert train(tmp_path / "whole", words) == 0
