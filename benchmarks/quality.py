@@ -1,0 +1,266 @@
+"""Ladder of variants on one clip under an equal budget: a table, and a plot of PSNR over training time.
+
+    python benchmarks/quality.py --scale proxy --seeds 0 1 2 --jobs 2
+    python benchmarks/quality.py --scale bunny-1.5m --seeds 0
+
+A finished row is kept in the output folder and not trained again: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ladder import CLIP_LADDER, LADDER, SCALES
+
+from hnerv.command import one_line_errors, set_up_torch
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.files import write_json
+
+
+class Job(NamedTuple):
+    """One training: settings {field: value} over the defaults; `seconds` 0: the settings' epochs."""
+
+    variant: str
+    settings: dict[str, object]
+    seconds: float
+    device: str
+    threads: int
+    path: Path
+
+
+def main() -> None:
+    args = parse()
+    with one_line_errors("quality.py", args.debug):
+        jobs = plan(args)
+        todo = [job for job in jobs if not done(job)]
+        print(f"{len(jobs)} trainings, {len(jobs) - len(todo)} of them done before", flush=True)
+        with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+            for line in pool.imap_unordered(run, todo):
+                print(line, flush=True)
+        rows = [json.loads(job.path.read_text()) for job in jobs]
+        text = table(rows)
+        (args.out / args.scale / "table.md").write_text(text)
+        print(text)
+        plot(rows, args.out / args.scale / "psnr.png")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="quality.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--scale", default="proxy", choices=tuple(SCALES))
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of: " + ", ".join(LADDER))
+    parser.add_argument(
+        "--clip-targets", default="", metavar="FILE", help=f"train the CLIP ladder, on these: {', '.join(CLIP_LADDER)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=0, help="equal epochs; 0: the scale's")
+    parser.add_argument("--seconds", type=float, default=0, help="equal seconds: each variant's epochs are set by them")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
+    parser.add_argument("--out", type=Path, default=Path("output/quality"))
+    parser.add_argument("--debug", action="store_true")
+    return parser.parse_args()
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """Every variant with every seed. Raises UserError for an unknown variant."""
+    ladder = CLIP_LADDER if args.clip_targets else LADDER
+    names = args.only or list(ladder)
+    if unknown := [name for name in names if name not in ladder]:
+        raise UserError(f"--only {', '.join(unknown)} does not exist: choose from {', '.join(ladder)}")
+    folder = args.out / args.scale
+    common = SCALES[args.scale] | ({"epochs": args.epochs} if args.epochs else {})
+    if args.clip_targets:
+        common |= {"clip_weights": "auto", "clip_targets": args.clip_targets}
+    return [
+        Job(name, common | ladder[name] | {"seed": seed}, args.seconds, args.device, args.threads,
+            folder / f"{name.replace(' ', '_')}-{seed}.json")
+        for seed in args.seeds
+        for name in names
+    ]  # fmt: skip
+
+
+def done(job: Job) -> bool:
+    """Whether the row is there, of the same configuration and budget."""
+    if not job.path.is_file():
+        return False
+    row, config = json.loads(job.path.read_text()), Config().replaced(job.settings).to_dict()
+    return row["config"] == json.loads(json.dumps(config)) and row["budget_seconds"] == job.seconds
+
+
+def run(job: Job) -> str:
+    """Trains one variant and writes its row; in a process of its own."""
+    set_up_torch(job.threads)
+    import torch
+
+    from hnerv.command import pick_device
+    from hnerv.dataset import FrameStore, load_material
+    from hnerv.model import coded_parameters
+
+    device = pick_device(job.device)
+    config = Config().replaced(job.settings)
+    material = load_material(config, device)
+    store = FrameStore(material, device)
+    with tempfile.TemporaryDirectory() as folder:
+        if job.seconds:
+            trainer = new_trainer(config, material.scene, store, folder)
+            config = config.replaced({"epochs": max(2, round(job.seconds / epoch_seconds(trainer)))})
+        trainer = new_trainer(config, material.scene, store, folder)
+        curve = recorder(clock_of(device))
+        trainer.fit(curve, Silence())
+    values = {name.removeprefix("Eval/Frame/"): v for name, v in trainer.evaluation.items() if "/Frame/" in name}
+    row = {
+        "variant": job.variant,
+        "config": Config().replaced(job.settings).to_dict(),
+        "budget_seconds": job.seconds,
+        "epochs": config.train.epochs,
+        "parameters": sum(coded_parameters(trainer.model).values()),
+        "seconds": curve.seconds,
+        "curve": curve.points,
+        **values,
+        **blends(trainer.model, store),
+        "torch": torch.__version__,
+    }
+    write_json(job.path, row)
+    return f"{job.variant}, seed {config.train.seed}: " + ", ".join(f"{k} {row[k]:.2f}" for k in COLUMNS if k in row)
+
+
+def new_trainer(config, scene, store, folder: str):
+    """A Trainer from its seed on, that keeps its checkpoints in a folder to be thrown away."""
+    import torch
+
+    from hnerv.model import build_model
+    from hnerv.training import RunFolder, Trainer
+
+    torch.manual_seed(config.train.seed)
+    record = {"config": config.to_dict(), "targets": None}
+    return Trainer(build_model(config.model, scene), store, config, RunFolder(Path(folder), False), record)
+
+
+def clock_of(device):
+    """Processor time on the CPU, which other processes hardly change; wall time on CUDA."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
+def epoch_seconds(trainer) -> float:
+    """Seconds of an epoch, from twenty steps after five."""
+    clock = clock_of(trainer.store.device)
+    batches = list(itertools.islice(trainer.remaining_batches(), 25))
+    for batch in batches[:5]:
+        trainer.step(batch).cpu()
+    start = clock()
+    for batch in batches[5:]:
+        trainer.step(batch).cpu()
+    return (clock() - start) / (len(batches) - 5) * trainer.steps_per_epoch
+
+
+def recorder(clock: Callable[[], float]):
+    """A logger that keeps what the plot needs: `points` (training seconds, seen, unseen psnr_frame) and `seconds`.
+
+    Evaluations are not counted.
+    """
+    from hnerv.tracking import NullLogger
+
+    class Curve(NullLogger):
+        seconds = 0.0
+
+        def __init__(self) -> None:
+            self.points: list[list[float | None]] = []
+            self.mark = clock()
+
+        def record(self, kind: str, values: dict[str, object]) -> None:
+            now = clock()
+            if kind == "train":
+                self.seconds += now - self.mark
+            else:
+                pair = [values.get(f"Eval/Frame/{split}_psnr_frame") for split in ("train", "val")]
+                self.points.append([self.seconds, *pair])
+            self.mark = now
+
+    return Curve()
+
+
+class Silence:
+    """A console that says nothing: `run` prints one line when a training is done."""
+
+    def step(self) -> None: ...
+
+    def epoch(self, *_: object) -> None: ...
+
+    def evaluation(self, *_: object) -> None: ...
+
+
+def blends(model, store) -> dict[str, float]:
+    """psnr_frame of the linear blend of an unseen frame's two nearest training frames: of the sources, and decoded.
+
+    A model below the second has learned nothing between frames. Empty where there are no two neighbours.
+    """
+    import torch
+
+    from hnerv.metrics import frame_mse, psnr, round8
+
+    scene = model.scene
+    inner = [t for t in scene.val if scene.train[0] < t < scene.train[-1]]
+    found = {"blend_of_sources": [], "blend_of_decoded": []}
+    with torch.no_grad():
+        for t in inner:
+            before, after = max(s for s in scene.train if s < t), min(s for s in scene.train if s > t)
+            where = torch.tensor([before, t, after])
+            share = (t - before) / (after - before)
+            frames = store.frames(where)
+            decoded = model(where.to(store.device).float(), clip=False).rgb
+            for name, (a, _, b) in zip(found, (frames.split(1), decoded.split(1)), strict=True):
+                found[name].append(psnr(frame_mse(round8(torch.lerp(a, b, share)), frames[1:2])).item())
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+
+COLUMNS = ("train_psnr_frame", "val_psnr_frame", "blend_of_decoded", "blend_of_sources", "train_clip_sim_centred",
+           "val_clip_sim_centred", "val_clip_retrieval", "seconds")  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line per variant, mean and deviation over seeds."""
+    from statistics import mean, stdev
+
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = [f"| variant | seeds | epochs | parameters | {' | '.join(columns)} |", "|---" * (len(columns) + 4) + "|"]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        cells = [variant, str(len(own)), str(own[0]["epochs"]), f"{own[0]['parameters']:,}"]
+        for name in columns:
+            values = [row[name] for row in own if name in row]
+            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.2f}{spread}" if values else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """psnr_frame over training seconds, the first seed of each variant: seen solid, unseen dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for row in {row["variant"]: row for row in reversed(rows)}.values():
+        seconds, seen, unseen = zip(*row["curve"], strict=True)
+        (line,) = axes.plot(seconds, seen, label=row["variant"])
+        if unseen[0] is not None:
+            axes.plot(seconds, unseen, "--", color=line.get_color())
+    axes.set(xlabel="training, seconds", ylabel="psnr_frame, dB (seen solid, unseen dashed)")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()

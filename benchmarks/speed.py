@@ -1,0 +1,256 @@
+"""Where a training step's time goes: patches/s, decode frames/s, logging, memory; the floor of the step; growth.
+
+    python benchmarks/speed.py --preset demo --threads 1 --json output/speed.json
+    python benchmarks/speed.py --preset bunny-1.5m --growth --plot output/speed.png
+    python benchmarks/speed.py --preset demo --reference ../HNeRV
+
+The flags are those of train_patch_dual.py (those of a run's folder are ignored), and the ones below. Random vectors
+stand in for the targets unless --clip-targets names some: the teacher takes no part in a step. The CLIP loss is on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from floor import floor
+from growth import growth, plot
+from timing import BLOCK, alternating, material_of, repeated, seconds_of, trainer_of
+
+from hnerv.command import one_line_errors, pick_device, set_up_torch
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.files import write_json
+from hnerv.flags import Invocation, train_parser
+
+
+def main() -> None:
+    args, ask = parse()
+    with one_line_errors("speed.py", args.debug):
+        found = measure(args, ask)
+        if args.json:
+            write_json(args.json, found)
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation]:
+    """This script's own flags, and what train_patch_dual.py would be asked for."""
+    parser = train_parser()
+    parser.prog, parser.usage, parser.description = "speed.py", "%(prog)s [--preset NAME] [flags]", __doc__
+    own = parser.add_argument_group("measurement")
+    own.add_argument("--steps", type=int, default=50, help=f"steps timed, {BLOCK} at a time, three times at least (50)")
+    own.add_argument("--json", type=Path, metavar="OUT", help="all numbers")
+    own.add_argument("--growth", action="store_true", help="also over frames, resolution and modelsize")
+    own.add_argument("--plot", type=Path, metavar="OUT.png", help="draws --growth")
+    own.add_argument("--reference", type=Path, metavar="DIR", help="checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV")
+    # An output folder that is overwritten is not looked into for a preset.
+    args = parser.parse_args(["--exp-id", "speed", "--overwrite", *(sys.argv[1:] if argv is None else argv)])
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in vars(args).items() if key in Config().flat()}
+    return args, Invocation("", args.preset, given, args.output, args.device, args.threads, True, args.debug)
+
+
+def measure(args: argparse.Namespace, ask: Invocation) -> dict:
+    """Prints as it goes -> all numbers, for JSON. Raises UserError."""
+    if args.plot and not args.growth:
+        raise UserError("--plot draws what --growth measures: give both")
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps} is below 1")
+    set_up_torch(args.threads)
+    from hnerv.training.folder import environment
+
+    device = pick_device(args.device)
+    config = ask.resolve(cuda=device.type == "cuda").config
+    if args.reference:
+        from reference import recognise
+
+        recognise(args.reference)  # before minutes are spent
+    rounds = max(3, math.ceil(args.steps / BLOCK))
+    env = environment()
+    print(f"torch {env['torch']}, {env['cuda'] or 'CPU'}, {env['threads']} threads, commit {env['commit']}", flush=True)
+    found: dict = {"environment": env, "config": config.to_dict()}
+    with tempfile.TemporaryDirectory() as folder:
+        found["training"] = training(config, device, rounds, folder)
+        found["floor"] = floor(config, device, rounds, folder)
+        if args.reference:
+            found["reference"] = compare(args.reference, config, device, max(5, rounds), folder)
+        if args.growth:
+            found["growth"] = growth(config, device, folder)
+    if args.plot:
+        plot(found["growth"], args.plot)
+    return found
+
+
+def training(config: Config, device, rounds: int, folder: str) -> dict:
+    """Steps as they come in training, an epoch with its log, decoding, memory."""
+    import torch
+
+    from hnerv.evaluation.cost import decode_fps
+    from hnerv.model import coded_parameters
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    trainer = trainer_of(config, device, folder)
+    model, patches = trainer.model, trainer.model.scene.grid.patches
+    batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
+    blocks = [block(trainer, batches, device) for _ in range(rounds + 1)][1:]
+    rates = [frames * patches / seconds for frames, seconds in blocks]
+    found = {
+        "parameters": sum(coded_parameters(model).values()),
+        "patches_per_second": median(rates),
+        "patches_per_second_range": [min(rates), max(rates)],
+        "step_ms": 1e3 * median(seconds for _, seconds in blocks) / BLOCK,
+        **logging_share(trainer, device, Path(folder)),
+    }
+    trainer.refresh_codes()
+    found |= {"decode_fps": decode_fps(model), "patch_ms": patch_ms(model, device), **peak_memory(device)}
+    low, high = found["patches_per_second_range"]
+    print(
+        f"training   {found['patches_per_second']:.1f} patches/s ({low:.1f} to {high:.1f}), {found['step_ms']:.1f} ms "
+        f"a step, {config.train.optimizer}, {found['parameters']:,} parameters\n"
+        f"epoch      {found['epoch_seconds']:.2f} s fully logged, {found['epoch_seconds_unlogged']:.2f} s without, "
+        f"{found['logging_percent_of_epochs']:+.2f} %; the log's own calls take {found['logging_percent']:.2f} %\n"
+        f"decode     {found['decode_fps']:.1f} frames/s in batches, {found['patch_ms']:.2f} ms a patch alone\n"
+        f"memory     {found['peak_memory_mib']:.0f} MiB, {found['peak_memory_of']}",
+        flush=True,
+    )
+    return found
+
+
+def block(trainer, batches: Iterator, device) -> tuple[int, float]:
+    """BLOCK steps as they come -> (frames of the video in them, seconds); their batches are made in that time."""
+    frames: list[int] = []
+
+    def run() -> None:
+        for batch in itertools.islice(batches, BLOCK):
+            trainer.step(batch)
+            frames.append(batch.real)
+
+    seconds = seconds_of(run, device)
+    return sum(frames), seconds
+
+
+def logging_share(trainer, device, folder: Path, rounds: int = 3) -> dict[str, float]:
+    """Whole epochs with the log of a run, flushed, and without; and what the calls that log take of one, in percent.
+
+    The difference of two epochs drowns in their noise on a busy machine, the time of the calls does not.
+    """
+    from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file
+
+    loggers = {"full": RunLogger(events_folder(folder), metrics_file(folder), 0), "none": NullLogger()}
+    closing: dict[str, list[float]] = {name: [] for name in loggers}
+
+    def epoch(name: str) -> None:
+        trainer.logger, trainer.epoch = loggers[name], 0
+        for batch in trainer.remaining_batches():
+            trainer.records[trainer.step_in_epoch] = trainer.step(batch)
+            trainer.times.append(time.time())
+            trainer.step_in_epoch += 1
+        sync_seconds = seconds_of(trainer.records.cpu, device)  # the rest of the last step is no logging
+        start = time.perf_counter()
+        trainer.close_epoch(sync_seconds)
+        trainer.logger.position()
+        closing[name].append(time.perf_counter() - start)
+
+    found = alternating({name: lambda name=name: epoch(name) for name in loggers}, rounds, device)
+    loggers["full"].close()
+    trainer.logger, trainer.epoch = NullLogger(), 0
+    full, none = median(found["full"]), median(found["none"])
+    calls = median(closing["full"][1:]) - median(closing["none"][1:])
+    return {
+        "epoch_seconds": full,
+        "epoch_seconds_unlogged": none,
+        "logging_percent_of_epochs": 100 * (full - none) / none,
+        "logging_percent": 100 * calls / none,
+    }
+
+
+def patch_ms(model, device, rounds: int = 5) -> float:
+    """Mean over the patches of a frame, median over rounds."""
+    import torch
+
+    times = torch.zeros(1, device=device)
+    patches = range(model.scene.grid.patches)
+    with torch.no_grad():
+        found = alternating({"all": lambda: [model.decode_patch(times, p) for p in patches]}, rounds, device)
+    return 1e3 * median(found["all"]) / len(patches)
+
+
+def peak_memory(device) -> dict[str, object]:
+    """MiB, and of what."""
+    import torch
+
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        return {"peak_memory_mib": peak, "peak_memory_of": "allocated by torch on the GPU"}
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return {"peak_memory_mib": peak, "peak_memory_of": "resident, of the whole process with video and libraries"}
+
+
+def compare(checkout: Path, config: Config, device, rounds: int, folder: str) -> dict:
+    """Theirs and ours at the same network, step and decode, in turns; both from data on the device."""
+    import torch
+    from reference import recognise, same_network
+
+    from hnerv.evaluation.cost import gmac_per_frame
+    from hnerv.evaluation.measure import FRAMES_AT_ONCE
+    from hnerv.model.build import solve_width
+
+    name, kind = recognise(checkout)
+    config = same_network(kind, config)
+    if name.startswith("Alanjy") and config.clip.clip_weights == "none":
+        raise UserError("AlanjyHuang/HNeRV has a CLIP head: leave out --clip-weights none")
+    scene = material_of(config, device).scene
+    width = config.model.dec_width or solve_width(config.model, scene)
+    config = config.replaced({"dec_width": width, **kind.fit(config, scene, width)})
+    trainer = trainer_of(config, device, folder)
+    model, batch = trainer.model, next(trainer.remaining_batches())
+    theirs = kind.build(checkout, config, model, batch, FRAMES_AT_ONCE)
+    times = torch.arange(FRAMES_AT_ONCE, device=device, dtype=torch.float32) % scene.frames
+
+    @torch.no_grad()
+    def decode():
+        return model(times, clip=False).rgb.mul(255).round().to(torch.uint8)
+
+    calls = {"theirs": repeated(theirs.step, times=2), "ours": repeated(trainer.step, batch, times=2)}
+    patches = scene.grid.patches
+    found = {
+        "name": name,
+        "config": config.to_dict(),
+        "parameters": {"theirs": theirs.parameters, "ours": sum(p.numel() for p in model.parameters())},
+        "gmac_per_frame": {"theirs": theirs.gmac, "ours": gmac_per_frame(model)},
+        "training": ratio(alternating(calls, rounds, device), 2 * batch.real * patches),
+        "decoding": ratio(alternating({"theirs": theirs.decode, "ours": decode}, rounds, device), FRAMES_AT_ONCE),
+    }
+    sizes, gmac = found["parameters"], found["gmac_per_frame"]
+    print(
+        f"reference  {name}, width {width}: {sizes['theirs']:,} parameters and {gmac['theirs']:.3f} GMAC a frame, "
+        f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; adam and L2 in both"
+    )
+    for what, unit in (("training", "patches"), ("decoding", "frames")):
+        row = found[what]
+        print(
+            f"{what:10} {row['times']:.2f} x the {unit} per second of the reference ({row['range'][0]:.2f} to "
+            f"{row['range'][1]:.2f} over {rounds} rounds): {row['ours']:.1f} against {row['theirs']:.1f}",
+            flush=True,
+        )
+    return found
+
+
+def ratio(seconds: dict[str, list[float]], units: int) -> dict:
+    """Units per second of both, and the median and range of their ratio over the rounds."""
+    ratios = [theirs / ours for theirs, ours in zip(seconds["theirs"], seconds["ours"], strict=True)]
+    rates = {name: units / median(values) for name, values in seconds.items()}
+    return {**rates, "times": median(ratios), "range": [min(ratios), max(ratios)]}
+
+
+if __name__ == "__main__":
+    main()
