@@ -15,9 +15,9 @@ DEMO: dict[str, object] = {
     "ks": "0_3_3",
     "embed_dim": 32,
     "lr": 0.008,
-    "epochs": 80,
+    "epochs": 70,
     "pixel_loss_warmup_epochs": 10,
-    "eval_freq": 20,
+    "eval_freq": 35,
     "checkpoint_freq": 2,
 }
 
