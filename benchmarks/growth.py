@@ -74,5 +74,6 @@ def plot(rows: list[dict], path: Path) -> None:
             cell.set(xlabel=labels[axis], ylabel=label)
             cell.set_ylim(bottom=0)
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -13,16 +13,18 @@ PROXY: dict[str, object] = {
 }
 
 
-def _full(name: str) -> dict[str, object]:
-    return {**preset(name), "eval_freq": 25, "clip_weights": "none"}
+def _full(name: str) -> dict[str, dict[str, object]]:
+    """A full-size preset with each split of the published tables."""
+    base = {**preset(name), "eval_freq": 25, "clip_weights": "none"}
+    return {f"{name}-{split}": {**base, "data_split": split} for split in ("1_1_1", "9_9_10", "1_1_2", "6_6_10")}
 
 
 SCALES: dict[str, dict[str, object]] = {
     "proxy": PROXY,
     "proxy-1_1_2": {**PROXY, "data_split": "1_1_2"},
     "demo": {**preset("demo"), "clip_weights": "none"},
-    "bunny-1.5m": _full("bunny-1.5m"),
-    "bunny-3m": _full("bunny-3m"),
+    **_full("bunny-1.5m"),
+    **_full("bunny-3m"),
 }
 """Name -> settings that differ from the defaults of `hnerv.config`."""
 

@@ -1,7 +1,7 @@
 """Ladder of variants on one clip under an equal budget: a table, and a plot of PSNR over training time.
 
     python benchmarks/quality.py --scale proxy --seeds 0 1 2 --jobs 2
-    python benchmarks/quality.py --scale bunny-1.5m --seeds 0
+    python benchmarks/quality.py --scale bunny-1.5m-1_1_1 --only default --seeds 0
 
 A finished row is kept in the output folder and not trained again: the same command goes on.
 """
@@ -9,6 +9,7 @@ A finished row is kept in the output folder and not trained again: the same comm
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -41,6 +42,7 @@ def main() -> None:
     args = parse()
     with one_line_errors("quality.py", args.debug):
         jobs = plan(args)
+        require_matplotlib()
         todo = [job for job in jobs if not done(job)]
         print(f"{len(jobs)} trainings, {len(jobs) - len(todo)} of them done before", flush=True)
         with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
@@ -53,6 +55,12 @@ def main() -> None:
         plot(rows, args.out / args.scale / "psnr.png")
 
 
+def require_matplotlib() -> None:
+    """Raises UserError before minutes are spent on what cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("matplotlib draws the plot and is not installed: pip install -e '.[bench]'")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quality.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--scale", default="proxy", choices=tuple(SCALES))
@@ -62,7 +70,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=0, help="equal epochs; 0: the scale's")
-    parser.add_argument("--seconds", type=float, default=0, help="equal seconds: each variant's epochs are set by them")
+    parser.add_argument("--seconds", type=float, default=0, help="equal seconds; of processor, on the CPU")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
@@ -154,13 +162,13 @@ def clock_of(device):
 def epoch_seconds(trainer) -> float:
     """Seconds of an epoch, from twenty steps after five."""
     clock = clock_of(trainer.store.device)
-    batches = list(itertools.islice(trainer.remaining_batches(), 25))
-    for batch in batches[:5]:
+    batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
+    for batch in itertools.islice(batches, 5):
         trainer.step(batch).cpu()
     start = clock()
-    for batch in batches[5:]:
+    for batch in itertools.islice(batches, 20):
         trainer.step(batch).cpu()
-    return (clock() - start) / (len(batches) - 5) * trainer.steps_per_epoch
+    return (clock() - start) / 20 * trainer.steps_per_epoch
 
 
 def recorder(clock: Callable[[], float]):

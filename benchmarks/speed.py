@@ -22,6 +22,7 @@ from statistics import median
 
 from floor import floor
 from growth import growth, plot
+from quality import require_matplotlib
 from timing import BLOCK, alternating, material_of, repeated, seconds_of, trainer_of
 
 from hnerv.command import one_line_errors, pick_device, set_up_torch
@@ -37,6 +38,8 @@ def main() -> None:
         found = measure(args, ask)
         if args.json:
             write_json(args.json, found)
+        if args.plot:
+            plot(found["growth"], args.plot)
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation]:
@@ -59,6 +62,8 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     """Prints as it goes -> all numbers, for JSON. Raises UserError."""
     if args.plot and not args.growth:
         raise UserError("--plot draws what --growth measures: give both")
+    if args.plot:
+        require_matplotlib()
     if args.steps < 1:
         raise UserError(f"--steps {args.steps} is below 1")
     set_up_torch(args.threads)
@@ -81,8 +86,6 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
             found["reference"] = compare(args.reference, config, device, max(5, rounds), folder)
         if args.growth:
             found["growth"] = growth(config, device, folder)
-    if args.plot:
-        plot(found["growth"], args.plot)
     return found
 
 
@@ -233,7 +236,8 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
     sizes, gmac = found["parameters"], found["gmac_per_frame"]
     print(
         f"reference  {name}, width {width}: {sizes['theirs']:,} parameters and {gmac['theirs']:.3f} GMAC a frame, "
-        f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; adam and L2 in both"
+        f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; adam and L2 in both, "
+        f"theirs in fp32 or TF32, ours in {'bf16' if trainer.autocast['enabled'] else 'fp32'}"
     )
     for what, unit in (("training", "patches"), ("decoding", "frames")):
         row = found[what]
