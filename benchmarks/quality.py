@@ -24,7 +24,8 @@ from ladder import CLIP_LADDER, LADDER, SCALES
 from hnerv.command import one_line_errors, set_up_torch
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.files import write_json
+from hnerv.files import read_json, write_json
+from hnerv.flags import Parser
 
 
 class Job(NamedTuple):
@@ -48,11 +49,11 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
             for line in pool.imap_unordered(run, todo):
                 print(line, flush=True)
-        rows = [json.loads(job.path.read_text()) for job in jobs]
+        rows, folder = [read_json(job.path) for job in jobs], jobs[0].path.parent
         text = table(rows)
-        (args.out / args.scale / "table.md").write_text(text)
+        (folder / "table.md").write_text(text)
         print(text)
-        plot(rows, args.out / args.scale / "psnr.png")
+        plot(rows, folder / "psnr.png")
 
 
 def require_matplotlib() -> None:
@@ -62,7 +63,7 @@ def require_matplotlib() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quality.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="quality.py", description=__doc__)
     parser.add_argument("--scale", default="proxy", choices=tuple(SCALES))
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of: " + ", ".join(LADDER))
     parser.add_argument(
@@ -85,7 +86,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     names = args.only or list(ladder)
     if unknown := [name for name in names if name not in ladder]:
         raise UserError(f"--only {', '.join(unknown)} does not exist: choose from {', '.join(ladder)}")
-    folder = args.out / args.scale
+    folder = args.out / (f"{args.scale}-clip" if args.clip_targets else args.scale)
     common = SCALES[args.scale] | ({"epochs": args.epochs} if args.epochs else {})
     if args.clip_targets:
         common |= {"clip_weights": "auto", "clip_targets": args.clip_targets}
@@ -101,7 +102,7 @@ def done(job: Job) -> bool:
     """Whether the row is there, of the same configuration and budget."""
     if not job.path.is_file():
         return False
-    row, config = json.loads(job.path.read_text()), Config().replaced(job.settings).to_dict()
+    row, config = read_json(job.path), Config().replaced(job.settings).to_dict()
     return row["config"] == json.loads(json.dumps(config)) and row["budget_seconds"] == job.seconds
 
 
@@ -139,7 +140,9 @@ def run(job: Job) -> str:
         "torch": torch.__version__,
     }
     write_json(job.path, row)
-    return f"{job.variant}, seed {config.train.seed}: " + ", ".join(f"{k} {row[k]:.2f}" for k in COLUMNS if k in row)
+    return f"{job.variant}, seed {config.train.seed}: " + ", ".join(
+        f"{k} {row[k]:{form}}" for k, form in COLUMNS.items() if k in row
+    )
 
 
 def new_trainer(config, scene, store, folder: str):
@@ -231,8 +234,18 @@ def blends(model, store) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
-COLUMNS = ("train_psnr_frame", "val_psnr_frame", "blend_of_decoded", "blend_of_sources", "train_clip_sim_centred",
-           "val_clip_sim_centred", "val_clip_retrieval", "seconds")  # fmt: skip
+COLUMNS = {
+    "train_psnr_frame": ".2f",
+    "val_psnr_frame": ".2f",
+    "blend_of_decoded": ".2f",
+    "blend_of_sources": ".2f",
+    "train_clip_sim_centred": ".4f",
+    "val_clip_sim_centred": ".4f",
+    "train_clip_retrieval": ".3f",
+    "val_clip_retrieval": ".3f",
+    "seconds": ".0f",
+}
+"""What the table shows of a row, and to how many digits."""
 
 
 def table(rows: list[dict]) -> str:
@@ -246,8 +259,8 @@ def table(rows: list[dict]) -> str:
         cells = [variant, str(len(own)), str(own[0]["epochs"]), f"{own[0]['parameters']:,}"]
         for name in columns:
             values = [row[name] for row in own if name in row]
-            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.2f}{spread}" if values else "-")
+            spread = f" ± {stdev(values):{COLUMNS[name]}}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):{COLUMNS[name]}}{spread}" if values else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
