@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint or a run folder against its video: one table, files under eval/, and the Eval/ tags."""
+"""Evaluate a checkpoint, a run folder or a .hnerv file against its video: a table, files, and the Eval/ tags."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ def main() -> None:
 
 def measure(ask: argparse.Namespace) -> None:
     set_up_torch(ask.threads)
+    from hnerv.codec import is_container, open_stream
     from hnerv.dataset import targets_label
     from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
     from hnerv.evaluation.opening import open_run
 
     device = pick_device(ask.device)
-    run = open_run(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
+    opener = open_stream if is_container(ask.path) else open_run
+    run = opener(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
     report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
-    cost = cost_of(run.model)
+    cost = cost_of(run.model, run.coded_bytes)
     summary = write_files(run, report, cost)
     if ask.images:
         write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)

@@ -144,12 +144,16 @@ def parse_train(argv: list[str] | None = None) -> Invocation:
 
 def eval_parser() -> Parser:
     """The parser of `eval.py`."""
-    parser = Parser(prog="eval.py", description="Evaluate a checkpoint or a run folder against its video.")
-    parser.add_argument("path", type=Path, help="checkpoint (.pt) or run folder; a folder means its latest.pt")
+    parser = Parser(
+        prog="eval.py", description="Evaluate a checkpoint, a run folder or a .hnerv file against its video."
+    )
+    parser.add_argument("path", type=Path, help="checkpoint (.pt), run folder (its latest.pt), or .hnerv file")
     parser.add_argument(
         "--data", default="", help="video, if it is no longer where the run found it", metavar="PATH|CLIP"
     )
-    parser.add_argument("--clip-targets", default="", help="the run's target file, if it moved", metavar="FILE")
+    parser.add_argument(
+        "--clip-targets", default="", help="the run's target file, if it moved; none: pixels alone", metavar="FILE|none"
+    )
     parser.add_argument("--unseen", default="", choices=("interpolate", "encode"), help="encoder: as in training flags")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")

@@ -23,6 +23,8 @@ TIERS = (
     "tracking",
     "evaluation",
     "training",
+    "codec comparison",
+    "cli",
     "train_patch_dual eval",
 )
 ROOMS = [room for tier in TIERS for room in tier.split()]

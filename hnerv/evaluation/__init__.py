@@ -3,11 +3,12 @@
 from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.files import write_files
 from hnerv.evaluation.images import write_images
-from hnerv.evaluation.measure import Report, SplitReport, evaluate
+from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict
 from hnerv.evaluation.opening import OpenedRun, load_weights, open_run
 from hnerv.evaluation.summary import eval_values, log_report, table
 
 __all__ = [
+    "FRAMES_AT_ONCE",
     "OpenedRun",
     "Report",
     "SplitReport",
@@ -17,6 +18,7 @@ __all__ = [
     "load_weights",
     "log_report",
     "open_run",
+    "predict",
     "table",
     "write_files",
     "write_images",

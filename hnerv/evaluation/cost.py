@@ -13,31 +13,37 @@ from hnerv.model import DualHeadHNeRV, Scene, coded_parameters
 
 
 class Cost(NamedTuple):
-    """Coded parameters, an estimate of their rate, 1e9 multiply-accumulates and 8-bit frames per second of a decode."""
+    """Coded parameters, their rate, 1e9 multiply-accumulates and 8-bit frames per second of a decode.
+
+    The rate is that of the file where there is one, `bpp`; of a checkpoint it is an estimate and `bpp` is None.
+    """
 
     parameters: dict[str, int]
+    bpp: float | None
     bpp_estimate_8bit: float
     gmac_per_frame: float
     decode_fps: float
 
     def line(self, device: torch.device) -> str:
         """For people."""
+        estimate = f"an estimated {self.bpp_estimate_8bit:.4f} bpp at 8 bits each"
+        rate = estimate if self.bpp is None else f"{self.bpp:.4f} bpp, the whole file"
         return (
-            f"{sum(self.parameters.values()):,} coded parameters (an estimated {self.bpp_estimate_8bit:.4f} bpp at 8 "
-            f"bits each), {self.gmac_per_frame:.3f} GMAC per frame, decodes {self.decode_fps:.1f} frames/s on "
-            f"{device.type} ({FRAMES_AT_ONCE} at once, fp32)"
+            f"{sum(self.parameters.values()):,} coded parameters ({rate}), {self.gmac_per_frame:.3f} GMAC per frame, "
+            f"decodes {self.decode_fps:.1f} frames/s on {device.type} ({FRAMES_AT_ONCE} at once, fp32)"
         )
 
 
-def cost_of(model: DualHeadHNeRV) -> Cost:
-    """Measured on the device that the model is on."""
-    parameters = coded_parameters(model)
-    rate = estimated_rate(sum(parameters.values()), model.scene)
-    return Cost(parameters, rate, gmac_per_frame(model), decode_fps(model))
+def cost_of(model: DualHeadHNeRV, coded_bytes: int = 0) -> Cost:
+    """Measured on the device that the model is on. `coded_bytes` is the size of the file that it came from."""
+    parameters, scene = coded_parameters(model), model.scene
+    estimate = estimated_rate(sum(parameters.values()), scene)
+    rate = bits_per_pixel(coded_bytes, scene.frames, scene.height, scene.width) if coded_bytes else None
+    return Cost(parameters, rate, estimate, gmac_per_frame(model), decode_fps(model))
 
 
 def estimated_rate(parameters: int, scene: Scene) -> float:
-    """Bits per pixel of the video if each parameter took 8 bits: an estimate, since nothing is coded yet."""
+    """Bits per pixel of the video if each parameter took 8 bits: an estimate, where nothing is coded yet."""
     return bits_per_pixel(parameters, scene.frames, scene.height, scene.width)
 
 

@@ -20,7 +20,7 @@ def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]
     """
     folder = run.folder / "eval"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         summary = _summary(run, report, cost, _write_events(run, report))
         write_json(folder / "summary.json", summary)
         write_csv(folder, report)
@@ -62,6 +62,7 @@ def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float
         "video": run.source,
         "same_pixels_as_trained_on": run.same_pixels,
         "coded_parameters": cost.parameters,
+        **({"bpp": cost.bpp, "file_bytes": run.coded_bytes} if run.coded_bytes else {}),
         "bpp_estimate_8bit": cost.bpp_estimate_8bit,
         "gmac_per_frame": cost.gmac_per_frame,
         "decode_fps": cost.decode_fps,

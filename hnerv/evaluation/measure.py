@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hnerv.dataset import FrameStore
 from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval_hits, round8
-from hnerv.model import DualHeadHNeRV
+from hnerv.model import DualHeadHNeRV, Prediction
 
 FRAMES_AT_ONCE = 4
 
@@ -99,11 +99,23 @@ def in_batches(positions: Tensor, bar: tqdm) -> Iterator[Tensor]:
         bar.update(len(where))
 
 
+@torch.no_grad()
+def predict(model: DualHeadHNeRV, times: Tensor, frames: Tensor | None = None, clip: bool = True) -> Prediction:
+    """At most FRAMES_AT_ONCE times (B,) -> Prediction, computed as FRAMES_AT_ONCE with the last one repeated.
+
+    With another batch size a convolution may add up in another order, and a picture would depend on what was decoded
+    beside it.
+    """
+    fill = torch.arange(FRAMES_AT_ONCE, device=times.device).clamp(max=len(times) - 1)
+    found = model(times[fill], None if frames is None else frames[fill], clip)
+    return Prediction(found.rgb[: len(times)], None if found.clip is None else found.clip[: len(times)])
+
+
 def _measure(model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor], sees_frames: bool) -> _Measured:
     rows = []
     for where in batches:
         batch = store.batch(where)
-        prediction = model(batch.times, batch.frames if sees_frames else None)
+        prediction = predict(model, batch.times, batch.frames if sees_frames else None)
         rgb = round8(prediction.rgb)
         rows.append(
             _Measured(

@@ -16,6 +16,8 @@ from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
 from hnerv.video import CLIPS
 
+NO_TARGETS = "none"
+
 
 class OpenedRun(NamedTuple):
     """`record` is what the run says of itself (config.json); `folder` is where its evaluation belongs."""
@@ -26,12 +28,25 @@ class OpenedRun(NamedTuple):
     record: dict
     folder: Path
     checkpoint: Path
+    """The file that the model came from."""
     epoch: int
     step: int
     source: str
     """The video measured against."""
     same_pixels: bool
     """Whether it gives the pixels that were trained on."""
+    coded_bytes: int = 0
+    """Size of the file, where it is a bitstream."""
+
+
+class Origin(NamedTuple):
+    """Where a model comes from: file, folder of its evaluation, epoch, step, size if it is coded."""
+
+    path: Path
+    folder: Path
+    epoch: int
+    step: int
+    coded_bytes: int = 0
 
 
 def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = "") -> OpenedRun:
@@ -39,21 +54,72 @@ def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "",
 
     Raises UserError when the checkpoint, its video or its targets are missing or do not belong together.
     """
-    checkpoint = path / "checkpoints" / "latest.pt" if path.is_dir() else path
+    checkpoint = checkpoint_of(path)
+    found = open_checkpoint(checkpoint)
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    origin = Origin(checkpoint, folder, found.epoch, found.step)
+    return with_material(found.model, found.record, origin, device, data, unseen, clip_targets)
+
+
+class Checkpoint(NamedTuple):
+    """A model, the record of its run, and how far it was trained; without its video."""
+
+    model: DualHeadHNeRV
+    record: dict
+    epoch: int
+    step: int
+
+
+def open_checkpoint(checkpoint: Path) -> Checkpoint:
+    """From the checkpoint alone, on the CPU. Raises UserError when it is missing, corrupt or foreign."""
     state = load_checkpoint(checkpoint)
-    record = state["run"]
+    progress = state["progress"]
+    return Checkpoint(restore_model(state, checkpoint), state["run"], progress["epoch"], progress["step"])
+
+
+def checkpoint_of(path: Path) -> Path:
+    """A run folder means its latest.pt."""
+    return path / "checkpoints" / "latest.pt" if path.is_dir() else path
+
+
+def with_material(
+    model: DualHeadHNeRV,
+    record: dict,
+    origin: Origin,
+    device: torch.device,
+    data: str = "",
+    unseen: str = "",
+    clip_targets: str = "",
+) -> OpenedRun:
+    """A model and the record of its run, with the frames and targets that these name. Raises UserError.
+
+    `clip_targets` 'none' leaves the targets out, and the CLIP head with them: pixels alone are measured.
+    """
+    if clip_targets == NO_TARGETS:
+        model, record, clip_targets = without_clip(model), _without_targets(record), ""
     config = pin_targets(Config.from_dict(record["config"]), record)
     config = _moved(config, data or _found_again(config, record), unseen, clip_targets)
     if unseen and config.model.embedding != "encoder":
-        raise UserError(f"--unseen is for the encoder, {checkpoint} has a {config.model.embedding} embedding: drop it")
-    model = restore_model(state, checkpoint)
+        raise UserError(f"--unseen is for the encoder, {origin.path} has a {config.model.embedding} embedding: drop it")
     material = load_material(config, device, progress=True)
-    _check_belongs(checkpoint, record, material.describe())
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    _check_belongs(origin.path, record, material.describe())
     model.to(device, memory_format=torch.channels_last)
-    epoch, step = state["progress"]["epoch"], state["progress"]["step"]
     store, same = FrameStore(material, device), material.video.digest == record["video"]["digest"]
-    return OpenedRun(model, store, config, record, folder, checkpoint, epoch, step, material.video.source, same)
+    source = material.video.source
+    path, folder, epoch, step, coded_bytes = origin
+    return OpenedRun(model, store, config, record, folder, path, epoch, step, source, same, coded_bytes)
+
+
+def without_clip(model: DualHeadHNeRV) -> DualHeadHNeRV:
+    """The model without its CLIP head."""
+    model.clip_head, model.scene = None, replace(model.scene, clip_dim=0)
+    return model
+
+
+def _without_targets(record: dict) -> dict:
+    """The record of a run that had no targets."""
+    config = {**record["config"], "clip": {**record["config"]["clip"], "clip_weights": "none", "clip_targets": ""}}
+    return {**record, "config": config, "scene": {**record["scene"], "clip_dim": 0}, "targets": None}
 
 
 def restore_model(state: dict, checkpoint: Path) -> DualHeadHNeRV:

@@ -24,7 +24,7 @@ def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
     encoder = getattr(model.embedding, "encoder", None)
     discarded = sum(p.numel() for p in encoder.parameters()) if encoder else 0
     codes = getattr(model.embedding, "codes", None)
-    stored = 0 if codes is None else codes.numel()
+    stored = 0 if codes is None or isinstance(codes, torch.nn.Parameter) else codes.numel()
     parts = {
         "embedding": sum(p.numel() for p in model.embedding.parameters()) - discarded + stored,
         "decoder": sum(p.numel() for p in model.decoder.parameters()),

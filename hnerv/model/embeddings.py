@@ -22,7 +22,8 @@ class Embedding(nn.Module):
     """codes (B, K, C, h0, w0) = embedding(times (B,), frames or None).
 
     `channels` is C, `canvases` is K, `at_any_time` whether training needs no frame to embed. `refresh` brings stored
-    codes up to date with the weights, where there are any.
+    codes up to date with the weights, where there are any; `discard_encoder` makes these codes parameters in the
+    place of what computed them. `slices` are those of a tensor over time.
     """
 
     channels: int
@@ -31,6 +32,13 @@ class Embedding(nn.Module):
 
     def refresh(self, frame_at: Callable[[Tensor], Tensor]) -> None:
         """frame_at: positions (B,) -> frames (B, 3, H, W) in [0, 1]."""
+
+    def discard_encoder(self) -> None:
+        """What a bitstream does not hold is gone afterwards; frames can no longer be embedded, only times."""
+
+    def slices(self, tensor: str, frames: range) -> range:
+        """Which slices along the first axis of `tensor`, whose axis is time, these neighbouring frames are made of."""
+        raise NotImplementedError
 
 
 def interpolate_knots(knots: Tensor, place: Tensor) -> Tensor:
@@ -82,6 +90,11 @@ class GridEmbedding(Embedding):
         codes = [interpolate_knots(level, x * (len(level) - 1)) for level in self.levels]
         return torch.cat(codes, dim=1).unsqueeze(1)
 
+    def slices(self, tensor: str, frames: range) -> range:
+        knots = len(self.get_parameter(tensor))
+        low, high = (frame * (knots - 1) // self.span for frame in (frames[0], frames[-1]))
+        return range(low, min(high + 2, knots))
+
 
 class EncoderEmbedding(Embedding):
     """HNeRV's content embedding: codes are computed from frames in training and stored for decoding.
@@ -115,6 +128,17 @@ class EncoderEmbedding(Embedding):
     def refresh(self, frame_at: Callable[[Tensor], Tensor]) -> None:
         for chunk in torch.arange(len(self.positions), device=self.codes.device).split(16):
             self.codes[chunk] = self.encoder(frame_at(self.positions[chunk].long())).to(self.codes.dtype)
+
+    def discard_encoder(self) -> None:
+        codes = self.codes.detach().clone()
+        del self.codes
+        self.codes, self.encoder, self.at_any_time = nn.Parameter(codes), None, True
+
+    def slices(self, tensor: str, frames: range) -> range:
+        ends = torch.tensor([frames[0], frames[-1]])
+        low = int(torch.searchsorted(self.positions.cpu(), ends[0], right=True)) - 1
+        high = int(torch.searchsorted(self.positions.cpu(), ends[1])) + 1
+        return range(max(low, 0), min(high, len(self.positions)))
 
 
 class PositionalEmbedding(Embedding):

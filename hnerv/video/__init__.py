@@ -1,7 +1,18 @@
-"""Videos from files, folders of images and named clips, as uint8 frames; which frames train and which validate."""
+"""Videos from files, folders of images and named clips as uint8 frames, and back; which frames train and validate."""
 
 from hnerv.video.clips import CLIPS
-from hnerv.video.loading import Video, load_video
+from hnerv.video.loading import Video, load_video, slice_positions
 from hnerv.video.split import DataSplit, data_split
+from hnerv.video.writing import FrameWriter, check_target, open_writer
 
-__all__ = ["CLIPS", "DataSplit", "Video", "data_split", "load_video"]
+__all__ = [
+    "CLIPS",
+    "DataSplit",
+    "FrameWriter",
+    "Video",
+    "check_target",
+    "data_split",
+    "load_video",
+    "open_writer",
+    "slice_positions",
+]

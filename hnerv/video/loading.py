@@ -85,7 +85,7 @@ def load_video(
     machine's memory, when its images differ in size or are transparent, and for a crop, size or range that does not
     fit. A file cut short or damaged is read up to there when `frames` asks for no more.
     """
-    _positions(frames, 0)
+    slice_positions(frames, 0)
     source = _open_source(data)
     plan = plan_crop(source.size, crop, resize, multiple)
     if source.cut and not _ends_before(frames, source.count):
@@ -156,7 +156,7 @@ def _read(source: _Source, reader: _Reader, plan: CropPlan, frames: str) -> Tens
 
 def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan) -> Tensor:
     """Frames chosen out of a stream of `count` -> (N, 3, H, W) uint8. Raises _Miscounted with the true count."""
-    chosen = _positions(frames, count)
+    chosen = slice_positions(frames, count)
     if not chosen:
         raise UserError(f"--frames {frames!r} selects none of the {count} frames: give a wider start:stop:step")
     result = _allocate(len(chosen), plan)
@@ -204,8 +204,8 @@ def _memory_bytes() -> int:
         return 1 << 62
 
 
-def _positions(frames: str, count: int) -> range:
-    """Positions that the slice text picks out of `count`. Raises UserError when it is malformed."""
+def slice_positions(frames: str, count: int) -> range:
+    """Positions that --frames START:STOP:STEP picks out of `count`, '' for all. Raises UserError if malformed."""
     match = re.fullmatch(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?", frames, flags=re.ASCII) if frames else None
     if frames and (not match or match[3] in ("0", "-0")):
         raise UserError(f"--frames {frames!r} is not start:stop:step with a step other than 0: as in 0:100 or ::2")
@@ -215,4 +215,4 @@ def _positions(frames: str, count: int) -> range:
 
 def _ends_before(frames: str, count: int) -> bool:
     """Whether the slice picks the same positions however many frames follow the first `count`."""
-    return _positions(frames, count) == _positions(frames, count + _MORE)
+    return slice_positions(frames, count) == slice_positions(frames, count + _MORE)

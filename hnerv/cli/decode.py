@@ -1,0 +1,73 @@
+"""`hnerv decode`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hnerv.cli import add_bitstream, add_device
+from hnerv.errors import UserError
+from hnerv.flags import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    add_bitstream(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="PATH",
+        help="NAME.mp4 or .mov (H.264, to look at), NAME.mkv (FFV1, lossless), or a folder of PNG (lossless)",
+    )  # fmt: skip
+    parser.add_argument("--frames", default="", metavar="A:B:S", help="range START:STOP:STEP; empty: all")
+    parser.add_argument("--patch", default="", metavar="P,P", help="these patches alone, numbered row by row from 0")
+    add_device(parser)
+
+
+def run(ask: argparse.Namespace) -> None:
+    import time
+
+    from hnerv.codec import Bitstream, play, play_patch
+    from hnerv.command import pick_device
+    from hnerv.video import check_target, slice_positions
+
+    device = pick_device(ask.device)
+    stream = Bitstream(ask.file)
+    frames = slice_positions(ask.frames, stream.scene.frames)
+    if not frames:
+        raise UserError(f"--frames {ask.frames!r} selects none of the {stream.scene.frames} frames: give a wider range")
+    grid = stream.scene.grid
+    patches = parse_patches(ask.patch, grid.patches)
+    size = grid.patch_size if patches else (grid.height, grid.width)
+    outputs = {patch: patch_path(ask.output, patch) if len(patches) > 1 else ask.output for patch in patches}
+    for path in outputs.values() or (ask.output,):
+        check_target(path, size)
+    model = stream.model(("rgb_head",), range(min(frames), max(frames) + 1)).to(device)
+    start = time.perf_counter()
+    if not patches:
+        save(play(model, frames), ask.output, size, stream.scene.fps, len(frames))
+    for patch, path in outputs.items():
+        save(play_patch(model, frames, patch), path, size, stream.scene.fps, len(frames))
+    seconds = time.perf_counter() - start
+    print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {ask.output} in {seconds:.1f} s")
+
+
+def save(pictures, path: Path, size: tuple[int, int], fps: float, count: int) -> None:
+    """Writes the frames (H, W, 3) as they come."""
+    from tqdm import tqdm
+
+    from hnerv.video import open_writer
+
+    with open_writer(path, size, fps) as writer:
+        for picture in tqdm(pictures, desc=path.name, total=count, unit="frame", disable=None):
+            writer.write(picture)
+
+
+def parse_patches(text: str, count: int) -> list[int]:
+    """'1,3' -> [1, 3]. Raises UserError for what is no patch."""
+    words = text.split(",") if text else []
+    if not all(word.isascii() and word.isdecimal() and int(word) < count for word in words):
+        raise UserError(f"--patch {text!r} is not a list of patches from 0 to {count - 1}, as in 1,3")
+    return list(dict.fromkeys(map(int, words)))
+
+
+def patch_path(output: Path, patch: int) -> Path:
+    """kitchen.mp4 -> kitchen_p3.mp4: one file, or folder, for each of several patches."""
+    return output.with_name(f"{output.stem}_p{patch}{output.suffix}")

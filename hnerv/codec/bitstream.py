@@ -1,0 +1,178 @@
+"""A model <-> the sections of a file: which tensor lies where, and how a tensor becomes bytes.
+
+n numbers of a tensor, C slices of its first axis.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hnerv.codec import entropy
+from hnerv.codec.quantise import Scale, as_bfloat16, dequantise, quantise
+from hnerv.errors import UserError
+
+TIMES_PER_SECTION = 16
+"""Knots, or stored codes, of a section of the embedding: what a reader of a few frames has to read."""
+
+LATENTS = re.compile(r"embedding\.(levels\.\d+|codes)")
+_HEAD = struct.Struct("<BiHB")
+"""Kind, lowest symbol, letters, shift of the bins."""
+
+_HALF, _CODED = 0, 1
+_PER_CHANNEL, _OFFSET, _DIFFERENCES = 2, 4, 8
+
+
+class Section(NamedTuple):
+    """Tensors that are stored together; of latents, the slices first ... stop - 1 of their first axis."""
+
+    name: str
+    tensors: tuple[str, ...]
+    first: int
+    stop: int
+
+
+def layout(shapes: dict[str, torch.Size]) -> list[Section]:
+    """{tensor: shape} of a model without its encoder -> its sections, in file order.
+
+    Latents in slices of TIMES_PER_SECTION; other tensors by the part that they belong to: the stem, a stage, a head.
+    """
+    sections: list[Section] = []
+    parts: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        if LATENTS.fullmatch(name):
+            for first in range(0, shape[0], TIMES_PER_SECTION):
+                stop = min(first + TIMES_PER_SECTION, shape[0])
+                sections.append(Section(f"{name}[{first}:{stop}]", (name,), first, stop))
+        else:
+            parts.setdefault(part_of(name), []).append(name)
+    return sections + [Section(part, tuple(names), 0, 0) for part, names in parts.items()]
+
+
+def part_of(name: str) -> str:
+    """'decoder.stages.0.conv.weight' -> 'decoder.stages.0'; 'rgb_head.conv.bias' -> 'rgb_head'."""
+    return re.match(r"decoder\.stages\.\d+|decoder\.stem|\w+", name)[0]
+
+
+def write_sections(weights: dict[str, Tensor], scales: dict[str, Scale | None]) -> dict[str, bytes]:
+    """{tensor: values} under {tensor: scale, None for half floats} -> {section: bytes}. Inverse of `read_tensors`."""
+    sections = layout({name: weight.shape for name, weight in weights.items()})
+    return {s.name: b"".join(_record(s, name, weights[name], scales[name]) for name in s.tensors) for s in sections}
+
+
+def read_tensors(sections: Iterable[tuple[Section, bytes]], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Sections and their bytes -> {tensor: fp32 values}; latents of missing sections are 0. Raises UserError."""
+    tensors: dict[str, Tensor] = {}
+    for section, data in sections:
+        view = memoryview(data)
+        try:
+            for name in section.tensors:
+                shape = (section.stop - section.first, *shapes[name][1:]) if section.stop else tuple(shapes[name])
+                values, used = _parse(view, shape)
+                view = view[used:]
+                if section.stop:
+                    whole = tensors.setdefault(name, torch.zeros(shapes[name]))
+                    whole[section.first : section.stop] = values
+                else:
+                    tensors[name] = values
+        except (struct.error, ValueError, IndexError) as error:
+            raise UserError(f"section {section.name!r} is not as FORMAT.md says ({error}): encode again") from error
+        if len(view):
+            raise UserError(f"section {section.name!r} is not as FORMAT.md says (bytes left over): encode again")
+    return tensors
+
+
+def coded_values(weights: dict[str, Tensor], scales: dict[str, Scale | None]) -> dict[str, Tensor]:
+    """What a decoder reads of `weights`, without the detour over bytes: quantised, and back."""
+    return {
+        name: weight.half().float()
+        if scales[name] is None
+        else dequantise(quantise(weight, scales[name]), scales[name])
+        for name, weight in weights.items()
+    }
+
+
+def _record(section: Section, name: str, weight: Tensor, scale: Scale | None) -> bytes:
+    part = weight[section.first : section.stop] if section.stop else weight
+    if scale is None:
+        return bytes([_HALF]) + part.half().numpy().astype("<f2").tobytes()
+    symbols = quantise(part, _sliced(section, scale)).numpy()
+    choices = {0: symbols.ravel()}
+    if section.stop:
+        choices[_DIFFERENCES] = np.diff(symbols, axis=0, prepend=np.zeros_like(symbols[:1])).ravel()
+    records = [_coded_record(flag, choice, _sliced(section, scale)) for flag, choice in choices.items()]
+    return min(records, key=len)
+
+
+def _sliced(section: Section, scale: Scale) -> Scale:
+    """A scale per slice of the first axis, restricted to the section's."""
+    if not section.stop or len(scale.step) == 1:
+        return scale
+    span = slice(section.first, section.stop)
+    return scale._replace(step=scale.step[span], offset=None if scale.offset is None else scale.offset[span])
+
+
+def _coded_record(flag: int, symbols: np.ndarray, scale: Scale) -> bytes:
+    coded = entropy.encode(symbols)
+    kind = _CODED | flag | (_PER_CHANNEL if len(scale.step) > 1 else 0) | (0 if scale.offset is None else _OFFSET)
+    model = coded.model
+    numbers = [scale.step] if scale.offset is None else [scale.step, scale.offset]
+    return b"".join(
+        [
+            _HEAD.pack(kind, model.lowest, model.letters, model.shift),
+            *(_bfloat16_bytes(x) for x in numbers),
+            model.table,
+            struct.pack("<I", len(coded.words) // 4),
+            coded.words,
+        ]
+    )
+
+
+def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+    """The record at the start of `view` -> values of `shape` and its length in bytes."""
+    count = int(np.prod(shape))
+    if view[0] == _HALF:
+        return torch.from_numpy(np.frombuffer(view, "<f2", count, 1).astype(np.float32)).reshape(shape), 1 + 2 * count
+    reader = _Reader(view)
+    kind, lowest, letters, shift = _HEAD.unpack(reader.take(_HEAD.size))
+    _check(kind & _CODED and kind < 16 and letters >= 2 and shift <= 15, "the head of a tensor")
+    slices = shape[0] if kind & _PER_CHANNEL else 1
+    step = _from_bfloat16(reader.take(2 * slices))
+    offset = _from_bfloat16(reader.take(2 * slices)) if kind & _OFFSET else None
+    table = bytes(reader.take(-(-letters // (1 << shift))))
+    _check(any(table), "an empty table")
+    words = bytes(reader.take(4 * struct.unpack("<I", reader.take(4))[0]))
+    symbols = entropy.decode(entropy.Coded(entropy.Model(lowest, letters, shift, table), words), count)
+    symbols = symbols.reshape(shape)
+    if kind & _DIFFERENCES:
+        symbols = np.cumsum(symbols, axis=0, dtype=np.int32)
+    return dequantise(torch.from_numpy(symbols), Scale(step, offset, 0, 0)), reader.used
+
+
+class _Reader:
+    def __init__(self, view: memoryview) -> None:
+        self.view, self.used = view, 0
+
+    def take(self, count: int) -> memoryview:
+        _check(self.used + count <= len(self.view), "it ends too early")
+        self.used += count
+        return self.view[self.used - count : self.used]
+
+
+def _check(good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(what)
+
+
+def _bfloat16_bytes(x: Tensor) -> bytes:
+    return (as_bfloat16(x).numpy().view(np.uint32) >> 16).astype("<u2").tobytes()
+
+
+def _from_bfloat16(data: memoryview) -> Tensor:
+    return torch.from_numpy((np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).copy())

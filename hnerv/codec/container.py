@@ -1,0 +1,151 @@
+"""The file: a prologue, a header, sections; every byte under a checksum. FORMAT.md is its definition.
+
+Opening reads prologue and header only; a section is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from hnerv.errors import UserError
+from hnerv.files import replacing
+
+MAGIC = b"\x89HNRV\r\n\x1a"
+VERSION = 1
+PROLOGUE = struct.Struct("<8sHHIIQI")
+"""Magic, version, 0, bytes of the header as stored and inflated, bytes of the file, CRC-32 of all that + header."""
+
+MAX_HEADER = 1 << 26
+_COPY = "copy or download it again"
+
+
+class SectionEntry(NamedTuple):
+    """A row of the header's table: name, length in bytes, CRC-32."""
+
+    name: str
+    size: int
+    crc: int
+
+
+class Container(NamedTuple):
+    """An opened file: where it is, its header without the table, the table in file order."""
+
+    path: Path
+    header: dict
+    entries: list[SectionEntry]
+    header_bytes: int
+    """Prologue and header, as stored."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.header_bytes + sum(entry.size for entry in self.entries)
+
+
+def pack(header: dict, sections: dict[str, bytes]) -> bytes:
+    """The whole file. Inverse of `open_container` and `read_section`."""
+    table = [SectionEntry(name, len(data), zlib.crc32(data)) for name, data in sections.items()]
+    text = json.dumps({**header, "sections": table}, separators=(",", ":")).encode()
+    stored = zlib.compress(text, 9)
+    size = PROLOGUE.size + len(stored) + sum(map(len, sections.values()))
+    fields = PROLOGUE.pack(MAGIC, VERSION, 0, len(stored), len(text), size, 0)[:-4]
+    crc = zlib.crc32(fields + stored)
+    return b"".join([fields, struct.pack("<I", crc), stored, *sections.values()])
+
+
+def write_container(path: Path, data: bytes) -> None:
+    """Whole or not at all. Raises UserError when the disk does not take it."""
+    try:
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}): choose another -o, or free space") from error
+
+
+def is_container(path: Path) -> bool:
+    """Whether a file begins like one of ours, or is called like one. Reads eight bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC or path.suffix == ".hnerv"
+    except OSError:
+        return path.suffix == ".hnerv"
+
+
+def open_container(path: Path) -> Container:
+    """Reads and checks prologue and header. Raises UserError for anything that is not a whole file of ours."""
+    try:
+        with path.open("rb") as file:
+            return _read_header(path, file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that `hnerv encode` wrote") from error
+
+
+def read_section(container: Container, name: str) -> bytes:
+    """The bytes of one section, checked. Raises UserError."""
+    offset = container.header_bytes
+    for entry in container.entries:
+        if entry.name == name:
+            break
+        offset += entry.size
+    else:
+        raise UserError(f"{container.path} has no section {name!r}: {_COPY}, or encode the run again")
+    try:
+        with container.path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(entry.size)
+    except OSError as error:
+        raise UserError(f"{container.path} cannot be read ({error.strerror}): {_COPY}") from error
+    if len(data) != entry.size or zlib.crc32(data) != entry.crc:
+        raise UserError(f"{container.path} is damaged in its section {name!r}: {_COPY}")
+    return data
+
+
+def _read_header(path: Path, file: BinaryIO) -> Container:
+    fields = file.read(PROLOGUE.size)
+    if not fields.startswith(MAGIC):
+        raise UserError(f"{path} is no .hnerv file: give one that `hnerv encode` wrote")
+    if len(fields) < PROLOGUE.size:
+        raise UserError(f"{path} is cut short after {len(fields)} bytes: {_COPY}")
+    _, version, _, stored_size, text_size, size, crc = PROLOGUE.unpack(fields)
+    if version != VERSION:
+        raise UserError(
+            f"{path} is damaged, or written by a newer hnerv: it has format {version}, this one reads {VERSION}: "
+            f"update hnerv, or {_COPY}"
+        )
+    found = file.seek(0, 2)
+    if found != size:
+        what = f"is cut short, {found} of {size} bytes are there" if found < size else "has bytes after its end"
+        raise UserError(f"{path} {what}: {_COPY}")
+    file.seek(PROLOGUE.size)
+    stored = file.read(min(stored_size, size))
+    if zlib.crc32(fields[:-4] + stored) != crc:
+        raise UserError(f"{path} is damaged in its header: {_COPY}")
+    header = _inflate(path, stored, text_size)
+    return _checked(path, header, PROLOGUE.size + len(stored), size)
+
+
+def _inflate(path: Path, stored: bytes, text_size: int) -> dict:
+    """The checksum is right, so what fails here was not written by us; no more than announced is inflated."""
+    try:
+        text = zlib.decompressobj().decompress(stored, min(text_size, MAX_HEADER) + 1)
+        if len(text) != text_size:
+            raise ValueError(f"its header inflates to other than {text_size} bytes")
+        header = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not as FORMAT.md says ({error}): encode the run again") from error
+    return header
+
+
+def _checked(path: Path, header: dict, header_bytes: int, size: int) -> Container:
+    try:
+        entries = [SectionEntry(str(name), int(length), int(crc)) for name, length, crc in header.pop("sections")]
+        whole = all(entry.size >= 0 for entry in entries) and header_bytes + sum(e.size for e in entries) == size
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not as FORMAT.md says (its table of sections): encode the run again") from error
+    if not whole:
+        raise UserError(f"{path} is not as FORMAT.md says (lengths of its sections): encode the run again")
+    return Container(path, header, entries, header_bytes)

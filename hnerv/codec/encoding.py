@@ -1,0 +1,143 @@
+"""From a trained model to a file: bits, steps, fine-tuning, a wanted rate."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.codec.allocation import SENSITIVITY, Bits, coarser, range_scales, sensitivity_scales
+from hnerv.codec.bitstream import LATENTS
+from hnerv.codec.file import coded_weights, encode_model
+from hnerv.codec.finetune import Tuning, finetune
+from hnerv.codec.quantise import Scale, check_bits
+from hnerv.config import Config
+from hnerv.dataset import FrameStore
+from hnerv.errors import UserError
+from hnerv.metrics import bits_per_pixel
+from hnerv.model import DualHeadHNeRV
+
+FINEST = Bits(weights=8, latents=8)
+"""What a wanted rate starts from, and does not go beyond."""
+
+COARSEST = 64.0
+
+
+class Options(NamedTuple):
+    """How a file is made. `target_bpp` 0: the bits decide."""
+
+    bits: Bits = FINEST
+    steps: str = SENSITIVITY
+    per_channel: bool = False
+    prune: float = 0.0
+    """Share of each weight tensor, the smallest in magnitude, that becomes 0."""
+    tuning: Tuning = Tuning(epochs=0)
+    target_bpp: float = 0.0
+
+
+def check_options(options: Options) -> None:
+    """Raises UserError for what no file can be made with, before anything is loaded."""
+    check_bits(options.bits.weights, "--weight-bits")
+    check_bits(options.bits.latents, "--latent-bits")
+    if options.per_channel and options.steps == SENSITIVITY:
+        raise UserError("--per-channel goes with --steps symmetric or minmax: sensitivity finds one step per tensor")
+    if not 0 <= options.prune < 1:
+        raise UserError(f"--prune {options.prune} is not a share from 0 to below 1")
+    if options.target_bpp < 0 or options.tuning.epochs < 0 or options.tuning.rate_weight < 0 or options.tuning.lr <= 0:
+        raise UserError("--target-bpp, --finetune-epochs and --rate-weight are at least 0, --finetune-lr is above 0")
+    if options.target_bpp and options.steps != SENSITIVITY:
+        raise UserError("--target-bpp goes with --steps sensitivity, whose steps are scaled to the rate: drop one")
+    if options.tuning.rate_weight and not options.tuning.epochs:
+        raise UserError("--rate-weight acts in fine-tuning: give --finetune-epochs too, or drop it")
+
+
+def encode_run(
+    model: DualHeadHNeRV, record: dict, options: Options, store: FrameStore | None, note: dict, progress: bool = False
+) -> bytes:
+    """The file of a trained model. `store` is needed for fine-tuning, which changes `model`; `note` goes into the file.
+
+    Raises UserError where the wanted rate cannot be reached.
+    """
+    config = Config.from_dict(record["config"])
+    model.embedding.discard_encoder()
+
+    def encoded(scales: dict[str, Scale | None]) -> bytes:
+        return encode_model(coded_weights(model), scales, record, {**note, **_told(options)})
+
+    pruned = prune(model, options.prune)
+    scales = first_scales(model, options, config)
+    if options.target_bpp:
+        scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
+    if options.tuning.epochs:
+        finetune(model, scales, pruned, store, config, options.tuning, progress)
+        if options.target_bpp:
+            scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
+    return encoded(scales)
+
+
+@torch.no_grad()
+def prune(model: DualHeadHNeRV, share: float) -> dict[str, Tensor]:
+    """Zeroes the smallest `share` of every weight matrix and kernel; returns {tensor: mask of those}."""
+    masks = {}
+    for name, weight in model.named_parameters() if share else ():
+        if weight.dim() > 1 and not LATENTS.fullmatch(name):
+            count = max(1, math.ceil(share * weight.numel()))
+            masks[name] = weight.abs() <= weight.abs().flatten().kthvalue(count).values
+            weight.masked_fill_(masks[name], 0)
+    return masks
+
+
+def first_scales(model: DualHeadHNeRV, options: Options, config: Config) -> dict[str, Scale | None]:
+    """{tensor: scale} before any tuning."""
+    weights = coded_weights(model)
+    bits = FINEST if options.target_bpp else options.bits
+    if options.steps == SENSITIVITY:
+        return sensitivity_scales(model, weights, bits, config.loss.clip_loss_weight)
+    return range_scales(weights, bits, options.steps, options.per_channel)
+
+
+def scaled_to_rate(
+    weights: dict[str, Tensor],
+    scales: dict[str, Scale | None],
+    target_bpp: float,
+    model: DualHeadHNeRV,
+    encoded: Callable[[dict[str, Scale | None]], bytes],
+) -> dict[str, Scale | None]:
+    """The finest multiple, at least 1, of all steps whose file stays within `target_bpp`. Raises UserError."""
+    scene = model.scene
+
+    def rate(factor: float) -> float:
+        size = len(encoded(coarser(weights, scales, factor)))
+        return bits_per_pixel(size, scene.frames, scene.height, scene.width)
+
+    if rate(1.0) <= target_bpp:
+        return scales
+    low, high = 1.0, COARSEST
+    if (least := rate(high)) > target_bpp:
+        raise UserError(
+            f"--target-bpp {target_bpp} is below the {least:.4f} bpp that this model takes at its coarsest: raise it, "
+            "or train a smaller --modelsize"
+        )
+    while high / low > 1.002:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if rate(middle) > target_bpp else (low, middle)
+    if high > 8:
+        logging.getLogger("hnerv").warning("the steps are %.0f times those of 8 bits: expect a poor picture", high)
+    return coarser(weights, scales, high)
+
+
+def _told(options: Options) -> dict[str, object]:
+    told = {
+        "weight_bits": options.bits.weights,
+        "latent_bits": options.bits.latents,
+        "steps": options.steps,
+        "per_channel": options.per_channel,
+        "prune": options.prune,
+        "finetune_epochs": options.tuning.epochs,
+        "rate_weight": options.tuning.rate_weight,
+    }
+    return told | {"target_bpp": options.target_bpp} if options.target_bpp else told

@@ -1,0 +1,122 @@
+"""Quantisation-aware fine-tuning: the weights learn to be good after rounding, and to be short.
+
+The forward pass sees rounded weights, the gradient passes straight through the rounding (Bengio et al. 2013). The
+rate term is the cross-entropy of the symbols under a logistic density with a learned spread per tensor, noise of one
+step in place of the rounding (Ballé et al. 2017): an estimate that only drives the training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
+
+from hnerv.codec.bitstream import LATENTS
+from hnerv.codec.quantise import Scale, dequantise_through, levels
+from hnerv.config import Config
+from hnerv.dataset import Batch, FrameStore
+from hnerv.losses import cosine_loss, pixel_loss
+from hnerv.model import DualHeadHNeRV
+
+LEAST_PROBABILITY = 1e-9
+
+
+class Tuning(NamedTuple):
+    """epochs, peak learning rate, and the weight of the rate: pixel loss that a bit per parameter is worth."""
+
+    epochs: int
+    lr: float = 2e-4
+    rate_weight: float = 0.0
+
+
+def finetune(
+    model: DualHeadHNeRV,
+    scales: dict[str, Scale | None],
+    pruned: dict[str, Tensor],
+    store: FrameStore,
+    config: Config,
+    tuning: Tuning,
+    progress: bool = False,
+) -> None:
+    """Trains the weights of `model` in place, under fixed `scales`, with Adam and a cosine schedule that ends at 0.
+
+    Those that the masks `pruned` name stay 0.
+
+    The objective is that of the run after its warm-up, plus the rate. Randomness comes from the run's seed.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if scales.get(name) is not None}
+    rates = Rates(parameters, scales).to(store.device)
+    optimizer = torch.optim.Adam(
+        [{"params": list(parameters.values()), "peak": tuning.lr}, {"params": list(rates.parameters()), "peak": 1e-2}]
+    )
+    steps = tuning.epochs * -(-len(model.scene.train) // config.train.batch_size)
+    precision = {"device_type": store.device.type, "dtype": torch.bfloat16, "enabled": uses_bf16(config, store)}
+    with tqdm(total=steps, desc="fine-tune", unit="step", disable=None if progress else True) as bar:
+        for number, batch in enumerate(_batches(store, model, config, tuning.epochs)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * (1 + math.cos(math.pi * number / steps)) / 2
+            rounded = {name: dequantise_through(p, scales[name]) for name, p in parameters.items()}
+            with torch.autocast(**precision):
+                prediction = functional_call(model, rounded, (batch.times,))
+            loss = pixel_loss(config.loss.pixel_loss, prediction.rgb, batch.frames)
+            if prediction.clip is not None:
+                loss = loss + config.loss.clip_loss_weight * cosine_loss(prediction.clip, batch.clip)
+            if tuning.rate_weight:
+                loss = loss + tuning.rate_weight * rates(parameters)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                for name, mask in pruned.items():
+                    parameters[name].masked_fill_(mask, 0)
+            bar.update()
+
+
+class Rates(nn.Module):
+    """The estimated bits per parameter of tensors under their scales."""
+
+    def __init__(self, parameters: dict[str, Tensor], scales: dict[str, Scale]) -> None:
+        super().__init__()
+        self.names, self.scales = list(parameters), scales
+        self.count = sum(p.numel() for p in parameters.values())
+        with torch.no_grad():
+            spreads = [self._symbols(name, parameters[name]).std(correction=0) for name in self.names]
+        # a logistic density of scale b has the standard deviation 1.8 b
+        self.log_spreads = nn.ParameterList((spread / 1.8).clamp(min=0.05).log() for spread in spreads)
+
+    def forward(self, parameters: dict[str, Tensor]) -> Tensor:
+        """Scalar, bits per parameter."""
+        bits = []
+        for name, log_spread in zip(self.names, self.log_spreads, strict=True):
+            y = self._symbols(name, parameters[name])
+            y, spread = (y + torch.rand_like(y) - 0.5).abs(), log_spread.exp()
+            probability = torch.sigmoid((0.5 - y) / spread) - torch.sigmoid((-0.5 - y) / spread)
+            bits.append(-probability.clamp(min=LEAST_PROBABILITY).log2().sum())
+        return torch.stack(bits).sum() / self.count
+
+    def _symbols(self, name: str, value: Tensor) -> Tensor:
+        """Before rounding; of latents, differences in time, as they are stored."""
+        y = levels(value, self.scales[name])
+        return y.diff(dim=0, prepend=y[:1].detach()) if LATENTS.fullmatch(name) else y
+
+
+def uses_bf16(config: Config, store: FrameStore) -> bool:
+    """As in training."""
+    return config.train.precision == "bf16" or (config.train.precision == "auto" and store.device.type == "cuda")
+
+
+def _batches(store: FrameStore, model: DualHeadHNeRV, config: Config, epochs: int) -> Iterator[Batch]:
+    """The training frames of each epoch in an order of its own, every step with a blend as in training."""
+    draw = torch.Generator().manual_seed(config.train.seed)
+    train = torch.tensor(model.scene.train)
+    between = torch.tensor(model.scene.between if config.train.blend_freq else (), dtype=torch.long)
+    for _ in range(epochs):
+        for positions in train[torch.randperm(len(train), generator=draw)].split(config.train.batch_size):
+            extra = between[torch.randint(len(between), (1,), generator=draw)] if len(between) else None
+            yield store.batch(positions, extra)

@@ -1,0 +1,258 @@
+"""Frames, one at a time, into a video file or a folder of PNG; memory does not grow with their number.
+
+Legend: H W pixels of a frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+
+from hnerv.errors import UserError
+from hnerv.files import replacing
+from hnerv.video.colour import LIMITED_RANGE, MATRIX, to_yuv420
+
+_NTSC = Fraction(1000, 1001)
+_LARGEST_DENOMINATOR = 1001
+
+
+class FrameWriter(Protocol):
+    """What `open_writer` hands out."""
+
+    def write(self, frame: np.ndarray) -> None:
+        """frame (H, W, 3) uint8 RGB, the next one. Raises UserError when it cannot be stored."""
+
+
+class _Coding(NamedTuple):
+    container: str
+    codec: str
+    pix_fmt: str
+    options: dict[str, str]
+    even: bool
+    """Height and width must be even."""
+
+
+_H264 = {"crf": "10", "preset": "medium"}
+FORMATS = {
+    ".mp4": _Coding("mp4", "libx264", "yuv420p", _H264, even=True),
+    ".mov": _Coding("mov", "libx264", "yuv420p", _H264, even=True),
+    ".mkv": _Coding("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}, even=False),
+}
+"""Suffix -> how it is written: H.264 to look at, lossless FFV1 to measure on."""
+
+
+def check_target(path: Path, size: tuple[int, int]) -> None:
+    """Raises UserError where `open_writer` could not write frames of `size` (H, W): to be asked before they are made.
+
+    A suffix that is not known, an odd size for H.264, a folder with other files, a place that may not be written.
+    """
+    if _is_folder(path):
+        _check_folder(path)
+    else:
+        _check_file(path, size)
+    _check_place(path)
+
+
+@contextlib.contextmanager
+def open_writer(path: Path, size: tuple[int, int], fps: float) -> Iterator[FrameWriter]:
+    """A writer of frames of `size` (H, W) at `fps` frames per second, to be used as a context.
+
+    .mp4 and .mov become H.264 (4:2:0, lossy, even sizes), .mkv lossless FFV1; no suffix, or a folder that is there,
+    becomes PNG images 00000.png, 00001.png, ..., which take the place of earlier ones and know no rate. NTSC rates
+    rounded to three digits are taken for what they mean, 23.976 for 24000/1001. All of it is moved to its place at
+    the end of a block that succeeds; a block that fails leaves what was there. Raises UserError as `check_target`
+    does, for a rate that is not above 0, for a disk that fails, and when no frame came.
+    """
+    check_target(path, size)
+    rate = exact_rate(fps)
+    with _folder_writer(path, size) if _is_folder(path) else _file_writer(path, size, rate) as writer:
+        yield writer
+
+
+def exact_rate(fps: float) -> Fraction:
+    """Frames per second as a fraction: whole, n x 1000/1001 where that is meant, else the nearest of small denominator.
+
+    Raises UserError when it is not finite and above 0.
+    """
+    if not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"a frame rate of {fps} is not above 0: give one such as 24")
+    ntsc = round(fps * 1.001) * _NTSC
+    if abs(fps - round(fps)) > 1e-6 and abs(fps - ntsc) < 1e-4:
+        return ntsc
+    return max(Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR), Fraction(1, _LARGEST_DENOMINATOR))
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or not path.suffix
+
+
+def _check_folder(path: Path) -> None:
+    """Hidden files are nobody's frames: they are let be."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, its name asks for a folder of PNG: give one of {', '.join(FORMATS)}")
+    others = [name for name in _names(path) if not (name.startswith(".") or _is_ours(name))]
+    if others:
+        raise UserError(
+            f"{path} holds other files than frames, such as {sorted(others)[0]}: give a new folder, or the name of a "
+            f"video file in {', '.join(FORMATS)}"
+        )
+
+
+def _check_file(path: Path, size: tuple[int, int]) -> None:
+    coding = FORMATS.get(path.suffix.lower())
+    if coding is None:
+        raise UserError(
+            f"{path.name} cannot be written, {path.suffix} is not known: give {', '.join(FORMATS)}, or a name without "
+            "a suffix for a folder of PNG"
+        )
+    if coding.even and (size[0] % 2 or size[1] % 2):
+        raise UserError(
+            f"{path.suffix} (H.264) needs even sizes, the frames are {size[0]}x{size[1]}: give .mkv, or a folder"
+        )
+
+
+def _check_place(path: Path) -> None:
+    above = path.absolute() if path.is_dir() else path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, {path} cannot be in it: give another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{above} may not be written: give another place, or change its permissions")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): change its permissions") from error
+
+
+def _is_ours(name: str) -> bool:
+    return bool(re.fullmatch(r"\d{5,}\.png", name))
+
+
+@contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    """What the disk or FFmpeg says inside the block becomes one line; what the caller's own code raises must not."""
+    import av
+
+    try:
+        yield
+    except (OSError, av.error.FFmpegError) as error:
+        cause = error.strerror or str(error)
+        raise UserError(f"{path} cannot be written ({cause}): free space, or give another place") from error
+
+
+class _Frames:
+    """Counts and checks what is written; `store` keeps one frame."""
+
+    def __init__(self, path: Path, size: tuple[int, int], store: Callable[[int, np.ndarray], None]) -> None:
+        self.count = 0
+        self._path, self._size, self._store = path, size, store
+
+    def write(self, frame: np.ndarray) -> None:
+        if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
+            raise ValueError(f"a frame is {frame.dtype} {frame.shape}, not uint8 {(*self._size, 3)}")
+        with _storing(self._path):
+            self._store(self.count, frame)
+        self.count += 1
+
+    def check_some(self) -> None:
+        if not self.count:
+            raise UserError(f"{self._path} would hold no frame: ask for one or more")
+
+
+@contextlib.contextmanager
+def _file_writer(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[_Frames]:
+    import av
+
+    coding = FORMATS[path.suffix.lower()]
+    with _replacing(path) as file:
+        container = av.open(file, "w", format=coding.container)
+        try:
+            stream = _add_stream(container, coding, size, rate)
+            frames = _Frames(path, size, lambda i, frame: container.mux(stream.encode(_coded(frame, coding, i, rate))))
+            yield frames
+            frames.check_some()
+            with _storing(path):
+                container.mux(stream.encode())
+                container.close()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                container.close()
+            raise
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """`replacing`, whose own first and last steps fail in one line; an error of the block stays what it is."""
+    target = replacing(path)
+    with _storing(path):
+        file = target.__enter__()
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk fails a second time when the file is closed
+            target.__exit__(*sys.exc_info())
+        raise
+    with _storing(path):
+        target.__exit__(None, None, None)
+
+
+def _add_stream(container, coding: _Coding, size: tuple[int, int], rate: Fraction):
+    stream = container.add_stream(coding.codec, rate=rate, options=coding.options)
+    stream.height, stream.width = size
+    stream.pix_fmt = coding.pix_fmt
+    if coding.pix_fmt == "yuv420p":
+        stream.codec_context.colorspace = MATRIX
+        stream.codec_context.color_range = LIMITED_RANGE
+    return stream
+
+
+def _coded(frame: np.ndarray, coding: _Coding, position: int, rate: Fraction):
+    import av
+
+    if coding.pix_fmt == "yuv420p":
+        result = to_yuv420(frame)
+    else:
+        result = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24").reformat(format=coding.pix_fmt)
+    result.pts, result.time_base = position, 1 / rate
+    return result
+
+
+@contextlib.contextmanager
+def _folder_writer(path: Path, size: tuple[int, int]) -> Iterator[_Frames]:
+    """Images wait in a hidden folder inside `path`, so that moving them to their place is a rename and cannot fill."""
+    from PIL import Image
+
+    waiting = path / f".{os.getpid()}.tmp"
+    there = path.is_dir()
+    try:
+        with _storing(path):
+            waiting.mkdir(parents=True, exist_ok=True)
+        frames = _Frames(path, size, lambda i, frame: Image.fromarray(frame).save(waiting / f"{i:05d}.png"))
+        yield frames
+        frames.check_some()
+        with _storing(path):
+            for name in filter(_is_ours, os.listdir(path)):
+                (path / name).unlink()
+            for name in sorted(os.listdir(waiting)):
+                os.replace(waiting / name, path / name)
+            waiting.rmdir()
+    except BaseException:
+        shutil.rmtree(waiting, ignore_errors=True)
+        if not there:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
