@@ -68,7 +68,7 @@ def run(ask: argparse.Namespace) -> None:
     data = encode_run(model, record, options, opened and opened.store, note, progress=True)
     write_container(ask.output, data)
     stream = Bitstream(ask.output)
-    coded = stream.model().to(device, memory_format=torch.channels_last)  # reads every section back
+    coded = stream.model().to(device)  # reads every section back
     print(parts_table(stream))
     if before is not None:
         report = evaluate(coded, opened.store, progress=True)

@@ -47,8 +47,13 @@ def check_options(options: Options) -> None:
         raise UserError("--per-channel goes with --steps symmetric or minmax: sensitivity finds one step per tensor")
     if not 0 <= options.prune < 1:
         raise UserError(f"--prune {options.prune} is not a share from 0 to below 1")
-    if options.target_bpp < 0 or options.tuning.epochs < 0 or options.tuning.rate_weight < 0 or options.tuning.lr <= 0:
+    if options.prune and options.steps == "minmax":
+        raise UserError("--prune goes with --steps sensitivity or symmetric: 0 is no level of minmax")
+    numbers = options.target_bpp, options.tuning.epochs, options.tuning.rate_weight, options.tuning.lr
+    if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or not options.tuning.lr:
         raise UserError("--target-bpp, --finetune-epochs and --rate-weight are at least 0, --finetune-lr is above 0")
+    if options.target_bpp and options.bits != FINEST:
+        raise UserError("--target-bpp finds the bits itself: drop --weight-bits and --latent-bits")
     if options.target_bpp and options.steps != SENSITIVITY:
         raise UserError("--target-bpp goes with --steps sensitivity, whose steps are scaled to the rate: drop one")
     if options.tuning.rate_weight and not options.tuning.epochs:

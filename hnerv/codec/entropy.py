@@ -37,12 +37,16 @@ class Coded(NamedTuple):
 
 
 def encode(symbols: np.ndarray) -> Coded:
-    """symbols (n,), integers less than 32,768 apart, under the model that makes them shortest. Inverse of `decode`."""
-    lowest = int(symbols.min()) if symbols.size else 0
-    letters = (symbols - lowest).astype(np.int32)
+    """symbols (n,), n > 0, integers less than 32,768 apart, under the model that makes them shortest.
+
+    Inverse of `decode`. Raises UserError for integers further apart.
+    """
+    lowest = int(symbols.min())
+    span = int(symbols.max()) - lowest + 1
+    if span > MAX_LETTERS:
+        raise UserError(f"symbols span {span} letters, over {MAX_LETTERS}: fewer bits, or 16 for half floats")
+    letters = (symbols.astype(np.int64) - lowest).astype(np.int32)
     counts = np.bincount(letters, minlength=2)  # a coder needs two letters
-    if len(counts) > MAX_LETTERS:
-        raise UserError(f"symbols span {len(counts)} letters, over {MAX_LETTERS}: fewer bits, or 16 for half floats")
     model = _shortest(counts, lowest)
     coder = _coder()
     coder.encode_reverse(letters, _categorical(model))

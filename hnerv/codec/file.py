@@ -80,7 +80,7 @@ class Bitstream:
         return rows
 
     def model(self, heads: tuple[str, ...] = HEADS, frames: range | None = None) -> DualHeadHNeRV:
-        """The model that was coded, on the CPU, from the sections that `heads` and `frames` (None: all) need.
+        """The model that was coded, on the CPU and channels last, from what `heads` and `frames` (None: all) need.
 
         A head that is left out is None. Raises UserError for a damaged section.
         """
@@ -91,7 +91,7 @@ class Bitstream:
         wanted = [s for s in self.sections if self._is_needed(s, heads, model, frames)]
         tensors = read_tensors(((s, read_section(self.container, s.name)) for s in wanted), self.shapes)
         model.load_state_dict(tensors)
-        return model.eval()
+        return model.eval().to(memory_format=torch.channels_last)  # another layout may round pixels differently
 
     def _is_needed(self, section: Section, heads: tuple[str, ...], model: DualHeadHNeRV, frames: range | None) -> bool:
         if section.name in HEADS:

@@ -50,7 +50,7 @@ def finetune(
     The objective is that of the run after its warm-up, plus the rate. Randomness comes from the run's seed.
     """
     parameters = {name: p for name, p in model.named_parameters() if scales.get(name) is not None}
-    rates = Rates(parameters, scales).to(store.device)
+    rates = Rates(parameters, scales, config.train.seed).to(store.device)
     optimizer = torch.optim.Adam(
         [{"params": list(parameters.values()), "peak": tuning.lr}, {"params": list(rates.parameters()), "peak": 1e-2}]
     )
@@ -81,8 +81,10 @@ def finetune(
 class Rates(nn.Module):
     """The estimated bits per parameter of tensors under their scales."""
 
-    def __init__(self, parameters: dict[str, Tensor], scales: dict[str, Scale]) -> None:
+    def __init__(self, parameters: dict[str, Tensor], scales: dict[str, Scale], seed: int) -> None:
         super().__init__()
+        device = next(iter(parameters.values())).device
+        self.draw = torch.Generator(device).manual_seed(seed)
         self.names, self.scales = list(parameters), scales
         self.count = sum(p.numel() for p in parameters.values())
         with torch.no_grad():
@@ -95,7 +97,8 @@ class Rates(nn.Module):
         bits = []
         for name, log_spread in zip(self.names, self.log_spreads, strict=True):
             y = self._symbols(name, parameters[name])
-            y, spread = (y + torch.rand_like(y) - 0.5).abs(), log_spread.exp()
+            noise = torch.rand(y.shape, generator=self.draw, device=y.device) - 0.5
+            y, spread = (y + noise).abs(), log_spread.exp()
             probability = torch.sigmoid((0.5 - y) / spread) - torch.sigmoid((-0.5 - y) / spread)
             bits.append(-probability.clamp(min=LEAST_PROBABILITY).log2().sum())
         return torch.stack(bits).sum() / self.count

@@ -7,25 +7,29 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hnerv.evaluation import FRAMES_AT_ONCE, predict
+from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
 
 
 @torch.no_grad()
 def play(model: DualHeadHNeRV, frames: range) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB, in order: those that an evaluation measures."""
-    device = next(model.parameters()).device
-    for first in range(0, len(frames), FRAMES_AT_ONCE):
-        times = torch.tensor(frames[first : first + FRAMES_AT_ONCE], dtype=torch.float32, device=device)
+    for times in _times(model, frames):
         yield from _pictures(predict(model, times, clip=False).rgb)
 
 
 @torch.no_grad()
 def play_patch(model: DualHeadHNeRV, frames: range, patch: int) -> Iterator[np.ndarray]:
     """The same of one patch, (h, w, 3); only the patch and what its convolutions reach is computed."""
+    for times in _times(model, frames):
+        fill = whole_batch(len(times)).to(times.device)
+        yield from _pictures(model.decode_patch(times[fill], patch).rgb[: len(times)])
+
+
+def _times(model: DualHeadHNeRV, frames: range) -> Iterator[torch.Tensor]:
     device = next(model.parameters()).device
-    for frame in frames:
-        yield from _pictures(model.decode_patch(torch.tensor([float(frame)], device=device), patch).rgb)
+    for first in range(0, len(frames), FRAMES_AT_ONCE):
+        yield torch.tensor(frames[first : first + FRAMES_AT_ONCE], dtype=torch.float32, device=device)
 
 
 def _pictures(rgb: torch.Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.files import write_files
 from hnerv.evaluation.images import write_images
-from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict
+from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
 from hnerv.evaluation.opening import OpenedRun, load_weights, open_run
 from hnerv.evaluation.summary import eval_values, log_report, table
 
@@ -20,6 +20,7 @@ __all__ = [
     "open_run",
     "predict",
     "table",
+    "whole_batch",
     "write_files",
     "write_images",
 ]

@@ -106,9 +106,14 @@ def predict(model: DualHeadHNeRV, times: Tensor, frames: Tensor | None = None, c
     With another batch size a convolution may add up in another order, and a picture would depend on what was decoded
     beside it.
     """
-    fill = torch.arange(FRAMES_AT_ONCE, device=times.device).clamp(max=len(times) - 1)
+    fill = whole_batch(len(times)).to(times.device)
     found = model(times[fill], None if frames is None else frames[fill], clip)
     return Prediction(found.rgb[: len(times)], None if found.clip is None else found.clip[: len(times)])
+
+
+def whole_batch(count: int) -> Tensor:
+    """Positions in a batch of `count` that make it one of FRAMES_AT_ONCE, the last repeated."""
+    return torch.arange(FRAMES_AT_ONCE).clamp(max=count - 1)
 
 
 def _measure(model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor], sees_frames: bool) -> _Measured:

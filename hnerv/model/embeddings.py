@@ -92,8 +92,9 @@ class GridEmbedding(Embedding):
 
     def slices(self, tensor: str, frames: range) -> range:
         knots = len(self.get_parameter(tensor))
-        low, high = (frame * (knots - 1) // self.span for frame in (frames[0], frames[-1]))
-        return range(low, min(high + 2, knots))
+        places = torch.tensor([frames[0], frames[-1]]).float() / self.span * (knots - 1)  # rounded as in `forward`
+        low, high = (int(place) for place in places)
+        return range(max(min(low, knots - 2), 0), min(high + 2, knots))
 
 
 class EncoderEmbedding(Embedding):
@@ -135,7 +136,7 @@ class EncoderEmbedding(Embedding):
         self.codes, self.encoder, self.at_any_time = nn.Parameter(codes), None, True
 
     def slices(self, tensor: str, frames: range) -> range:
-        ends = torch.tensor([frames[0], frames[-1]])
+        ends = torch.tensor([frames[0], frames[-1]], dtype=torch.float32)
         low = int(torch.searchsorted(self.positions.cpu(), ends[0], right=True)) - 1
         high = int(torch.searchsorted(self.positions.cpu(), ends[1])) + 1
         return range(max(low, 0), min(high, len(self.positions)))
