@@ -181,3 +181,68 @@ def events_of() -> Callable[[Path], dict[str, list]]:
 def snapshot() -> Callable[[Path], dict[str, bytes]]:
     """snapshot(folder) -> {relative path: bytes} of every file under it."""
     return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def run_of(tmp_path_factory: pytest.TempPathFactory, finished: Path, train, flags) -> Callable[[str], Path]:
+    """run_of(embedding) -> the folder of a finished run in miniature. Not to be changed."""
+    made = {"grid": finished}
+
+    def build(embedding: str) -> Path:
+        if embedding not in made:
+            output = tmp_path_factory.mktemp(embedding)
+            assert train(output, flags(embedding=embedding, epochs=3)) == 0
+            made[embedding] = output / "run"
+        return made[embedding]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def long_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 images, 32x64: more knots than a section of a .hnerv file holds."""
+    return draw_film(tmp_path_factory.mktemp("long") / "film", count=40)
+
+
+@pytest.fixture(scope="session")
+def long_run(tmp_path_factory: pytest.TempPathFactory, long_film: Path, train, flags) -> Path:
+    """The folder of a run on `long_film` that has learned something: above 30 dB, without targets. Not to be changed."""
+    output = tmp_path_factory.mktemp("long_run")
+    changes = {"data": long_film, "clip_targets": None, "clip_weights": "none", "grid_knots": 40, "batch_size": 4}
+    assert train(output, flags(**changes, data_split="1_1_1", epochs=30, lr=6e-3, eval_freq=30, params_freq=0)) == 0
+    return output / "run"
+
+
+@pytest.fixture(scope="session")
+def hnerv_main() -> Callable[..., int]:
+    """hnerv_main(*words) runs the console script in this process -> exit status."""
+
+    def run(*words: object) -> int:
+        from hnerv.cli import main
+
+        try:
+            main([*map(str, words), "--threads", "1"])
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def coded(tmp_path_factory: pytest.TempPathFactory, run_of, long_run: Path) -> Callable[[str], Path]:
+    """coded(embedding or 'long') -> the .hnerv file of that run under the default options. Not to be changed."""
+    made: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in made:
+            from hnerv.codec import Options, encode_run, write_container
+            from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
+
+            found = open_checkpoint(checkpoint_of(long_run if name == "long" else run_of(name)))
+            made[name] = tmp_path_factory.mktemp("coded") / f"{name}.hnerv"
+            note = {"epoch": found.epoch, "step": found.step}
+            write_container(made[name], encode_run(found.model, found.record, Options(), None, note))
+        return made[name]
+
+    return build

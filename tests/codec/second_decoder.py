@@ -1,0 +1,122 @@
+"""A second decoder, written from FORMAT.md alone: the proof that it says enough.
+
+It imports nothing of this package, so that a mistake in the first decoder cannot be repeated here, and uses no library
+for the entropy coding. Slow: it decodes a symbol at a time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+import struct
+import zlib
+from itertools import accumulate
+
+import numpy as np
+
+MAGIC = bytes.fromhex("89484E52560D0A1A")
+STRETCH = 16
+
+
+def read_file(data: bytes) -> tuple[dict, dict[str, bytes]]:
+    """A whole file -> its header and {section: bytes}."""
+    magic, version, zero, stored, inflated, size, crc = struct.unpack_from("<8sHHIIQI", data)
+    assert (magic, version, zero, size) == (MAGIC, 1, 0, len(data))
+    assert crc == zlib.crc32(data[:28] + data[32 : 32 + stored])
+    text = zlib.decompress(data[32 : 32 + stored])
+    assert len(text) == inflated
+    header = json.loads(text.decode())
+    sections, at = {}, 32 + stored
+    for name, length, check in header["sections"]:
+        sections[name] = data[at : at + length]
+        at += length
+        assert zlib.crc32(sections[name]) == check
+    assert at == len(data)
+    return header, sections
+
+
+def read_tensors(data: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A whole file and the {tensor: shape} of its network, in order -> {tensor: fp32 values}."""
+    _, sections = read_file(data)
+    tensors: dict[str, np.ndarray] = {}
+    wanted: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        if re.fullmatch(r"embedding\.(levels\.\d+|codes)", name):
+            parts = []
+            for first in range(0, shape[0], STRETCH):
+                stop = min(first + STRETCH, shape[0])
+                section = sections.pop(f"{name}[{first}:{stop}]")
+                values, rest = read_record(section, (stop - first, *shape[1:]))
+                assert rest == b""
+                parts.append(values)
+            tensors[name] = np.concatenate(parts)
+        else:
+            words = name.split(".")
+            stage = ".".join(words[:3]) if words[1] == "stages" else ".".join(words[:2])
+            wanted.setdefault(stage if words[0] == "decoder" else words[0], []).append(name)
+    for section, names in wanted.items():
+        rest = sections.pop(section)
+        for name in names:
+            tensors[name], rest = read_record(rest, shapes[name])
+        assert rest == b""
+    assert not sections
+    return tensors
+
+
+def read_record(data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, bytes]:
+    """The tensor whose record `data` begins with, and what follows it."""
+    count = int(np.prod(shape))
+    if data[0] == 0:
+        return np.frombuffer(data, "<f2", count, 1).astype(np.float32).reshape(shape), data[1 + 2 * count :]
+    kind, lowest, letters, shift = struct.unpack_from("<BiHB", data)
+    assert kind % 2 == 1 and kind < 16
+    at = 8
+    slices = shape[0] if kind & 2 else 1
+    steps, at = read_bfloat16(data, at, slices), at + 2 * slices
+    offsets = None
+    if kind & 4:
+        offsets, at = read_bfloat16(data, at, slices), at + 2 * slices
+    bins = -(-letters // 2**shift)
+    table, at = data[at : at + bins], at + bins
+    (size,) = struct.unpack_from("<I", data, at)
+    words = list(struct.unpack_from(f"<{size}I", data, at + 4))
+    symbols = np.array(decode_symbols(words, lowest, letters, shift, table, count)).reshape(shape)
+    if kind & 8:
+        symbols = np.add.accumulate(symbols, axis=0)
+    along = (-1, *[1] * (len(shape) - 1))
+    values = symbols.astype(np.float32) * steps.reshape(along)
+    if offsets is not None:
+        values = values + offsets.reshape(along)
+    return values, data[at + 4 + 4 * size :]
+
+
+def read_bfloat16(data: bytes, at: int, count: int) -> np.ndarray:
+    """Each is the upper half of a binary32."""
+    halves = struct.unpack_from(f"<{count}H", data, at)
+    return np.array([struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in halves], np.float32)
+
+
+def bounds_of(letters: int, shift: int, table: bytes) -> list[int]:
+    """left_0 ... left_A."""
+    weights = [v if v < 16 else (16 + v % 16) * 2 ** (v // 16 - 1) for v in table]
+    sums = [0, *accumulate(weights[i // 2**shift] for i in range(letters))]
+    return [i + s * (2**24 - letters) // sums[-1] for i, s in enumerate(sums)]
+
+
+def decode_symbols(words: list[int], lowest: int, letters: int, shift: int, table: bytes, count: int) -> list[int]:
+    """`count` symbols off the stack `words`, whose last one is on top; all of them must be used up."""
+    left = bounds_of(letters, shift, table)
+    assert left[-1] == 2**24
+    state, symbols, words = 0, [], list(words)
+    while words and state < 2**32:
+        state = state << 32 | words.pop()
+    for _ in range(count):
+        q = state % 2**24
+        letter = bisect.bisect_right(left, q) - 1
+        symbols.append(lowest + letter)
+        state = (left[letter + 1] - left[letter]) * (state >> 24) + q - left[letter]
+        if words and state < 2**32:
+            state = state << 32 | words.pop()
+    assert state == 0 and not words
+    return symbols

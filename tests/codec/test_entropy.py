@@ -1,0 +1,151 @@
+"""Symbols come back, cost what their entropy says, and mean the same to a decoder that shares no line of code."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hnerv.codec import entropy
+from hnerv.errors import UserError
+
+
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+second = _load("second_decoder")
+quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], database=None)
+
+
+def round_trip(symbols: np.ndarray) -> entropy.Coded:
+    coded = entropy.encode(symbols)
+    decoded = entropy.decode(coded, symbols.size)
+    assert decoded.dtype == np.int32 and np.array_equal(decoded, symbols.ravel())
+    return coded
+
+
+@quick
+@given(
+    st.integers(-(2**31), 2**31 - 2**15).flatmap(
+        lambda low: st.lists(st.integers(low, low + 2**15 - 1), min_size=1, max_size=60)
+    )
+)
+def test_any_symbols_come_back(values):
+    coded = round_trip(np.array(values))
+    model = coded.model
+    assert model.lowest == min(values) and 2 <= model.letters <= 2**15
+    words = np.frombuffer(coded.words, "<u4").tolist()
+    assert second.decode_symbols(words, *model, count=len(values)) == values
+
+
+@quick
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=2000), st.integers(1, 500))
+def test_few_letters_come_back(values, scale):
+    round_trip(np.array(values) * scale)
+
+
+@pytest.mark.parametrize("value", [0, 1, -7, 2**31 - 2, -(2**31)])
+@pytest.mark.parametrize("count", [1, 2, 5000])
+def test_constant_symbols_cost_next_to_nothing(value, count):
+    coded = round_trip(np.full(count, value))
+    assert len(coded.words) <= 8
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.uint8, np.uint16])
+def test_every_integer_type_from_its_lowest_value_on(kind):
+    """No difference of two symbols may overflow the type that they came in."""
+    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    round_trip(np.array([low, min(high, low + 2**15 - 1), low], dtype=kind))
+
+
+def test_as_many_letters_as_there_may_be_and_one_more():
+    round_trip(np.array([0, 2**15 - 1, 5, 5, 5]))
+    round_trip(np.arange(2**15) - 2**14)
+    with pytest.raises(UserError, match="32769 letters, over 32768: fewer bits"):
+        entropy.encode(np.array([0, 2**15]))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_a_wide_span_is_refused_before_memory_is_taken(kind):
+    import tracemalloc
+
+    symbols = np.array([np.iinfo(np.int32).min, np.iinfo(np.int32).max], dtype=kind)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="letters, over 32768"):
+        entropy.encode(symbols)
+    with pytest.raises(UserError, match="letters, over 32768"):
+        entropy.encode(np.array([0, 2**27], dtype=kind))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@quick
+@given(
+    st.integers(2, 2**15), st.integers(0, 15), st.lists(st.integers(0, 255), min_size=1, max_size=30), st.integers(1, 255)
+)
+def test_frequencies_are_whole_and_sum_to_2_to_the_24(letters, shift, codes, last):
+    bins = -(-letters // 2**shift)
+    table = bytes((codes * bins)[: bins - 1] + [last])
+    found = entropy.frequencies(entropy.Model(0, letters, shift, table))
+    assert found.shape == (letters,) and found.sum() == 2**24 and found.min() >= 1
+    assert np.array_equal(np.diff(second.bounds_of(letters, shift, table)), found)
+
+
+def test_weights_of_the_table():
+    """Floats of four bits of mantissa, by hand."""
+    codes = bytes([0, 1, 15, 16, 17, 31, 32, 33, 47, 48, 255])
+    by_hand = [0, 1, 15, 16, 17, 31, 32, 34, 62, 64, 31 * 2**14]
+    assert entropy.bin_weights(codes).tolist() == by_hand
+    every = entropy.bin_weights(bytes(range(256)))
+    assert (np.diff(every) > 0).all() and (np.diff(every)[15:] / every[15:-1]).max() <= 1 / 15
+
+
+@pytest.mark.parametrize("draw", ["normal", "laplace"])
+@pytest.mark.parametrize(("count", "spread"), [(10_000, 3), (100_000, 0.4), (100_000, 30), (1_000_000, 6)])
+def test_at_most_one_per_cent_above_the_empirical_entropy(draw, count, spread):
+    """Plus the stored table; and the words have the length that the table predicts."""
+    rng = np.random.default_rng(count)
+    symbols = np.rint(getattr(rng, draw)(0, spread, count)).astype(np.int32)
+    coded = round_trip(symbols)
+    _, frequency = np.unique(symbols, return_counts=True)
+    by_hand = -(frequency * np.log2(frequency / count)).sum()
+    assert entropy.empirical_entropy(symbols) == pytest.approx(by_hand)
+    assert 8 * len(coded.words) <= 1.01 * by_hand + 64
+    predicted = entropy.coded_bits(np.bincount(symbols - symbols.min()), coded.model)
+    assert predicted <= 8 * len(coded.words) <= predicted + 64 + 1e-5 * count
+    assert len(coded.model.table) <= 1024
+
+
+def test_few_symbols_of_many_letters_get_a_short_table():
+    symbols = np.random.default_rng(0).integers(-8000, 8000, 48)
+    coded = round_trip(symbols)
+    assert coded.model.shift > 5 and len(coded.model.table) + len(coded.words) < 48 * 2
+
+
+def test_words_that_do_not_fit_the_count_are_found():
+    symbols = np.random.default_rng(1).integers(-9, 9, 3000)
+    coded = entropy.encode(symbols)
+    for count in (0, 1, 2000, 2999):
+        with pytest.raises(UserError, match="left over"):
+            entropy.decode(coded, count)
+
+
+def test_ten_million_symbols_a_second_is_in_reach():
+    """An order of magnitude below, since other work may take the core: only a loop in Python would fail."""
+    import time
+
+    symbols = np.rint(np.random.default_rng(2).laplace(0, 6, 1_000_000)).astype(np.int32)
+    start = time.perf_counter()
+    coded = entropy.encode(symbols)
+    middle = time.perf_counter()
+    entropy.decode(coded, symbols.size)
+    assert max(middle - start, time.perf_counter() - middle) < 1
