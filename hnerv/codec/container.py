@@ -144,7 +144,7 @@ def _checked(path: Path, header: dict, header_bytes: int, size: int) -> Containe
     try:
         entries = [SectionEntry(str(name), int(length), int(crc)) for name, length, crc in header.pop("sections")]
         whole = all(entry.size >= 0 for entry in entries) and header_bytes + sum(e.size for e in entries) == size
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not as FORMAT.md says (its table of sections): encode the run again") from error
     if not whole:
         raise UserError(f"{path} is not as FORMAT.md says (lengths of its sections): encode the run again")

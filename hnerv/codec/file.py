@@ -16,6 +16,7 @@ from hnerv.codec.quantise import Scale
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
+from hnerv.model.build import MAX_WIDTH
 from hnerv.video import CLIPS
 
 HEADS = ("rgb_head", "clip_head")
@@ -52,14 +53,18 @@ class Bitstream:
             self.record, self.encoder = self.container.header["record"], self.container.header["encoder"]
             if missing := RECORD_KEYS - set(self.record):
                 raise KeyError(f"its record lacks {sorted(missing)}")
+            if not isinstance(self.encoder, dict) or not isinstance(self.record["video"], dict):
+                raise TypeError("its encoder or video is no dictionary")
             self.config = Config.from_dict(self.record["config"])
             self.scene = Scene.from_dict(self.record["scene"])
             self._model_config = replace(self.config.model, dec_width=self.record["model"]["width"])
-        except (KeyError, TypeError, ValueError) as error:
+            self._check_width()
+            self.shapes = self._shapes()
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            cause = str(error).split("\n")[0]
             raise UserError(
-                f"{path} has a header that this version cannot use ({error}): encode the run again"
+                f"{path} has a header that this version cannot use ({cause}): encode the run again"
             ) from error
-        self.shapes = self._shapes(path)
         self.sections = layout(self.shapes)
         self._check_table(path)
 
@@ -105,13 +110,21 @@ class Bitstream:
         count = self.shapes[name].numel()
         return count * (section.stop - section.first) // self.shapes[name][0] if section.stop else count
 
-    def _shapes(self, path: Path) -> dict[str, torch.Size]:
+    def _check_width(self) -> None:
+        """What would make a model of any size at once is refused before one is made."""
+        width, room = self._model_config.dec_width, MOST_PARAMETERS_PER_BYTE * self.container.size
+        if type(width) is not int or not 0 < width <= MAX_WIDTH:
+            raise ValueError(f"width {width}")
+        if max(self.scene.rows * self.scene.cols, self._model_config.grid_levels) > room:
+            raise ValueError("more patches or levels than its bytes can hold")
+
+    def _shapes(self) -> dict[str, torch.Size]:
         with torch.device("meta"):
             model = build_model(self._model_config, self.scene)
             model.embedding.discard_encoder()
             shapes = {name: value.shape for name, value in model.state_dict().items()}
         if sum(shape.numel() for shape in shapes.values()) > MOST_PARAMETERS_PER_BYTE * self.container.size:
-            raise UserError(f"{path} promises more parameters than its bytes can hold: encode the run again")
+            raise ValueError("more parameters than its bytes can hold")
         return shapes
 
     def _check_table(self, path: Path) -> None:

@@ -43,11 +43,34 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: dict) -> Scene:
-        """Inverse of `to_dict`. Raises UserError for other keys."""
+        """Inverse of `to_dict`. Raises UserError for other keys, and for values that no video has."""
         names = {f.name for f in dataclasses.fields(cls)}
-        if set(data) != names:
-            raise UserError(f"the scene of this checkpoint does not fit this version: {sorted(set(data) ^ names)}")
+        if not isinstance(data, dict) or set(data) != names:
+            found = sorted(set(data) ^ names) if isinstance(data, dict) else repr(data)
+            raise UserError(f"the scene of this checkpoint does not fit this version: {found}")
+        if fault := _fault(data):
+            raise UserError(f"the scene of this checkpoint is damaged ({fault}): take another one")
         return cls(**{**data, "train": tuple(data["train"]), "val": tuple(data["val"])})
+
+
+def _fault(data: dict) -> str:
+    """What is wrong with the values of a scene, '' where nothing is."""
+    counts = [data[name] for name in ("frames", "height", "width", "rows", "cols")]
+    if (
+        any(type(number) is not int for number in (*counts, data["clip_dim"]))
+        or min(counts) < 1
+        or data["clip_dim"] < 0
+    ):
+        return "its sizes"
+    if type(data["fps"]) not in (int, float) or not 0 < data["fps"] < math.inf:
+        return "its frame rate"
+    for name in ("train", "val"):
+        places = data[name]
+        if not isinstance(places, list | tuple) or any(type(place) is not int for place in places):
+            return f"its {name} frames"
+        if list(places) != sorted(set(places)) or any(not 0 <= place < data["frames"] for place in places):
+            return f"its {name} frames"
+    return "" if data["train"] else "no training frames"
 
 
 def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
