@@ -15,7 +15,7 @@ from hnerv.codec.container import Container, open_container, pack, read_section
 from hnerv.codec.quantise import Scale
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.model import DualHeadHNeRV, Scene, build_model
+from hnerv.model import DualHeadHNeRV, Scene, build_model, frame_multiple
 from hnerv.model.build import MAX_WIDTH
 from hnerv.video import CLIPS
 
@@ -58,7 +58,7 @@ class Bitstream:
             self.config = Config.from_dict(self.record["config"])
             self.scene = Scene.from_dict(self.record["scene"])
             self._model_config = replace(self.config.model, dec_width=self.record["model"]["width"])
-            self._check_width()
+            self._check_geometry()
             self.shapes = self._shapes()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             cause = str(error).split("\n")[0]
@@ -110,13 +110,16 @@ class Bitstream:
         count = self.shapes[name].numel()
         return count * (section.stop - section.first) // self.shapes[name][0] if section.stop else count
 
-    def _check_width(self) -> None:
-        """What would make a model of any size at once is refused before one is made."""
+    def _check_geometry(self) -> None:
+        """What no model fits, or would take memory at once, is refused before one is made."""
         width, room = self._model_config.dec_width, MOST_PARAMETERS_PER_BYTE * self.container.size
         if type(width) is not int or not 0 < width <= MAX_WIDTH:
             raise ValueError(f"width {width}")
         if max(self.scene.rows * self.scene.cols, self._model_config.grid_levels) > room:
             raise ValueError("more patches or levels than its bytes can hold")
+        rows, cols = frame_multiple(self.config.video, self._model_config)
+        if self.scene.height % rows or self.scene.width % cols:
+            raise ValueError(f"frames of {self.scene.height}x{self.scene.width}, not divided by {rows}x{cols}")
 
     def _shapes(self) -> dict[str, torch.Size]:
         with torch.device("meta"):
