@@ -20,13 +20,11 @@ import numpy as np
 import torch
 
 from hnerv.codec import Bitstream, Options, encode_run, entropy, write_container
-from hnerv.codec.allocation import Bits, range_scales
-from hnerv.codec.encoding import first_scales
+from hnerv.codec.allocation import Bits
+from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.file import coded_weights
 from hnerv.codec.finetune import Tuning
-from hnerv.codec.quantise import quantise
 from hnerv.command import one_line_errors, set_up_torch
-from hnerv.config import Config
 from hnerv.evaluation import OpenedRun, eval_values, evaluate, open_run
 from hnerv.flags import Parser
 
@@ -39,26 +37,32 @@ class Row(NamedTuple):
     seen: float
     unseen: float
     seconds: float
+    tuned: bool = False
 
 
 def main() -> None:
+    """Prints a table as Markdown, and what follows from it."""
     args = parse()
     with one_line_errors("codec.py", args.debug):
         set_up_torch(args.threads)
         run = open_run(args.run, torch.device("cpu"), data=args.data)
-        print(f"float model: {quality(run.model, run)[0]:.3f} / {quality(run.model, run)[1]:.3f} dB")
-        baseline = hnerv_scheme(args.run, run)
+        print("float model: {:.3f} / {:.3f} dB".format(*quality(run.model, run)), flush=True)
+        rows = []
+        for name, options in variants(args.finetune_epochs).items():
+            rows.append(code(args, name, options))
+            print(line(rows[-1]), flush=True)
+        overhead = coder_overhead(run)
+        baseline = hnerv_scheme(run)  # leaves the rounded weights in the model
         print(line(baseline))
-        rows = [code(args, name, options) for name, options in variants(args.finetune_epochs).items()]
-        for row in rows:
-            print(line(row), flush=True)
-        print(equal_quality(baseline, rows))
-        print(coder_overhead(run))
+        for tuned in (True, False):
+            print(equal_quality(baseline, rows, tuned))
+        print(overhead)
         print(coder_speed())
         print(process_times(args.run))
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = Parser(prog="codec.py", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", default="", metavar="PATH|CLIP")
@@ -77,7 +81,7 @@ def variants(epochs: int) -> dict[str, Options]:
         "8 bit": Options(),
         "8 bit symmetric per channel": Options(steps="symmetric", per_channel=True),
         "8 bit symmetric per tensor": Options(steps="symmetric"),
-        "8 / 6 bit min-max (HNeRV), our coder": Options(bits=Bits(8, 6), steps="minmax"),
+        "8 / 6 bit min-max per tensor, our coder": Options(bits=Bits(8, 6), steps="minmax"),
         "6 bit": Options(bits=Bits(6, 6)),
         "6 bit symmetric per channel": Options(bits=Bits(6, 6), steps="symmetric", per_channel=True),
         **tuned,
@@ -102,22 +106,48 @@ def code(args: argparse.Namespace, name: str, options: Options) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.hnerv"
         write_container(path, data)
-        return Row(name, len(data), *quality(Bitstream(path).model(), run), seconds)
+        return Row(name, len(data), *quality(Bitstream(path).model(), run), seconds, options.tuning.epochs > 0)
 
 
-def hnerv_scheme(path: Path, run: OpenedRun) -> Row:
-    """HNeRV's: min-max per tensor, 8 bit weights and 6 bit embeddings, one Huffman code; least and scale in 16 bits.
+def hnerv_scheme(run: OpenedRun) -> Row:
+    """HNeRV's: 8 bit weights, 6 bit embeddings, one Huffman code over all symbols, least value and scale in 16 bits.
 
     The bytes of its Huffman table are not counted, nor a header: it writes no file.
     """
     start = time.process_time()
     weights = coded_weights(run.model)
-    scales = range_scales(weights, Bits(8, 6), "minmax", per_channel=False)
-    symbols = np.concatenate([quantise(w, scales[name]).flatten().numpy() for name, w in weights.items()])
-    size = math.ceil((huffman_bits(np.bincount(symbols)) + 32 * len(weights)) / 8)
+    found = {name: hnerv_tensor(w, 6 if LATENTS.fullmatch(name) else 8) for name, w in weights.items()}
+    symbols = np.concatenate([tensor.symbols for tensor in found.values()])
+    size = math.ceil((huffman_bits(np.bincount(symbols)) + 32 * sum(tensor.ranges for tensor in found.values())) / 8)
     seconds = time.process_time() - start
-    coded = code(argparse.Namespace(run=path, data=""), "", Options(bits=Bits(8, 6), steps="minmax"))
-    return Row("8 / 6 bit min-max, Huffman (HNeRV)", size, coded.seen, coded.unseen, seconds)
+    run.model.load_state_dict({name: tensor.values for name, tensor in found.items()})
+    return Row("8 / 6 bit min-max, Huffman (HNeRV)", size, *quality(run.model, run), seconds)
+
+
+class MinMax(NamedTuple):
+    """A tensor as HNeRV rounds it: values, symbols, how many (least, scale) pairs are stored."""
+
+    values: torch.Tensor
+    symbols: np.ndarray
+    ranges: int
+
+
+def hnerv_tensor(weight: torch.Tensor, bits: int) -> MinMax:
+    """Ranges of the whole tensor, or along one axis where they number under 2 % of it: what errs least in the mean."""
+    candidates = []
+    for axis in (None, *range(weight.dim())):
+        least = weight.amin() if axis is None else weight.amin(axis, keepdim=True)
+        greatest = weight.amax() if axis is None else weight.amax(axis, keepdim=True)
+        if axis is not None and least.numel() >= 0.02 * weight.numel():
+            continue
+        if axis is not None:
+            least, greatest = least.half().float(), greatest.half().float()
+        step = ((greatest - least) / (2**bits - 1)).clamp(min=1e-12)
+        symbols = ((weight - least) / step).round().clamp(0, 2**bits - 1)
+        values = least + step * symbols
+        candidates.append(((values - weight).abs().mean().item(), values, symbols, least.numel()))
+    _, values, symbols, ranges = min(candidates, key=lambda candidate: candidate[0])
+    return MinMax(values, symbols.flatten().int().numpy(), ranges)
 
 
 def huffman_bits(counts: np.ndarray) -> int:
@@ -133,33 +163,47 @@ def huffman_bits(counts: np.ndarray) -> int:
 
 
 def line(row: Row) -> str:
+    """A row of the table."""
     return f"| {row.name} | {row.size:,} | {row.seen:.3f} | {row.unseen:.3f} | {row.seconds:.1f} |"
 
 
-def equal_quality(baseline: Row, rows: list[Row]) -> str:
-    """Our bytes at the baseline's PSNR: between the two tuned files around it, linear in the logarithm of bytes."""
-    tuned = sorted((row for row in rows if "epochs" in row.name and "," not in row.name[15:]), key=lambda row: row.seen)
-    for low, high in itertools.pairwise(tuned):
+def equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
+    """Our bytes at the baseline's PSNR: between the two files around it, linear in the logarithm of bytes."""
+    plain = ("8 bit", "6 bit", "5 bit", "4 bit")
+    ours = [row for row in rows if row.tuned == tuned and row.name.split(",")[0] in plain]
+    how = "with" if tuned else "without"
+    for low, high in itertools.pairwise(sorted(ours, key=lambda row: row.seen)):
         if low.seen <= baseline.seen <= high.seen:
             share = (baseline.seen - low.seen) / (high.seen - low.seen)
             size = low.size ** (1 - share) * high.size**share
-            return f"at {baseline.seen:.3f} dB seen: {size:,.0f} bytes, {1 - size / baseline.size:.1%} fewer"
-    return f"no two tuned files lie around {baseline.seen:.3f} dB"
+            fewer = f"{size:,.0f} bytes, {1 - size / baseline.size:.1%} fewer"
+            return f"at {baseline.seen:.3f} dB seen, {how} tuning: {fewer}"
+    return f"no two files {how} tuning lie around {baseline.seen:.3f} dB"
 
 
 def coder_overhead(run: OpenedRun) -> str:
-    """All symbols of 6-bit files, tensor by tensor: what is stored over their empirical entropy and their tables."""
-    weights = coded_weights(run.model)
-    stored = least = 0.0
-    for name, scale in first_scales(
-        run.model, Options(bits=Bits(6, 6)), Config.from_dict(run.record["config"])
-    ).items():
-        symbols = quantise(weights[name], scale).flatten().numpy()
-        coded = entropy.encode(symbols)
-        table = 8 * (len(coded.model.table) + 7)
-        stored += 8 * len(coded.words) + 32 + table
-        least += entropy.empirical_entropy(symbols) + table
-    return f"coded symbols and tables: {stored / least - 1:+.3%} over empirical entropy and tables"
+    """The records of a 6-bit file: their bytes over the empirical entropy of their symbols and all that is no word."""
+    records: list[tuple[np.ndarray, int]] = []
+    decode = entropy.decode
+
+    def watched(coded: entropy.Coded, count: int) -> np.ndarray:
+        symbols = decode(coded, count)
+        records.append((symbols, len(coded.words)))
+        return symbols
+
+    entropy.decode = watched
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "a.hnerv"
+            write_container(path, encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {}))
+            stream = Bitstream(path)
+            stream.model()
+    finally:
+        entropy.decode = decode
+    stored = 8 * (stream.size - stream.container.header_bytes)
+    words = 8 * sum(size for _, size in records)
+    least = sum(entropy.empirical_entropy(symbols) for symbols, _ in records) + stored - words
+    return f"sections: {stored / least - 1:+.3%} over the entropy of their symbols, tables and steps"
 
 
 def coder_speed(count: int = 4_000_000) -> str:
@@ -172,6 +216,7 @@ def coder_speed(count: int = 4_000_000) -> str:
 
 
 def timed(call) -> float:
+    """Wall seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

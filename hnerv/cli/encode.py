@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device
 from hnerv.errors import UserError
+from hnerv.files import check_place
 from hnerv.flags import Parser
+
+if TYPE_CHECKING:
+    import torch
+
+    from hnerv.codec import Options
+    from hnerv.model import DualHeadHNeRV
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its latest.pt) or checkpoint")
     add("-o", "--output", type=Path, required=True, metavar="FILE.hnerv", help="file to write")
@@ -34,19 +43,29 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(ask: argparse.Namespace) -> None:
-    import torch
-
-    from hnerv.codec import Bitstream, Options, check_options, encode_run, write_container
-    from hnerv.codec.allocation import Bits
-    from hnerv.codec.describing import parts_table
-    from hnerv.codec.finetune import Tuning
+    """Writes the file, reads it back, and measures what was read. Raises UserError before anything is written."""
+    from hnerv.codec import check_options
     from hnerv.command import pick_device
-    from hnerv.dataset import targets_label
-    from hnerv.evaluation import eval_values, evaluate, table
-    from hnerv.evaluation.opening import checkpoint_of, open_checkpoint, open_run
 
-    device = pick_device(ask.device)
-    options = Options(
+    device, options = pick_device(ask.device), options_of(ask)
+    check_options(options)
+    refuse_output(ask.output)
+    if ask.clip_targets == "none":
+        raise UserError("--clip-targets none would leave out the CLIP head: name the target file, or --no-measure")
+    if ask.no_measure and not options.tuning.epochs:
+        code_alone(ask, options, device)
+    else:
+        code_and_measure(ask, options, device)
+    print(f"play it:   hnerv decode {ask.output} -o {ask.output.with_suffix('.mp4')}")
+
+
+def options_of(ask: argparse.Namespace) -> Options:
+    """What the flags ask for."""
+    from hnerv.codec import Options
+    from hnerv.codec.allocation import Bits
+    from hnerv.codec.finetune import Tuning
+
+    return Options(
         bits=Bits(ask.weight_bits, ask.latent_bits),
         steps=ask.steps,
         per_channel=ask.per_channel,
@@ -54,27 +73,42 @@ def run(ask: argparse.Namespace) -> None:
         tuning=Tuning(ask.finetune_epochs, ask.finetune_lr, ask.rate_weight),
         target_bpp=ask.target_bpp,
     )
-    check_options(options)
-    refuse_output(ask.output)
-    opened = None
-    if options.tuning.epochs or not ask.no_measure:
-        opened = open_run(ask.run, device, data=ask.data, clip_targets=ask.clip_targets)
-        model, record, note = opened.model, opened.record, {"epoch": opened.epoch, "step": opened.step}
-    else:
-        found = open_checkpoint(checkpoint_of(ask.run))
-        model, record, note = found.model.to(device), found.record, {"epoch": found.epoch, "step": found.step}
-    torch.manual_seed(0)
-    before = None if ask.no_measure else evaluate(model, opened.store, progress=True)
-    data = encode_run(model, record, options, opened and opened.store, note, progress=True)
-    write_container(ask.output, data)
-    stream = Bitstream(ask.output)
-    coded = stream.model().to(device)  # reads every section back
-    print(parts_table(stream))
+
+
+def code_alone(ask: argparse.Namespace, options: Options, device: torch.device) -> None:
+    """From the checkpoint alone, without its video."""
+    from hnerv.codec import encode_run
+    from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
+
+    found = open_checkpoint(checkpoint_of(ask.run))
+    note = {"epoch": found.epoch, "step": found.step}
+    save(ask.output, encode_run(found.model.to(device), found.record, options, None, note), device)
+
+
+def code_and_measure(ask: argparse.Namespace, options: Options, device: torch.device) -> None:
+    """With the video: to fine-tune on, and to measure against."""
+    from hnerv.codec import encode_run
+    from hnerv.dataset import targets_label
+    from hnerv.evaluation import eval_values, evaluate, open_run, table
+
+    run = open_run(ask.run, device, data=ask.data, clip_targets=ask.clip_targets)
+    before = None if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))
+    note = {"epoch": run.epoch, "step": run.step}
+    coded = save(ask.output, encode_run(run.model, run.record, options, run.store, note, progress=True), device)
     if before is not None:
-        report = evaluate(coded, opened.store, progress=True)
-        print(f"\nfrom the file:\n{table(eval_values(report), targets_label(record))}")
-        print(lost(eval_values(before), eval_values(report)))
-    print(f"play it:   hnerv decode {ask.output} -o {ask.output.with_suffix('.mp4')}")
+        after = eval_values(evaluate(coded, run.store, progress=True))
+        print(f"\nfrom the file:\n{table(after, targets_label(run.record))}\n{lost(before, after)}")
+
+
+def save(path: Path, data: bytes, device: torch.device) -> DualHeadHNeRV:
+    """Writes the file, prints what is in it, and returns the model that it gives back."""
+    from hnerv.codec import Bitstream, write_container
+    from hnerv.codec.describing import parts_table
+
+    write_container(path, data)
+    stream = Bitstream(path)
+    print(parts_table(stream))
+    return stream.model().to(device)
 
 
 def lost(before: dict[str, float], after: dict[str, float]) -> str:
@@ -88,5 +122,6 @@ def refuse_output(path: Path) -> None:
     """Before minutes go into what cannot be written. Raises UserError."""
     if path.suffix != ".hnerv":
         raise UserError(f"-o {path} does not end in .hnerv: name it so")
-    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-        raise UserError(f"-o {path} is no place for a file: choose another")
+    if path.is_dir():
+        raise UserError(f"-o {path} is a folder: choose another name")
+    check_place(path)

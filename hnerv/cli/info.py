@@ -10,11 +10,13 @@ from hnerv.flags import Parser
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     add_bitstream(parser)
     parser.add_argument("--json", action="store_true", help="everything, the configuration too, as JSON")
 
 
 def run(ask: argparse.Namespace) -> None:
+    """Reads the header alone. Raises UserError."""
     from hnerv.codec.describing import as_dict, origin_lines, parts_table
     from hnerv.codec.file import Bitstream
 

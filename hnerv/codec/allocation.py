@@ -60,10 +60,16 @@ def sensitivity_scales(
     harm = {name: max(_distortion(model, weights, name, s, clip_weight), 1e-16) for name, s in trial.items()}
     share = {name: weights[name].numel() * s.step.item() ** 2 / harm[name] for name, s in trial.items()}  # n / a
     budget = range_scales(weights, bits, "symmetric", per_channel=True)
-    excess = {name: 2 * budget[name].step.log().mean().item() - math.log(share[name]) for name in trial}
+    excess = {name: 2 * _mean_log(budget[name].step, weights[name]) - math.log(share[name]) for name in trial}
     count = sum(weights[name].numel() for name in trial)
     level = math.exp(sum(weights[name].numel() / count * log for name, log in excess.items()))
     return scales | {name: _of_step(weights[name], math.sqrt(level * share[name])) for name in trial}
+
+
+def _mean_log(steps: Tensor, weight: Tensor) -> float:
+    """Mean logarithm of the steps of channels that have a range; a channel of zeros takes no bits."""
+    used = steps.log()[weight.flatten(1).abs().amax(1) > 0] if len(steps) > 1 else steps.log()
+    return used.mean().item() if len(used) else 0.0
 
 
 def coarser(weights: dict[str, Tensor], scales: dict[str, Scale | None], factor: float) -> dict[str, Scale | None]:
@@ -75,8 +81,8 @@ def coarser(weights: dict[str, Tensor], scales: dict[str, Scale | None], factor:
 
 
 def _of_step(weight: Tensor, step: float) -> Scale:
-    largest = weight.abs().max().item()
-    step = min(max(step, largest / _LEVELS_MOST, 1e-30), max(largest / _LEVELS_LEAST, 1e-30))
+    largest = weight.abs().max().item() or 1.0
+    step = min(max(step, largest / _LEVELS_MOST), largest / _LEVELS_LEAST)
     return Scale(as_bfloat16(torch.tensor([step])), None, -2 * _LEVELS_MOST, 2 * _LEVELS_MOST)
 
 

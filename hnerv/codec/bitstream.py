@@ -21,6 +21,9 @@ from hnerv.errors import UserError
 TIMES_PER_SECTION = 16
 """Knots, or stored codes, of a section of the embedding: what a reader of a few frames has to read."""
 
+LARGEST_SYMBOL = 1 << 24
+"""Whole numbers up to here are fp32 numbers too."""
+
 LATENTS = re.compile(r"embedding\.(levels\.\d+|codes)")
 _HEAD = struct.Struct("<BiHB")
 """Kind, lowest symbol, letters, shift of the bins."""
@@ -105,7 +108,9 @@ def _record(section: Section, name: str, weight: Tensor, scale: Scale | None) ->
     symbols = quantise(part, _sliced(section, scale)).numpy()
     choices = {0: symbols.ravel()}
     if section.stop:
-        choices[_DIFFERENCES] = np.diff(symbols, axis=0, prepend=np.zeros_like(symbols[:1])).ravel()
+        differences = np.diff(symbols, axis=0, prepend=np.zeros_like(symbols[:1])).ravel()
+        if np.ptp(differences) < entropy.MAX_LETTERS:
+            choices[_DIFFERENCES] = differences
     records = [_coded_record(flag, choice, _sliced(section, scale)) for flag, choice in choices.items()]
     return min(records, key=len)
 
@@ -141,17 +146,20 @@ def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
         return torch.from_numpy(np.frombuffer(view, "<f2", count, 1).astype(np.float32)).reshape(shape), 1 + 2 * count
     reader = _Reader(view)
     kind, lowest, letters, shift = _HEAD.unpack(reader.take(_HEAD.size))
-    _check(kind & _CODED and kind < 16 and letters >= 2 and shift <= 15, "the head of a tensor")
+    _check(kind & _CODED and kind < 16 and 2 <= letters <= entropy.MAX_LETTERS and shift <= 15, "the head of a tensor")
     slices = shape[0] if kind & _PER_CHANNEL else 1
     step = _from_bfloat16(reader.take(2 * slices))
     offset = _from_bfloat16(reader.take(2 * slices)) if kind & _OFFSET else None
+    _check(bool((step.isfinite() & (step > 0)).all()), "a step")
+    _check(offset is None or bool(offset.isfinite().all()), "an offset")
     table = bytes(reader.take(-(-letters // (1 << shift))))
     _check(any(table), "an empty table")
     words = bytes(reader.take(4 * struct.unpack("<I", reader.take(4))[0]))
     symbols = entropy.decode(entropy.Coded(entropy.Model(lowest, letters, shift, table), words), count)
-    symbols = symbols.reshape(shape)
+    symbols = symbols.astype(np.int64).reshape(shape)
     if kind & _DIFFERENCES:
-        symbols = np.cumsum(symbols, axis=0, dtype=np.int32)
+        symbols = np.cumsum(symbols, axis=0)
+    _check(int(np.abs(symbols).max(initial=0)) <= LARGEST_SYMBOL, "a symbol")
     return dequantise(torch.from_numpy(symbols), Scale(step, offset, 0, 0)), reader.used
 
 

@@ -19,7 +19,8 @@ VERSION = 1
 PROLOGUE = struct.Struct("<8sHHIIQI")
 """Magic, version, 0, bytes of the header as stored and inflated, bytes of the file, CRC-32 of all that + header."""
 
-MAX_HEADER = 1 << 26
+MAX_HEADER, MAX_INFLATION = 1 << 24, 64
+"""Bytes of a header, and how many times its stored size: ours are some thousands, and inflate to three times that."""
 _COPY = "copy or download it again"
 
 
@@ -131,7 +132,9 @@ def _read_header(path: Path, file: BinaryIO) -> Container:
 def _inflate(path: Path, stored: bytes, text_size: int) -> dict:
     """The checksum is right, so what fails here was not written by us; no more than announced is inflated."""
     try:
-        text = zlib.decompressobj().decompress(stored, min(text_size, MAX_HEADER) + 1)
+        if text_size > min(MAX_HEADER, MAX_INFLATION * len(stored) + 4096):
+            raise ValueError(f"its header promises {text_size} bytes")
+        text = zlib.decompressobj().decompress(stored, text_size + 1)
         if len(text) != text_size:
             raise ValueError(f"its header inflates to other than {text_size} bytes")
         header = json.loads(text)

@@ -120,7 +120,7 @@ def scaled_to_rate(
         return bits_per_pixel(size, scene.frames, scene.height, scene.width)
 
     if rate(1.0) <= target_bpp:
-        return scales
+        return coarser(weights, scales, 1.0)
     low, high = 1.0, COARSEST
     if (least := rate(high)) > target_bpp:
         raise UserError(

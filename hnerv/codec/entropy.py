@@ -54,12 +54,12 @@ def encode(symbols: np.ndarray) -> Coded:
 
 
 def decode(coded: Coded, count: int) -> np.ndarray:
-    """Coded -> symbols (count,) int32. Inverse of `encode`. Raises UserError when the words do not end there."""
+    """Coded -> symbols (count,) int64. Inverse of `encode`. Raises UserError when the words do not end there."""
     coder = _coder(np.frombuffer(coded.words, dtype="<u4").astype(np.uint32))
     letters = coder.decode(_categorical(coded.model), count)
     if not coder.is_empty():
         raise UserError(f"words are left over after {count} coded symbols: the file is damaged")
-    return letters.astype(np.int32) + coded.model.lowest
+    return letters.astype(np.int64) + coded.model.lowest
 
 
 def frequencies(model: Model) -> np.ndarray:

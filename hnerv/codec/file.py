@@ -21,7 +21,7 @@ from hnerv.video import CLIPS
 
 HEADS = ("rgb_head", "clip_head")
 RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
-MOST_PARAMETERS_PER_BYTE = 64
+MOST_PARAMETERS_PER_BYTE, MOST_PIXELS, MOST_STAGES = 64, 1 << 28, 16
 """A file that promises more was not written by us: refused before memory is taken for it."""
 
 
@@ -53,11 +53,12 @@ class Bitstream:
             self.record, self.encoder = self.container.header["record"], self.container.header["encoder"]
             if missing := RECORD_KEYS - set(self.record):
                 raise KeyError(f"its record lacks {sorted(missing)}")
-            if not isinstance(self.encoder, dict) or not isinstance(self.record["video"], dict):
-                raise TypeError("its encoder or video is no dictionary")
+            self._check_words()
             self.config = Config.from_dict(self.record["config"])
             self.scene = Scene.from_dict(self.record["scene"])
-            self._model_config = replace(self.config.model, dec_width=self.record["model"]["width"])
+            # the encoder is discarded: one of any width serves
+            width = self.record["model"]["width"]
+            self._model_config = replace(self.config.model, dec_width=width, enc_width=1)
             self._check_geometry()
             self.shapes = self._shapes()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -70,6 +71,7 @@ class Bitstream:
 
     @property
     def path(self) -> Path:
+        """Where it is."""
         return self.container.path
 
     @property
@@ -110,11 +112,25 @@ class Bitstream:
         count = self.shapes[name].numel()
         return count * (section.stop - section.first) // self.shapes[name][0] if section.stop else count
 
+    def _check_words(self) -> None:
+        """What only people read has to be there too."""
+        video, targets = self.record["video"], self.record["targets"]
+        if not isinstance(video["source"], str) or not isinstance(video["digest"], str):
+            raise TypeError("its video")
+        if any(type(self.encoder.get(key, 0)) is not int for key in ("epoch", "step")):
+            raise TypeError("its encoder")
+        if not (isinstance(video["crop"], list) and [type(side) for side in video["crop"]] == [int] * 6):
+            raise TypeError("its crop")
+        if targets is not None and not all(isinstance(targets[key], str) for key in ("source", "kind", "weights")):
+            raise TypeError("its targets")
+
     def _check_geometry(self) -> None:
         """What no model fits, or would take memory at once, is refused before one is made."""
         width, room = self._model_config.dec_width, MOST_PARAMETERS_PER_BYTE * self.container.size
         if type(width) is not int or not 0 < width <= MAX_WIDTH:
             raise ValueError(f"width {width}")
+        if self.scene.height * self.scene.width > MOST_PIXELS or len(self._model_config.dec_strides) > MOST_STAGES:
+            raise ValueError("frames or stages beyond what is sensible")
         if max(self.scene.rows * self.scene.cols, self._model_config.grid_levels) > room:
             raise ValueError("more patches or levels than its bytes can hold")
         rows, cols = frame_multiple(self.config.video, self._model_config)

@@ -20,6 +20,7 @@ from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.quantise import Scale, dequantise_through, levels
 from hnerv.config import Config
 from hnerv.dataset import Batch, FrameStore
+from hnerv.errors import UserError
 from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.model import DualHeadHNeRV
 
@@ -50,6 +51,12 @@ def finetune(
     The objective is that of the run after its warm-up, plus the rate. Randomness comes from the run's seed.
     """
     parameters = {name: p for name, p in model.named_parameters() if scales.get(name) is not None}
+    if not parameters:
+        raise UserError(
+            "--finetune-epochs has nothing to tune, all tensors are half floats: give --weight-bits or --latent-bits "
+            "below 16"
+        )
+    scales = {name: scales[name].to(store.device) for name in parameters}
     rates = Rates(parameters, scales, config.train.seed).to(store.device)
     optimizer = torch.optim.Adam(
         [{"params": list(parameters.values()), "peak": tuning.lr}, {"params": list(rates.parameters()), "peak": 1e-2}]
@@ -70,11 +77,12 @@ def finetune(
                 loss = loss + tuning.rate_weight * rates(parameters)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            if config.train.grad_clip:
+                nn.utils.clip_grad_norm_(parameters.values(), config.train.grad_clip)
             optimizer.step()
             with torch.no_grad():
-                for name, mask in pruned.items():
-                    parameters[name].masked_fill_(mask, 0)
+                for name in pruned.keys() & parameters.keys():
+                    parameters[name].masked_fill_(pruned[name], 0)
             bar.update()
 
 
@@ -115,11 +123,12 @@ def uses_bf16(config: Config, store: FrameStore) -> bool:
 
 
 def _batches(store: FrameStore, model: DualHeadHNeRV, config: Config, epochs: int) -> Iterator[Batch]:
-    """The training frames of each epoch in an order of its own, every step with a blend as in training."""
+    """The training frames of each epoch in an order of its own, with a blend every `blend_freq` steps."""
     draw = torch.Generator().manual_seed(config.train.seed)
     train = torch.tensor(model.scene.train)
     between = torch.tensor(model.scene.between if config.train.blend_freq else (), dtype=torch.long)
     for _ in range(epochs):
-        for positions in train[torch.randperm(len(train), generator=draw)].split(config.train.batch_size):
-            extra = between[torch.randint(len(between), (1,), generator=draw)] if len(between) else None
-            yield store.batch(positions, extra)
+        order = train[torch.randperm(len(train), generator=draw)]
+        for number, positions in enumerate(order.split(config.train.batch_size)):
+            drawn = between[torch.randint(len(between), (1,), generator=draw)] if len(between) else None
+            yield store.batch(positions, drawn if drawn is not None and number % config.train.blend_freq == 0 else None)

@@ -15,7 +15,7 @@ from hnerv.evaluation.opening import Origin, with_material
 def open_stream(
     path: Path, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = ""
 ) -> OpenedRun:
-    """The model from the file alone; the frames to measure it against from `data`, or where they were when it was made.
+    """The model from the file alone; the frames to measure it against from `data`, or of its name in this folder.
 
     Raises UserError when the file is damaged, or its video or targets are missing or do not belong to it.
     """

@@ -28,6 +28,10 @@ class Scale(NamedTuple):
     lowest: int
     highest: int
 
+    def to(self, device: torch.device) -> Scale:
+        """The same on a device."""
+        return self._replace(step=self.step.to(device), offset=None if self.offset is None else self.offset.to(device))
+
 
 def symmetric(weight: Tensor, bits: int, per_channel: bool) -> Scale:
     """2^b - 1 levels around 0, the outermost at the largest magnitude."""
@@ -37,7 +41,7 @@ def symmetric(weight: Tensor, bits: int, per_channel: bool) -> Scale:
 
 
 def minmax(weight: Tensor, bits: int, per_channel: bool) -> Scale:
-    """HNeRV's scheme: 2^b levels from the least to the greatest value."""
+    """2^b levels from the least to the greatest value: HNeRV's scheme, which also tries a range along each axis."""
     highest = (1 << bits) - 1
     least = as_bfloat16(_extreme(weight, per_channel, torch.amin))
     greatest = _extreme(weight, per_channel, torch.amax)

@@ -92,9 +92,10 @@ class GridEmbedding(Embedding):
 
     def slices(self, tensor: str, frames: range) -> range:
         knots = len(self.get_parameter(tensor))
-        places = torch.tensor([frames[0], frames[-1]]).float() / self.span * (knots - 1)  # rounded as in `forward`
+        places = torch.tensor([frames[0], frames[-1]]).float() / self.span * (knots - 1)
         low, high = (int(place) for place in places)
-        return range(max(min(low, knots - 2), 0), min(high + 2, knots))
+        # a knot more on each side: `forward` may round to the other side of a knot, on another device
+        return range(max(min(low, knots - 2) - 1, 0), min(high + 3, knots))
 
 
 class EncoderEmbedding(Embedding):

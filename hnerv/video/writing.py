@@ -6,7 +6,6 @@ Legend: H W pixels of a frame.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import shutil
@@ -19,11 +18,12 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from hnerv.errors import UserError
-from hnerv.files import replacing
+from hnerv.files import check_place, replacing
 from hnerv.video.colour import LIMITED_RANGE, MATRIX, to_yuv420
 
 _NTSC = Fraction(1000, 1001)
 _LARGEST_DENOMINATOR = 1001
+MOST_FPS = 1_000_000
 
 
 class FrameWriter(Protocol):
@@ -60,7 +60,7 @@ def check_target(path: Path, size: tuple[int, int]) -> None:
         _check_folder(path)
     else:
         _check_file(path, size)
-    _check_place(path)
+    check_place(path)
 
 
 @contextlib.contextmanager
@@ -82,10 +82,10 @@ def open_writer(path: Path, size: tuple[int, int], fps: float) -> Iterator[Frame
 def exact_rate(fps: float) -> Fraction:
     """Frames per second as a fraction: whole, n x 1000/1001 where that is meant, else the nearest of small denominator.
 
-    Raises UserError when it is not finite and above 0.
+    Raises UserError when it is not above 0 and at most MOST_FPS.
     """
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"a frame rate of {fps} is not above 0: give one such as 24")
+    if not 0 < fps <= MOST_FPS:
+        raise UserError(f"a frame rate of {fps} is not above 0 and at most {MOST_FPS}: give one such as 24")
     ntsc = round(fps * 1.001) * _NTSC
     if abs(fps - round(fps)) > 1e-6 and abs(fps - ntsc) < 1e-4:
         return ntsc
@@ -119,16 +119,6 @@ def _check_file(path: Path, size: tuple[int, int]) -> None:
         raise UserError(
             f"{path.suffix} (H.264) needs even sizes, the frames are {size[0]}x{size[1]}: give .mkv, or a folder"
         )
-
-
-def _check_place(path: Path) -> None:
-    above = path.absolute() if path.is_dir() else path.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir():
-        raise UserError(f"{above} is a file, {path} cannot be in it: give another place")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{above} may not be written: give another place, or change its permissions")
 
 
 def _names(folder: Path) -> list[str]:

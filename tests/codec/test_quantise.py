@@ -56,7 +56,7 @@ def test_minmax_errs_by_at_most_half_a_step_and_the_rounding_of_its_offset(bits,
     scale = minmax(weight, bits, per_channel)
     symbols = quantise(weight, scale)
     assert scale.step.shape == scale.offset.shape == ((6,) if per_channel else (1,))
-    assert 0 <= symbols.min() and symbols.max() <= 2**bits - 1 and symbols.max() >= 2**bits - 2
+    assert symbols.min() >= 0 and symbols.max() <= 2**bits - 1 and symbols.max() >= 2**bits - 2
     error = (dequantise(symbols, scale) - weight).abs()
     offset = scale.offset.abs().reshape(-1, 1, 1, 1)
     assert (error <= 0.5 * step_of(scale, weight) * (1 + 1e-3) + offset * 2**-8).all()

@@ -230,3 +230,78 @@ def test_every_embedding_keeps_the_contract(make, name):
         side = (grid.height, grid.width) if embedding.canvases == 1 else grid.patch_size
         assert codes.shape == (2, embedding.canvases, embedding.channels, side[0] // 4, side[1] // 4)
         assert codes.isfinite().all()
+
+
+def as_read(tensor: torch.Tensor, named: range) -> torch.Tensor:
+    """As a file leaves it that was read in part: 0 outside of `named`."""
+    found = torch.zeros_like(tensor)
+    found[named.start : named.stop] = tensor[named.start : named.stop]
+    return found
+
+
+SPANS = [(2, 2), (5, 4), (23, 23), (24, 24), (30, 30), (38, 38), (39, 39), (40, 9), (58, 17), (97, 49), (132, 66)]
+
+
+@pytest.mark.parametrize(("frames", "knots"), SPANS)
+def test_a_grid_names_the_knots_that_frames_are_made_of(small, scene_of, frames, knots):
+    """Bit for bit, also where a time falls on a knot but for the rounding of fp32; one more on each side at most."""
+    config = small(grid_levels=2, embed_dim=2, grid_knots=knots)
+    scene = scene_of(config, frames=frames, train=tuple(range(frames)), val=())
+    embedding = GridEmbedding(config.model, scene).requires_grad_(False)
+    whole = [level.clone() for level in embedding.levels]
+    spans = [range(t, t + 1) for t in range(frames)] + [range(t, min(t + 7, frames)) for t in range(0, frames, 5)]
+    for span in spans:
+        times = torch.arange(span.start, span.stop).float()
+        for number, level in enumerate(embedding.levels):
+            level.copy_(whole[number])
+        expected = embedding(times)
+        for number, level in enumerate(embedding.levels):
+            named = embedding.slices(f"levels.{number}", span)
+            assert 0 <= named.start < named.stop <= len(level)
+            assert len(named) <= len(span) * (len(level) - 1) / (frames - 1) + 5
+            level.copy_(as_read(whole[number], named))
+        assert torch.equal(embedding(times), expected)
+
+
+@pytest.mark.parametrize("train", [(0, 1, 2, 3), (1, 4, 5, 9), (3,), (0, 7)])
+def test_an_encoder_names_the_codes_that_frames_are_made_of(make, train):
+    embedding = make(embedding="encoder", frames=11, scene={"train": train, "val": ()}).embedding
+    embedding.discard_encoder()
+    embedding.requires_grad_(False)
+    whole = embedding.codes.clone()
+    for first in range(11):
+        for stop in range(first + 1, 12):
+            times = torch.arange(first, stop).float()
+            embedding.codes.copy_(whole)
+            expected = embedding(times)
+            named = embedding.slices("codes", range(first, stop))
+            inside = [i for i, position in enumerate(train) if first <= position < stop]
+            assert set(inside) <= set(named) <= set(range(len(train))) and len(named) <= len(inside) + 2
+            embedding.codes.copy_(as_read(whole, named))
+            assert torch.equal(embedding(times), expected)
+
+
+def test_codes_without_their_encoder_are_parameters(encoder):
+    encoder.refresh(frame_at)
+    times, stored = torch.tensor([1.0, 6.0, 39.0]), encoder.codes.clone()
+    before = encoder(times)
+    weights = {name for name, _ in encoder.named_parameters()}
+    encoder.discard_encoder()
+    assert weights and {name for name, _ in encoder.named_parameters()} == {"codes"} == set(encoder.state_dict())
+    assert encoder.at_any_time and torch.equal(encoder.codes, stored) and torch.equal(encoder(times), before)
+    encoder(times).sum().backward()
+    assert encoder.codes.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["grid", "pe"])
+def test_what_has_no_encoder_keeps_what_it_has(make, name):
+    embedding = make(embedding=name).embedding
+    before = {key: value.clone() for key, value in embedding.state_dict().items()}
+    embedding.discard_encoder()
+    assert embedding.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in embedding.state_dict().items())
+
+
+def test_an_embedding_without_an_axis_of_time_names_no_slices(make):
+    with pytest.raises(NotImplementedError):
+        make(embedding="pe").embedding.slices("hidden.weight", range(2))

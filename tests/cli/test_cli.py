@@ -1,0 +1,79 @@
+"""The console script as a whole: light help for every verb, and one line for what is no command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hnerv.cli import VERBS, build_parser
+
+HEAVY = "torch torchvision numpy open_clip matplotlib av decord PIL tensorboard tqdm constriction"
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words):
+    code = (
+        "import sys\nfrom hnerv.cli import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        f"sys.exit(' '.join({set(HEAVY.split())!r} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {' '.join(['hnerv', *words[:-1]])} ")
+
+
+def test_the_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for verb, line in VERBS.items():
+        assert verb in text and line in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_of_every_verb_is_explained(verb, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([verb, "--help"])
+    verbs = next(action for action in build_parser()._actions if action.dest == "verb").choices
+    for action in verbs[verb]._actions:
+        assert action.help and len(action.help) > 10, action.dest
+    assert "--threads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ([], "VERB"),
+        (["play"], "invalid choice: 'play'"),
+        (["--frames", "1:2"], "VERB"),
+        (["info"], "FILE.hnerv"),
+        (["info", "a.hnerv", "b.hnerv"], "'b.hnerv'"),
+        (["info", "a.hnerv", "--jsn"], "did you mean --json"),
+        (["decode", "a.hnerv"], "-o"),
+        (["decode", "a.hnerv", "-o", "b", "--frame", "1:2"], "did you mean --frames"),
+        (["encode", "run"], "-o"),
+        (["encode", "run", "-o", "a.hnerv", "--weight-bits", "six"], "invalid int value: 'six'"),
+        (["encode", "run", "-o", "a.hnerv", "--steps", "huffman"], "invalid choice: 'huffman'"),
+        (["encode", "run", "-o", "a.hnerv", "--weight-bit", "6"], "did you mean --weight-bits"),
+        (["info", "a.hnerv", "--threads", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_what_is_no_command_ends_in_one_line(words, match, capsys, tmp_path, monkeypatch):
+    from hnerv.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert stop.value.code == 2 and out == "" and line.startswith("hnerv") and match in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(hnerv_main, tmp_path, capsys):
+    gone = tmp_path / "gone.hnerv"
+    assert hnerv_main("info", gone) == 2 and "Traceback" not in capsys.readouterr().err
+    assert hnerv_main("info", gone, "--debug") == 2 and "Traceback" in capsys.readouterr().err

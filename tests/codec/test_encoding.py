@@ -1,0 +1,257 @@
+"""From a trained run to a file: bits, steps, pruning, fine-tuning and a wanted rate do what they promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from hnerv.codec import Bitstream, Options, check_options, coded_weights, encode_run
+from hnerv.codec import encoding as encoding_module
+from hnerv.codec.allocation import Bits, range_scales, sensitivity_scales
+from hnerv.codec.bitstream import LATENTS
+from hnerv.codec.encoding import prune
+from hnerv.codec.finetune import Rates, Tuning
+from hnerv.codec.quantise import Scale, levels, quantise
+from hnerv.errors import UserError
+from hnerv.evaluation import OpenedRun, evaluate, open_run
+
+PIXELS = 40 * 32 * 64
+
+
+class Made(NamedTuple):
+    """A file and what it shows: mean PSNR of its frames, dB."""
+
+    stream: Bitstream
+    psnr: float
+
+    @property
+    def bpp(self) -> float:
+        return 8 * self.stream.size / PIXELS
+
+
+@pytest.fixture
+def opened(long_run) -> OpenedRun:
+    return open_run(long_run, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def make(long_run, tmp_path_factory) -> Callable[..., Made]:
+    """make(**options) -> the file of the run of 40 frames under them, made once for each."""
+    folder, made = tmp_path_factory.mktemp("encoded"), {}
+
+    def build(**options) -> Made:
+        key = str(sorted(options.items()))
+        if key not in made:
+            run = open_run(long_run, torch.device("cpu"))
+            path = folder / f"{len(made)}.hnerv"
+            torch.manual_seed(len(made))  # nothing may depend on the state that the caller left
+            path.write_bytes(encode_run(run.model, run.record, Options(**options), run.store, {}))
+            stream = Bitstream(path)
+            made[key] = Made(stream, evaluate(stream.model(), run.store).train.psnr_frame.mean().item())
+        return made[key]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def float_psnr(long_run) -> float:
+    run = open_run(long_run, torch.device("cpu"))
+    return evaluate(run.model, run.store).train.psnr_frame.mean().item()
+
+
+def test_eight_bits_cost_next_to_nothing(make, float_psnr):
+    assert float_psnr > 28
+    assert make().psnr > float_psnr - 0.1
+    assert make(bits=Bits(16, 16)).psnr == pytest.approx(float_psnr, abs=0.01)
+
+
+def test_fewer_bits_are_fewer_bytes_and_a_poorer_picture(make):
+    found = [make(bits=Bits(bits, bits)) for bits in (8, 6, 4)]
+    sizes, quality = [m.stream.size for m in found], [m.psnr for m in found]
+    assert sizes == sorted(sizes, reverse=True) and quality == sorted(quality, reverse=True)
+    assert make(bits=Bits(16, 16)).stream.size > sizes[0]
+    weights = make(bits=Bits(4, 8)).stream.size, make(bits=Bits(8, 4)).stream.size
+    assert all(sizes[2] < size < sizes[0] for size in weights)
+
+
+def test_half_floats_take_sixteen_bits_each(make, opened):
+    stream = make(bits=Bits(16, 16)).stream
+    opened.model.embedding.discard_encoder()
+    for name, value in stream.model().state_dict().items():
+        assert torch.equal(value, coded_weights(opened.model)[name].half().float())
+    for part in stream.parts()[1:]:
+        tensors = next(len(s.tensors) for s in stream.sections if s.name == part.name)
+        assert part.size == 2 * part.parameters + tensors
+
+
+def test_sensitivity_spends_as_many_bits_as_a_range_per_channel(opened):
+    opened.model.embedding.discard_encoder()
+    weights, bits = coded_weights(opened.model), Bits(6, 6)
+
+    def total(scales: dict[str, Scale]) -> float:
+        """Bits up to a constant: minus the logarithm of the step, of every number."""
+        return -sum(weights[name].numel() * s.step.log2().mean().item() for name, s in scales.items())
+
+    found = sensitivity_scales(opened.model, weights, bits, 0.01)
+    budget = range_scales(weights, bits, "symmetric", per_channel=True)
+    assert found.keys() == weights.keys() and all(s.step.shape == (1,) for s in found.values())
+    assert total(found) == pytest.approx(total(budget), rel=0.02)
+    steps = {name: s.step.item() / budget[name].step.mean().item() for name, s in found.items()}
+    assert max(steps.values()) > 1.5 * min(steps.values())
+
+
+@pytest.mark.parametrize("bits", [5, 6])
+def test_sensitivity_is_no_worse_than_a_range_at_no_more_bytes(make, bits):
+    """At the rate of the symmetric range per tensor, or below."""
+    symmetric = make(bits=Bits(bits, bits), steps="symmetric")
+    found = make(target_bpp=symmetric.bpp)
+    assert found.stream.size <= symmetric.stream.size
+    assert found.psnr >= symmetric.psnr
+
+
+def test_the_steps_of_every_scheme_are_told_in_the_file(make):
+    for steps in ("sensitivity", "symmetric", "minmax"):
+        assert make(bits=Bits(5, 6), steps=steps).stream.encoder["steps"] == steps
+    told = make(bits=Bits(5, 6), steps="minmax").stream.encoder
+    assert told["weight_bits"] == 5 and told["latent_bits"] == 6 and told["finetune_epochs"] == 0
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
+def test_pruned_weights_are_zero_in_the_file(make, opened, share):
+    stream = make(prune=share).stream
+    masks = prune(opened.model, share)
+    decoded = stream.model().state_dict()
+    assert masks and not any(LATENTS.fullmatch(name) or decoded[name].dim() == 1 for name in masks)
+    for name, mask in masks.items():
+        assert mask.float().mean() >= share and mask.sum() <= math.ceil(share * mask.numel()) + 2
+        assert (decoded[name][mask] == 0).all()
+        assert opened.model.get_parameter(name)[~mask].abs().min() > 0
+
+
+def test_zeros_are_nearly_free(make):
+    """Nine of ten zeros: the tenth and where it stands, below half of what all take."""
+    full, pruned = ({part.name: part.size for part in made.stream.parts()} for made in (make(), make(prune=0.9)))
+    assert pruned["decoder.stages.2"] < 0.5 * full["decoder.stages.2"]
+
+
+def test_pruned_weights_stay_zero_through_fine_tuning(make, opened):
+    masks = prune(opened.model, 0.3)
+    tuned = make(prune=0.3, tuning=Tuning(2, 1e-3))
+    decoded = tuned.stream.model().state_dict()
+    assert all((decoded[name][mask] == 0).all() for name, mask in masks.items())
+    assert tuned.psnr > make(prune=0.3).psnr
+
+
+def test_fine_tuning_regains_quality(make):
+    before, after = make(bits=Bits(4, 4)), make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3))
+    assert after.psnr > before.psnr + 0.5
+    assert after.stream.encoder["finetune_epochs"] == 4
+    assert after.stream.size < 1.1 * before.stream.size
+
+
+@pytest.mark.parametrize("rate_weight", [0.0, 1e-4])
+def test_fine_tuning_is_reproducible(long_run, rate_weight):
+    """Whatever the caller drew before; and it leaves the caller's randomness as it was."""
+    files = []
+    for seed in (1, 2):
+        run = open_run(long_run, torch.device("cpu"))
+        torch.manual_seed(seed)
+        options = Options(Bits(4, 4), tuning=Tuning(1, 1e-3, rate_weight))
+        files.append(encode_run(run.model, run.record, options, run.store, {}))
+    assert files[0] == files[1]
+
+
+def test_a_rate_term_makes_the_file_smaller(make):
+    def coded_bytes(rate_weight: float) -> int:
+        stream = make(bits=Bits(6, 6), tuning=Tuning(5, 5e-3, rate_weight)).stream
+        return stream.size - stream.container.header_bytes
+
+    assert coded_bytes(0.1) < 0.9 * coded_bytes(0.0)
+
+
+def test_the_estimated_rate_is_near_the_entropy_of_logistic_symbols():
+    """Against the histogram of the rounded symbols, in bits per number."""
+    draw = torch.rand(40_000, generator=torch.Generator().manual_seed(0)).clamp(1e-4, 1 - 1e-4)
+    weight = (3 * (draw / (1 - draw)).log()).view(200, 200)
+    scale = Scale(torch.tensor([1.0]), None, -100, 100)
+    counts = quantise(weight, scale).unique(return_counts=True)[1].double()
+    entropy = -(counts / counts.sum()).log2().mul(counts / counts.sum()).sum().item()
+    rates = Rates({"rgb_head.weight": weight}, {"rgb_head.weight": scale}, seed=0)
+    assert rates({"rgb_head.weight": weight}).item() == pytest.approx(entropy, rel=0.03)
+    assert levels(weight, scale).equal(weight)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.4])
+def test_a_wanted_rate_is_met(make, share):
+    wanted = share * make().bpp
+    found = make(target_bpp=wanted)
+    assert 0.95 * wanted <= found.bpp <= wanted
+    assert found.stream.encoder["target_bpp"] == wanted
+
+
+def test_a_wanted_rate_is_met_after_fine_tuning(make):
+    wanted = 0.5 * make().bpp
+    found = make(target_bpp=wanted, tuning=Tuning(3, 1e-3))
+    assert 0.95 * wanted <= found.bpp <= wanted
+    assert found.psnr > make(target_bpp=wanted).psnr
+
+
+def test_a_generous_rate_leaves_eight_bits(make):
+    assert make(target_bpp=100.0).stream.size <= make().stream.size + 40
+    assert make(target_bpp=100.0).psnr == make().psnr
+
+
+def test_a_rate_out_of_reach_is_refused(opened):
+    with pytest.raises(UserError, match="--target-bpp 0.01 is below the 0.* bpp that this model takes at its coarsest"):
+        encode_run(opened.model, opened.record, Options(target_bpp=0.01), None, {})
+
+
+def test_very_coarse_steps_are_worth_a_warning(opened, caplog, monkeypatch):
+    monkeypatch.setattr(encoding_module, "COARSEST", 64.0)
+    sizes = []
+
+    def size_of(scales: dict[str, Scale]) -> bytes:
+        sizes.append(scales)
+        return bytes(1000 if scales["decoder.stem.weight"].step > coarse else 100_000)
+
+    weights = coded_weights(opened.model)
+    first = sensitivity_scales(opened.model, weights, Bits(8, 8), 0.01)
+    coarse = 12 * first["decoder.stem.weight"].step
+    found = encoding_module.scaled_to_rate(weights, first, 0.2, opened.model, size_of)
+    assert found["decoder.stem.weight"].step > coarse and "times those of 8 bits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(Bits(1, 8)), "--weight-bits 1 is not"),
+        (Options(Bits(8, 9)), "--latent-bits 9 is not"),
+        (Options(per_channel=True), "--per-channel goes with"),
+        (Options(prune=1.0), "--prune 1.0 is not"),
+        (Options(prune=-0.1), "--prune -0.1 is not"),
+        (Options(prune=math.nan), "--prune nan is not"),
+        (Options(prune=0.5, steps="minmax"), "0 is no level of minmax"),
+        (Options(target_bpp=-1.0), "at least 0"),
+        (Options(target_bpp=math.nan), "at least 0"),
+        (Options(target_bpp=0.1, steps="minmax"), "--target-bpp goes with"),
+        (Options(Bits(6, 8), target_bpp=0.1), "--target-bpp"),
+        (Options(tuning=Tuning(-1)), "at least 0"),
+        (Options(tuning=Tuning(1, 0.0)), "above 0"),
+        (Options(tuning=Tuning(1, math.nan)), "above 0"),
+        (Options(tuning=Tuning(1, 1e-3, -1.0)), "at least 0"),
+        (Options(tuning=Tuning(1, 1e-3, math.inf)), "at least 0"),
+        (Options(tuning=Tuning(0, 1e-3, 1.0)), "--rate-weight acts in fine-tuning"),
+    ],
+)
+def test_options_that_make_no_file(options, words):
+    with pytest.raises(UserError, match=words):
+        check_options(options)
+
+
+def test_options_that_do():
+    for options in (Options(), Options(Bits(16, 2)), Options(steps="minmax", per_channel=True), Options(prune=0.99)):
+        check_options(options)
