@@ -23,6 +23,9 @@ TIERS = (
     "tracking",
     "evaluation",
     "training",
+    "report",
+    "doctor",
+    "cli",
     "train_patch_dual eval",
 )
 ROOMS = [room for tier in TIERS for room in tier.split()]

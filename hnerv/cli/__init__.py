@@ -1,0 +1,56 @@
+"""The console script `hnerv`: one verb a module, each with `add_arguments(parser)` and `run(ask)`.
+
+Nothing heavy is imported before a verb runs: `hnerv --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from hnerv.command import one_line_errors, set_up_torch
+from hnerv.flags import Parser
+
+VERBS: dict[str, str] = {
+    "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
+    "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
+    "doctor": "what this machine can do, and how to mend what it cannot",
+}
+"""Verb -> its line of help; its module is `hnerv.cli.<verb>`."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exits with status 2 and one line for what cannot be done."""
+    ask = build_parser().parse_args(argv)
+    with one_line_errors(f"hnerv {ask.verb}", ask.debug):
+        module = module_of(ask.verb)
+        if getattr(module, "USES_TORCH", True):
+            set_up_torch(ask.threads)
+        module.run(ask)
+
+
+def build_parser() -> Parser:
+    """The parser of every verb."""
+    parser = Parser(prog="hnerv", description="Video as a neural representation: files, and what is made of runs.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, line in VERBS.items():
+        sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
+        module_of(verb).add_arguments(sub)
+        sub.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def module_of(verb: str):
+    """The module of a verb; importing it imports no torch."""
+    return importlib.import_module(f"hnerv.cli.{verb}")
+
+
+def add_device(parser: Parser) -> None:
+    """`--device`, for verbs that compute."""
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
+
+
+def add_bitstream(parser: Parser) -> None:
+    """The .hnerv file that a verb reads."""
+    parser.add_argument("file", type=Path, metavar="FILE.hnerv", help="file that `hnerv encode` wrote")
