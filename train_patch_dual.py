@@ -14,6 +14,7 @@ def main() -> None:
 
 def train(ask: Invocation) -> None:
     ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
+    log = ask.log
     set_up_torch(ask.threads)
     import torch
 
@@ -26,7 +27,7 @@ def train(ask: Invocation) -> None:
     device = pick_device(ask.device)
     choice = ask.resolve(cuda=device.type == "cuda")
     config = choice.config
-    check_settings(config)
+    check_settings(config, log)
     folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
 
     material = load_material(folder.pinned(config), device, progress=True)
@@ -35,14 +36,14 @@ def train(ask: Invocation) -> None:
     model = build_model(config.model, material.scene)
     record = run_record(choice.preset, config, material, model)
     print(announce(record, device), flush=True)
-    trainer = Trainer(model, FrameStore(material, device), config, folder, record)
+    trainer = Trainer(model, FrameStore(material, device), config, folder, record, log)
     state = folder.saved_state(record)
     if state:
         trainer.load_state(state)
         print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
 
     console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)
-    with folder.claim(record, state) as logger, console:
+    with folder.claim(record, state, log.report_to) as logger, console:
         trainer.fit(logger, console)
 
     print(table(trainer.evaluation, targets_label(record), config.model.unseen))

@@ -9,7 +9,6 @@ A finished row is kept in the output folder and not trained again: the same comm
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -43,7 +42,6 @@ def main() -> None:
     args = parse()
     with one_line_errors("quality.py", args.debug):
         jobs = plan(args)
-        require_matplotlib()
         todo = [job for job in jobs if not done(job)]
         print(f"{len(jobs)} trainings, {len(jobs) - len(todo)} of them done before", flush=True)
         with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
@@ -54,12 +52,6 @@ def main() -> None:
         (folder / "table.md").write_text(text)
         print(text)
         plot(rows, folder / "psnr.png")
-
-
-def require_matplotlib() -> None:
-    """Raises UserError before minutes are spent on what cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib draws the plot and is not installed: pip install -e '.[bench]'")
 
 
 def parse() -> argparse.Namespace:

@@ -22,7 +22,6 @@ from statistics import median
 
 from floor import floor
 from growth import growth, plot
-from quality import require_matplotlib
 from timing import BLOCK, alternating, material_of, repeated, seconds_of, trainer_of
 
 from hnerv.command import one_line_errors, pick_device, set_up_torch
@@ -62,8 +61,6 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     """Prints as it goes -> all numbers, for JSON. Raises UserError."""
     if args.plot and not args.growth:
         raise UserError("--plot draws what --growth measures: give both")
-    if args.plot:
-        require_matplotlib()
     if args.steps < 1:
         raise UserError(f"--steps {args.steps} is below 1")
     set_up_torch(args.threads)

@@ -195,6 +195,47 @@ class Config:
         return Config(**sections)
 
 
+@dataclass(frozen=True)
+class LogConfig:
+    """What is shown of a run, and where. No section of `Config`, because it does not change what is trained.
+
+    So a run may be resumed with another choice, `{params}` does not name it, and checkpoints do not hold it: each
+    start of a run leaves its command in environment.json.
+    """
+
+    report_to: str = knob(
+        "tensorboard", "where curves and pictures go; metrics.jsonl is always written",
+        choices=("tensorboard", "none", "wandb"),
+    )  # fmt: skip
+    images_freq: int = knob(1, "pictures at every so many evaluations, and at the last; 0: none")
+    histogram_freq: int = knob(
+        0, "histograms of each parameter and its gradient every so many epochs, which costs time; 0: none"
+    )
+    projector: bool = knob(True, "at the end, predicted and true embeddings with thumbnails for the projector")
+    graph: bool = knob(False, "the graph of the model; the model is traced for it, which costs seconds")
+    profile: str = knob(
+        "", "write a trace of these steps that opens in Perfetto; they take several times as long",
+        metavar="START:STOP",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for field_ in dataclasses.fields(self):
+            _check_value(field_, getattr(self, field_.name))
+        for name in ("images_freq", "histogram_freq"):
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
+        parse_steps(self.profile)
+
+
+def parse_steps(text: str) -> range:
+    """'10:15' -> range(10, 15), numbers of steps, from 0; '' -> none. Raises UserError."""
+    if not text:
+        return range(0)
+    parts = text.split(":")
+    good = len(parts) == 2 and all(p.isascii() and p.isdecimal() for p in parts) and int(parts[0]) < int(parts[1])
+    _check(good, f"--profile {text!r} is not START:STOP, two numbers of steps with START below STOP, as in 10:15")
+    return range(int(parts[0]), int(parts[1]))
+
+
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[object, object]]:
     """{field: (ours, theirs)} where two configurations differ."""
     other = theirs.flat()

@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.config import Config, pixel_loss_help
+from hnerv.config import Config, LogConfig, pixel_loss_help
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, preset
 from hnerv.schedule import SCHEDULES
@@ -22,7 +22,10 @@ TITLES = {
     "model": "model",
     "loss": "objective: total = pixel + lambda x CLIP",
     "train": "training",
+    "log": "logging: what is shown, not what is trained; may change when a run is resumed",
 }
+SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
+"""Name -> dataclass of its knobs: the sections of `Config`, and what is logged."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +81,10 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Invocation:
-    """What `train_patch_dual.py` was asked for. `settings` holds the flags that were given, `preset` may be empty."""
+    """What `train_patch_dual.py` was asked for.
+
+    `settings` and `logging` hold the flags of `Config` and of `LogConfig` that were given; `preset` may be empty.
+    """
 
     exp_id: str
     preset: str
@@ -88,6 +94,7 @@ class Invocation:
     threads: int
     overwrite: bool
     debug: bool
+    logging: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def resolve(self, cuda: bool) -> Choice:
         """Defaults, changed by the preset, changed by the flags that were given.
@@ -100,6 +107,11 @@ class Invocation:
             name = self._preset_of_run() or ("bunny-1.5m" if cuda else "demo")
         base = Config().replaced(preset(name)) if name else Config()
         return Choice(name, base, base.replaced(self.settings))
+
+    @property
+    def log(self) -> LogConfig:
+        """Raises UserError."""
+        return LogConfig(**self.logging)
 
     def _preset_of_run(self) -> str:
         path = self.output / self.exp_id / "config.json"
@@ -133,17 +145,18 @@ def train_parser() -> Parser:
     run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
     run.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for section in dataclasses.fields(Config):
-        _add_section(parser.add_argument_group(TITLES[section.name]), section.default_factory)
+    for name, section in SECTIONS.items():
+        _add_section(parser.add_argument_group(TITLES[name]), section)
     return parser
 
 
 def parse_train(argv: list[str] | None = None) -> Invocation:
     """The command line of `train_patch_dual.py`. Exits with status 2 and one line when it is malformed."""
     given = vars(train_parser().parse_args(argv))
-    own = {f.name: given.pop(f.name) for f in dataclasses.fields(Invocation) if f.name != "settings"}
+    own = {f.name: given.pop(f.name) for f in dataclasses.fields(Invocation) if f.name in given}
+    logging = {f.name: given.pop(f.name) for f in dataclasses.fields(LogConfig) if f.name in given}
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return Invocation(settings=settings, **own)
+    return Invocation(settings=settings, logging=logging, **own)
 
 
 def eval_parser() -> Parser:
@@ -170,9 +183,9 @@ def eval_parser() -> Parser:
 def markdown() -> str:
     """Every flag of the configuration, a table per group, as it stands in the README."""
     parts = []
-    for section in dataclasses.fields(Config):
-        rows = [f"**{TITLES[section.name]}**", "", "| flag | default | meaning |", "|---|---|---|"]
-        for knob in dataclasses.fields(section.default_factory):
+    for name, section in SECTIONS.items():
+        rows = [f"**{TITLES[name]}**", "", "| flag | default | meaning |", "|---|---|---|"]
+        for knob in dataclasses.fields(section):
             text = knob.metadata["help"]
             if knob.metadata["choices"]:
                 text += ": " + ", ".join(knob.metadata["choices"])

@@ -144,9 +144,9 @@ def evaluate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
-    """The folder of a finished run in miniature. Not to be changed."""
+    """The folder of a finished run in miniature, with the tags that must be asked for. Not to be changed."""
     output = tmp_path_factory.mktemp("finished")
-    assert train(output, flags()) == 0
+    assert train(output, [*flags(), "--histogram-freq", "2", "--graph"]) == 0
     return output / "run"
 
 
@@ -158,7 +158,10 @@ def lines_of() -> Callable[[Path], list[dict]]:
 
 @pytest.fixture(scope="session")
 def events_of() -> Callable[[Path], dict[str, list]]:
-    """events_of(folder) -> {tag: [(step, value), ...]}; a histogram's value is (min, max, num, sum), a text's None."""
+    """events_of(folder) -> {tag: [(step, value), ...]} of the tags in the table.
+
+    A histogram's value is (min, max, num, sum), a picture's its bytes, a text's None.
+    """
 
     def read(folder: Path) -> dict[str, list]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -170,7 +173,11 @@ def events_of() -> Callable[[Path], dict[str, list]]:
         for tag in loaded.Tags()["histograms"]:
             values = [(e.step, e.histogram_value) for e in loaded.Histograms(tag)]
             found[tag] = [(step, (v.min, v.max, v.num, v.sum)) for step, v in values]
+        for tag in loaded.Tags()["images"]:
+            found[tag] = [(e.step, e.encoded_image_string) for e in loaded.Images(tag)]
         for tag in loaded.Tags()["tensors"]:
+            if tag == "custom_scalars__config__":
+                continue
             found[tag.removesuffix("/text_summary")] = [(e.step, None) for e in loaded.Tensors(tag)]
         return found
 

@@ -24,6 +24,8 @@ TIERS = (
     "evaluation",
     "training",
     "codec comparison",
+    "report",
+    "doctor",
     "cli",
     "train_patch_dual eval",
 )

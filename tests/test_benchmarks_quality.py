@@ -62,7 +62,6 @@ def test_a_row_is_trained_once_and_has_what_the_table_shows(quality, monkeypatch
         assert row["blend_of_sources"] > 10 and row["blend_of_decoded"] > 5
     text = quality.table(rows)
     assert text.count("\n") == 4 and "| no blends | 2 | 3 |" in text and "±" in text
-    pytest.importorskip("matplotlib")
     quality.plot(rows, tmp_path / "psnr.png")
     assert (tmp_path / "psnr.png").stat().st_size > 1000
 

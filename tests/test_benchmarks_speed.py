@@ -109,7 +109,6 @@ def test_counted_arithmetic_is_that_of_the_convolutions(speed, config, tmp_path)
 
 
 def test_growth_and_its_plot(speed, config, tmp_path):
-    pytest.importorskip("matplotlib")
     config = config.replaced({"clip_targets": "", "clip_weights": "auto", "modelsize": 0.01, "dec_width": 0})
     rows = speed.growth(config, CPU, str(tmp_path))
     assert {row["axis"] for row in rows} == {"frames", "pixels", "modelsize"} and finite(rows)

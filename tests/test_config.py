@@ -8,7 +8,16 @@ import typing
 
 import pytest
 
-from hnerv.config import Config, ModelConfig, differences, parse_kernels, parse_pe, pixel_loss_help
+from hnerv.config import (
+    Config,
+    LogConfig,
+    ModelConfig,
+    differences,
+    parse_kernels,
+    parse_pe,
+    parse_steps,
+    pixel_loss_help,
+)
 from hnerv.errors import UserError
 from hnerv.losses import LOSSES, formula
 from hnerv.model.decoder import ACTIVATIONS
@@ -211,6 +220,32 @@ def test_a_width_makes_the_size_needless():
 @pytest.mark.parametrize(("ks", "kernels"), [("0_1_5", (1, 5)), ("0_3_3", (3, 3)), ("0_11_7", (11, 7))])
 def test_kernels(ks, kernels):
     assert parse_kernels(ks) == kernels
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("", []), ("0:1", [0]), ("10:13", [10, 11, 12])]
+)  # fmt: skip
+def test_steps_of_a_profile(text, steps):
+    assert list(parse_steps(text)) == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            (
+                {"profile": text},
+                f"--profile {text!r} is not START:STOP, two numbers of steps with START below STOP, as in 10:15",
+            )
+            for text in ("5", "5:", ":5", "5:5", "6:5", "-1:5", "a:b", "1:2:3", "\N{SUPERSCRIPT TWO}:3")
+        ),
+        ({"images_freq": -1}, "--images-freq -1 is below 0"),
+        ({"histogram_freq": -2}, "--histogram-freq -2 is below 0"),
+        ({"report_to": "visdom"}, "--report-to 'visdom' does not exist: choose from tensorboard, none, wandb"),
+    ],
+)
+def test_every_check_of_what_is_logged(changes, message):
+    assert said(lambda: LogConfig(**changes)) == message
 
 
 @pytest.mark.parametrize(("pe", "values"), [("1.25_80", (1.25, 80)), ("2_10", (2.0, 10)), ("0.5_3", (0.5, 3))])

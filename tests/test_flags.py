@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from hnerv.config import Config
+from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
-from hnerv.flags import eval_parser, markdown, parse_train, train_parser
+from hnerv.flags import SECTIONS, eval_parser, markdown, parse_train, train_parser
 from hnerv.losses import LOSSES, formula
 from hnerv.presets import PRESETS
 from hnerv.schedule import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
-FIELDS = [knob for section in dataclasses.fields(Config) for knob in dataclasses.fields(section.default_factory)]
+FIELDS = [knob for section in SECTIONS.values() for knob in dataclasses.fields(section)]
+LOGGING = {field.name for field in dataclasses.fields(LogConfig)}
 
 
 def words(value: object) -> list[str]:
@@ -57,9 +58,26 @@ def test_a_flag_sets_its_field_and_no_other(field, style):
         choices = field.metadata["choices"]
         value = choices[-1] if choices else field.default if field.default != "" else "some_text"
         argv = [f"--{name}", *words(value)]
-    settings = parse_train(["--exp-id", "a", *argv]).settings
-    assert settings == {field.name: value}
+    ask = parse_train(["--exp-id", "a", *argv])
+    settings, others = (ask.logging, ask.settings) if field.name in LOGGING else (ask.settings, ask.logging)
+    assert settings == {field.name: value} and others == {}
     assert type(settings[field.name]) is type(field.default)
+
+
+def test_what_is_logged_is_no_part_of_the_configuration():
+    """So it may change when a run is resumed, and `{params}` does not name it."""
+    words = ["--report-to", "none", "--images-freq", "3", "--no-projector", "--profile", "2:4", "--histogram-freq", "5"]
+    ask = parse_train(["--exp-id", "a", "--graph", *words])
+    assert ask.resolve(cuda=False) == parse_train(["--exp-id", "a"]).resolve(cuda=False)
+    assert ask.log == LogConfig("none", 3, 5, projector=False, graph=True, profile="2:4")
+    assert not LOGGING & set(Config().flat())
+
+
+def test_every_section_has_a_title_and_what_costs_time_says_so():
+    assert set(SECTIONS) == {f.name for f in dataclasses.fields(Config)} | {"log"}
+    flat = help_of(train_parser())
+    for words in ("which costs time", "which costs seconds", "they take several times as long"):
+        assert words in flat
 
 
 def test_hyphens_and_underscores_also_before_an_equals_sign():

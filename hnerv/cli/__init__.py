@@ -16,6 +16,9 @@ VERBS: dict[str, str] = {
     "info": "what is in a .hnerv file, part by part, in bytes and bits per pixel",
     "decode": "play a .hnerv file back into a video file or a folder of images",
     "compare": "hold .hnerv files against x264, x265 and SVT-AV1 on the same frames",
+    "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
+    "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
+    "doctor": "what this machine can do, and how to mend what it cannot",
 }
 """Verb -> its line of help; its module is `hnerv.cli.<verb>`."""
 
@@ -24,8 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     """Exits with status 2 and one line for what cannot be done."""
     ask = build_parser().parse_args(argv)
     with one_line_errors(f"hnerv {ask.verb}", ask.debug):
-        set_up_torch(ask.threads)
-        module_of(ask.verb).run(ask)
+        module = module_of(ask.verb)
+        if getattr(module, "USES_TORCH", True):
+            set_up_torch(ask.threads)
+        module.run(ask)
 
 
 def build_parser() -> Parser:

@@ -55,10 +55,7 @@ def run(ask: argparse.Namespace) -> None:
     if ask.output:
         written = [path.name for path in write_comparison(ask.output, found)]
         if not ask.json:
-            print(f"files: {', '.join(written)} in {ask.output}{'' if len(written) == 3 else NO_PLOT}")
-
-
-NO_PLOT = "; no plot, matplotlib is not installed: pip install 'hnerv[compare]'"
+            print(f"files: {', '.join(written)} in {ask.output}")
 
 
 def compare(files: list[Path], rivals: list[Rival], device: torch.device, data: str) -> Comparison:

@@ -30,15 +30,22 @@ def fetch(repo: str, files: Sequence[str]) -> str:
     The hub's client retries a dead line for minutes, so it is asked only after a short probe: a hub that cannot be
     reached costs at most GIVE_UP_SECONDS, and nothing where HF_HUB_OFFLINE is set. Raises HubUnavailable.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    if constants.HF_HUB_OFFLINE:
-        raise HubUnavailable("HF_HUB_OFFLINE is set")
-    name = _within(GIVE_UP_SECONDS, lambda: _first_served(repo, files))
+    name = served(repo, files)
     try:
         return hf_hub_download(repo, name)
     except Exception as error:  # the client's HTTP library, and so its exceptions, differ between its versions
         raise HubUnavailable(f"the download of {repo}/{name} failed ({_brief(error)})") from error
+
+
+def served(repo: str, files: Sequence[str]) -> str:
+    """Name of the first of `files` that the hub serves for `repo`, without downloading it. Raises HubUnavailable."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnavailable("HF_HUB_OFFLINE is set")
+    return _within(GIVE_UP_SECONDS, lambda: _first_served(repo, files))
 
 
 def _first_served(repo: str, files: Sequence[str]) -> str:

@@ -129,7 +129,7 @@ def to_dict(found: Comparison) -> dict[str, object]:
 
 
 def write_comparison(folder: Path, found: Comparison) -> list[Path]:
-    """comparison.csv, comparison.json and, where matplotlib is installed, comparison.png; returns what was written.
+    """comparison.csv, comparison.json and comparison.png; returns what was written.
 
     Raises UserError when they cannot be written.
     """
@@ -142,7 +142,7 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
         "comparison.json": (json.dumps(to_dict(found), indent=2) + "\n").encode(),
         "comparison.png": plot(found),
     }
-    written = [folder / name for name, content in contents.items() if content]
+    written = [folder / name for name in contents]
     try:
         for path in written:
             with replacing(path) as file:
@@ -153,11 +153,9 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
 
 
 def plot(found: Comparison) -> bytes:
-    """A PNG of PSNR over bits per pixel, a curve per codec; empty where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return b""
+    """A PNG of PSNR over bits per pixel, a curve per codec."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     curves = {"hnerv": found.ours, **found.rivals}

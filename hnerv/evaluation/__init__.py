@@ -5,6 +5,7 @@ from hnerv.evaluation.files import write_files
 from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
 from hnerv.evaluation.opening import OpenedRun, load_weights, open_run
+from hnerv.evaluation.pictures import log_pictures, log_projector
 from hnerv.evaluation.summary import eval_values, log_report, table
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "eval_values",
     "evaluate",
     "load_weights",
+    "log_pictures",
+    "log_projector",
     "log_report",
     "open_run",
     "predict",

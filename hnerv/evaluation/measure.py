@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hnerv.dataset import FrameStore
+from hnerv.evaluation.health import EmbeddingHealth, StageFeatures, Watch, embedding_health
 from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval_hits, round8
 from hnerv.model import DualHeadHNeRV, Prediction
 
@@ -38,14 +39,19 @@ class SplitReport(NamedTuple):
     psnr_frame: Tensor
     ms_ssim: Tensor
     clip: ClipMeasures | None
+    health: EmbeddingHealth | None
 
 
 class Report(NamedTuple):
-    """An evaluation. `val` is None where the split leaves no unseen frames. `unseen` says how these were embedded."""
+    """An evaluation. `val` is None where the split leaves no unseen frames. `unseen` says how these were embedded.
+
+    `features` are those of the training frames.
+    """
 
     train: SplitReport
     val: SplitReport | None
     unseen: str
+    features: StageFeatures
 
     def splits(self) -> Iterator[tuple[str, SplitReport]]:
         """('train', ...) and, where there is one, ('val', ...)."""
@@ -61,6 +67,11 @@ class _Measured(NamedTuple):
     clip: Tensor | None
 
 
+class _Clip(NamedTuple):
+    measures: ClipMeasures
+    health: EmbeddingHealth
+
+
 @torch.no_grad()
 def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "", progress: bool = False) -> Report:
     """Decodes every frame of both splits in fp32 and measures it against the source.
@@ -72,19 +83,20 @@ def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "", progress
     was_training, scene = model.training, model.scene
     model.eval()
     positions = {"train": torch.tensor(scene.train), "val": torch.tensor(scene.val, dtype=torch.long)}
+    positions = {name: where for name, where in positions.items() if len(where)}
+    measured, watches = {}, {name: Watch(model) for name in positions}
     with frames_bar("evaluate", sum(map(len, positions.values())), progress) as bar:
-        measured = {
-            name: _measure(model, store, in_batches(where, bar), sees_frames=name == "val" and unseen == "encode")
-            for name, where in positions.items()
-            if len(where)
-        }
+        for name, where in positions.items():
+            with watches[name].watching():
+                sees = name == "val" and unseen == "encode"
+                measured[name] = _measure(model, store, in_batches(where, bar), sees, watches[name])
     model.train(was_training)
-    clip = _clip_measures(store, positions, measured)
+    clip = _clip_measures(store, positions, measured, watches)
     reports = {
-        name: SplitReport(positions[name], m.psnr, m.psnr_frame, m.ms_ssim, clip[name] if clip else None)
+        name: SplitReport(positions[name], m.psnr, m.psnr_frame, m.ms_ssim, *(clip[name] if clip else (None, None)))
         for name, m in measured.items()
     }
-    return Report(reports["train"], reports.get("val"), unseen)
+    return Report(reports["train"], reports.get("val"), unseen, watches["train"].features())
 
 
 def frames_bar(label: str, frames: int, progress: bool) -> tqdm:
@@ -116,9 +128,12 @@ def whole_batch(count: int) -> Tensor:
     return torch.arange(FRAMES_AT_ONCE).clamp(max=count - 1)
 
 
-def _measure(model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor], sees_frames: bool) -> _Measured:
+def _measure(
+    model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor], sees_frames: bool, watch: Watch
+) -> _Measured:
     rows = []
     for where in batches:
+        watch.share = len(where) / FRAMES_AT_ONCE
         batch = store.batch(where)
         prediction = predict(model, batch.times, batch.frames if sees_frames else None)
         rgb = round8(prediction.rgb)
@@ -134,8 +149,8 @@ def _measure(model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor],
 
 
 def _clip_measures(
-    store: FrameStore, positions: dict[str, Tensor], measured: dict[str, _Measured]
-) -> dict[str, ClipMeasures] | None:
+    store: FrameStore, positions: dict[str, Tensor], measured: dict[str, _Measured], watches: dict[str, Watch]
+) -> dict[str, _Clip] | None:
     """Retrieval searches the predictions of the whole video; centring removes the mean of the training targets."""
     if measured["train"].clip is None:
         return None
@@ -150,4 +165,10 @@ def _clip_measures(
     columns = cosine(predicted, targets), centred_cosine(predicted, targets, mean), found
     sizes = [len(positions[name]) for name in measured]
     parts = zip(*(column.split(sizes) for column in columns), strict=True)
-    return {name: ClipMeasures(*part) for name, part in zip(measured, parts, strict=True)}
+    healths = (
+        embedding_health(ours, theirs, mean, watch.norm())
+        for ours, theirs, watch in zip(predicted.split(sizes), targets.split(sizes), watches.values(), strict=True)
+    )
+    return {
+        name: _Clip(ClipMeasures(*part), health) for name, part, health in zip(measured, parts, healths, strict=True)
+    }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hnerv.evaluation.health import EmbeddingHealth
 from hnerv.evaluation.measure import Report, SplitReport
 from hnerv.tracking import NullLogger, split_label
 
@@ -21,6 +22,8 @@ def eval_values(report: Report) -> dict[str, float]:
         pair = [values.get(f"Eval/Frame/{name}_{quantity}") for name in ("train", "val")]
         if None not in pair:
             values[f"Eval/Gap/{quantity}_gap"] = pair[0] - pair[1]
+    for what, numbers in report.features._asdict().items():
+        values |= {f"Model/Features/stage{n}_{what}": number for n, number in enumerate(numbers)}
     return values
 
 
@@ -45,8 +48,21 @@ def _split_values(name: str, split: SplitReport) -> dict[str, float]:
             f"Eval/Frame/{name}_clip_sim_centred": split.clip.centred.double().mean(),
             f"Eval/Frame/{name}_clip_retrieval": split.clip.found.double().mean(),
             f"Eval/Patch/{name}_clip_sim_std": sim.std(correction=0),
+            f"Eval/Patch/{name}_clip_sim_min": sim.min(),
+            f"Eval/Patch/{name}_clip_sim_max": sim.max(),
+            **_health_values(name, split.health),
         }
     return {tag: float(value) for tag, value in values.items()}
+
+
+def _health_values(name: str, health: EmbeddingHealth) -> dict[str, float]:
+    values = {f"Eval/Embedding/{name}_{key}": value for key, value in health.predicted._asdict().items()}
+    values |= {
+        f"Eval/Embedding/{name}_target_rank": health.target.effective_rank,
+        f"Eval/Embedding/{name}_target_pairwise_sim": health.target.pairwise_sim,
+        f"Eval/Embedding/{name}_norm": health.norm,
+    }
+    return values if health.nmse is None else values | {f"Eval/Patch/{name}_clip_nmse": health.nmse}
 
 
 def eval_histograms(report: Report) -> dict[str, Tensor]:

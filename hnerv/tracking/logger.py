@@ -10,16 +10,27 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hnerv.tracking.images import Encoded
+from hnerv.tracking.layout import layout
+from hnerv.tracking.projector import Points, write_points
 from hnerv.tracking.tags import tag_of
 
 
 class NullLogger:
-    """Writes nothing: the contract of a logger, for tests and for runs that want none."""
+    """Writes nothing: the contract of a logger, for tests and for runs that want none.
+
+    `shows` says whether pictures are seen by anyone, so that they need not be drawn otherwise; `fresh` whether the
+    pages that stand at the start of a run are still to be written.
+    """
+
+    shows = False
+    fresh = True
 
     def __enter__(self) -> NullLogger:
         return self
@@ -39,6 +50,21 @@ class NullLogger:
     def text(self, tag: str, markdown: str, step: int) -> None:
         """A page of text."""
 
+    def image(self, tag: str, picture: Encoded, step: int) -> None:
+        """A PNG, or a GIF, which plays."""
+
+    def layout(self) -> None:
+        """The custom-scalars dashboard of `hnerv.tracking.layout`."""
+
+    def hparams(self, settings: dict[str, object], metrics: Sequence[str]) -> None:
+        """The settings of the run, and the tags by which runs are compared, in the run itself: no sub-run."""
+
+    def graph(self, model: nn.Module, inputs: Tensor) -> None:
+        """The operations of `model` on `inputs`; its outputs are tensors."""
+
+    def projector(self, points: Points) -> None:
+        """Embeddings for the projector; they take the place of earlier ones."""
+
     def record(self, kind: str, values: dict[str, object]) -> None:
         """One line of metrics.jsonl."""
 
@@ -53,20 +79,24 @@ class NullLogger:
 class RunLogger(NullLogger):
     """Writes event files into the folder `events` and lines into the file `metrics` (None: no lines).
 
-    `purge_step` is 0 for a fresh run, and the first step still to come of a resumed one, after `rewind`.
+    `purge_step` is 0 for a fresh run, and the first step still to come of a resumed one, after `rewind`. `report_to`
+    is a row of WRITERS, or 'none'.
     """
 
-    def __init__(self, events: Path, metrics: Path | None, purge_step: int) -> None:
+    def __init__(
+        self, events: Path, metrics: Path | None, purge_step: int, report_to: str = "tensorboard"
+    ) -> None:  # fmt: skip
         self.events, self.metrics = events, metrics
+        self.shows = report_to != "none"
+        self.fresh = not any(events.glob("events.*"))
         self._warned = False
         self._writer = self._lines = None
-        self._guarded(self._open_writer, purge_step)
+        if self.shows:
+            self._guarded(self._open_writer, WRITERS[report_to], purge_step)
         self._guarded(self._open_lines)
 
-    def _open_writer(self, purge_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(self.events), purge_step=purge_step)
+    def _open_writer(self, opener: Callable, purge_step: int) -> None:
+        self._writer = opener(self.events, purge_step)
 
     def _open_lines(self) -> None:
         if self.metrics:
@@ -85,6 +115,25 @@ class RunLogger(NullLogger):
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         self._write("text", tag, "add_text", markdown, step)
+
+    def image(self, tag: str, picture: Encoded, step: int) -> None:
+        self._write("image", tag, "add_encoded", picture, step)
+
+    def layout(self) -> None:
+        self._call("add_custom_scalars", layout())
+
+    def hparams(self, settings: dict[str, object], metrics: Sequence[str]) -> None:
+        for name in metrics:
+            tag_of(name, "scalar")
+        self._call("add_settings", settings, metrics)
+
+    def graph(self, model: nn.Module, inputs: Tensor) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about the shapes that it takes for constants
+            self._call("add_graph", model, inputs, False, False)
+
+    def projector(self, points: Points) -> None:
+        self._call("add_points", points)
 
     def record(self, kind: str, values: dict[str, object]) -> None:
         line = json.dumps({"kind": kind, **values}, allow_nan=False)
@@ -109,8 +158,11 @@ class RunLogger(NullLogger):
 
     def _write(self, kind: str, name: str, method: str, *values: object) -> None:
         tag_of(name, kind)
+        self._call(method, name, *values)
+
+    def _call(self, method: str, *values: object) -> None:
         if self._writer:
-            self._guarded(getattr(self._writer, method), name, *values)
+            self._guarded(lambda: getattr(self._writer, method)(*values))
 
     def _flush_writer(self) -> None:
         if self._writer:
@@ -129,6 +181,39 @@ class RunLogger(NullLogger):
             if not self._warned:
                 logging.getLogger("hnerv").warning("logging to %s failed, the run goes on: %s", self.events, error)
             self._warned = True
+
+
+def _tensorboard(events: Path, purge_step: int):
+    """A SummaryWriter, with pictures that are encoded already and hyperparameters that open no sub-run."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    class Writer(SummaryWriter):
+        def add_points(self, points: Points) -> None:
+            write_points(events, points)
+
+        def add_encoded(self, tag: str, picture: Encoded, step: int) -> None:
+            image = Summary.Image(
+                height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.data
+            )
+            self.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+        def add_settings(self, settings: dict[str, object], metrics: Sequence[str]) -> None:
+            for summary in hparams(settings, dict.fromkeys(metrics, 0.0)):
+                self.file_writer.add_summary(summary, 0)
+
+    return Writer(str(events), purge_step=purge_step)
+
+
+def _wandb(events: Path, purge_step: int):
+    from hnerv.tracking.wandb_writer import WandbWriter
+
+    return WandbWriter(events.parent)
+
+
+WRITERS: dict[str, Callable] = {"tensorboard": _tensorboard, "wandb": _wandb}
+"""Name -> function of the events' folder and the purge step -> an object with the methods of `_tensorboard`'s."""
 
 
 def events_folder(run: Path) -> Path:

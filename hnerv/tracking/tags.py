@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 from importlib import resources
 from typing import NamedTuple
 
+KINDS = ("scalar", "histogram", "image", "text")
+
 
 class Tag(NamedTuple):
-    """kind: scalar, histogram or text. `when` is its cadence, `definition` its exact meaning."""
+    """kind: one of KINDS. `when` is its cadence, `definition` its exact meaning.
+
+    A name may hold one `{placeholder}`: {n} for a number, any other for the rest of the name.
+    """
 
     name: str
     kind: str
     when: str
     definition: str
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression that matches the tags of this row and no others."""
+        parts = re.split(r"(\{\w+\})", self.name)
+        return (
+            "^"
+            + "".join(_PLACEHOLDERS.get(part, r".+") if part[:1] == "{" else re.escape(part) for part in parts)
+            + "$"
+        )
+
+
+_PLACEHOLDERS = {"{n}": r"\d+"}
 
 
 @functools.cache
@@ -24,9 +43,16 @@ def tags() -> dict[str, Tag]:
     return {row[0]: Tag(*row) for row in csv.reader(lines[1:], delimiter="\t", quoting=csv.QUOTE_NONE)}
 
 
+@functools.cache
+def _templates() -> list[Tag]:
+    return [tag for tag in tags().values() if "{" in tag.name]
+
+
 def tag_of(name: str, kind: str) -> Tag:
     """The row of a tag. Raises KeyError for a name that the table does not hold, or holds as another kind."""
-    tag = tags()[name]
+    tag = tags().get(name) or next((t for t in _templates() if re.fullmatch(t.pattern, name)), None)
+    if tag is None:
+        raise KeyError(f"{name} is not in the table of tags")
     if tag.kind != kind:
         raise KeyError(f"{name} is a {tag.kind}, not a {kind}")
     return tag

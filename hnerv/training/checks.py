@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hnerv.config import Config
+import importlib.util
+
+from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
 from hnerv.metrics import SSIM_WINDOW, ms_ssim_scales
 from hnerv.model import Scene
@@ -10,14 +12,16 @@ from hnerv.model import Scene
 MAX_SEED = 1 << 32
 
 
-def check_settings(config: Config) -> None:
-    """Raises UserError for a seed out of range, and for --unseen encode without an encoder."""
+def check_settings(config: Config, log: LogConfig | None = None) -> None:
+    """Raises UserError for a seed out of range, --unseen encode without an encoder, and a logger that is not here."""
     if config.train.seed >= MAX_SEED:
         raise UserError(f"--seed {config.train.seed} is not below {MAX_SEED}: choose a smaller one")
     if config.model.unseen == "encode" and config.model.embedding != "encoder":
         raise UserError(
             f"--unseen encode is for --embedding encoder, not {config.model.embedding}: drop one of the two"
         )
+    if log and log.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UserError("--report-to wandb: wandb is not installed: pip install wandb, or leave the flag out")
 
 
 def check_scene(scene: Scene) -> None:

@@ -98,7 +98,7 @@ class RunFolder:
             logging.getLogger("hnerv").warning("%s is missing: going on from best.pt", self.latest)
         return state
 
-    def claim(self, record: dict, state: dict | None) -> NullLogger:
+    def claim(self, record: dict, state: dict | None, report_to: str = "tensorboard") -> NullLogger:
         """Creates the folder with its config.json, or takes it over at `state`, its logs cut back to there.
 
         Returns the logger of what follows. Nothing is written for a run that is finished. Raises UserError.
@@ -121,7 +121,7 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         first_step = state["progress"]["step"] + 1 if state else 0
-        return RunLogger(events_folder(self.path), metrics_file(self.path), purge_step=first_step)
+        return RunLogger(events_folder(self.path), metrics_file(self.path), first_step, report_to)
 
     def next_commands(self) -> str:
         """What a user may want to do with a finished run."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import torch
+from torch import Tensor, nn
 
 from hnerv import __version__
 from hnerv.config import Config
 from hnerv.dataset import Material, targets_label
 from hnerv.evaluation.cost import estimated_rate
+from hnerv.files import read_json
 from hnerv.model import DualHeadHNeRV, Scene, coded_parameters
+from hnerv.tracking import NullLogger
 
 
 def run_record(preset: str, config: Config, material: Material, model: DualHeadHNeRV) -> dict:
@@ -41,6 +47,68 @@ def announce(record: dict, device: torch.device) -> str:
             f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, an estimate at 8 bits per parameter",
         )
     )
+
+
+def log_start(logger: NullLogger, model: DualHeadHNeRV, record: dict, folder: Path, graph: bool) -> None:
+    """What stands at the start of a run, where it does not yet: pages of text, layout, hyperparameters, graph."""
+    if not (logger.fresh and logger.shows):
+        return
+    logger.text("Model/Info/run", text_page(record), 0)
+    logger.text("Model/Info/targets", targets_page(record), 0)
+    environments = folder / "environment.json"
+    if environments.is_file():
+        logger.text("Model/Info/environment", environment_page(read_json(environments)[-1]), 0)
+    logger.layout()
+    logger.hparams(settings_of(record), compared_tags(record))
+    if graph:
+        log_graph(logger, model)
+
+
+def settings_of(record: dict) -> dict[str, object]:
+    """Settings and size of a run as numbers and words, for the table that compares runs."""
+    flat = {key: value for section in record["config"].values() for key, value in section.items()}
+    flat = {key: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for key, v in flat.items()}
+    return flat | {"preset": record["preset"], "coded_parameters": sum(record["model"]["coded_parameters"].values())}
+
+
+def compared_tags(record: dict) -> list[str]:
+    """The tags by which the run is compared with others: those that it will have."""
+    splits = ["train", "val"] if record["scene"]["val"] else ["train"]
+    quantities = ["psnr_frame", "psnr", "ms_ssim"] + ["clip_sim"] * bool(record["targets"])
+    return [f"Eval/Frame/{split}_{quantity}" for split in splits for quantity in quantities]
+
+
+def log_graph(logger: NullLogger, model: DualHeadHNeRV) -> None:
+    """One frame, from its time to its pixels and embeddings."""
+
+    class Traced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, times: Tensor) -> tuple[Tensor, ...]:
+            return tuple(output for output in self.model(times) if output is not None)
+
+    was_training = model.training
+    logger.graph(Traced().eval(), torch.zeros(1, device=next(model.parameters()).device))
+    model.train(was_training)
+
+
+def environment_page(environment: dict) -> str:
+    """One start of a run as Markdown."""
+    rows = [f"| {key} | {value} |" for key, value in environment.items() if key != "command"]
+    command = " ".join(shlex.quote(word) for word in environment["command"])
+    return f"```\n{command}\n```\n\n| | |\n|---|---|\n" + "\n".join(rows)
+
+
+def targets_page(record: dict) -> str:
+    """What the numbers of the CLIP head mean, as Markdown."""
+    targets = record["targets"]
+    if not targets:
+        return "No CLIP head: the run has no targets."
+    rows = [f"| {key} | {value} |" for key, value in targets.items()]
+    warning = "**NOT CLIP**: a random encoder stands in, without meaning; no number of the CLIP head is CLIP's.\n\n"
+    return warning * (targets["kind"] == "random") + "| | |\n|---|---|\n" + "\n".join(rows)
 
 
 def text_page(record: dict) -> str:

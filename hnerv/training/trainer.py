@@ -8,27 +8,40 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from hnerv.checkpoint import save_checkpoint
-from hnerv.config import Config
+from hnerv.config import Config, LogConfig, parse_steps
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import Interrupted, RunError, UserError
-from hnerv.evaluation import eval_values, evaluate, load_weights, log_report
+from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
+from hnerv.evaluation.measure import Report
 from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
-from hnerv.schedule import clip_weight, parse_lr
+from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
 from hnerv.training.folder import RunFolder
 from hnerv.training.optim import GROUPS, build_optimizer, clip_gradients, parameters_of, set_learning_rate
-from hnerv.training.report import text_page
+from hnerv.training.profiling import StepProfiler
+from hnerv.training.report import log_start
 from hnerv.training.signals import StopSignals
+from hnerv.training.stability import extended, stability_values
+from hnerv.training.timing import Clock
+from hnerv.training.values import (
+    Objective,
+    clip_values,
+    clipping_values,
+    log_histograms,
+    loss_values,
+    objective_of,
+    parameter_values,
+)
 
 COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in GROUPS))
 COLUMN_TAGS = (
@@ -49,8 +62,10 @@ class Trainer:
     """Fits `model` to the frames of `store`. Randomness comes from the seed and the epoch alone."""
 
     def __init__(
-        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict
+        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict,
+        log: LogConfig = LogConfig(),  # noqa: B008 (it is frozen)
     ) -> None:  # fmt: skip
+        self.log, self.clock = log, Clock(store.device)
         self.model = model.to(store.device, memory_format=torch.channels_last)
         self.store, self.config, self.folder, self.record = store, config, folder, record
         self.logger = NullLogger()
@@ -68,6 +83,7 @@ class Trainer:
         self.evaluation: dict[str, float] = {}
         self.best = float("-inf")
         self.codes_step = -1
+        self.window = torch.zeros(0, dtype=torch.float64)
 
     def fit(self, logger: NullLogger, console: Console) -> None:
         """Trains from where it is to the last epoch, and evaluates that.
@@ -75,16 +91,18 @@ class Trainer:
         Raises Interrupted after SIGINT or SIGTERM, RunError for a value that is not finite; both leave a checkpoint.
         """
         self.logger, epochs = logger, self.config.train.epochs
-        if not self.global_step:
-            logger.text("Model/Info/run", text_page(self.record), 0)
-        with StopSignals() as stop:
+        log_start(logger, self.model, self.record, self.folder.path, self.log.graph)
+        with StopSignals() as stop, self.profiler(lambda line: console.say(line)) as profiler:
             while self.epoch < epochs:
                 start = time.perf_counter()
+                self.clock.start()
                 for batch in self.remaining_batches():
+                    profiler.before(self.global_step)
                     self.records[self.step_in_epoch] = self.step(batch)
                     self.times.append(time.time())
                     self.step_in_epoch += 1
                     console.step()
+                    self.clock.mark("rest")
                     if stop.number:
                         self.stop(stop.number)
                 values = self.close_epoch(time.perf_counter() - start)
@@ -102,20 +120,12 @@ class Trainer:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
-    def clip_weight(self) -> float:
-        """lambda of this epoch; 0 during warm-up."""
-        loss = self.config.loss
-        return clip_weight(
-            self.epoch,
-            weight=loss.clip_loss_weight,
-            warmup_epochs=loss.pixel_loss_warmup_epochs,
-            ramp_epochs=loss.clip_ramp_epochs,
-        )
+    def objective(self) -> Objective:
+        """Of this epoch."""
+        return objective_of(self.config.loss, self.epoch, self.model.clip_head is not None)
 
-    @property
-    def clip_active(self) -> bool:
-        """Whether the CLIP head is computed in this epoch."""
-        return self.model.clip_head is not None and self.epoch >= self.config.loss.pixel_loss_warmup_epochs
+    def profiler(self, say: Callable[[str], None]) -> StepProfiler:
+        return StepProfiler(parse_steps(self.log.profile), self.folder.path / "profile", self.store.device, say)
 
     @property
     def learning_rate(self) -> float:
@@ -146,14 +156,18 @@ class Trainer:
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step -> a row of COLUMNS, on the device."""
+        self.clock.mark("data")
+        objective = self.objective
         set_learning_rate(self.optimizer, self.learning_rate)
         with torch.autocast(**self.autocast):
-            prediction = self.model(batch.times, batch.frames, clip=self.clip_active)
+            prediction = self.model(batch.times, batch.frames, clip=objective.active)
         pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
-        clip = cosine_loss(prediction.clip, batch.clip) if self.clip_active else pixel.new_zeros(())
-        terms = LossTerms(pixel + self.clip_weight * clip, pixel, clip)
+        clip = cosine_loss(prediction.clip, batch.clip) if objective.active else pixel.new_zeros(())
+        terms = LossTerms(pixel + objective.weight * clip, pixel, clip)
         self.optimizer.zero_grad(set_to_none=True)
+        self.clock.mark("forward")
         terms.total.backward()
+        self.clock.mark("backward")
         norms = clip_gradients(self.parts, self.config.train.grad_clip)
         with torch.no_grad():
             real = slice(batch.real)
@@ -163,6 +177,7 @@ class Trainer:
             self.optimizer.step()
         except torch.linalg.LinAlgError as error:
             self.no_update(row, error)
+        self.clock.mark("optimizer")
         return row
 
     def no_update(self, row: Tensor, error: Exception) -> NoReturn:
@@ -179,19 +194,35 @@ class Trainer:
         sizes = torch.tensor([len(part) for part in self.train_positions.split(self.config.train.batch_size)])
         means = dict(zip(COLUMNS, (rows * sizes[:, None] / sizes.sum()).sum(0).tolist(), strict=True))
         norms = dict(zip(COLUMNS[4:], rows[:, 4:].mean(0).tolist(), strict=True))
-        values = self.epoch_values(means | norms)
+        values = self.epoch_values(means | norms, rows)
         first = self.epoch * self.steps_per_epoch
         steps = range(first + 1, first + self.steps_per_epoch + 1)
-        for tag, column in zip(BATCH_TAGS, rows.T.tolist(), strict=False):
-            if self.model.clip_head is not None or tag != "Train_Batch/clip_loss":
-                self.logger.curve(tag, steps, column, self.times)
-        self.epoch, self.step_in_epoch, self.times = self.epoch + 1, 0, []
+        times, self.epoch, self.step_in_epoch, self.times = self.times, self.epoch + 1, 0, []
         if self.due(self.config.train.params_freq):
-            values |= self.parameter_values()
-        self.logger.scalars(values, self.epoch)
-        line = {"epoch": self.epoch, "step": self.global_step, **values, "seconds": round(seconds, 3)}
-        self.logger.record("train", line)
+            values |= parameter_values(self.parts)
+        with self.clock.logging():
+            for tag, column in zip(BATCH_TAGS, rows.T.tolist(), strict=False):
+                if self.model.clip_head is not None or tag != "Train_Batch/clip_loss":
+                    self.logger.curve(tag, steps, column, times)
+            self.logger.scalars(values, self.epoch)
+            if self.log.histogram_freq and self.due(self.log.histogram_freq):
+                log_histograms(self.logger, self.model, self.epoch)
+            line = {"epoch": self.epoch, "step": self.global_step, **values, "seconds": round(seconds, 3)}
+            self.logger.record("train", line)
         return values
+
+    def epoch_values(self, means: dict[str, float], rows: Tensor) -> dict[str, float]:
+        """{tag: value} of the epoch that ends, of its rows (steps, COLUMNS) and their means."""
+        total = rows[:, COLUMNS.index("total_loss")]
+        has_head = self.model.clip_head is not None
+        restart = has_head and self.epoch == self.config.loss.pixel_loss_warmup_epochs  # another loss begins
+        self.window = extended(self.window[:0] if restart else self.window, total)
+        values = loss_values(means) | {"Train/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        if has_head:
+            values |= clip_values(means, self.objective)
+        values |= clipping_values(rows[:, COLUMNS.index("total_norm")], self.config.train.grad_clip)
+        patches = len(self.train_positions) * self.model.scene.grid.patches
+        return values | stability_values(self.window) | self.clock.close(patches)
 
     def check_finite(self, rows: Tensor) -> None:
         """Raises RunError naming the first step and tag of the epoch's rows (steps, COLUMNS) that is not finite."""
@@ -223,55 +254,28 @@ class Trainer:
             "or set --grad-clip, under another --exp-id"
         )
 
-    def epoch_values(self, means: dict[str, float]) -> dict[str, float]:
-        """{Train/ tag: value} of the epoch that ends. Ratios are left out while their divisor is 0."""
-        values = {
-            "Train/PSNR": means["psnr"],
-            "Train/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "Train/Loss/pixel_loss": means["pixel_loss"],
-            "Train/Loss/total_loss": means["total_loss"],
-            "Train/Gradients/total_norm": means["total_norm"],
-            "Train/Gradients/rgb_head_norm": means["rgb_head_norm"],
-            "Train/Gradients/decoder_norm": means["decoder_norm"],
-            "Train/Gradients/embedding_norm": means["embedding_norm"],
-        }
-        if self.model.clip_head is None:
-            return values
-        values |= {
-            "Train/Loss/clip_loss": means["clip_loss"],
-            "Train/Loss/clip_loss_weighted": self.clip_weight * means["clip_loss"],
-            "Train/clip_weight": self.clip_weight,
-            "Train/clip_loss_active": float(self.clip_active),
-            "Train/Gradients/clip_head_norm": means["clip_head_norm"],
-        }
-        if means["clip_loss"] > 0:
-            values["Train/Loss/pixel_to_clip_ratio"] = means["pixel_loss"] / means["clip_loss"]
-        if means["clip_head_norm"] > 0:
-            values["Train/Gradients/rgb_to_clip_ratio"] = means["rgb_head_norm"] / means["clip_head_norm"]
-        return values
-
-    @torch.no_grad()
-    def parameter_values(self) -> dict[str, float]:
-        """{Model/Params tag: value}: mean and standard deviation (of the population) of each head."""
-        values = {}
-        for name in ("rgb_head", "clip_head"):
-            if self.parts[name]:
-                flat = torch.cat([p.flatten() for p in self.parts[name]]).double()
-                values[f"Model/Params/{name}_mean"] = flat.mean().item()
-                values[f"Model/Params/{name}_std"] = flat.std(correction=0).item()
-        return values
-
     def evaluate(self) -> None:
         """Measures both splits, logs them, and keeps best.pt by frame PSNR, of unseen frames where there are any."""
         self.refresh_codes()
         report = evaluate(self.model, self.store, self.config.model.unseen)
         self.check_values(eval_values(report))
-        self.evaluation = log_report(self.logger, report, self.epoch, self.global_step)
+        with self.clock.logging():
+            self.evaluation = log_report(self.logger, report, self.epoch, self.global_step)
+            self.show(report)
         split = "train" if report.val is None else "val"
         score = self.evaluation[f"Eval/Frame/{split}_psnr_frame"]
         if score > self.best:
             self.best = score
             save_checkpoint(self.folder.best, self.state())
+
+    def show(self, report: Report) -> None:
+        """Pictures at every so many evaluations, embeddings at the end."""
+        last = self.epoch == self.config.train.epochs
+        number = self.epoch // max(self.config.train.eval_freq, 1)
+        if self.log.images_freq and (last or number % self.log.images_freq == 0):
+            log_pictures(self.logger, self.model, self.store, report, self.epoch)
+        if self.log.projector and last:
+            log_projector(self.logger, self.model, self.store, report)
 
     def refresh_codes(self) -> None:
         """Brings the codes that the embedding stores up to date, once after each step that is saved or measured."""
@@ -306,6 +310,8 @@ class Trainer:
             "times": self.times,
             "best": self.best,
             "logs": self.logger.position(),
+            "window": self.window,
+            "clock": self.clock.state(),
         }
         return {
             "run": self.record,
@@ -328,3 +334,5 @@ class Trainer:
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
         self.records.copy_(progress["records"])
         self.times, self.best, self.evaluation = list(progress["times"]), progress["best"], state["evaluation"]
+        self.window = progress.get("window", self.window)  # older checkpoints know neither
+        self.clock.load_state(progress.get("clock", {}))

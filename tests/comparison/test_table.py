@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import sys
 
 import pytest
 from PIL import Image
@@ -77,7 +76,6 @@ def test_four_points_without_a_curve_have_a_sentence(compared):
 
 
 def test_files_hold_the_points(compared, tmp_path):
-    pytest.importorskip("matplotlib")
     found = compared([ours(4000, 30.0)])
     written = write_comparison(tmp_path / "new", found)
     assert [path.name for path in written] == ["comparison.csv", "comparison.json", "comparison.png"]
@@ -95,13 +93,6 @@ def test_files_hold_the_points(compared, tmp_path):
     }
     with Image.open(written[2]) as image:
         assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24)) > 10
-
-
-def test_without_matplotlib_there_is_no_plot(compared, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    names = [path.name for path in write_comparison(tmp_path, compared([ours(4000, 30.0)]))]
-    assert names == ["comparison.csv", "comparison.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_place_that_cannot_be_written_is_one_line(compared, tmp_path):

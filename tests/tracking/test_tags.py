@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from importlib import resources
 
 import pytest
 
 from hnerv.config import Config
 from hnerv.tracking import NullLogger, RunLogger, split_label, tags
-from hnerv.tracking.tags import markdown, tag_of
+from hnerv.tracking.tags import KINDS, markdown, tag_of
 
 SPECIFIED = (
     "Train/PSNR",
@@ -60,6 +62,7 @@ SPECIFIED = (
     "Eval/Info/num_val_patches",
 )
 EPOCHS, WARMUP, STEPS = 5, 2, 3
+OF_CLIP = re.compile(r"clip(_|$)|/Embedding/")
 LAMBDA = Config().loss.clip_loss_weight
 
 
@@ -79,12 +82,28 @@ def test_the_47_specified_names_head_the_table_in_their_order():
     assert tuple(tags())[:47] == SPECIFIED
 
 
-def test_histograms_are_those_named_so_and_definitions_are_sentences():
+def kind_by_name(name):
+    kinds = {"/Histogram/": "histogram", "/Images/": "image", "Model/Info/": "text"}
+    return next((kind for part, kind in kinds.items() if part in name), "scalar")
+
+
+def test_kinds_are_as_named_and_definitions_are_sentences():
     for tag in tags().values():
-        assert tag.kind == (
-            "histogram" if "/Histogram/" in tag.name else "text" if "/Info/run" in tag.name else "scalar"
-        )
+        assert tag.kind == kind_by_name(tag.name) and tag.kind in KINDS
         assert tag.definition.endswith(".") and tag.when
+        assert "|" not in tag.name + tag.when + tag.definition, "it would end a cell of the README's table"
+
+
+def test_names_stand_under_the_four_roots_and_once():
+    assert {name.split("/")[0] for name in tags()} == {"Train", "Train_Batch", "Model", "Eval"}
+    lines = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) - 1 == len(tags())
+
+
+def test_what_is_measured_of_one_split_is_measured_of_the_other():
+    names = [name for name in tags() if name.startswith("Eval/")]
+    for one, other in (("train_", "val_"), ("val_", "train_")):
+        assert {name.replace(one, other) for name in names if one in name} <= set(names)
 
 
 def test_markdown_has_a_row_per_tag():
@@ -98,7 +117,27 @@ def test_labels_of_splits(unseen):
     assert split_label("val", unseen) == ("val-encoded" if unseen == "encode" else "val")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("Train/psnr", "scalar"), ("Train/PSNR", "histogram")])
+@pytest.mark.parametrize(
+    ("name", "kind", "row"),
+    [
+        ("Model/Features/stage12_mean", "scalar", "Model/Features/stage{n}_mean"),
+        ("Model/Histogram/weight/a.0.b", "histogram", "Model/Histogram/weight/{parameter}"),
+        ("Train/PSNR", "scalar", "Train/PSNR"),
+    ],
+)
+def test_a_row_may_stand_for_many_tags(name, kind, row):
+    assert tag_of(name, kind) == tags()[row]
+    assert re.match(tags()[row].pattern, name)
+
+
+@pytest.mark.parametrize("name", ["Train/PSNR/x", "xTrain/PSNR", "Model/Features/stagex_mean", "Train/PSNRs"])
+def test_patterns_match_nothing_else(name):
+    assert not [tag for tag in tags().values() if re.match(tag.pattern, name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("Train/psnr", "scalar"), ("Train/PSNR", "histogram"), ("Model/Features/stage_mean", "scalar")]
+)
 def test_a_tag_outside_the_table_or_of_another_kind_raises(name, kind):
     with pytest.raises(KeyError):
         tag_of(name, kind)
@@ -118,16 +157,29 @@ def test_the_null_logger_writes_nothing():
         assert logger.position() == {}
 
 
+def rows_of(names):
+    return {tag_of(name, kind_by_name(name)).name for name in names}
+
+
+CPU_TAGS = {name for name, row in tags().items() if "on CUDA" not in row.when}
+
+
 def test_a_run_writes_every_tag_of_the_table_and_no_other(events):
-    assert set(events) == set(tags())
+    assert rows_of(events) == CPU_TAGS
 
 
 def test_cadence(events):
     epochs, evaluations = list(range(1, EPOCHS + 1)), [2, 4, 5]
-    for tag, row in tags().items():
-        steps = [step for step, _ in events[tag]]
+    for tag, points in events.items():
+        if tag.startswith("Model/Histogram/gradient/clip_head"):
+            assert [step for step, _ in points] == evaluations[1:], "in warm-up the CLIP head has no gradient"
+            continue
+        row, steps = tag_of(tag, kind_by_name(tag)), [step for step, _ in points]
         expected = {
             "every epoch": epochs,
+            "every epoch on Linux": epochs,
+            "every --histogram-freq epochs": evaluations,  # --histogram-freq 2, and the last
+            "every --images-freq evaluations": evaluations,
             "every epoch after warm-up": epochs[WARMUP:],
             "every batch (global step)": list(range(1, EPOCHS * STEPS + 1)),
             "every 10 epochs": evaluations,  # --params-freq 2, and the last
@@ -139,7 +191,7 @@ def test_cadence(events):
 
 def test_every_value_is_finite(events):
     for tag, points in events.items():
-        if tags()[tag].kind == "scalar":
+        if kind_by_name(tag) == "scalar":
             assert all(math.isfinite(v) for _, v in points), tag
 
 
@@ -202,13 +254,15 @@ def test_metrics_jsonl_holds_the_values_of_the_events(finished, lines_of, value)
         for tag in set(line) & set(tags()):
             assert value(tag, line["epoch"]) == pytest.approx(line[tag], rel=1e-6)
     written = {tag for line in lines for tag in line if "/" in tag}
-    assert written == {t for t, row in tags().items() if row.kind == "scalar" and not t.startswith("Train_Batch/")}
+    assert rows_of(written) == {t for t in CPU_TAGS if tags()[t].kind == "scalar" and not t.startswith("Train_Batch/")}
 
 
 def test_without_validation_frames_no_tag_of_them(tmp_path, train, flags, events_of, capsys):
     assert train(tmp_path, flags(data_split="1_1_1", epochs=3)) == 0
     found = set(events_of(tmp_path / "run" / "tensorboard"))
-    assert found == {tag for tag in tags() if "val_" not in tag and "Gap" not in tag}
+    assert rows_of(found) == {
+        tag for tag in CPU_TAGS if "val_" not in tag and "Gap" not in tag and "--histogram" not in tags()[tag].when
+    }
     text = capsys.readouterr().out
     assert "no unseen frame, so no validation" in text and "nothing was measured for them" in text
 
@@ -216,8 +270,10 @@ def test_without_validation_frames_no_tag_of_them(tmp_path, train, flags, events
 def test_without_targets_no_tag_of_clip(tmp_path, train, flags, events_of, lines_of, capsys):
     assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=3)) == 0
     found = set(events_of(tmp_path / "run" / "tensorboard"))
-    assert found == {tag for tag in tags() if "clip" not in tag}
-    assert not any("clip" in key for line in lines_of(tmp_path / "run") for key in line)
+    assert rows_of(found) == {
+        tag for tag in CPU_TAGS if not OF_CLIP.search(tag) and "--histogram" not in tags()[tag].when
+    }
+    assert not any(OF_CLIP.search(key) for line in lines_of(tmp_path / "run") for key in line)
     assert "similarity" not in capsys.readouterr().out
 
 

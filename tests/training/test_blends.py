@@ -178,7 +178,7 @@ def test_the_total_is_pixel_and_weighted_clip_exactly(make, batch_size, ramp):
     for trainer.epoch in range(5):
         for batch in trainer.remaining_batches():
             row = trainer.step(batch)
-            assert row[3] == row[1] + trainer.clip_weight * row[2]
+            assert row[3] == row[1] + trainer.objective.weight * row[2]
             assert (row[2] > 0) == (trainer.epoch >= 2)
 
 

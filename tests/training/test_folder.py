@@ -14,6 +14,7 @@ from hnerv.errors import UserError
 from hnerv.flags import Choice
 from hnerv.training import Trainer
 from hnerv.training.folder import RunFolder, params_name
+from hnerv.training.values import Objective
 
 
 def at(output, exp_id, config=None, overwrite=False, preset="", base=None):
@@ -167,7 +168,7 @@ def test_half_written_files_of_a_killed_run_go(tmp_path, train, flags):
 def test_a_run_without_latest_goes_on_from_best(tmp_path, train, flags, monkeypatch, caplog):
     words = flags(epochs=4, eval_freq=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "clip_weight", property(lambda self: 0.0 if self.epoch < 2 else _die()))
+        patch.setattr(Trainer, "objective", property(lambda self: Objective(0.0, False) if self.epoch < 2 else _die()))
         with pytest.raises(MemoryError):
             train(tmp_path, words)
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"

@@ -15,6 +15,7 @@ from hnerv.metrics import patch_mse, psnr
 from hnerv.schedule import parse_lr
 from hnerv.training import trainer as trainer_module
 from hnerv.training.optim import GROUPS, OPTIMIZERS
+from hnerv.training.values import parameter_values
 
 SYNCS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
 
@@ -167,7 +168,7 @@ def test_parameter_statistics_are_of_the_population(make):
     import numpy as np
 
     trainer = make()
-    values = trainer.parameter_values()
+    values = parameter_values(trainer.parts)
     for name in ("rgb_head", "clip_head"):
         flat = np.concatenate([p.detach().numpy().ravel() for p in getattr(trainer.model, name).parameters()])
         assert values[f"Model/Params/{name}_mean"] == pytest.approx(flat.mean(dtype=float), abs=1e-9)

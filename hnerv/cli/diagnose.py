@@ -1,0 +1,32 @@
+"""`hnerv diagnose RUN`: what the curves of a run say, in words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from hnerv.flags import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(ask: argparse.Namespace) -> None:
+    """Reads what training and eval.py wrote; exit status 1 when a warning stands."""
+    from hnerv.report.findings import findings_of, has_warning
+    from hnerv.report.reading import read_run
+
+    data = read_run(ask.run)
+    found = findings_of(data)
+    if ask.json:
+        print(json.dumps([finding._asdict() for finding in found], indent=2))
+    else:
+        print(f"{data.name}: {data.epoch} of {data.epochs} epochs, evaluated at epoch {data.values_epoch or '-'}")
+        print("\n".join(finding.line() for finding in found))
+        print(f"similarity is to the targets: {data.targets}")
+    if has_warning(found):
+        sys.exit(1)

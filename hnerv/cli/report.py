@@ -1,0 +1,47 @@
+"""`hnerv report RUN [RUN ...]`: one HTML page that can be sent."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from hnerv.cli import add_device
+from hnerv.command import pick_device
+from hnerv.errors import UserError
+from hnerv.flags import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; several stand side by side")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE",
+        help="the page; otherwise RUN/report.html, of several runs report.html beside the first one's folder",
+    )  # fmt: skip
+    parser.add_argument("--frames", type=int, default=12, metavar="N", help="frames that the slider shows")
+    parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where it was")
+    parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
+    add_device(parser)
+
+
+def run(ask: argparse.Namespace) -> None:
+    """Evaluates first where eval/ is missing or older than the checkpoint."""
+    from hnerv.report.making import Wishes, tell
+    from hnerv.report.page import write_page
+
+    if ask.frames < 1:
+        raise UserError(f"--frames {ask.frames} is below 1: give 1 or more")
+    path = ask.out or page_path(ask.runs)
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: name a file in it")
+    stories = tell(ask.runs, Wishes(pick_device(ask.device), ask.data, ask.clip_targets, ask.frames))
+    for story in stories:
+        for sentence in story.missing:
+            logging.getLogger("hnerv").warning("%s: %s", story.run.name, sentence)
+    size = write_page(path, stories)
+    print(f"report:    {path} ({size / 1e6:.1f} MB)")
+
+
+def page_path(runs: list[Path]) -> Path:
+    """Where the page goes unless told otherwise."""
+    return runs[0] / "report.html" if len(runs) == 1 else runs[0].resolve().parent / "report.html"

@@ -1,0 +1,125 @@
+"""Whether the embeddings are alive, and what the features of the decoder look like.
+
+M embeddings of a split, D dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.model import DualHeadHNeRV
+
+
+class Spread(NamedTuple):
+    """How far embeddings (M, D) are apart, in fp64; the tags Eval/Embedding say exactly what."""
+
+    std_mean: float
+    std_min: float
+    effective_rank: float
+    pairwise_sim: float
+
+
+class EmbeddingHealth(NamedTuple):
+    """The predicted embeddings of a split, their targets, and the norm of the CLIP head's output."""
+
+    predicted: Spread
+    target: Spread
+    nmse: float | None
+    """None where the targets do not differ from their training mean."""
+    norm: float
+
+
+class StageFeatures(NamedTuple):
+    """Mean and standard deviation after the stem and after each decoder stage."""
+
+    mean: list[float]
+    std: list[float]
+
+
+def spread(embeddings: Tensor) -> Spread:
+    """(M, D) of unit norm -> Spread. One embedding alone has rank 0 and, with nothing beside it, pairwise_sim 1."""
+    x = embeddings.double()
+    std = x.std(0, correction=0)
+    count = len(x)
+    pairwise = (x.sum(0).square().sum() - x.square().sum()) / (count * (count - 1)) if count > 1 else x.new_ones(())
+    return Spread(std.mean().item(), std.min().item(), effective_rank(x - x.mean(0)), pairwise.item())
+
+
+def effective_rank(x: Tensor) -> float:
+    """exp of the entropy of the singular values of x (M, D), scaled to sum 1 (Roy, Vetterli 2007); 0 for zeros.
+
+    From the eigenvalues of the smaller of x x^T and x^T x, which is several times faster. nan where x is not finite,
+    which LAPACK would refuse with an error that names no tag.
+    """
+    if not x.isfinite().all():
+        return float("nan")
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    noise = values.max() * gram.shape[0] * torch.finfo(gram.dtype).eps
+    singular = values[values > noise].sqrt()
+    share = singular / singular.sum()
+    return (-(share * share.log()).sum()).exp().item() if len(singular) else 0.0
+
+
+def embedding_health(predicted: Tensor, target: Tensor, mean: Tensor, norm: float) -> EmbeddingHealth:
+    """predicted, target (F, P, D) of a split, mean (D,) of the training targets."""
+    predicted, target, mean = predicted.double(), target.double(), mean.double()
+    spreading = (target - mean).square().sum(-1).mean()
+    error = (predicted - target).square().sum(-1).mean()
+    nmse = (error / spreading).item() if spreading > 0 else None
+    return EmbeddingHealth(spread(predicted.flatten(0, 1)), spread(target.flatten(0, 1)), nmse, norm)
+
+
+class Watch:
+    """Sums, while entered, of what passes through the CLIP head and the decoder; nothing is read from the device.
+
+    Of each batch the first `share` counts: the rest fills it up.
+    """
+
+    def __init__(self, model: DualHeadHNeRV) -> None:
+        self._model = model
+        self.share = 1.0
+        self._norms: list[Tensor] = []
+        self._moments: dict[int, list[Tensor]] = {}
+        self._sizes: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Watch]:
+        model, decoder = self._model, self._model.decoder
+        hooks = [] if model.clip_head is None else [model.clip_head.out.register_forward_hook(self._see_head)]
+        hooks.append(decoder.stem.register_forward_hook(lambda _, __, out: self._see_stage(0, decoder.act(out))))
+        for number, stage in enumerate(decoder.stages, start=1):
+            hooks.append(stage.register_forward_hook(lambda _, __, out, n=number: self._see_stage(n, out)))
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _see_head(self, _: object, __: object, out: Tensor) -> None:
+        self._norms.append(self._counted(out).norm(dim=-1).flatten())
+
+    def _see_stage(self, number: int, out: Tensor) -> None:
+        x = self._counted(out)
+        row = torch.stack([x.sum(), torch.linalg.vector_norm(x).square()])  # 40 times faster than std_mean on a CPU
+        self._moments.setdefault(number, []).append(row)
+        self._sizes[number] = self._sizes.get(number, 0) + x.numel()
+
+    def _counted(self, out: Tensor) -> Tensor:
+        return out[: round(self.share * len(out))].float()
+
+    def norm(self) -> float:
+        """Mean L2 norm before normalisation; nan without a CLIP head."""
+        return torch.cat(self._norms).mean().item() if self._norms else float("nan")
+
+    def features(self) -> StageFeatures:
+        moments = torch.stack(
+            [torch.stack(rows).double().sum(0) / self._sizes[number] for number, rows in sorted(self._moments.items())]
+        )
+        mean, square = moments.cpu().unbind(1)
+        return StageFeatures(mean.tolist(), (square - mean**2).clamp(min=0).sqrt().tolist())

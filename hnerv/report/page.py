@@ -1,0 +1,198 @@
+"""Runs -> one HTML page, whole in itself: no request leaves it, every text in it is escaped."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from hnerv import __version__
+from hnerv.config import Config, differences
+from hnerv.errors import UserError
+from hnerv.files import replacing
+from hnerv.report.findings import RULES, Finding, findings_of
+from hnerv.report.pictures import ERROR_TOP, Shown
+from hnerv.report.plots import Plot, distribution_plots, frame_plots, patch_plots, training_plots
+from hnerv.report.reading import RunData
+
+
+class Story(NamedTuple):
+    """A run and what is told of it. `missing` are sentences on what the page lacks and how to get it."""
+
+    run: RunData
+    shown: list[Shown]
+    missing: list[str]
+
+    @property
+    def frames_shown(self) -> list[int]:
+        return [shot.row.frame for shot in self.shown]
+
+
+class Cells(NamedTuple):
+    """A row of the summary table; a run has two cells (training, unseen) or one that spans both."""
+
+    label: str
+    help: str
+    cells: list[list[str]]
+
+
+class Told(NamedTuple):
+    """What the template needs of one run."""
+
+    name: str
+    targets: str
+    targets_short: str
+    findings: list[Finding]
+    shown: list[Shown]
+    missing: list[str]
+    settings: dict[str, dict[str, str]]
+    made: list[tuple[str, str]]
+
+
+def render(stories: list[Story]) -> str:
+    """The page of one run, or of several side by side. Raises UserError where their configurations cannot be read."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    runs = [story.run for story in stories]
+    engine = Environment(
+        loader=PackageLoader("hnerv.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    parts = resources.files("hnerv.report")
+    return engine.get_template("page.html").render(
+        title=" · ".join(run.name for run in runs),
+        style=parts.joinpath("page.css").read_text(encoding="utf-8"),
+        script=parts.joinpath("page.js").read_text(encoding="utf-8"),
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        runs=[_told(story) for story in stories],
+        summary=summary_rows(runs),
+        changed=changed_settings(runs),
+        curves=training_plots(runs),
+        groups=[(title, lead, _by_title([plots(run) for run in runs])) for title, lead, plots in GROUPS],
+        rules=RULES,
+        error_top=f"{100 * ERROR_TOP:g} %",
+    )
+
+
+def write_page(path: Path, stories: list[Story]) -> int:
+    """Writes the page, whole or not at all; returns its bytes. Raises UserError."""
+    text = render(stories).encode("utf-8", errors="replace")
+    try:
+        with replacing(path) as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}): give another file by --out") from error
+    return len(text)
+
+
+def summary_rows(runs: list[RunData]) -> list[Cells]:
+    """The table at the top; rows that no run has a value for are left out."""
+    rows = []
+    for label, help, tag, form in SPLIT_ROWS:
+        tags = [tag.format(split) for split in ("train", "val")]
+        rows.append(Cells(label, help, [[_shown(run.values.get(tag), form) for tag in tags] for run in runs]))
+    for label, help, number, form in RUN_ROWS:
+        rows.append(Cells(label, help, [[_shown(number(run), form)] for run in runs]))
+    return [row for row in rows if any(cell != "–" for cells in row.cells for cell in cells)]
+
+
+def changed_settings(runs: list[RunData]) -> dict[str, list[str]]:
+    """{setting: its value in each run} of the settings in which any run differs from the first."""
+    if len(runs) == 1:
+        return {}
+    configs = [Config.from_dict(run.record["config"]) for run in runs]
+    names = dict.fromkeys(name for other in configs[1:] for name in differences(configs[0], other))
+    return {name: [_plain(config.flat()[name]) for config in configs] for name in names}
+
+
+def _told(story: Story) -> Told:
+    run = story.run
+    return Told(
+        name=run.name,
+        targets=run.targets,
+        targets_short=short_targets(run.targets),
+        findings=findings_of(run),
+        shown=story.shown,
+        missing=story.missing,
+        settings={name: {k: _plain(v) for k, v in knobs.items()} for name, knobs in run.settings().items()},
+        made=_made(run),
+    )
+
+
+def short_targets(label: str, most: int = 64) -> str:
+    """What the targets are, as far as there is room beside a picture: without what stands in parentheses."""
+    label = label.split(" (")[0]
+    return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def _by_title(plots: list[list[Plot]]) -> list[list[Plot | None]]:
+    """Plots of each run -> rows of the same plot of every run, None where a run lacks it."""
+    titles = dict.fromkeys(plot.title for mine in plots for plot in mine)
+    return [[next((plot for plot in mine if plot.title == title), None) for mine in plots] for title in titles]
+
+
+def _made(run: RunData) -> list[tuple[str, str]]:
+    """(what, value): where the numbers come from."""
+    video, scene, found = run.record["video"], run.record["scene"], run.environment
+    return [
+        ("video", f"{video['source']}, read by {video['reader']}"),
+        ("frames", f"{scene['frames']} of {scene['height']}x{scene['width']}, {scene['fps']:g} per second"),
+        ("split", f"{len(scene['train'])} for training, {len(scene['val'])} unseen"),
+        ("patches", f"{scene['rows']}x{scene['cols']} in a frame"),
+        ("CLIP targets", run.targets),
+        ("trained", f"{run.epoch} of {run.epochs} epochs, evaluated at epoch {run.values_epoch}"),
+        *((key, _plain(value)) for key, value in found.items() if value is not None),
+    ]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def coded_parameters(run: RunData) -> int:
+    return sum(run.record["model"]["coded_parameters"].values())
+
+
+def estimated_rate(run: RunData) -> float:
+    from hnerv.metrics import bits_per_pixel
+
+    scene = run.record["scene"]
+    return bits_per_pixel(coded_parameters(run), scene["frames"], scene["height"], scene["width"])
+
+
+GROUPS = (
+    ("Frame by frame", "The grey line joins the frames in time; unseen frames were not trained on.", frame_plots),
+    ("Patch by patch", "Where in the picture, and when, the model is better (bright) and worse (dark).", patch_plots),
+    ("Distributions", "Shares within a split: the splits differ in size.", distribution_plots),
+)
+"""(title, lead, plots of a run)."""
+
+SPLIT_ROWS = (
+    ("PSNR of the frame, dB", "from the error of the whole 8-bit frame: the figure of the literature",
+     "Eval/Frame/{}_psnr_frame", "{:.2f}"),
+    ("PSNR, mean of patches, dB", "mean of the PSNR of each patch", "Eval/Frame/{}_psnr", "{:.2f}"),
+    ("worst frame, dB", "mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
+    ("MS-SSIM", "fewer than five scales in frames under 161 pixels", "Eval/Frame/{}_ms_ssim", "{:.4f}"),
+    ("similarity", "cosine with the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
+    ("similarity, centred", "the mean of the training targets removed", "Eval/Frame/{}_clip_sim_centred", "{:.3f}"),
+    ("retrieval agreement", "true embeddings that find their patch", "Eval/Frame/{}_clip_retrieval", "{:.1%}"),
+)  # fmt: skip
+"""(label, help, tag with a place for the split, format)."""
+
+RUN_ROWS = (
+    ("generalisation gap, dB", "PSNR of training less unseen frames, mean of patches",
+     lambda run: run.values.get("Eval/Gap/psnr_gap"), "{:.2f}"),
+    ("coded parameters", "decoder, heads and embeddings", coded_parameters, "{:,}"),
+    ("rate, bits per pixel", "an estimate at 8 bits per parameter, not the size of a file",
+     estimated_rate, "{:.4f}"),
+    ("decoding, frames/s", "on the machine that evaluated", lambda run: run.summary.get("decode_fps"), "{:.1f}"),
+    ("epochs", "trained", lambda run: run.epoch, "{}"),
+    ("evaluated at epoch", "whose model is measured here", lambda run: run.values_epoch or None, "{}"),
+)  # fmt: skip
+"""(label, help, number of a run, format)."""

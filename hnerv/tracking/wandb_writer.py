@@ -1,0 +1,78 @@
+"""Weights & Biases behind the run logger: the same tags and values. The package is imported here alone."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from hnerv.tracking.images import Encoded
+from hnerv.tracking.projector import Points
+
+BATCH_TAGS = "Train_Batch/"
+
+
+class WandbWriter:
+    """What a run of wandb can show, by the methods of a SummaryWriter.
+
+    The service counts its own steps and takes nothing back, so each value carries its step or epoch as the axis, and
+    a run that was killed may show values of the steps after its last checkpoint twice.
+    """
+
+    def __init__(self, run: Path) -> None:
+        import wandb
+
+        self._wandb = wandb
+        identity = f"{run.parent.name}-{run.name}"[-64:]
+        self._run = wandb.init(project="hnerv", name=run.name, id=identity, dir=str(run), resume="allow")
+        self._run.define_metric("epoch", hidden=True)
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="epoch")
+        self._run.define_metric(f"{BATCH_TAGS}*", step_metric="step")
+
+    def add_scalar(self, tag: str, value: float, step: int, walltime: float | None = None) -> None:
+        axis = "step" if tag.startswith(BATCH_TAGS) else "epoch"
+        self._run.log({tag: value, axis: step})
+
+    def add_histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._run.log({tag: self._wandb.Histogram(values.detach().float().cpu().flatten().numpy()), "epoch": step})
+
+    def add_encoded(self, tag: str, picture: Encoded, step: int) -> None:
+        import io
+
+        if picture.data[:3] == b"GIF":
+            shown = self._wandb.Video(io.BytesIO(picture.data), format="gif")
+        else:
+            from PIL import Image
+
+            shown = self._wandb.Image(Image.open(io.BytesIO(picture.data)))
+        self._run.log({tag: shown, "epoch": step})
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        self._run.log({tag: self._wandb.Html(f"<pre>{html.escape(markdown)}</pre>"), "epoch": step})
+
+    def add_settings(self, settings: dict[str, object], metrics: Sequence[str]) -> None:
+        self._run.config.update(settings, allow_val_change=True)
+
+    def add_custom_scalars(self, layout: dict) -> None:
+        """Charts are arranged on the page of the service."""
+
+    def add_graph(self, model: nn.Module, inputs: Tensor, *_: object) -> None:
+        """The service draws none."""
+
+    def add_points(self, points: Points) -> None:
+        """A table of the same points: the service projects its columns itself."""
+        names = [*points.columns, "picture", "embedding"]
+        rows = [
+            [*row, self._wandb.Image(picture), vector.tolist()]
+            for *row, picture, vector in zip(*points.columns.values(), points.thumbnails, points.vectors, strict=True)
+        ]
+        self._run.log({"embeddings": self._wandb.Table(columns=names, data=rows)})
+
+    def flush(self) -> None:
+        """The service sends on its own."""
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,121 @@
+"""Where the time of a run goes, and its memory: {Train/Performance tag: value}. Nothing here waits inside a step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+PARTS = ("data", "forward", "backward", "optimizer", "rest")
+ROOT = "Train/Performance"
+MIB = 1 << 20
+
+
+class Clock:
+    """Time of the parts of a step, summed over an epoch: CUDA events on the GPU, the clock of the host elsewhere.
+
+    `mark(part)` says that what happened since the mark before belongs to `part`. `totals` are what `state` saves, so
+    that an epoch which was interrupted is measured whole.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.totals: dict[str, float] = dict.fromkeys(("steps", "seconds", *PARTS), 0.0)
+        self._pool: list[torch.cuda.Event] = []
+        self._marks: list[tuple[str, torch.cuda.Event | float]] = []
+        self._started = self._closed = time.perf_counter()
+        self._logging = 0.0
+
+    def start(self) -> None:
+        """The steps of an epoch, or of the rest of one, begin."""
+        self._started = time.perf_counter()
+        self.mark("")
+
+    def mark(self, part: str) -> None:
+        if self.device.type == "cuda":
+            event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self._marks.append((part, event))
+        else:
+            self._marks.append((part, time.perf_counter()))
+
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """What happens inside is logging, and no part of a step."""
+        start = time.perf_counter()
+        yield
+        self._logging += time.perf_counter() - start
+
+    def state(self) -> dict[str, float]:
+        """The sums of the epoch so far, once the device has done its steps. Inverse of `load_state`."""
+        self._collect()
+        return dict(self.totals)
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.totals |= state
+
+    def close(self, patches: int) -> dict[str, float]:
+        """{tag: value} of the epoch that ends, in which `patches` were shown; what comes next counts anew."""
+        self._collect()
+        now, totals = time.perf_counter(), self.totals
+        values = {f"{ROOT}/logging_share": 100 * self._logging / max(now - self._closed, 1e-9)}
+        if totals["steps"]:
+            of_steps = sum(totals[part] for part in PARTS)
+            values |= {f"{ROOT}/{p}_ms": totals[p] / totals["steps"] for p in ("forward", "backward", "optimizer")}
+            values |= {
+                f"{ROOT}/data_share": 100 * totals["data"] / max(of_steps, 1e-9),
+                f"{ROOT}/epoch_seconds": totals["seconds"],
+                f"{ROOT}/patches_per_second": patches / max(totals["seconds"], 1e-9),
+            }
+        self.totals = dict.fromkeys(totals, 0.0)
+        self._closed, self._logging = now, 0.0
+        return values | memory_values(self.device)
+
+    def _collect(self) -> None:
+        """Turns marks into sums. The last event is waited for: the steps before it are done then."""
+        if self.device.type == "cuda" and self._marks:
+            self._marks[-1][1].synchronize()
+        for (_, before), (part, after) in itertools.pairwise(self._marks):
+            if part:
+                self.totals[part] += _milliseconds(before, after)
+                self.totals["steps"] += part == "forward"
+        if len(self._marks) > 1:
+            now = time.perf_counter()
+            self.totals["seconds"] += now - self._started
+            self._started = now
+        if self.device.type == "cuda":
+            self._pool += [event for _, event in self._marks[:-1]]
+        self._marks = [("", mark) for _, mark in self._marks[-1:]]
+
+
+def _milliseconds(before: torch.cuda.Event | float, after: torch.cuda.Event | float) -> float:
+    return 1000 * (after - before) if isinstance(before, float) else before.elapsed_time(after)
+
+
+def memory_values(device: torch.device) -> dict[str, float]:
+    """{tag: MiB, or percent}: what can be known of it on this machine."""
+    values = {}
+    if resident := _resident_bytes():
+        values[f"{ROOT}/host_memory_mib"] = resident / MIB
+    if device.type == "cuda":
+        values |= {
+            f"{ROOT}/gpu_memory_allocated_mib": torch.cuda.memory_allocated(device) / MIB,
+            f"{ROOT}/gpu_memory_reserved_mib": torch.cuda.memory_reserved(device) / MIB,
+            f"{ROOT}/gpu_memory_peak_mib": torch.cuda.max_memory_allocated(device) / MIB,
+        }
+        with contextlib.suppress(Exception):  # no nvidia-ml-py, or a driver that does not tell
+            values[f"{ROOT}/gpu_utilisation"] = float(torch.cuda.utilization(device))
+    return values
+
+
+def _resident_bytes() -> int:
+    """0 where the system has no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0

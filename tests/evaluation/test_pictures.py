@@ -1,0 +1,199 @@
+"""Pictures of an evaluation: what is drawn where, from the frames and numbers that were measured."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hnerv.evaluation import evaluate, log_pictures, log_projector
+from hnerv.evaluation.pictures import (
+    ERROR_TOP,
+    SEAM_TOP,
+    comparison,
+    decode,
+    evenly,
+    patch_maps,
+    seam_jumps,
+    seams,
+)
+from hnerv.geometry import PatchGrid
+from hnerv.tracking import NullLogger, tags
+from hnerv.tracking.images import MARK, MISSING, colours
+
+
+class Album(NullLogger):
+    """Keeps what it is shown."""
+
+    shows = True
+
+    def __init__(self):
+        self.pictures, self.points = {}, []
+
+    def image(self, tag, picture, step):
+        self.pictures[tag] = (picture, step)
+
+    def projector(self, points):
+        self.points.append(points)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    draw = np.random.default_rng(0)
+    return draw.integers(0, 256, (2, 32, 64, 3), dtype=np.uint8)
+
+
+def test_every_tag_is_drawn_small(world):
+    here = world()
+    album = Album()
+    log_pictures(album, here.model, here.store, evaluate(here.model, here.store), 7)
+    assert set(album.pictures) == {name for name, tag in tags().items() if tag.kind == "image"}
+    for tag, (picture, step) in album.pictures.items():
+        opened = Image.open(io.BytesIO(picture.data))
+        assert step == 7 and opened.size == (picture.width, picture.height)
+        assert opened.format == ("GIF" if tag.endswith("reconstruction") else "PNG")
+        assert picture.width <= 1000 and picture.height <= 400
+    film = Image.open(io.BytesIO(album.pictures["Eval/Images/reconstruction"][0].data))
+    assert film.n_frames > 1 and film.info["loop"] == 0
+
+
+def test_without_unseen_frames_or_targets(world):
+    here = world(targets=False, val=())
+    album = Album()
+    report = evaluate(here.model, here.store)
+    log_pictures(album, here.model, here.store, report, 1)
+    log_projector(album, here.model, here.store, report)
+    expected = {n for n, tag in tags().items() if tag.kind == "image" and "val_" not in n and "clip_sim" not in n}
+    assert set(album.pictures) == expected and not album.points
+
+
+def test_nothing_is_drawn_for_nobody(world, monkeypatch):
+    here = world()
+    report = evaluate(here.model, here.store)
+    monkeypatch.setattr("hnerv.evaluation.pictures.decode", lambda *_: pytest.fail("frames were decoded"))
+    log_pictures(NullLogger(), here.model, here.store, report, 1)
+    log_projector(NullLogger(), here.model, here.store, report)
+
+
+@pytest.mark.parametrize(("embedding", "unseen"), [("grid", ""), ("encoder", ""), ("encoder", "encode"), ("pe", "")])
+def test_frames_are_those_that_were_measured(world, embedding, unseen):
+    here = world(embedding)
+    report = evaluate(here.model, here.store, unseen)
+    decoded = decode(here.model, here.store, report, [0, 3, 6, 7])
+    assert (decoded.truth == here.frames[[0, 3, 6, 7]].permute(0, 2, 3, 1).numpy()).all()
+    found = {}
+    for split in (report.train, report.val):
+        found |= dict(zip(split.positions.tolist(), zip(split.psnr_frame, split.clip.sim, strict=True), strict=True))
+    for row, position in enumerate(decoded.positions):
+        mse = (np.subtract(decoded.truth[row], decoded.rgb[row], dtype=float) ** 2).mean() / 255**2
+        assert -10 * np.log10(mse) == pytest.approx(found[position][0].item(), abs=1e-3)
+        cosine = (decoded.clip[row] * here.embeddings[position]).sum(-1)
+        assert torch.allclose(cosine, found[position][1], atol=1e-5)
+
+
+def test_drawing_leaves_the_model_as_it_was(world):
+    here = world("encoder")
+    report = evaluate(here.model, here.store)
+    before = {key: value.clone() for key, value in here.model.state_dict().items()}
+    state, training = torch.get_rng_state(), here.model.training
+    log_pictures(Album(), here.model, here.store, report, 1)
+    log_projector(Album(), here.model, here.store, report)
+    assert all(torch.equal(before[key], value) for key, value in here.model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state()) and here.model.training == training
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(3, 5, [0, 1, 2]), (5, 5, [0, 1, 2, 3, 4]), (9, 5, [0, 2, 4, 6, 8]), (100, 2, [0, 99])],
+)
+def test_evenly(count, most, expected):
+    assert evenly(list(range(count)), most) == expected
+
+
+def test_a_comparison_shows_both_frames_and_the_error(noise):
+    truth, rgb = noise
+    picture = comparison(truth, rgb, "caption")
+    blown_up = [np.repeat(np.repeat(x, 3, 0), 3, 1) for x in (truth, rgb)]
+    error = colours(np.abs(truth.astype(float) - rgb).mean(2) / 255 / ERROR_TOP)
+    for i, expected in enumerate([*blown_up, np.repeat(np.repeat(error, 3, 0), 3, 1)]):
+        left = i * (192 + 6)
+        assert any(
+            (picture[top : top + 96, left : left + 192] == expected).all() for top in range(picture.shape[0] - 95)
+        ), i
+
+
+def test_without_an_error_the_map_is_dark(noise):
+    picture = comparison(noise[0], noise[0], "c")
+    assert (picture[60, 396:] == colours(np.zeros(192))).all()
+
+
+def test_jumps_are_differences_of_the_error(noise):
+    truth, rgb = noise.astype(float)
+    down, across = seam_jumps(*noise)
+    assert down.shape == (31, 64) and across.shape == (32, 63)
+    assert down[4, 9] == pytest.approx(np.abs((rgb - truth)[5, 9] - (rgb - truth)[4, 9]).mean(), rel=1e-5)
+    assert across[4, 9] == pytest.approx(np.abs((rgb - truth)[4, 10] - (rgb - truth)[4, 9]).mean(), rel=1e-5)
+
+
+def test_a_seam_is_seen_and_an_edge_of_the_scene_is_not():
+    """An offset of one patch makes a seam; an edge that truth and reconstruction share makes none."""
+    grid = PatchGrid(64, 192, 1, 2)
+    truth = np.full((64, 192, 3), 100, np.uint8)
+    truth[:, 96:] = 180
+    rgb = truth.copy()
+    draw = np.random.default_rng(0)
+    rgb += draw.integers(0, 3, rgb.shape, dtype=np.uint8)
+    band = (slice(-50, -30), slice(93, 99))
+    faint = seams(truth, rgb, grid, "f")[band]
+    rgb[:, 96:] += 40
+    strong = seams(truth, rgb, grid, "f")[band]
+    assert (strong == colours(np.ones(1))).all() and not (faint == colours(np.ones(1))).all(-1).any()
+    assert SEAM_TOP > 1
+
+
+def test_maps_are_means_over_frames_and_mark_unseen_ones(world):
+    here = world()
+    report = evaluate(here.model, here.store)
+    maps = patch_maps(report, 2, 4)
+    assert set(maps) == {f"{q}_{form}" for q in ("psnr", "clip_sim") for form in ("patches", "timeline")}
+    means = report.train.psnr.mean(0)
+    best = (means == means.max()).nonzero().item()
+    low = min(split.psnr.mean(0).min().item() for _, split in report.splits())
+    high = max(split.psnr.mean(0).max().item() for _, split in report.splits())
+    expected = colours(np.array([(means[best].item() - low) / (high - low)]))[0]
+    row, column = divmod(best, 4)
+    picture = maps["psnr_patches"]
+    assert np.abs(picture[:, column * 48 + 2].astype(int) - expected).sum(1).min() <= 3
+    timeline = maps["psnr_timeline"]
+    marked = (timeline == np.array(MARK)).all(-1)
+    assert marked.any(0).nonzero()[0].tolist() == [*range(180, 240), *range(420, 480)]  # frames 3 and 7 of 8, 60 wide
+
+
+def test_frames_that_no_split_holds_are_grey(world):
+    here = world(val=(7,))
+    timeline = patch_maps(evaluate(here.model, here.store), 2, 4)["psnr_timeline"]
+    grey = (timeline == np.array(MISSING)).all(-1)
+    assert (grey.sum(0) > 40).nonzero()[0].tolist() == list(range(180, 240))
+
+
+def test_points_are_the_predictions_and_targets_with_their_patches(world):
+    here = world()
+    report = evaluate(here.model, here.store)
+    album = Album()
+    log_projector(album, here.model, here.store, report)
+    (points,) = album.points
+    count = 8 * 8
+    assert points.vectors.shape == (2 * count, 6) and points.thumbnails.shape == (2 * count, 16, 16, 3)
+    assert points.columns["kind"] == ["predicted"] * count + ["true"] * count
+    assert points.columns["frame"][:10] == [0] * 8 + [1] * 2 and points.columns["patch"][:10] == [*range(8), 0, 1]
+    assert points.columns["split"][3 * 8] == "val" and points.columns["split"][count] == "train"
+    assert np.allclose(points.vectors[count:], here.embeddings.flatten(0, 1).numpy())
+    frame, patch = 5, 6
+    row = count + frame * 8 + patch
+    expected = here.frames[frame][:, 16:, 32:48].permute(1, 2, 0).numpy()
+    assert (points.thumbnails[row] == expected).all()
+    sims = (points.vectors[:count] * points.vectors[count:]).sum(1).reshape(8, 8)
+    assert np.allclose(sims[report.train.positions], report.train.clip.sim.numpy(), atol=1e-5)

@@ -1,0 +1,88 @@
+"""What a report does with a run folder: evaluates when that is due, says what it could not have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hnerv.errors import UserError
+from hnerv.report.making import Wishes, tell
+
+WISHES = Wishes(torch.device("cpu"))
+pytestmark = pytest.mark.usefixtures("evaluate")  # which measures speed for a moment only
+
+
+def test_a_run_that_was_not_evaluated(run, evaluate):
+    (story,) = tell([run], WISHES)
+    assert story.missing == [] and len(story.shown) == 10
+    assert story.run.values_epoch == 5 and len(story.run.frames) == 10
+    summary = (run / "eval" / "summary.json").read_text()
+    assert evaluate(run) == 0
+    again = json.loads((run / "eval" / "summary.json").read_text())
+    assert {k: v for k, v in json.loads(summary).items() if k != "decode_fps"} == {
+        k: v for k, v in again.items() if k != "decode_fps"
+    }
+
+
+def test_an_evaluation_that_is_current_is_kept(run, evaluate, snapshot):
+    assert evaluate(run) == 0
+    before = snapshot(run)
+    assert tell([run], WISHES)[0].shown
+    assert snapshot(run) == before
+
+
+def test_an_old_evaluation_is_made_anew(run, evaluate):
+    assert evaluate(run / "checkpoints" / "best.pt") == 0
+    tell([run], WISHES)
+    assert json.loads((run / "eval" / "summary.json").read_text())["checkpoint"].endswith("latest.pt")
+
+
+@pytest.fixture
+def homeless(tmp_path, train, flags, make_film) -> Path:
+    """A finished run whose video is gone."""
+    film = make_film(tmp_path / "film")
+    assert train(tmp_path, flags(data=film, epochs=1)) == 0
+    film.rename(tmp_path / "moved")
+    return tmp_path / "run"
+
+
+def test_a_video_that_is_gone(homeless, tmp_path):
+    (story,) = tell([homeless], WISHES)
+    (sentence,) = story.missing
+    assert "no pictures of frames, no numbers by frame and patch" in sentence and "--data" in sentence
+    assert story.shown == [] and story.run.values["Eval/Frame/val_psnr"] > 0
+    assert not (homeless / "eval").exists()
+    (story,) = tell([homeless], WISHES._replace(data=str(tmp_path / "moved")))
+    assert story.missing == [] and story.shown
+
+
+def test_a_video_that_is_gone_after_the_evaluation(homeless, evaluate, tmp_path):
+    assert evaluate(homeless, "--data", tmp_path / "moved") == 0
+    (story,) = tell([homeless], WISHES)
+    assert len(story.run.frames) == 10 and "no pictures of frames. The model" in story.missing[0]
+    path = homeless / "eval" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"epoch": 0}))
+    (story,) = tell([homeless], WISHES)
+    assert "those of epoch 0" in story.missing[0]
+
+
+def test_a_run_without_a_checkpoint(run):
+    shutil.rmtree(run / "checkpoints")
+    (story,) = tell([run], WISHES)
+    assert "There is no" in story.missing[0] and story.run.values
+
+
+def test_several_runs_show_the_same_frames_and_have_names_of_their_own(run, tmp_path):
+    twin = Path(shutil.copytree(run, tmp_path / "deep" / "run"))
+    stories = tell([run, twin], WISHES._replace(frames=5))
+    assert [story.run.name for story in stories] == [str(run), str(twin)]
+    assert stories[0].frames_shown == stories[1].frames_shown and len(stories[0].shown) == 5
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        tell([tmp_path], WISHES)
