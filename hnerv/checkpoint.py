@@ -11,7 +11,6 @@ from hnerv.errors import RunError, UserError
 from hnerv.files import replacing
 
 FORMAT = 1
-_MEND = "give best.pt, or delete this file to go on from that one"
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
 RUN_KEYS = {"config", "video", "scene", "targets", "model"}
 PROGRESS_KEYS = {"epoch", "step", "step_in_epoch", "records", "times", "best", "logs"}
@@ -38,7 +37,7 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"{path}: no such checkpoint: give the .pt file or the folder of a run") from None
     except Exception as error:  # what the unpickler raises on foreign bytes has no bounds
         cause = str(error).split("\n")[0][:160] or type(error).__name__
-        raise UserError(f"{path} is corrupt or no checkpoint of hnerv ({cause}): {_MEND}") from error
+        raise UserError(f"{path} is corrupt or no checkpoint of hnerv ({cause}): {_mend(path)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is no checkpoint of hnerv: give one that train_patch_dual.py wrote")
     if state["format"] != FORMAT:
@@ -46,11 +45,18 @@ def load_checkpoint(path: Path) -> dict:
             f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it"
         )
     if set(state) != KEYS:
-        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: {_MEND}")
+        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: {_mend(path)}")
     for part, needed in (("run", RUN_KEYS), ("progress", PROGRESS_KEYS)):
         if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
-            raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: {_MEND}")
+            raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: {_mend(path)}")
     return state
+
+
+def _mend(path: Path) -> str:
+    """Only a run's own latest.pt may be deleted: its best.pt then takes its place."""
+    if path.name == "latest.pt" and path.with_name("best.pt").is_file():
+        return "give best.pt, or delete this file to go on from that one"
+    return "give the folder of a run, or another of its checkpoints"
 
 
 def _check_sums(path: Path) -> None:

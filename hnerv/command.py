@@ -27,6 +27,9 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
         sys.exit(error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped; nothing that was saved is lost\n")
         sys.exit(130)

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,11 +125,19 @@ def test_missing_and_a_folder(tmp_path):
     one_line(tmp_path)
 
 
+def test_only_a_latest_beside_a_best_may_be_deleted(saved):
+    saved.write_bytes(b"no checkpoint")
+    assert "delete" not in one_line(saved)
+    saved.with_name("best.pt").touch()
+    assert "give best.pt, or delete this file" in one_line(saved)
+    assert "delete" not in one_line(Path(saved.rename(saved.with_name("kitchen.mp4"))))
+
+
 def test_truncated_anywhere(saved):
     data = saved.read_bytes()
     for length in [*range(0, 200, 7), *range(200, len(data), 997), *range(len(data) - 30, len(data))]:
         saved.write_bytes(data[:length])
-        assert "give best.pt, or delete this file" in one_line(saved), length
+        assert "is corrupt or no checkpoint" in one_line(saved), length
 
 
 def test_a_damaged_byte_is_found_or_harmless(saved):

@@ -12,17 +12,19 @@ from hnerv.flags import eval_parser, markdown, parse_train
 from hnerv.presets import PRESETS
 from hnerv.tracking import tags
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
 
 
 def test_the_tag_table_is_the_one_of_the_code():
-    rows = re.findall(r"^\| `((?:Train|Train_Batch|Model|Eval)/\S+)` \| (\w+) \| (.+?) \| (.+) \|$", README, re.M)
+    text = (ROOT / "docs" / "TAGS.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `((?:Train|Train_Batch|Model|Eval)/\S+)` \| (\w+) \| (.+?) \| (.+) \|$", text, re.M)
     assert rows == [tuple(tag) for tag in tags().values()]
 
 
 def test_the_flag_tables_are_those_of_the_configuration():
-    assert markdown() in README
+    assert markdown() in (ROOT / "docs" / "FLAGS.md").read_text(encoding="utf-8")
 
 
 def test_every_preset_is_named():

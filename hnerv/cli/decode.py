@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hnerv.cli import add_bitstream, add_device
 from hnerv.errors import UserError
 from hnerv.flags import Parser
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def add_arguments(parser: Parser) -> None:
@@ -15,12 +20,13 @@ def add_arguments(parser: Parser) -> None:
     add_bitstream(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="PATH",
-        help="NAME.mp4 or .mov (H.264, to look at), NAME.mkv (FFV1, lossless), or a folder of PNG (lossless)",
+        help="NAME.mp4 or .mov (H.264, to look at, not to measure), NAME.mkv (FFV1) or a folder of PNG (both lossless)",
     )  # fmt: skip
     parser.add_argument(
         "--frames", default="", metavar="A:B:S", help="range START:STOP:STEP, at the rate of the source; empty: all"
     )
     parser.add_argument("--patch", default="", metavar="P,P", help="these patches alone, numbered row by row from 0")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file, or all frames in a folder")
     add_device(parser)
 
 
@@ -42,25 +48,33 @@ def run(ask: argparse.Namespace) -> None:
     size = grid.patch_size if patches else (grid.height, grid.width)
     outputs = {patch: patch_path(ask.output, patch) if len(patches) > 1 else ask.output for patch in patches}
     for path in outputs.values() or (ask.output,):
-        check_target(path, size)
+        check_target(path, size, ask.overwrite)
     model = stream.model(("rgb_head",), range(min(frames), max(frames) + 1)).to(device)
     start = time.perf_counter()
     if not patches:
-        save(play(model, frames), ask.output, size, stream.scene.fps, len(frames))
+        save(play(model, frames), ask, ask.output, size, stream.scene.fps, frames)
     for patch, path in outputs.items():
-        save(play_patch(model, frames, patch), path, size, stream.scene.fps, len(frames))
+        save(play_patch(model, frames, patch), ask, path, size, stream.scene.fps, frames)
     seconds = time.perf_counter() - start
-    print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {ask.output} in {seconds:.1f} s")
+    places = ", ".join(map(str, outputs.values())) or ask.output
+    print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {places} in {seconds:.1f} s")
 
 
-def save(pictures, path: Path, size: tuple[int, int], fps: float, count: int) -> None:
-    """Writes the frames (H, W, 3) as they come."""
+def save(
+    pictures: Iterable[np.ndarray],
+    ask: argparse.Namespace,
+    path: Path,
+    size: tuple[int, int],
+    fps: float,
+    frames: range,
+) -> None:
+    """Writes the pictures (H, W, 3) of `frames` as they come; images are named by their frame."""
     from tqdm import tqdm
 
     from hnerv.video import open_writer
 
-    with open_writer(path, size, fps) as writer:
-        for picture in tqdm(pictures, desc=path.name, total=count, unit="frame", disable=None):
+    with open_writer(path, size, fps, overwrite=ask.overwrite, numbers=frames) as writer:
+        for picture in tqdm(pictures, desc=path.name, total=len(frames), unit="frame", disable=None):
             writer.write(picture)
 
 

@@ -39,6 +39,7 @@ def add_arguments(parser: Parser) -> None:
     add("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where the run found it")
     add("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
     add("--no-measure", action="store_true", help="leave out the evaluation, and so the video")
+    add("--overwrite", action="store_true", help="replace a file that is there")
     add_device(parser)
 
 
@@ -49,14 +50,14 @@ def run(ask: argparse.Namespace) -> None:
 
     device, options = pick_device(ask.device), options_of(ask)
     check_options(options)
-    refuse_output(ask.output)
+    refuse_output(ask.output, ask.overwrite)
     if ask.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: name the target file, or --no-measure")
     if ask.no_measure and not options.tuning.epochs:
         code_alone(ask, options, device)
     else:
         code_and_measure(ask, options, device)
-    print(f"play it:   hnerv decode {ask.output} -o {ask.output.with_suffix('.mp4')}")
+    print(f"play it:   hnerv decode {ask.output} -o {ask.output.with_name(f'{ask.output.stem}_decoded.mp4')}")
 
 
 def options_of(ask: argparse.Namespace) -> Options:
@@ -118,10 +119,12 @@ def lost(before: dict[str, float], after: dict[str, float]) -> str:
     return f"against the float model, PSNR of the frame: {', '.join(parts)}"
 
 
-def refuse_output(path: Path) -> None:
+def refuse_output(path: Path, overwrite: bool) -> None:
     """Before minutes go into what cannot be written. Raises UserError."""
     if path.suffix != ".hnerv":
         raise UserError(f"-o {path} does not end in .hnerv: name it so")
     if path.is_dir():
         raise UserError(f"-o {path} is a folder: choose another name")
+    if path.exists() and not overwrite:
+        raise UserError(f"-o {path} is there already: choose another name, or --overwrite")
     check_place(path)

@@ -16,9 +16,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(ask: argparse.Namespace) -> None:
-    """Reads the header alone. Raises UserError."""
+    """Checks every section, and prints what is in them. Raises UserError."""
     from hnerv.codec.describing import as_dict, origin_lines, parts_table
     from hnerv.codec.file import Bitstream
 
     stream = Bitstream(ask.file)
+    stream.check()
     print(json.dumps(as_dict(stream), indent=2) if ask.json else f"{origin_lines(stream)}\n\n{parts_table(stream)}")

@@ -78,6 +78,8 @@ def is_container(path: Path) -> bool:
 
 def open_container(path: Path) -> Container:
     """Reads and checks prologue and header. Raises UserError for anything that is not a whole file of ours."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file; `hnerv encode {path} -o NAME.hnerv` makes one of a run")
     try:
         with path.open("rb") as file:
             return _read_header(path, file)

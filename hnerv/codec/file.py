@@ -86,6 +86,11 @@ class Bitstream:
             rows.append(Part(section.name, sum(self._numbers(section, name) for name in section.tensors), entry.size))
         return rows
 
+    def check(self) -> None:
+        """Reads every section. Raises UserError for the first that is damaged."""
+        for section in self.sections:
+            read_section(self.container, section.name)
+
     def model(self, heads: tuple[str, ...] = HEADS, frames: range | None = None) -> DualHeadHNeRV:
         """The model that was coded, on the CPU and channels last, from what `heads` and `frames` (None: all) need.
 

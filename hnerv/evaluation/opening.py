@@ -78,8 +78,13 @@ def open_checkpoint(checkpoint: Path) -> Checkpoint:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """A run folder means its latest.pt."""
-    return path / "checkpoints" / "latest.pt" if path.is_dir() else path
+    """A run folder means its latest.pt. Raises UserError for a folder of runs."""
+    if not path.is_dir():
+        return path
+    runs = sorted(inner.parent.name for inner in path.glob("*/config.json"))
+    if runs and not (path / "checkpoints").exists():
+        raise UserError(f"{path} holds runs, it is none: give one of {', '.join(runs[:5])}, as in {path / runs[0]}")
+    return path / "checkpoints" / "latest.pt"
 
 
 def with_material(
@@ -98,7 +103,7 @@ def with_material(
     if clip_targets == NO_TARGETS:
         model, record, clip_targets = without_clip(model), _without_targets(record), ""
     config = pin_targets(Config.from_dict(record["config"]), record)
-    config = _moved(config, data or _found_again(config, record), unseen, clip_targets)
+    config = _moved(config, data or _found_again(config, record, origin), unseen, clip_targets)
     if unseen and config.model.embedding != "encoder":
         raise UserError(f"--unseen is for the encoder, {origin.path} has a {config.model.embedding} embedding: drop it")
     material = load_material(config, device, progress=True)
@@ -140,10 +145,14 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
         raise UserError(f"{checkpoint}: weights and configuration do not fit ({cause}): take best.pt") from error
 
 
-def _found_again(config: Config, record: dict) -> str:
+def _found_again(config: Config, record: dict, origin: Origin) -> str:
     """The path that the run resolved, where what was typed then means nothing in this working directory."""
-    typed = config.video.data
-    return typed if typed in CLIPS or Path(typed).exists() else record["video"]["source"]
+    typed, resolved = config.video.data, record["video"]["source"]
+    if typed in CLIPS or Path(typed).exists():
+        return typed
+    if not Path(resolved).exists():
+        raise UserError(f"the video of {origin.path}, {resolved}, is not there: say where it is by --data")
+    return resolved
 
 
 def _moved(config: Config, data: str, unseen: str, clip_targets: str) -> Config:

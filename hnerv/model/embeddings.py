@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnerv.config import ModelConfig, parse_pe
-from hnerv.model.encoder import ContentEncoder
 from hnerv.model.scene import Scene
 
 
@@ -107,6 +106,8 @@ class EncoderEmbedding(Embedding):
     at_any_time = False
 
     def __init__(self, config: ModelConfig, scene: Scene) -> None:
+        from hnerv.model.encoder import ContentEncoder  # torchvision takes a second to import
+
         super().__init__()
         scale = math.prod(config.strides)
         self.channels = config.embed_dim

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -51,31 +51,37 @@ FORMATS = {
 """Suffix -> how it is written: H.264 to look at, lossless FFV1 to measure on."""
 
 
-def check_target(path: Path, size: tuple[int, int]) -> None:
+def check_target(path: Path, size: tuple[int, int], overwrite: bool = False) -> None:
     """Raises UserError where `open_writer` could not write frames of `size` (H, W): to be asked before they are made.
 
-    A suffix that is not known, an odd size for H.264, a folder with other files, a place that may not be written.
+    A suffix that is not known, an odd size for H.264, a file or frames that are there unless `overwrite`, a folder
+    with other files, a place that may not be written.
     """
     if _is_folder(path):
-        _check_folder(path)
+        _check_folder(path, overwrite)
     else:
         _check_file(path, size)
+    if path.is_file() and not overwrite:
+        raise UserError(f"{path} is there already: give another name, or --overwrite")
     check_place(path)
 
 
 @contextlib.contextmanager
-def open_writer(path: Path, size: tuple[int, int], fps: float) -> Iterator[FrameWriter]:
+def open_writer(
+    path: Path, size: tuple[int, int], fps: float, *, overwrite: bool = False, numbers: Sequence[int] | None = None
+) -> Iterator[FrameWriter]:
     """A writer of frames of `size` (H, W) at `fps` frames per second, to be used as a context.
 
     .mp4 and .mov become H.264 (4:2:0, lossy, even sizes), .mkv lossless FFV1; no suffix, or a folder that is there,
-    becomes PNG images 00000.png, 00001.png, ..., which take the place of earlier ones and know no rate. NTSC rates
-    rounded to three digits are taken for what they mean, 23.976 for 24000/1001. All of it is moved to its place at
-    the end of a block that succeeds; a block that fails leaves what was there. Raises UserError as `check_target`
-    does, for a rate that is not above 0, for a disk that fails, and when no frame came.
+    becomes PNG images 00000.png, 00001.png, ..., or of these `numbers`, which know no rate. With `overwrite` they take
+    the place of what was there: of a file, or of all such images. NTSC rates rounded to three digits are taken for
+    what they mean, 23.976 for 24000/1001. All of it is moved to its place at the end of a block that succeeds; a block
+    that fails leaves what was there. Raises UserError as `check_target` does, for a rate that is not above 0, for a
+    disk that fails, and when no frame came.
     """
-    check_target(path, size)
+    check_target(path, size, overwrite)
     rate = exact_rate(fps)
-    with _folder_writer(path, size) if _is_folder(path) else _file_writer(path, size, rate) as writer:
+    with _folder_writer(path, size, numbers) if _is_folder(path) else _file_writer(path, size, rate) as writer:
         yield writer
 
 
@@ -96,7 +102,7 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() or not path.suffix
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(path: Path, overwrite: bool) -> None:
     """Hidden files are nobody's frames: they are let be."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, its name asks for a folder of PNG: give one of {', '.join(FORMATS)}")
@@ -106,6 +112,9 @@ def _check_folder(path: Path) -> None:
             f"{path} holds other files than frames, such as {sorted(others)[0]}: give a new folder, or the name of a "
             f"video file in {', '.join(FORMATS)}"
         )
+
+    if not overwrite and any(_is_ours(name) for name in _names(path)):
+        raise UserError(f"{path} holds frames already: give a new folder, or --overwrite, which removes them all")
 
 
 def _check_file(path: Path, size: tuple[int, int]) -> None:
@@ -222,7 +231,7 @@ def _coded(frame: np.ndarray, coding: _Coding, position: int, rate: Fraction):
 
 
 @contextlib.contextmanager
-def _folder_writer(path: Path, size: tuple[int, int]) -> Iterator[_Frames]:
+def _folder_writer(path: Path, size: tuple[int, int], numbers: Sequence[int] | None) -> Iterator[_Frames]:
     """Images wait in a hidden folder inside `path`, so that moving them to their place is a rename and cannot fill."""
     from PIL import Image
 
@@ -231,7 +240,8 @@ def _folder_writer(path: Path, size: tuple[int, int]) -> Iterator[_Frames]:
     try:
         with _storing(path):
             waiting.mkdir(parents=True, exist_ok=True)
-        frames = _Frames(path, size, lambda i, frame: Image.fromarray(frame).save(waiting / f"{i:05d}.png"))
+        names = range(1 << 31) if numbers is None else numbers
+        frames = _Frames(path, size, lambda i, frame: Image.fromarray(frame).save(waiting / f"{names[i]:05d}.png"))
         yield frames
         frames.check_some()
         with _storing(path):

@@ -27,6 +27,8 @@ def expected(path: Path) -> np.ndarray:
 
 
 def pictures(folder: Path) -> np.ndarray:
+    if folder.suffix == ".mkv":
+        return load_video(str(folder)).frames.permute(0, 2, 3, 1).numpy()
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))])
 
 
@@ -45,12 +47,8 @@ def test_a_machine_that_has_only_the_file(coded, tmp_path, embedding, output):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"12 frames of 32x64 decoded and written to {output} in ")
     if output.endswith(".mkv"):
-        video = load_video(str(tmp_path / output))
-        found = video.frames.permute(0, 2, 3, 1).numpy()
-        assert video.fps == pytest.approx(24)
-    else:
-        found = pictures(tmp_path / output)
-    assert np.array_equal(found, expected(coded(embedding)))
+        assert load_video(str(tmp_path / output)).fps == pytest.approx(24)
+    assert np.array_equal(pictures(tmp_path / output), expected(coded(embedding)))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +64,28 @@ def test_a_machine_that_has_only_the_file(coded, tmp_path, embedding, output):
         ("17:18", range(17, 18)),
     ],
 )
-def test_frames_are_those_of_the_whole_video_in_the_order_asked_for(coded, hnerv_main, tmp_path, words, positions):
+def test_images_are_those_of_the_whole_video_and_have_their_numbers(coded, hnerv_main, tmp_path, words, positions):
     assert hnerv_main("decode", coded("long"), "-o", tmp_path / "out", *([f"--frames={words}"] if words else [])) == 0
-    assert np.array_equal(pictures(tmp_path / "out"), expected(coded("long"))[list(positions)])
+    assert np.array_equal(pictures(tmp_path / "out"), expected(coded("long"))[sorted(positions)])
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"{position:05d}.png" for position in sorted(positions)]
+
+
+def test_a_video_has_the_frames_in_the_order_asked_for(coded, hnerv_main, tmp_path):
+    assert hnerv_main("decode", coded("long"), "-o", tmp_path / "out.mkv", "--frames=30:20:-3") == 0
+    assert np.array_equal(pictures(tmp_path / "out.mkv"), expected(coded("long"))[[30, 27, 24, 21]])
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out"])
+def test_what_is_there_is_replaced_only_when_asked(coded, hnerv_main, tmp_path, snapshot, capsys, name):
+    words = ("decode", coded("grid"), "-o", tmp_path / name)
+    assert hnerv_main(*words, "--frames", "0:3") == 0
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert hnerv_main(*words, "--frames", "5:6") == 2
+    assert "--overwrite" in capsys.readouterr().err and snapshot(tmp_path) == before
+    assert hnerv_main(*words, "--frames", "5:6", "--overwrite") == 0
+    assert len(pictures(tmp_path / name)) == 1
 
 
 def test_patches_get_a_folder_each_and_one_alone_the_name_itself(coded, hnerv_main, tmp_path):

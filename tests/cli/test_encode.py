@@ -25,7 +25,10 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
     for printed, split in zip(lost.groups(), ("train", "val"), strict=True):
         a, b = (getattr(report, split).psnr_frame.mean().item() for report in (after, before))
         assert float(printed) == pytest.approx(a - b, abs=2e-3)
-    assert f"{path.stat().st_size:,}" in out and f"play it:   hnerv decode {path} -o {path.with_suffix('.mp4')}" in out
+    assert (
+        f"{path.stat().st_size:,}" in out
+        and f"play it:   hnerv decode {path} -o {path.with_name('a_decoded.mp4')}" in out
+    )
     told = Bitstream(path).encoder
     assert told["weight_bits"] == 5 and told["latent_bits"] == 4 and told["epoch"] > 0
 
@@ -53,7 +56,7 @@ def test_without_measuring_the_video_is_not_needed(train, flags, make_film, hner
     assert "from the file" not in capsys.readouterr().out
     assert len(list(play(Bitstream(path).model(), range(12)))) == 12
     moved = make_film(tmp_path / "moved")
-    assert hnerv_main("encode", run, "-o", path, "--data", moved, "--finetune-epochs", "1") == 0
+    assert hnerv_main("encode", run, "-o", path, "--data", moved, "--finetune-epochs", "1", "--overwrite") == 0
     assert Bitstream(path).encoder["finetune_epochs"] == 1
 
 
@@ -77,9 +80,11 @@ def test_a_wanted_rate(finished, hnerv_main, tmp_path):
 def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_main, tmp_path):
     path = tmp_path / "a.hnerv"
     path.write_bytes(b"older")
-    assert hnerv_main("encode", finished, "-o", path, "--target-bpp", 0.001, "--no-measure") == 2
+    assert hnerv_main("encode", finished, "-o", path, "--target-bpp", 0.001, "--no-measure", "--overwrite") == 2
     assert path.read_bytes() == b"older"
-    assert hnerv_main("encode", finished, "-o", path, "--no-measure") == 0
+    assert hnerv_main("encode", finished, "-o", path, "--no-measure") == 2, "only with --overwrite"
+    assert path.read_bytes() == b"older"
+    assert hnerv_main("encode", finished, "-o", path, "--no-measure", "--overwrite") == 0
     assert np.stack(list(play(Bitstream(path).model(), range(2)))).shape == (2, 32, 64, 3)
     assert [found.name for found in tmp_path.iterdir()] == ["a.hnerv"]
 

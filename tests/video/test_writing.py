@@ -34,8 +34,8 @@ def smooth() -> list[np.ndarray]:
     return [(np.stack(waves, -1) + 2 * i).astype(np.uint8) for i in range(4)]
 
 
-def write(path: Path, frames: list[np.ndarray], fps: float = 25.0) -> Path:
-    with open_writer(path, frames[0].shape[:2], fps) as writer:
+def write(path: Path, frames: list[np.ndarray], fps: float = 25.0, **how) -> Path:
+    with open_writer(path, frames[0].shape[:2], fps, **how) as writer:
         for frame in frames:
             writer.write(frame)
     return path
@@ -170,7 +170,7 @@ def test_a_block_that_fails_leaves_nothing_and_its_own_error(tmp_path, frames, n
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, frames, name):
     path = write(tmp_path / name, frames)
     before = pixels_of(path)
-    with contextlib.suppress(RuntimeError), open_writer(path, SIZE, 25.0) as writer:
+    with contextlib.suppress(RuntimeError), open_writer(path, SIZE, 25.0, overwrite=True) as writer:
         writer.write(frames[5])
         raise RuntimeError
     assert np.array_equal(pixels_of(path), before)
@@ -180,7 +180,16 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, frames, name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_was_there_is_replaced(tmp_path, frames, name):
     write(tmp_path / name, frames)
-    assert len(pixels_of(write(tmp_path / name, frames[:3]))) == 3
+    with pytest.raises(UserError, match="already: give .*--overwrite"):
+        write(tmp_path / name, frames[:3])
+    assert len(pixels_of(tmp_path / name)) == len(frames)
+    assert len(pixels_of(write(tmp_path / name, frames[:3], overwrite=True))) == 3
+
+
+def test_images_may_have_the_numbers_of_their_frames(tmp_path, frames):
+    write(tmp_path / "part", frames[:3], numbers=range(40, 34, -2))
+    assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["00036.png", "00038.png", "00040.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "part" / "00040.png")), frames[0])
 
 
 @pytest.mark.parametrize("name", TARGETS)
