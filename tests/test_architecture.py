@@ -24,6 +24,7 @@ TIERS = (
     "evaluation",
     "training",
     "codec comparison",
+    "search",
     "cli",
     "train_patch_dual eval",
 )
