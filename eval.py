@@ -20,20 +20,29 @@ def measure(ask: argparse.Namespace) -> None:
     from hnerv.codec import is_container, open_stream
     from hnerv.dataset import targets_label
     from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
+    from hnerv.evaluation.fractional import add_to_summary, check_half_grid, fractional_table, measure_fractional
     from hnerv.evaluation.opening import open_run
 
     device = pick_device(ask.device)
     opener = open_stream if is_container(ask.path) else open_run
     run = opener(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
+    fractional, grid = ask.positions == "fractional", run.model.scene.grid
+    if fractional:
+        check_half_grid(grid)
     report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
     cost = cost_of(run.model, run.coded_bytes)
     summary = write_files(run, report, cost)
+    if fractional:
+        between = measure_fractional(run.model, run.store, report, progress=True)
+        summary = add_to_summary(run.folder, summary, between)
     if ask.images:
         write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
     if ask.json:
         print(json.dumps(summary, indent=2))
     else:
         print(table(eval_values(report), targets_label(run.record), report.unseen))
+        if fractional:
+            print(fractional_table(between, grid, report.unseen))
         print(cost.line(device))
         if not run.same_pixels:
             print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")

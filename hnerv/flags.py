@@ -41,6 +41,15 @@ class Parser(argparse.ArgumentParser):
             self.error(self._unknown(unknown[0]))
         return known
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Words of a positional `*` may stand behind flags too, where argparse calls them unknown."""
+        known, unknown = super().parse_known_args(args, namespace)
+        for many in (a for a in self._actions if not a.option_strings and a.nargs == "*"):
+            words = [word for word in unknown if not word.startswith("-")]
+            setattr(known, many.dest, [*getattr(known, many.dest), *words])
+            unknown = [word for word in unknown if word.startswith("-")]
+        return known, unknown
+
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
 
@@ -172,6 +181,10 @@ def eval_parser() -> Parser:
         "--clip-targets", default="", help="the run's target file, if it moved; none: pixels alone", metavar="FILE|none"
     )
     parser.add_argument("--unseen", default="", choices=("interpolate", "encode"), help="encoder: as in training flags")
+    parser.add_argument(
+        "--positions", default="trained", choices=("trained", "fractional"),
+        help="fractional: also PSNR of patches half a patch to the right of the trained ones, below, and both",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
     parser.add_argument("--images", action="store_true", help="write ground truth and reconstruction side by side")

@@ -11,7 +11,7 @@ import pytest
 
 from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
-from hnerv.flags import SECTIONS, eval_parser, markdown, parse_train, train_parser
+from hnerv.flags import SECTIONS, Parser, eval_parser, markdown, parse_train, train_parser
 from hnerv.losses import LOSSES, formula
 from hnerv.presets import PRESETS
 from hnerv.schedule import SCHEDULES
@@ -247,3 +247,20 @@ def test_the_tables_of_the_readme_have_a_row_for_every_field():
         assert row.startswith(f"| `--{field.name.replace('_', '-')}` | {default} | ")
         assert row.replace("\\|", "").count("|") == 4
         assert all(choice in row for choice in field.metadata["choices"] or ())
+
+
+def test_words_of_a_list_may_stand_behind_flags(capsys):
+    parser = Parser(prog="x")
+    parser.add_argument("path")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--top")
+    assert parser.parse_args(["p", "a", "--top", "1", "b"]).words == ["a", "b"]
+    assert parser.parse_args(["p", "--top", "1", "b", "c"]).words == ["b", "c"]
+    assert parser.parse_args(["p"]).words == []
+    assert "'--tpo', did you mean --top" in refused(capsys, ["p", "--tpo", "1"], parser.parse_args)
+
+
+def test_positions_of_an_evaluation(capsys):
+    assert eval_parser().parse_args(["run"]).positions == "trained"
+    assert eval_parser().parse_args(["run", "--positions", "fractional"]).positions == "fractional"
+    assert "invalid choice" in refused(capsys, ["run", "--positions", "half"], eval_parser().parse_args)

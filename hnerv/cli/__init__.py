@@ -15,6 +15,8 @@ VERBS: dict[str, str] = {
     "encode": "write the model of a run as a .hnerv file",
     "info": "what is in a .hnerv file, part by part, in bytes and bits per pixel",
     "decode": "play a .hnerv file back into a video file or a folder of images",
+    "search": "find what a text, an image or an embedding describes, without decoding the video",
+    "embed": "write all embeddings that the CLIP head predicts as a safetensors file",
     "compare": "hold .hnerv files against x264, x265 and SVT-AV1 on the same frames",
     "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
     "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
@@ -53,6 +55,13 @@ def module_of(verb: str):
 def add_device(parser: Parser) -> None:
     """`--device`, for verbs that compute."""
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
+
+
+def add_model(parser: Parser) -> None:
+    """What holds a model: a verb reads it, and no video."""
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help=".hnerv file, checkpoint, or run folder (its latest.pt)"
+    )
 
 
 def add_bitstream(parser: Parser) -> None:

@@ -6,8 +6,9 @@ Legend: B patches or sentences in a batch, h w patch pixels, S the model's input
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,13 +74,18 @@ class Teacher:
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """B sentences -> (B, D) float32 of unit norm on the teacher's device. Raises UserError for kind 'random'."""
-        import open_clip
-
         if self.kind != "clip":
             raise UserError(f"{self.source}, and has no meaning for text: give --clip-weights a tag or a file")
-        with _quiet_root_logger():
-            tokens = open_clip.get_tokenizer(self.spec.architecture)(list(texts))
+        tokens = self._tokenizer(list(texts))
         return nn.functional.normalize(self.net.encode_text(tokens.to(self.device)).float(), dim=-1)
+
+    @cached_property
+    def _tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """Kept, since it is slow to build: a search asks for one sentence after another."""
+        import open_clip
+
+        with _quiet_root_logger():
+            return open_clip.get_tokenizer(self.spec.architecture)
 
 
 def preprocess(patches: Tensor, size: tuple[int, int], recipe: Preprocess) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -91,27 +93,36 @@ class Bitstream:
         for section in self.sections:
             read_section(self.container, section.name)
 
-    def model(self, heads: tuple[str, ...] = HEADS, frames: range | None = None) -> DualHeadHNeRV:
+    def model(self, heads: tuple[str, ...] = HEADS, frames: Sequence[int] | None = None) -> DualHeadHNeRV:
         """The model that was coded, on the CPU and channels last, from what `heads` and `frames` (None: all) need.
 
-        A head that is left out is None. Raises UserError for a damaged section.
+        A head that is left out is None; without the RGB head the stages behind the CLIP head's site are gone too, and
+        the model can only `embed`. Raises UserError for a damaged section.
         """
         model = build_model(self._model_config, self.scene)
         model.embedding.discard_encoder()
         for head in set(HEADS) - set(heads):
             setattr(model, head, None)
+        if "rgb_head" not in heads:
+            model.keep_for_embed()
         wanted = [s for s in self.sections if self._is_needed(s, heads, model, frames)]
         tensors = read_tensors(((s, read_section(self.container, s.name)) for s in wanted), self.shapes)
         model.load_state_dict(tensors)
         return model.eval().to(memory_format=torch.channels_last)  # another layout may round pixels differently
 
-    def _is_needed(self, section: Section, heads: tuple[str, ...], model: DualHeadHNeRV, frames: range | None) -> bool:
+    def _is_needed(
+        self, section: Section, heads: tuple[str, ...], model: DualHeadHNeRV, frames: Sequence[int] | None
+    ) -> bool:
         if section.name in HEADS:
             return section.name in heads
+        if stage := re.fullmatch(r"decoder\.stages\.(\d+)", section.name):
+            return int(stage[1]) < len(model.decoder.stages)
         if not section.stop or frames is None:
             return True
-        needed = model.embedding.slices(section.tensors[0].removeprefix("embedding."), frames)
-        return needed.start < section.stop and section.first < needed.stop
+        tensor = section.tensors[0].removeprefix("embedding.")
+        spans = [frames] if isinstance(frames, range) else [range(frame, frame + 1) for frame in frames]
+        slices = [model.embedding.slices(tensor, span) for span in spans]
+        return any(needed.start < section.stop and section.first < needed.stop for needed in slices)
 
     def _numbers(self, section: Section, name: str) -> int:
         count = self.shapes[name].numel()

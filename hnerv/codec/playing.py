@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,21 +12,21 @@ from hnerv.model import DualHeadHNeRV
 
 
 @torch.no_grad()
-def play(model: DualHeadHNeRV, frames: range) -> Iterator[np.ndarray]:
+def play(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB, in order: those that an evaluation measures."""
     for times in _times(model, frames):
         yield from _pictures(predict(model, times, clip=False).rgb)
 
 
 @torch.no_grad()
-def play_patch(model: DualHeadHNeRV, frames: range, patch: int) -> Iterator[np.ndarray]:
+def play_patch(model: DualHeadHNeRV, frames: Sequence[int], patch: int) -> Iterator[np.ndarray]:
     """The same of one patch, (h, w, 3); only the patch and what its convolutions reach is computed."""
     for times in _times(model, frames):
         fill = whole_batch(len(times)).to(times.device)
         yield from _pictures(model.decode_patch(times[fill], patch).rgb[: len(times)])
 
 
-def _times(model: DualHeadHNeRV, frames: range) -> Iterator[torch.Tensor]:
+def _times(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tensor]:
     device = next(model.parameters()).device
     for first in range(0, len(frames), FRAMES_AT_ONCE):
         yield torch.tensor(frames[first : first + FRAMES_AT_ONCE], dtype=torch.float32, device=device)

@@ -132,6 +132,17 @@ class Decoder(nn.Module):
             site = x if number == self.site else site
         return Features(x, site)
 
+    def to_site(self, codes: Tensor) -> Tensor:
+        """codes (B, C, h0, w0) of whole canvases -> `forward(codes).site`, without the stages behind it."""
+        x = self.act(self.stem(codes))
+        for stage in self.stages[: self.site]:
+            x = stage(x)
+        return x
+
+    def drop_after_site(self) -> None:
+        """What `to_site` does not run is gone afterwards."""
+        del self.stages[self.site :]
+
     def window(self, codes: Tensor, windows: list[Window]) -> Features:
         """codes (B, C, h0, w0) of whole canvases -> features over the `windows` that `halo_windows` has planned."""
         x = site = self.act(self.stem(windows[0].cut(codes)))

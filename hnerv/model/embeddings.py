@@ -167,11 +167,15 @@ class PositionalEmbedding(Embedding):
 
     def forward(self, times: Tensor, frames: Tensor | None = None) -> Tensor:
         """times (B,) -> codes (B, P, C, h0, w0); `frames` are not looked at."""
+        return self.at(times, self.yx)
+
+    def at(self, times: Tensor, yx: Tensor) -> Tensor:
+        """Codes (B, K, C, h0, w0) of patches whose centres lie at yx (K, 2), in [0, 1] of the frame, order y x."""
         t = (times.float() + 0.5) / self.span
-        where = torch.cat([t[:, None, None].expand(-1, self.canvases, 1), self.yx.expand(len(t), -1, -1)], dim=-1)
+        where = torch.cat([t[:, None, None].expand(-1, len(yx), 1), yx.expand(len(t), -1, -1)], dim=-1)
         with torch.autocast(where.device.type, enabled=False):
             codes = self.out(F.gelu(self.hidden(self.encode(where.flatten(0, 1)))))
-        return codes.reshape(len(t), self.canvases, self.channels, *self.cells)
+        return codes.reshape(len(t), len(yx), self.channels, *self.cells)
 
 
 EMBEDDINGS: dict[str, type[Embedding]] = {

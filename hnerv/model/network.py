@@ -68,21 +68,58 @@ class DualHeadHNeRV(nn.Module):
             rgb = self.scene.grid.merge(rgb.unflatten(0, codes.shape[:2]))
         if not clip or self.clip_head is None:
             return Prediction(rgb, None)
-        side = tuple(size // self.decoder.site_scale for size in self.canvas.patch_size)
-        pooled = F.avg_pool2d(features.site.float(), side).flatten(2).mT  # (B K, patches of a canvas, C)
-        return Prediction(rgb, self.clip_head(pooled.unflatten(0, codes.shape[:2]).flatten(1, 2)))
+        return Prediction(rgb, self._embed(features.site, codes.shape[:2]))
+
+    def embed(self, times: Tensor) -> Tensor:
+        """times (B,) in [0, N - 1] -> `forward(times).clip` (B, P, D), the stages up to the CLIP head's site alone."""
+        codes = self.embedding(times)
+        return self._embed(self.decoder.to_site(codes.flatten(0, 1)), codes.shape[:2])
+
+    def keep_for_embed(self) -> None:
+        """What `embed` does not need is gone afterwards: later stages and the RGB head."""
+        self.decoder.drop_after_site()
+        self.rgb_head = None
 
     def decode_patch(self, times: Tensor, patch: int, frames: Tensor | None = None) -> Prediction:
         """One patch alone, with the halo it needs: equal to the same patch of `forward`. patch in [0, P)."""
         canvas, inner = divmod(patch, self.canvas.patches)
         codes = self.embedding(times, frames)[:, canvas]
         target = Window(*self.canvas.origin_of(inner), *self.canvas.patch_size)
-        reaches = [stage.reach for stage in self.decoder.stages] + [self.rgb_head.reach]
-        windows = halo_windows(target, tuple(codes.shape[-2:]), reaches)
+        windows = self._windows(target, codes)
         features = self.decoder.window(codes, windows)
-        produced = windows[-2].scaled(self.rgb_head.reach.stride)
-        rgb = target.within(produced).cut(self.rgb_head(features.last))
+        rgb = self._rgb(features.last, windows)
         if self.clip_head is None:
             return Prediction(rgb, None)
         cells = Window(*(side // self.decoder.site_scale for side in target)).within(windows[self.decoder.site])
         return Prediction(rgb, self.clip_head(cells.cut(features.site).float().mean(dim=(-2, -1))))
+
+    def decode_window(self, times: Tensor, window: Window, frames: Tensor | None = None) -> Tensor:
+        """RGB (B, 3, height, width) of `window`, of a patch's size and in frame pixels, anywhere in the frame.
+
+        A model of whole frames decodes it with the halo it needs: equal to the same region of `forward`. `pe` is
+        asked for a patch at those coordinates, between the ones that it was trained at.
+        """
+        if self.embedding.canvases == 1:
+            codes, target = self.embedding(times, frames)[:, 0], window
+        else:
+            frame = times.new_tensor([self.scene.height, self.scene.width])
+            size = times.new_tensor([window.height, window.width])
+            middle = (times.new_tensor([window.top, window.left]) + size / 2) / frame
+            codes, target = self.embedding.at(times, middle[None])[:, 0], window.within(window)
+        windows = self._windows(target, codes)
+        return self._rgb(self.decoder.window(codes, windows).last, windows)
+
+    def _windows(self, target: Window, codes: Tensor) -> list[Window]:
+        reaches = [stage.reach for stage in self.decoder.stages] + [self.rgb_head.reach]
+        return halo_windows(target, tuple(codes.shape[-2:]), reaches)
+
+    def _rgb(self, last: Tensor, windows: list[Window]) -> Tensor:
+        """Features over the last window but one -> RGB of the last, the target."""
+        produced = windows[-2].scaled(self.rgb_head.reach.stride)
+        return windows[-1].within(produced).cut(self.rgb_head(last))
+
+    def _embed(self, site: Tensor, lead: tuple[int, int]) -> Tensor:
+        """Maps (B K, C, h', w') at the CLIP head's site -> (B, P, D); `lead` is (B, K)."""
+        side = tuple(size // self.decoder.site_scale for size in self.canvas.patch_size)
+        pooled = F.avg_pool2d(site.float(), side).flatten(2).mT  # (B K, patches of a canvas, C)
+        return self.clip_head(pooled.unflatten(0, lead).flatten(1, 2))

@@ -123,6 +123,14 @@ def test_text_is_embedded_as_openclip_does(put, reference):
     assert torch.allclose(teacher.encode_text(texts), expected, atol=1e-5)
 
 
+def test_the_tokenizer_is_built_once(put, monkeypatch):
+    teacher = load_teacher(str(put("openai.safetensors")), "hnerv-tiny")
+    asked, original = [], open_clip.get_tokenizer
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda *a: asked.append(a) or original(*a))
+    first, second = teacher.encode_text(["a rabbit"]), teacher.encode_text(["a rabbit"])
+    assert len(asked) == 1 and torch.equal(first, second)
+
+
 def test_the_teacher_is_frozen(put):
     teacher = load_teacher(str(put("openai.safetensors")), "hnerv-tiny")
     assert not teacher.net.training

@@ -229,3 +229,59 @@ def test_a_model_is_its_state(make, embedding, tmp_path):
     torch.save(model.state_dict(), tmp_path / "w.pt")
     other.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     assert torch.equal(model(TIMES).rgb, other(TIMES).rgb) and torch.equal(model(TIMES).clip, other(TIMES).clip)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+@torch.no_grad()
+def test_embed_is_the_clip_of_forward_and_runs_no_stage_behind_its_site(make, embedding, shape):
+    times = {"times": (1, 1)} if embedding == "pe" else {}
+    model = make(**of_embedding(embedding, {**shape, **times}))
+    expected = model(TIMES).clip
+    assert torch.equal(model.embed(TIMES), expected)
+    model.keep_for_embed()
+    assert len(model.decoder.stages) == model.decoder.site and model.rgb_head is None
+    assert torch.equal(model.embed(TIMES), expected)
+
+
+def places(model) -> list[Window]:
+    """Windows of a patch's size: at the corners of the frame and at odd places between."""
+    scene, (height, width) = model.scene, model.scene.grid.patch_size
+    tops = {0, (scene.height - height) // 2, min(1, scene.height - height), scene.height - height}
+    lefts = {0, (scene.width - width) // 3, scene.width - width}
+    return [Window(top, left, height, width) for top in sorted(tops) for left in sorted(lefts)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("embedding", ["grid", "encoder"])
+@torch.no_grad()
+def test_a_window_anywhere_is_that_region_of_the_frame(make, embedding, shape):
+    model = make(**of_embedding(embedding, {**shape, "rgb_stride": 2}))
+    whole = model(TIMES).rgb
+    for window in places(model):
+        rgb = model.decode_window(TIMES, window)
+        assert rgb.shape == (len(TIMES), 3, window.height, window.width)
+        assert (rgb - window.cut(whole)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_window_of_an_encoded_frame(make):
+    model = make(**of_embedding("encoder", {**GEOMETRIES["aligned"], "rgb_stride": 2}))
+    frames = frames_of(model)
+    whole = model(TIMES, frames).rgb
+    for window in places(model):
+        assert (model.decode_window(TIMES, window, frames) - window.cut(whole)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_pe_is_asked_at_the_coordinates_of_the_window(make):
+    model = make(**of_embedding("pe", {**GEOMETRIES["aligned"], "times": (1, 1)}))
+    grid = model.scene.grid
+    height, width = grid.patch_size
+    for patch in range(grid.patches):
+        trained = model.decode_window(TIMES, Window(*grid.origin_of(patch), height, width))
+        assert (trained - model.decode_patch(TIMES, patch).rgb).abs().max() < 1e-6
+    between = model.decode_window(TIMES, Window(height // 2, width // 2, height, width))
+    model.embedding.yx[0] = torch.tensor([1.0 / grid.rows, 1.0 / grid.cols])
+    assert (between - model.decode_patch(TIMES, 0).rgb).abs().max() < 1e-6
+    assert (between - grid.split(model(TIMES).rgb)[:, 1]).abs().max() > 1e-3

@@ -1,0 +1,32 @@
+"""`hnerv embed`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hnerv.cli import add_device, add_model
+from hnerv.errors import UserError
+from hnerv.flags import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.safetensors",
+        help="tensors embeddings (N, P, D), frame (N,), patch (P,) and time (N,) in seconds",
+    )  # fmt: skip
+    add_device(parser)
+
+
+def run(ask: argparse.Namespace) -> None:
+    if ask.output.suffix != ".safetensors" or ask.output.is_dir():
+        raise UserError(f"-o {ask.output} is not the name of a .safetensors file: give one")
+    from hnerv.command import pick_device
+    from hnerv.search import open_index, write_embeddings
+
+    index = open_index(ask.path, pick_device(ask.device), keep=False)
+    write_embeddings(ask.output, index)
+    frames, patches, dim = index.embeddings.shape
+    print(f"{frames} frames of {patches} patches, {dim} dimensions each, written to {ask.output}")
+    print(f"they imitate: {index.targets}")

@@ -1,0 +1,134 @@
+"""`hnerv search`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hnerv.cli import add_device, add_model
+from hnerv.errors import UserError
+from hnerv.flags import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    add_model(parser)
+    add = parser.add_argument
+    add(
+        "query", nargs="*", metavar="QUERY",
+        help="text; several, and images, are looked for together (mean of their cosines); without any, queries are "
+        "read from the terminal, one a line",
+    )  # fmt: skip
+    add(
+        "--not", dest="unwanted", nargs="+", action="extend", default=[], metavar="TEXT",
+        help="text whose cosine is subtracted (the mean of several)",
+    )  # fmt: skip
+    add(
+        "--image", nargs="+", action="extend", type=Path, default=[], metavar="FILE", help="PNG or JPEG to look for"
+    )  # fmt: skip
+    add(
+        "--embedding", nargs="+", action="extend", default=[], metavar="FILE:FRAME,PATCH",
+        help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder",
+    )  # fmt: skip
+    add("--top", type=int, default=5, help="hits that are listed (5)")
+    add(
+        "--prompts", default="plain", choices=("plain", "ensemble"),
+        help="ensemble: the mean embedding of sentences around the text (plain)",
+    )  # fmt: skip
+    add("--clip-weights", default="", metavar="TAG|FILE", help="the run's weights, if they are no longer where it was")
+    add("--json", action="store_true", help="hits as JSON; from the terminal, an object per line")
+    add("--save", type=Path, metavar="SHEET.png", help="draw the hits, patches outlined; decodes their frames alone")
+    add("--heatmap", type=Path, metavar="FILE.png", help="draw the scores over the patches of the best frame")
+    add_device(parser)
+
+
+def run(ask: argparse.Namespace) -> None:
+    _check(ask)
+    from hnerv.command import pick_device
+    from hnerv.search import Encoder, open_index
+
+    device = pick_device(ask.device)
+    index = open_index(ask.path, device)
+    encoder = Encoder(index, ask.clip_weights, device)
+    if _asks(ask):
+        _answer(ask, index, _given(ask, index, encoder), encoder.texts(ask.unwanted, ask.prompts), device)
+        return
+    encoder.check_text()
+    encoder.teacher()  # what is slow, or fails, comes before the first prompt
+    unwanted = encoder.texts(ask.unwanted, ask.prompts)
+    for line in _lines():
+        _answer(ask, index, encoder.texts([line], ask.prompts), unwanted, device)
+
+
+def _asks(ask: argparse.Namespace) -> bool:
+    """Whether the command line holds a query."""
+    return bool(ask.query or ask.image or ask.embedding)
+
+
+def _check(ask: argparse.Namespace) -> None:
+    """Before anything heavy is loaded. Raises UserError."""
+    if ask.top < 1:
+        raise UserError(f"--top {ask.top} is below 1")
+    if any(not text.strip() for text in (*ask.query, *ask.unwanted)):
+        raise UserError("a query is empty: say what to look for")
+    for path, flag in ((ask.save, "--save"), (ask.heatmap, "--heatmap")):
+        if path is None:
+            continue
+        if not _asks(ask):
+            raise UserError(f"{flag} draws one query: give it on the command line")
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise UserError(f"{flag} {path} is not the name of a .png file: give one")
+
+
+def _given(ask: argparse.Namespace, index, encoder) -> list:
+    """The queries of the command line, texts first."""
+    from hnerv.search import embedding_query, read_image
+
+    dim = index.embeddings.shape[-1]
+    stored = [embedding_query(text, dim) for text in ask.embedding]
+    images = [(path.name, read_image(path)) for path in ask.image]
+    return [*encoder.texts(ask.query, ask.prompts), *encoder.images(images), *stored]
+
+
+def _lines() -> Iterator[str]:
+    """Queries from standard input, blank lines left out; on a terminal with a prompt."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            sys.stderr.write("query (Ctrl-D ends): ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(ask: argparse.Namespace, index, wanted: list, unwanted: list, device) -> None:
+    """Prints the hits of one query and draws what was asked for."""
+    import torch
+
+    from hnerv.search import as_dict, contact_sheet, find_hits, heat_map, hits_table, score_patches
+
+    vectors = torch.stack([query.vector for query in wanted])
+    against = torch.stack([query.vector for query in unwanted]) if unwanted else None
+    scores = score_patches(index.embeddings, vectors, against).numpy()
+    hits = find_hits(scores, ask.top)
+    title = " + ".join(query.label for query in wanted) + "".join(f" - {query.label}" for query in unwanted)
+    if ask.json:
+        found = {
+            "query": [query.label for query in wanted],
+            "not": [query.label for query in unwanted],
+            "file": str(index.path),
+            "targets": index.targets,
+            "hits": [as_dict(hit, index.scene) for hit in hits],
+        }
+        print(json.dumps(found, indent=2 if _asks(ask) else None), flush=True)
+    else:
+        print(f"{title}\n{hits_table(hits, index.scene)}\nsimilarity is that of: {index.targets}", flush=True)
+    if ask.save:
+        contact_sheet(ask.save, index, hits, title, device)
+    if ask.heatmap:
+        heat_map(ask.heatmap, index, scores, title, device)

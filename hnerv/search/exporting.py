@@ -1,0 +1,40 @@
+"""An index as a file of tensors, for a library of nearest neighbours, a notebook, or `--clip-targets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hnerv.errors import UserError
+from hnerv.files import replacing
+from hnerv.search.index import Index
+
+
+def write_embeddings(path: Path, index: Index) -> None:
+    """embeddings (N, P, D) fp32 of unit norm, frame (N,) and patch (P,) int64, time (N,) fp64 in seconds.
+
+    The file's metadata say where they come from: `encoder` is what a run with these targets quotes. Raises UserError.
+    """
+    from safetensors.torch import save
+
+    scene = index.scene
+    frame = torch.arange(scene.frames)
+    tensors = {
+        "embeddings": index.embeddings.contiguous(),
+        "frame": frame,
+        "patch": torch.arange(scene.grid.patches),
+        "time": frame.double() / scene.fps,
+    }
+    facts = {
+        "encoder": f"predicted by the CLIP head of {index.path.name}, which imitates {index.targets}",
+        "grid": f"{scene.rows}x{scene.cols}",
+        "frame_size": f"{scene.height}x{scene.width}",
+        "fps": repr(scene.fps),
+    }
+    data = save(tensors, facts)
+    try:
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}): choose another -o, or free space") from error

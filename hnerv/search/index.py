@@ -1,0 +1,160 @@
+"""All embeddings that a model predicts, computed once from what the CLIP head needs, and kept beside its file.
+
+N frames, P patches, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hnerv.clip.targets import default_cache_dir
+from hnerv.codec import Bitstream, is_container
+from hnerv.config import Config
+from hnerv.dataset import targets_label
+from hnerv.errors import UserError
+from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
+from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
+from hnerv.files import replacing, sha256_of
+from hnerv.model import DualHeadHNeRV, Scene
+
+INDEX_VERSION = 1
+"""To be raised when what an index holds, or the arithmetic behind it, changes."""
+
+_KEYS = ("config", "scene", "targets")
+_log = logging.getLogger("hnerv")
+
+
+class Index(NamedTuple):
+    """embeddings (N, P, D) fp32 of unit norm on the CPU, `path` the file of the model, `record` that of its run."""
+
+    path: Path
+    embeddings: Tensor
+    record: dict
+
+    @property
+    def scene(self) -> Scene:
+        return Scene.from_dict(self.record["scene"])
+
+    @property
+    def config(self) -> Config:
+        return Config.from_dict(self.record["config"])
+
+    @property
+    def targets(self) -> str:
+        """What the embeddings imitate, one line."""
+        return targets_label(self.record)
+
+
+def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
+    """The index of a .hnerv file, a checkpoint or a run folder (its latest.pt); its video is not looked for.
+
+    Taken from beside the file or from the cache folder if one of them was made of this very content and is sound,
+    else computed and, with `keep`, put there. Raises UserError when the model cannot be read or has no CLIP head.
+    """
+    path = checkpoint_of(path)
+    digest = _digest(path)
+    places = index_places(path, digest)
+    for place in places:
+        if found := _read(place, path, digest):
+            return found
+    index = _compute(path, device)
+    if keep:
+        _write(places, index, digest)
+    return index
+
+
+def index_places(path: Path, digest: str) -> tuple[Path, Path]:
+    """Where the index of a file of this sha256 is kept: beside it, or where that cannot be written, in the cache."""
+    cached = default_cache_dir() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
+    return path.with_name(f"{path.name}.index.safetensors"), cached
+
+
+@torch.no_grad()
+def predict_embeddings(model: DualHeadHNeRV) -> Tensor:
+    """Of all frames, (N, P, D) on the CPU: those that an evaluation measures."""
+    device = next(model.parameters()).device
+    times = torch.arange(model.scene.frames, dtype=torch.float32, device=device)
+    rows = []
+    with tqdm(total=len(times), desc="index", unit="frame", disable=None, leave=False) as bar:
+        for batch in times.split(FRAMES_AT_ONCE):
+            rows.append(model.embed(batch[whole_batch(len(batch)).to(device)])[: len(batch)].float().cpu())
+            bar.update(len(batch))
+    return torch.cat(rows)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: give a .hnerv file, a checkpoint or the folder of a run") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that may be read") from error
+
+
+def _compute(path: Path, device: torch.device) -> Index:
+    if is_container(path):
+        stream = Bitstream(path)
+        _check_head(path, stream.record)
+        model, record = stream.model(("clip_head",)), stream.record
+    else:
+        model, record, *_ = open_checkpoint(path)
+        _check_head(path, record)
+        model.keep_for_embed()
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    return Index(path, predict_embeddings(model), {key: record[key] for key in _KEYS})
+
+
+def _check_head(path: Path, record: dict) -> None:
+    if not record["targets"]:
+        raise UserError(f"{path} has no CLIP head, so nothing in it can be searched: train a run with CLIP targets")
+
+
+def _read(place: Path, path: Path, digest: str) -> Index | None:
+    """None where there is no index, one of another file or version, or none that is sound."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(place, "pt") as file:
+            facts, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
+        if (facts["version"], facts["source"]) != (str(INDEX_VERSION), digest):
+            return None
+        if facts["checksum"] != _checksum(embeddings, facts["record"]):
+            raise ValueError("its checksum is wrong")
+        return Index(path, embeddings, json.loads(facts["record"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        _log.warning("the index %s is damaged (%s) and is computed anew", place, error)
+        return None
+
+
+def _write(places: tuple[Path, Path], index: Index, digest: str) -> None:
+    """To the first place that takes it, whole or not at all; where none does, that is a warning."""
+    from safetensors.torch import save
+
+    text = json.dumps(index.record)
+    facts = {"version": str(INDEX_VERSION), "source": digest, "record": text}
+    facts["checksum"] = _checksum(index.embeddings, text)
+    data = save({"embeddings": index.embeddings.contiguous()}, facts)
+    for place in places:
+        try:
+            with replacing(place) as file:
+                file.write(data)
+            return
+        except OSError as error:
+            cause = error
+    _log.warning("the index is not kept, %s cannot be written (%s): set HNERV_CACHE", places[-1], cause)
+
+
+def _checksum(embeddings: Tensor, text: str) -> str:
+    whole = hashlib.sha256(embeddings.contiguous().numpy().tobytes())
+    whole.update(f"{tuple(embeddings.shape)}{text}".encode())
+    return whole.hexdigest()

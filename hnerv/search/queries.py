@@ -1,0 +1,181 @@
+"""What is looked for -> vectors among the embeddings of an index.
+
+Q queries, D embedding dimensions, h w image pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnerv.clip.teacher import Teacher, build_teacher
+from hnerv.clip.weights import Weights, identify, locate, random_weights
+from hnerv.errors import UserError
+from hnerv.search.index import Index
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "plain": ("{}",),
+    "ensemble": (
+        "{}",
+        "a photo of {}",
+        "a frame of a film that shows {}",
+        "a close view of {}",
+        "{}, seen from afar",
+        "part of a picture with {}",
+        "a dark picture of {}",
+        "a bright picture of {}",
+    ),
+}
+"""--prompts -> the sentences that a text is put into; their embeddings are averaged."""
+
+_ELSE = "search by --embedding FILE.safetensors:FRAME,PATCH"
+
+
+class Query(NamedTuple):
+    """A label for people and a vector (D,) of unit norm on the CPU."""
+
+    label: str
+    vector: Tensor
+
+
+class Encoder:
+    """The teacher that the embeddings of an index imitate, loaded when it is first needed, and once.
+
+    `clip_weights` says where its weights are now: a tag, a file, a folder, or '' for where the run had them.
+    """
+
+    def __init__(self, index: Index, clip_weights: str, device: torch.device) -> None:
+        self.index, self.clip_weights, self.device = index, clip_weights, device
+        self.targets: dict[str, str] = index.record["targets"]
+        self._teacher: Teacher | None = None
+
+    def texts(self, texts: Sequence[str], prompts: str = "plain") -> list[Query]:
+        """Raises UserError where the targets are not those of a CLIP model, or its weights are not at hand."""
+        if not texts:
+            return []
+        self.check_text()
+        templates = PROMPTS[prompts]
+        vectors = [self.teacher().encode_text([t.format(text) for t in templates]).mean(0) for text in texts]
+        return [Query(text, F.normalize(v, dim=0).cpu()) for text, v in zip(texts, vectors, strict=True)]
+
+    def images(self, images: Sequence[tuple[str, Tensor]]) -> list[Query]:
+        """(label, (3, h, w) uint8) each, the whole of it squeezed as a patch is. Raises UserError without encoder."""
+        return [Query(label, self.teacher().encode_patches(image[None])[0].cpu()) for label, image in images]
+
+    def check_text(self) -> None:
+        """Raises UserError where no text can be compared with the embeddings."""
+        self._check_file()
+        if self.targets["kind"] == "random":
+            raise UserError(
+                f"{self.index.path} imitates a RANDOM encoder, to which a text means nothing: search by --image FILE, "
+                "or train on CLIP's targets"
+            )
+
+    def teacher(self) -> Teacher:
+        """Raises UserError where its weights are not at hand."""
+        if self._teacher is None:
+            self._teacher = build_teacher(self._located(self._spec()), self.device)
+        return self._teacher
+
+    def _check_file(self) -> None:
+        if self.targets["kind"] == "file":
+            raise UserError(
+                f"{self.index.path} imitates {self.targets['source']}, whose encoder is not known here: {_ELSE}"
+            )
+
+    def _spec(self) -> Weights:
+        self._check_file()
+        weights = self.targets["weights"]
+        if self.clip_weights:
+            return self._matching(self.clip_weights)
+        if self.targets["kind"] == "random":
+            return random_weights(int(weights.removeprefix("random:")))
+        if " sha256:" not in weights:
+            return self._matching(weights)
+        typed = self.index.config.clip.clip_weights
+        for place in (typed, str(self.index.path.parent / Path(typed).name)):
+            if Path(place.removeprefix("local-dir:")).exists():
+                return self._matching(place)
+        raise UserError(
+            f"{self.index.path} imitates {self.targets['source']}, whose weights are not at {typed}: give "
+            f"--clip-weights FILE, or {_ELSE}"
+        )
+
+    def _matching(self, weights: str) -> Weights:
+        """What `weights` means, if the targets are its own. A file is known by its sha256, whatever its name."""
+        seed = self.index.config.train.seed
+        spec = identify(weights, self.index.config.clip.clip_model, seed)
+        ours, theirs = (label.rsplit(" ", 1)[-1] for label in (spec.weights, self.targets["weights"]))
+        if ours == theirs and _shape(spec.model) != _shape(self.targets["model"]):
+            spec = identify(weights, self.targets["model"], seed)  # under its new name nothing tells the activation
+        if ours != theirs or _shape(spec.model) != _shape(self.targets["model"]):
+            raise UserError(
+                f"{self.index.path} imitates {self.targets['source']} ({self.targets['weights']}), --clip-weights "
+                f"{weights} is {spec.weights} of {spec.model}: give the former"
+            )
+        return spec
+
+    def _located(self, spec: Weights) -> Weights:
+        try:
+            return locate(spec, 0, fall_back=False) if spec.repo else spec
+        except UserError as error:
+            raise UserError(
+                f"{self.index.path} imitates {spec.source}, whose weights are not in the Hugging Face cache, and "
+                f"{error.__cause__}: make the hub reachable, or {_ELSE}"
+            ) from error
+
+
+def read_image(path: Path) -> Tensor:
+    """A PNG or JPEG file -> (3, h, w) uint8. Raises UserError."""
+    from hnerv.video.images import read_images
+
+    if not path.is_file():
+        raise UserError(f"--image {path}: no such file: give a PNG or JPEG file")
+    (pixels,) = read_images([path])
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def embedding_query(text: str, dim: int) -> Query:
+    """'FILE.safetensors:FRAME,PATCH' of `embeddings` (N, P, D), or a file of one vector -> Query. Raises UserError."""
+    from safetensors import SafetensorError, safe_open
+
+    match = re.fullmatch(r"(.+?)(?::(\d+),(\d+))?", text, flags=re.ASCII)
+    flag = f"--embedding {text}"
+    if not match:
+        raise UserError(f"{flag} is not FILE.safetensors or FILE.safetensors:FRAME,PATCH")
+    try:
+        with safe_open(match[1], "pt") as file:
+            embeddings = file.get_tensor("embeddings").float()
+    except (SafetensorError, OSError) as error:
+        cause = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(f"{flag} cannot be read ({cause}): give a safetensors file with 'embeddings'") from error
+    if match[2] is not None:
+        vector = _picked(flag, embeddings, int(match[2]), int(match[3]))
+    elif embeddings.numel() == embeddings.shape[-1]:
+        vector = embeddings.flatten()
+    else:
+        raise UserError(f"{flag} holds {tuple(embeddings.shape)}, more than one: add :FRAME,PATCH")
+    norm = vector.norm()
+    if len(vector) != dim or not norm.isfinite() or norm == 0:
+        raise UserError(
+            f"{flag} is no direction among embeddings of {dim} dimensions (it has {len(vector)}, of norm "
+            f"{norm.item():.3g}): give one of the same encoder"
+        )
+    return Query(text.replace(match[1], Path(match[1]).name, 1), vector / norm)
+
+
+def _picked(flag: str, embeddings: Tensor, frame: int, patch: int) -> Tensor:
+    if embeddings.dim() != 3 or frame >= embeddings.shape[0] or patch >= embeddings.shape[1]:
+        raise UserError(f"{flag}: 'embeddings' is {tuple(embeddings.shape)}: give frame and patch within that")
+    return embeddings[frame, patch]
+
+
+def _shape(model: str) -> str:
+    """A model's name, but of a folder what its configuration is, wherever it lies."""
+    return model.rsplit("@", 1)[-1]

@@ -1,0 +1,100 @@
+"""`hnerv search`: its flags, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hnerv.cli import build_parser, main, search
+from hnerv.errors import UserError
+
+
+def parse(*words: str):
+    return build_parser().parse_args(["search", *words])
+
+
+def test_the_defaults():
+    ask = parse("a.hnerv")
+    assert (ask.path, ask.query, ask.unwanted, ask.image, ask.embedding) == (Path("a.hnerv"), [], [], [], [])
+    assert (ask.top, ask.prompts, ask.clip_weights, ask.json) == (5, "plain", "", False)
+    assert (ask.save, ask.heatmap, ask.device) == (None, None, "auto")
+
+
+def test_all_flags():
+    ask = parse(
+        *("a.hnerv", "a dog", "grass", "--not", "a cat", "water", "--image", "x.png", "--image", "y.png"),
+        *("--embedding", "e:0,1", "--top", "3", "--prompts", "ensemble", "--clip-weights", "w", "--json"),
+        *("--save", "s.png", "--heatmap", "h.png", "--device", "cpu"),
+    )
+    assert (ask.query, ask.unwanted) == (["a dog", "grass"], ["a cat", "water"])
+    assert (ask.image, ask.embedding) == ([Path("x.png"), Path("y.png")], ["e:0,1"])
+    assert (ask.top, ask.prompts, ask.clip_weights, ask.json) == (3, "ensemble", "w", True)
+    assert (ask.save, ask.heatmap, ask.device) == (Path("s.png"), Path("h.png"), "cpu")
+
+
+def test_a_query_may_stand_behind_flags():
+    assert parse("a.hnerv", "--top", "3", "a dog").query == ["a dog"]
+    assert parse("--json", "a.hnerv", "a dog", "--top", "3", "grass").query == ["a dog", "grass"]
+
+
+def test_two_calls_share_no_list():
+    parse("a.hnerv", "--not", "a cat", "--image", "x.png")
+    assert (parse("a.hnerv").unwanted, parse("a.hnerv").image) == ([], [])
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("a.hnerv", "a dog", "--tpo", "3")
+    assert stop.value.code == 2 and "unknown argument '--tpo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["a dog", "--top", "0"], "--top 0 is below 1"),
+        (["  "], "a query is empty"),
+        (["a dog", "--not", ""], "a query is empty"),
+        (["--save", "s.png"], "--save draws one query"),
+        (["--heatmap", "s.png"], "--heatmap draws one query"),
+        (["a dog", "--save", "s.jpg"], "--save s.jpg is not the name of a .png file"),
+        (["a dog", "--heatmap", "folder.png"], "--heatmap folder.png is not the name of a .png file"),
+        (["a dog", "--device", "abacus"], "no device"),
+        (["a dog"], "gone.hnerv: no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused(words, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
+    with pytest.raises(UserError, match=match):
+        search.run(parse("gone.hnerv", *words))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_a_run_is_searched_and_drawn(finished, targets_file, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    words = [str(run), "--embedding", f"{targets_file}:3,2", "--top", "2"]
+    drawn = ["--save", str(tmp_path / "sheet.png"), "--heatmap", str(tmp_path / "heat.png")]
+    main(["search", *words, *drawn])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "targets.safetensors:3,2" and out[-1] == "similarity is that of: file targets.safetensors"
+    assert all(np.array(Image.open(tmp_path / name)).std() > 5 for name in ("sheet.png", "heat.png"))
+    main(["search", *words, "--json"])
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [str(hit["frame"]) for hit in hits] == [line.split()[2] for line in out[2:4]]
+
+
+def test_the_terminal_is_prompted(finished, tmp_path, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("\n a dog \n"))
+    assert list(search._lines()) == ["a dog"]
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("query") == 3

@@ -1,0 +1,197 @@
+"""The index: what an evaluation predicts, from no more of the file than that needs, kept and never trusted blindly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hnerv.cli import main
+from hnerv.codec import Bitstream
+from hnerv.errors import UserError
+from hnerv.evaluation import predict
+from hnerv.evaluation.opening import open_checkpoint
+from hnerv.search import index as module
+from hnerv.search import open_index
+from hnerv.search.index import index_places
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def predicted(model) -> torch.Tensor:
+    """(N, P, D), frame by frame, by the whole model."""
+    model = model.eval().to(memory_format=torch.channels_last)
+    return torch.cat([predict(model, torch.tensor([float(n)])).clip for n in range(model.scene.frames)])
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[Path]:
+    """The files that an index was computed of, so far."""
+    calls, original = [], module._compute
+    monkeypatch.setattr(module, "_compute", lambda path, device: calls.append(path) or original(path, device))
+    return calls
+
+
+@pytest.fixture
+def warned(caplog):
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "hnerv"]
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def place_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.index.safetensors")
+
+
+def test_it_is_what_the_whole_model_predicts(alone):
+    path = alone()
+    index = open_index(path, CPU)
+    assert index.embeddings.shape == (12, 8, 12) and index.embeddings.dtype == torch.float32
+    assert torch.allclose(index.embeddings, predicted(Bitstream(path).model()), atol=1e-6)
+    assert torch.allclose(index.embeddings.norm(dim=-1), torch.ones(12, 8), atol=1e-5)
+    assert index.scene == Bitstream(path).scene and index.record["targets"]["kind"] == "clip"
+
+
+def test_a_run_folder_and_a_checkpoint(clip_run, tmp_path):
+    run = Path(shutil.copytree(clip_run, tmp_path / "run"))
+    expected = predicted(open_checkpoint(run / "checkpoints" / "latest.pt").model)
+    by_folder, by_file = open_index(run, CPU), open_index(run / "checkpoints" / "latest.pt", CPU)
+    assert torch.allclose(by_folder.embeddings, expected, atol=1e-6)
+    assert torch.equal(by_folder.embeddings, by_file.embeddings) and by_folder.path == by_file.path
+
+
+@pytest.mark.parametrize("embedding", ["encoder", "pe"])
+def test_every_embedding(tmp_path, train, flags, embedding):
+    assert train(tmp_path, flags(embedding=embedding, epochs=1)) == 0
+    index = open_index(tmp_path / "run", CPU)
+    expected = predicted(open_checkpoint(index.path).model)
+    assert torch.allclose(index.embeddings, expected, atol=1e-6)
+    path = tmp_path / "clip.hnerv"
+    main(["encode", str(tmp_path / "run"), "-o", str(path), "--no-measure"])
+    assert torch.allclose(open_index(path, CPU).embeddings, predicted(Bitstream(path).model()), atol=1e-6)
+
+
+def test_only_the_sections_that_the_clip_head_needs_are_read(alone, monkeypatch):
+    from hnerv.codec import file
+
+    path, read, original = alone(), [], file.read_section
+    monkeypatch.setattr(file, "read_section", lambda container, name: read.append(name) or original(container, name))
+    open_index(path, CPU)
+    sections = [section.name for section in Bitstream(path).sections]
+    unneeded = {"decoder.stages.1", "decoder.stages.2", "rgb_head"}
+    assert unneeded < set(sections)
+    assert sorted(read) == sorted(set(sections) - unneeded)
+
+
+def test_damage_elsewhere_does_not_matter_and_damage_there_is_found(alone):
+    path = alone()
+    expected = open_index(path, CPU).embeddings
+    stream = Bitstream(path)
+    ends, end = {}, stream.container.header_bytes
+    for entry in stream.container.entries:
+        end += entry.size
+        ends[entry.name] = end
+    flip(path, ends["rgb_head"] - 1)
+    assert torch.equal(open_index(path, CPU).embeddings, expected)
+    with pytest.raises(UserError, match="damaged in its section 'rgb_head'"):
+        Bitstream(path).model()
+    flip(path, ends["clip_head"] - 1)
+    with pytest.raises(UserError, match="damaged in its section 'clip_head'"):
+        open_index(path, CPU)
+
+
+def test_it_is_computed_once_and_kept_beside_the_file(alone, computed, warned):
+    path = alone()
+    first = open_index(path, CPU)
+    second = open_index(path, CPU)
+    assert computed == [path] and [p.name for p in path.parent.iterdir()] != ["clip.hnerv"]
+    assert torch.equal(first.embeddings, second.embeddings) and first.record == second.record
+    assert place_of(path).is_file() and not warned()
+
+
+def test_without_keep_nothing_is_written(alone):
+    path = alone()
+    open_index(path, CPU, keep=False)
+    assert [p.name for p in path.parent.iterdir()] == ["clip.hnerv"]
+
+
+def test_a_renamed_file_finds_no_index_and_another_file_of_its_name_does_not_take_it(alone, coded, computed):
+    path = alone()
+    open_index(path, CPU)
+    shutil.copy(coded["file"], path)
+    index = open_index(path, CPU)
+    assert computed == [path, path] and index.embeddings.shape == (12, 8, 8)
+    assert open_index(path, CPU).record["targets"]["kind"] == "file" and len(computed) == 2, "the stale one is replaced"
+
+
+def test_another_version_is_computed_anew(alone, computed, monkeypatch):
+    path = alone()
+    open_index(path, CPU)
+    monkeypatch.setattr(module, "INDEX_VERSION", module.INDEX_VERSION + 1)
+    open_index(path, CPU)
+    assert computed == [path, path]
+
+
+@pytest.mark.parametrize("fault", ["a bit of an embedding", "a letter of the record", "cut short", "empty", "no facts"])
+def test_a_damaged_index_is_said_and_computed_anew(alone, computed, warned, fault):
+    from safetensors.torch import save_file
+
+    path = alone()
+    expected = open_index(path, CPU)
+    place = place_of(path)
+    data = place.read_bytes()
+    if fault == "a bit of an embedding":
+        flip(place, len(data) - 7)
+    elif fault == "a letter of the record":
+        place.write_bytes(data.replace(b"hnerv-small-quickgelu", b"hnerv-sma1l-quickgelu", 1))
+    elif fault == "no facts":
+        save_file({"embeddings": expected.embeddings}, place)
+    else:
+        place.write_bytes(data[: len(data) // 2] if fault == "cut short" else b"")
+    found = open_index(path, CPU)
+    assert torch.equal(found.embeddings, expected.embeddings) and found.record == expected.record
+    assert len(computed) == 2 and len(warned()) == 1 and "is damaged" in warned()[0]
+    open_index(path, CPU)
+    assert len(computed) == 2, "the damaged one is replaced"
+
+
+def test_a_folder_that_cannot_be_written_leaves_it_in_the_cache(alone, computed, monkeypatch, tmp_path, warned):
+    monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
+    path = alone()
+    beside, cached = index_places(path, module.sha256_of(path))
+    beside.mkdir()  # nobody, root neither, can put a file there
+    open_index(path, CPU)
+    assert cached.is_file() and tmp_path / "cache" in cached.parents
+    assert computed == [path]
+    beside.rmdir()
+    open_index(path, CPU)
+    assert computed == [path] and not beside.exists()
+    assert [text for text in warned() if "is not kept" in text] == []
+
+
+def test_where_no_place_takes_it_that_is_a_warning(alone, monkeypatch, tmp_path, warned):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
+    path = alone()
+    place_of(path).mkdir()
+    assert open_index(path, CPU).embeddings.shape == (12, 8, 12)
+    assert "is not kept" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
+
+
+def test_refusals(tmp_path, train, flags):
+    with pytest.raises(UserError, match="no such file"):
+        open_index(tmp_path / "none.hnerv", CPU)
+    (tmp_path / "foreign.hnerv").write_bytes(os.urandom(100))
+    with pytest.raises(UserError, match="is no .hnerv file"):
+        open_index(tmp_path / "foreign.hnerv", CPU)
+    assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
+    with pytest.raises(UserError, match="has no CLIP head"):
+        open_index(tmp_path / "run", CPU)

@@ -1,0 +1,92 @@
+"""Scores against a loop; hits against a flood that sinks through the scores of each patch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from hnerv.search import find_hits, score_patches, z_scores
+from hnerv.search.ranking import VALLEY
+
+
+def waves(frames: int, patches: int, seed: int) -> np.ndarray:
+    """Scores (N, P) that rise and fall over several frames."""
+    noise = np.random.default_rng(seed).normal(size=(frames + 4, patches))
+    return sum(noise[k : k + frames] for k in range(5)).astype(np.float32)
+
+
+def flooded(scores: np.ndarray) -> list[tuple[int, int]]:
+    """(frame, patch) of the peaks that are VALLEY deviations above the saddle to a higher one, best first."""
+    depth, found = VALLEY * scores.astype(np.float64).std(), []
+    for patch in range(scores.shape[1]):
+        line, owner = scores[:, patch].astype(np.float64), {}
+        for frame in sorted(range(len(line)), key=lambda f: (-line[f], f)):
+            peaks = sorted({owner[f] for f in (frame - 1, frame + 1) if f in owner}, key=lambda f: (-line[f], f))
+            owner[frame] = peaks[0] if peaks else frame
+            if len(peaks) == 2:
+                if line[peaks[1]] - line[frame] >= depth:
+                    found.append((peaks[1], patch))
+                owner = {f: peaks[0] if peak == peaks[1] else peak for f, peak in owner.items()}
+        found.append((int(line.argmax()), patch))
+    return sorted(found, key=lambda place: (-scores[place], place))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hits_are_the_peaks_of_the_flood(seed):
+    scores = waves(60, 3, seed)
+    expected = flooded(scores)
+    assert len(expected) > 3
+    hits = find_hits(scores, 1000)
+    assert [(hit.frame, hit.patch) for hit in hits] == expected
+    assert find_hits(scores, 2) == hits[:2]
+
+
+def test_levels_are_one_peak():
+    scores = np.array([[0, 1, 1, 0, 1, 0, 0, 2, 2]], dtype=np.float32).T
+    assert [(h.frame, h.patch) for h in find_hits(scores, 9)] == flooded(scores) == [(7, 0), (1, 0), (4, 0)]
+
+
+def test_of_equal_peaks_without_a_valley_the_earlier_is_the_hit():
+    scores = np.array([[0, 5, 4.9, 5, 0, 5, 0]], dtype=np.float32).T
+    assert [(h.frame, h.patch) for h in find_hits(scores, 9)] == flooded(scores) == [(1, 0), (5, 0)]
+
+
+def test_neighbouring_frames_are_one_hit_and_another_shot_is_another():
+    scores = np.zeros((100, 2), dtype=np.float32)
+    scores[10:34, 0] = 0.5 + 0.01 * np.sin(np.arange(24))
+    scores[60:70, 0] = 0.4
+    hits = find_hits(scores, 2)
+    assert [(hit.patch, hit.first, hit.last) for hit in hits] == [(0, 10, 33), (0, 60, 69)]
+    assert 10 <= hits[0].frame <= 33 and hits[0].score == scores.max()
+
+
+def test_where_all_is_equal_there_is_one_hit_a_patch_and_no_standing():
+    hits = find_hits(np.full((5, 3), 0.25, dtype=np.float32), 10)
+    assert [(hit.frame, hit.patch, hit.z, hit.first, hit.last) for hit in hits] == [(0, p, 0.0, 0, 0) for p in range(3)]
+
+
+def test_one_frame():
+    assert [(h.frame, h.patch, h.first, h.last) for h in find_hits(np.array([[0.1, 0.9]]), 5)] == [
+        (0, 1, 0, 0),
+        (0, 0, 0, 0),
+    ]
+
+
+def test_standing():
+    scores = np.array([[1.0, 2.0], [3.0, 6.0]])
+    assert z_scores(scores) == pytest.approx((scores - 3) / np.sqrt(14 / 4))
+    assert find_hits(scores, 1)[0].z == pytest.approx(3 / np.sqrt(3.5))
+
+
+@pytest.mark.parametrize(("wanted", "unwanted"), [(1, 0), (3, 0), (2, 2)])
+def test_scores_are_means_of_cosines(wanted, unwanted):
+    draw = torch.Generator().manual_seed(0)
+    e, a, b = (normalize(torch.randn(*shape, 7, generator=draw), dim=-1) for shape in ((4, 3), (wanted,), (unwanted,)))
+    found = score_patches(e, a, b if unwanted else None)
+    for n in range(4):
+        for p in range(3):
+            expected = sum(float(torch.dot(e[n, p], q)) for q in a) / wanted
+            expected -= sum(float(torch.dot(e[n, p], q)) for q in b) / max(unwanted, 1)
+            assert float(found[n, p]) == pytest.approx(expected, abs=1e-6)
