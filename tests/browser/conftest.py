@@ -46,10 +46,12 @@ class Page:
         return self.driver.execute_script(script, *values)
 
     def wait(self, script: str, seconds: float = 20) -> object:
-        """The first true value of a script."""
+        """The first true value of a script, which may fail while the page is being rebuilt."""
+        from selenium.common.exceptions import JavascriptException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(lambda _: self.run(script), script)
+        patient = WebDriverWait(self.driver, seconds, poll_frequency=0.1, ignored_exceptions=[JavascriptException])
+        return patient.until(lambda _: self.run(script), script)
 
     def text(self) -> str:
         """All that is written in the page, in the shadow trees of components and in frames too."""

@@ -119,9 +119,10 @@ def test_other_files(path, content, words):
 
 
 def test_what_is_no_file(tmp_path):
-    for wrong in (tmp_path, tmp_path / "gone.hnerv"):
-        with pytest.raises(UserError, match="cannot be read .*: give a file that `hnerv encode` wrote"):
-            open_container(wrong)
+    with pytest.raises(UserError, match="is a folder: give a file"):
+        open_container(tmp_path)
+    with pytest.raises(UserError, match="cannot be read .*: give a file that `hnerv encode` wrote"):
+        open_container(tmp_path / "gone.hnerv")
 
 
 def test_what_a_container_is(tmp_path):
