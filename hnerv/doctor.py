@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-EXTRAS = {"wandb": "--report-to wandb", "nvidia-ml-py": "GPU utilisation", "constriction": "bitstreams"}
+EXTRAS = {"wandb": "--report-to wandb", "nvidia-ml-py": "GPU utilisation"}
 """Optional distribution -> what it is for."""
 ENCODERS = ("libx264", "libx265", "libsvtav1")
 LOW_MEMORY = 2e9
@@ -62,7 +62,7 @@ def _guarded(name: str, subject: Callable[[], Check | Iterator[Check]]) -> list[
         return [found] if isinstance(found, Check) else list(found)
     except Exception as error:
         says = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return [Check(name, "fault", says, "install the package again: pip install --force-reinstall hnerv")]
+        return [Check(name, "fault", says, "install it again, in the checkout: pip install --force-reinstall -e .")]
 
 
 def check_python() -> Check:

@@ -45,6 +45,15 @@ def check_place(path: Path) -> None:
         raise UserError(f"{above} may not be written: give another place, or change its permissions")
 
 
+def check_output(path: Path, flag: str, overwrite: bool) -> None:
+    """Asked before minutes go into the file `path` that `flag` named. Raises UserError where it must not be written."""
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: choose another name")
+    if path.exists() and not overwrite:
+        raise UserError(f"{flag} {path} is there already: choose another name, or --overwrite")
+    check_place(path)
+
+
 def sha256_of(path: Path) -> str:
     """Of the content of a file, 64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:

@@ -7,21 +7,26 @@ from pathlib import Path
 
 from hnerv.cli import add_device, add_model
 from hnerv.errors import UserError
+from hnerv.files import check_output
 from hnerv.flags import Parser
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     add_model(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE.safetensors",
         help="tensors embeddings (N, P, D), frame (N,), patch (P,) and time (N,) in seconds",
     )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     add_device(parser)
 
 
 def run(ask: argparse.Namespace) -> None:
-    if ask.output.suffix != ".safetensors" or ask.output.is_dir():
+    """Writes the file. Raises UserError before anything is computed, where it can."""
+    if ask.output.suffix != ".safetensors":
         raise UserError(f"-o {ask.output} is not the name of a .safetensors file: give one")
+    check_output(ask.output, "-o", ask.overwrite)
     from hnerv.command import pick_device
     from hnerv.search import open_index, write_embeddings
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device
 from hnerv.errors import UserError
-from hnerv.files import check_place
+from hnerv.files import check_output
 from hnerv.flags import Parser
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def run(ask: argparse.Namespace) -> None:
 
     device, options = pick_device(ask.device), options_of(ask)
     check_options(options)
-    refuse_output(ask.output, ask.overwrite)
+    if ask.output.suffix != ".hnerv":
+        raise UserError(f"-o {ask.output} does not end in .hnerv: name it so")
+    check_output(ask.output, "-o", ask.overwrite)
     if ask.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: name the target file, or --no-measure")
     if ask.no_measure and not options.tuning.epochs:
@@ -117,14 +119,3 @@ def lost(before: dict[str, float], after: dict[str, float]) -> str:
     tags = {name: f"Eval/Frame/{split}_psnr_frame" for name, split in (("seen", "train"), ("unseen", "val"))}
     parts = [f"{name} {after[tag] - before[tag]:+.3f} dB" for name, tag in tags.items() if tag in after]
     return f"against the float model, PSNR of the frame: {', '.join(parts)}"
-
-
-def refuse_output(path: Path, overwrite: bool) -> None:
-    """Before minutes go into what cannot be written. Raises UserError."""
-    if path.suffix != ".hnerv":
-        raise UserError(f"-o {path} does not end in .hnerv: name it so")
-    if path.is_dir():
-        raise UserError(f"-o {path} is a folder: choose another name")
-    if path.exists() and not overwrite:
-        raise UserError(f"-o {path} is there already: choose another name, or --overwrite")
-    check_place(path)

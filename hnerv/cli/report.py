@@ -9,6 +9,7 @@ from pathlib import Path
 from hnerv.cli import add_device
 from hnerv.command import pick_device
 from hnerv.errors import UserError
+from hnerv.files import check_output
 from hnerv.flags import Parser
 
 
@@ -21,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--frames", type=int, default=12, metavar="N", help="frames that the slider shows")
     parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where it was")
     parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
     add_device(parser)
 
 
@@ -32,8 +34,7 @@ def run(ask: argparse.Namespace) -> None:
     if ask.frames < 1:
         raise UserError(f"--frames {ask.frames} is below 1: give 1 or more")
     path = ask.out or page_path(ask.runs)
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder: name a file in it")
+    check_output(path, "--out", overwrite=ask.overwrite or not ask.out)
     stories = tell(ask.runs, Wishes(pick_device(ask.device), ask.data, ask.clip_targets, ask.frames))
     for story in stories:
         for sentence in story.missing:

@@ -7,13 +7,21 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device, add_model
 from hnerv.errors import UserError
+from hnerv.files import check_output
 from hnerv.flags import Parser
+
+if TYPE_CHECKING:
+    import torch
+
+    from hnerv.search import Encoder, Index, Query
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     add_model(parser)
     add = parser.add_argument
     add(
@@ -22,15 +30,17 @@ def add_arguments(parser: Parser) -> None:
         "read from the terminal, one a line",
     )  # fmt: skip
     add(
-        "--not", dest="unwanted", nargs="+", action="extend", default=[], metavar="TEXT",
-        help="text whose cosine is subtracted (the mean of several)",
+        "--not", dest="unwanted", action="append", default=[], metavar="TEXT",
+        help="text whose cosine is subtracted; may be repeated (the mean of several)",
     )  # fmt: skip
     add(
-        "--image", nargs="+", action="extend", type=Path, default=[], metavar="FILE", help="PNG or JPEG to look for"
+        "--image", action="append", type=Path, default=[], metavar="FILE",
+        help="PNG or JPEG to look for; may be repeated",
     )  # fmt: skip
     add(
-        "--embedding", nargs="+", action="extend", default=[], metavar="FILE:FRAME,PATCH",
-        help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder",
+        "--embedding", action="append", default=[], metavar="FILE:FRAME,PATCH",
+        help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder; may "
+        "be repeated",
     )  # fmt: skip
     add("--top", type=int, default=5, help="hits that are listed (5)")
     add(
@@ -41,10 +51,12 @@ def add_arguments(parser: Parser) -> None:
     add("--json", action="store_true", help="hits as JSON; from the terminal, an object per line")
     add("--save", type=Path, metavar="SHEET.png", help="draw the hits, patches outlined; decodes their frames alone")
     add("--heatmap", type=Path, metavar="FILE.png", help="draw the scores over the patches of the best frame")
+    add("--overwrite", action="store_true", help="replace pictures that are there")
     add_device(parser)
 
 
 def run(ask: argparse.Namespace) -> None:
+    """Answers the query of the command line, or those that are typed. Raises UserError."""
     _check(ask)
     from hnerv.command import pick_device
     from hnerv.search import Encoder, open_index
@@ -78,11 +90,12 @@ def _check(ask: argparse.Namespace) -> None:
             continue
         if not _asks(ask):
             raise UserError(f"{flag} draws one query: give it on the command line")
-        if path.suffix.lower() != ".png" or path.is_dir():
+        if path.suffix.lower() != ".png":
             raise UserError(f"{flag} {path} is not the name of a .png file: give one")
+        check_output(path, flag, ask.overwrite)
 
 
-def _given(ask: argparse.Namespace, index, encoder) -> list:
+def _given(ask: argparse.Namespace, index: Index, encoder: Encoder) -> list[Query]:
     """The queries of the command line, texts first."""
     from hnerv.search import embedding_query, read_image
 
@@ -106,7 +119,9 @@ def _lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(ask: argparse.Namespace, index, wanted: list, unwanted: list, device) -> None:
+def _answer(
+    ask: argparse.Namespace, index: Index, wanted: list[Query], unwanted: list[Query], device: torch.device
+) -> None:
     """Prints the hits of one query and draws what was asked for."""
     import torch
 

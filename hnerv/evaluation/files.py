@@ -14,7 +14,7 @@ from hnerv.tracking import RunLogger, events_folder
 
 
 def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]:
-    """Writes all of them, in place of an earlier evaluation's, whose images go too; returns the summary.
+    """Writes all of them, in place of an earlier evaluation's; its images stay. Returns the summary.
 
     Raises UserError when they cannot be written.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hnerv.evaluation.health import EmbeddingHealth
 from hnerv.evaluation.measure import Report, SplitReport
+from hnerv.files import replacing
 from hnerv.tracking import NullLogger, split_label
 
 
@@ -147,4 +148,5 @@ def _write(path: Path, header: list[str], rows: list[list]) -> None:
     writer.writerow(header)
     for row in rows:
         writer.writerow([f"{float(v):.6f}" if isinstance(v, Tensor) else v for v in row])
-    path.write_text(text.getvalue(), encoding="utf-8")
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

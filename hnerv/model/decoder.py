@@ -69,7 +69,7 @@ class UpStage(nn.Module):
         self.reach = Reach(kernel // 2, stride)
         self.conv = ShuffledConv2d(inputs, outputs, kernel, stride)
         self.act = ACTIVATIONS[act]
-        if bilinear:
+        if bilinear and not self.conv.weight.is_meta:  # see `_initial_knots`
             mix = nn.Conv2d(inputs, outputs, 1).weight.detach()
             with torch.no_grad():
                 self.conv.weight += (mix[:, None] * upsampling_taps(kernel, stride)[:, None]).flatten(0, 1)

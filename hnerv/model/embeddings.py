@@ -48,6 +48,12 @@ def interpolate_knots(knots: Tensor, place: Tensor) -> Tensor:
     return torch.lerp(knots[low], knots[high], share)
 
 
+def _initial_knots(*shape: int) -> Tensor:
+    """Normal, of deviation 0.1. Not on the meta device, where torch would import its compiler for it: a second."""
+    knots = torch.empty(*shape)
+    return knots if knots.is_meta else knots.normal_().mul_(0.1)
+
+
 def widest_gap(train: tuple[int, ...], frames: int) -> int:
     """Largest distance between neighbouring training frames, the places just outside an untrained end included.
 
@@ -78,7 +84,7 @@ class GridEmbedding(Embedding):
         counts = knot_counts(config, scene)
         shares = [len(range(level, config.embed_dim, len(counts))) for level in range(len(counts))]
         self.levels = nn.ParameterList(
-            nn.Parameter(0.1 * torch.randn(count, share, *cells))
+            nn.Parameter(_initial_knots(count, share, *cells))
             for count, share in zip(counts, shares, strict=True)
             if share
         )

@@ -190,7 +190,7 @@ RULES = (
     Rule(
         "generalisation gap", "Eval/Gap/psnr_gap", " dB", last("Eval/Gap/psnr_gap"), Range(high=3), Range(high=5),
         "PSNR of the frames it trained on less that of unseen ones.",
-        high="The model memorises its frames: fewer --grid-knots, or a split with more training frames.",
+        high="The model memorises its frames: fewer --grid-knots (grid), or a split with more training frames.",
     ),
     Rule(
         "worst unseen frame, under the mean of all", "Eval/PSNR_Stats/val_min", " dB", worst_below_mean,
@@ -264,8 +264,11 @@ def _circumstances(run: RunData) -> list[Finding]:
     if not run.record["scene"]["val"]:
         advice = "Nothing can be said on frames it has not seen: another --data-split leaves some out."
         found.append(Finding("note", "no unseen frames", "", "", "", advice))
-    elif not run.values:
+    if not run.values:
         found.append(Finding("note", "no evaluation yet", "", "", "", f"python eval.py {run.folder} makes one."))
+    if run.record["scene"]["val"] and "encode" in (run.summary.get("unseen"), run.record["config"]["model"]["unseen"]):
+        advice = "Their figures are not those of unseen frames: eval.py --unseen interpolate measures these."
+        found.append(Finding("warning", "val frames that the encoder saw", "", "", "", advice))
     if run.summary.get("same_pixels_as_trained_on") is False:
         advice = "eval.py was given other frames than the run was trained on: give it the video of the run by --data."
         found.append(Finding("warning", "other pixels", "", str(run.summary.get("video", "")), "", advice))

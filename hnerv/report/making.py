@@ -53,7 +53,10 @@ def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> St
         return Story(run, [], [_without_model(run, error)])
     if not is_current(run.folder, opened.epoch, checkpoint):
         report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
-        write_files(opened, report, cost_of(opened.model))
+        try:
+            write_files(opened, report, cost_of(opened.model))
+        except UserError as error:
+            return Story(run, [], [f"Its evaluation could not be kept: {error}"])
         run = read_run(run.folder, run.name)
     chosen = pick_frames(run.frames, wishes.frames, like)
     return Story(run, draw_frames(opened, run.frames, chosen, budget), [])

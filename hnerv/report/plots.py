@@ -112,7 +112,7 @@ PANELS = (
         "Speed", "patches per second", (Line("Train/Performance/patches_per_second", "training"),),
     ),
     Panel("Learning rate", "learning rate", (Line("Train/learning_rate", "last step of the epoch"),)),
-    Panel("Time of an epoch", "seconds", (Line("seconds", "training and logging"),)),
+    Panel("Time of an epoch", "seconds", (Line("Train/Performance/epoch_seconds", "all of its steps"),)),
 )  # fmt: skip
 
 SPLITS = ((True, "training", COLOURS[0], "."), (False, "unseen", COLOURS[1], "D"))
@@ -388,7 +388,9 @@ def svg_uri(figure: Figure) -> str:
 
 def short(name: str, most: int = 24) -> str:
     """A run's name as legends have room for it: its end tells more than its start."""
-    return name if len(name) <= most else "…" + name[1 - most :]
+    shown = name if len(name) <= most else "…" + name[1 - most :]
+    # matplotlib takes what stands between dollars for a formula, and hides a name that begins with an underscore
+    return ("\u200b" if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def disambiguated(names: Iterable[str], longer: Iterable[str]) -> list[str]:

@@ -157,7 +157,7 @@ def embedding_query(text: str, dim: int) -> Query:
         raise UserError(f"{flag} cannot be read ({cause}): give a safetensors file with 'embeddings'") from error
     if match[2] is not None:
         vector = _picked(flag, embeddings, int(match[2]), int(match[3]))
-    elif embeddings.numel() == embeddings.shape[-1]:
+    elif embeddings.dim() and embeddings.numel() == embeddings.shape[-1]:
         vector = embeddings.flatten()
     else:
         raise UserError(f"{flag} holds {tuple(embeddings.shape)}, more than one: add :FRAME,PATCH")

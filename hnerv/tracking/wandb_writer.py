@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from hnerv.files import read_json
 from hnerv.tracking.images import Encoded
 from hnerv.tracking.projector import Points
 
 BATCH_TAGS = "Train_Batch/"
+
+
+def _first_start(run: Path) -> str:
+    """When the run began: the same when it is resumed, another after --overwrite."""
+    starts = run / "environment.json"
+    return str(read_json(starts)[0]["started"]) if starts.is_file() else ""
 
 
 class WandbWriter:
@@ -25,7 +33,7 @@ class WandbWriter:
         import wandb
 
         self._wandb = wandb
-        identity = f"{run.parent.name}-{run.name}"[-64:]
+        identity = hashlib.sha256(f"{run.resolve()} {_first_start(run)}".encode()).hexdigest()[:16]
         self._run = wandb.init(project="hnerv", name=run.name, id=identity, dir=str(run), resume="allow")
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("step", hidden=True)

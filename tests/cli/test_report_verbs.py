@@ -97,7 +97,7 @@ def test_report_says_what_it_lacks(hnerv, run, tmp_path, caplog, undrawn):
     ("words", "cause"),
     [
         (["report", "none"], "none is not the folder of a run"),
-        (["report", "RUN", "-o", "RUN"], "is a folder: name a file in it"),
+        (["report", "RUN", "-o", "RUN"], "is a folder: choose another name"),
         (["report", "RUN", "--frames", "0"], "--frames 0 is below 1"),
         (["report", "RUN", "--device", "gpu"], "--device 'gpu' is no device"),
         (["diagnose", "none"], "none is not the folder of a run"),

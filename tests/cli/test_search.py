@@ -28,7 +28,7 @@ def test_the_defaults():
 
 def test_all_flags():
     ask = parse(
-        *("a.hnerv", "a dog", "grass", "--not", "a cat", "water", "--image", "x.png", "--image", "y.png"),
+        *("a.hnerv", "a dog", "grass", "--not", "a cat", "--not", "water", "--image", "x.png", "--image", "y.png"),
         *("--embedding", "e:0,1", "--top", "3", "--prompts", "ensemble", "--clip-weights", "w", "--json"),
         *("--save", "s.png", "--heatmap", "h.png", "--device", "cpu"),
     )
@@ -63,7 +63,7 @@ def test_an_unknown_flag_is_refused(capsys):
         (["--save", "s.png"], "--save draws one query"),
         (["--heatmap", "s.png"], "--heatmap draws one query"),
         (["a dog", "--save", "s.jpg"], "--save s.jpg is not the name of a .png file"),
-        (["a dog", "--heatmap", "folder.png"], "--heatmap folder.png is not the name of a .png file"),
+        (["a dog", "--heatmap", "folder.png"], "--heatmap folder.png is a folder"),
         (["a dog", "--device", "abacus"], "no device"),
         (["a dog"], "gone.hnerv: no such file"),
     ],

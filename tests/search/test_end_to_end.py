@@ -106,7 +106,9 @@ def test_a_text_in_a_folder_that_holds_only_the_file(alone, search, text_of, cli
 
 def test_several_texts_and_unwanted_ones(alone, search, text_of, clip_weights):
     path = alone()
-    found = search(path, "a dog", "grass", "--not", "a cat", "water", "--top", 3, "--clip-weights", clip_weights)
+    found = search(
+        path, "a dog", "grass", "--not", "a cat", "--not", "water", "--top", 3, "--clip-weights", clip_weights
+    )
     wanted, unwanted = ("a dog", "grass"), ("a cat", "water")
     directions = [(0.5, text_of(text)) for text in wanted] + [(-0.5, text_of(text)) for text in unwanted]
     check(found, brute_force(path, directions))

@@ -12,6 +12,7 @@ import torch
 
 from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
+from hnerv.files import write_json
 from hnerv.tracking import Points, RunLogger
 from hnerv.tracking.images import gif, png
 from hnerv.training import check_settings
@@ -72,15 +73,15 @@ def test_the_same_tags_and_values(tmp_path, wandb):
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
-def test_a_run_is_known_again(tmp_path, wandb):
-    for _ in range(2):
-        with RunLogger(tmp_path / "run" / "tensorboard", None, 0, "wandb"):
+def test_a_run_is_known_again_and_no_other_for_it(tmp_path, wandb):
+    seen = []
+    for place, started in (("a", "1"), ("a", "1"), ("a", "2"), ("b", "1")):
+        write_json(tmp_path / place / "run" / "environment.json", [{"started": started}, {"started": "later"}])
+        with RunLogger(tmp_path / place / "run" / "tensorboard", None, 0, "wandb"):
             pass
-    assert (wandb.init["id"], wandb.init["resume"], wandb.init["name"]) == (
-        f"{tmp_path.name}-run"[-64:],
-        "allow",
-        "run",
-    )
+        seen.append(wandb.init["id"])
+        assert (wandb.init["resume"], wandb.init["name"]) == ("allow", "run")
+    assert seen[0] == seen[1] and len(set(seen)) == 3
 
 
 def test_a_whole_run(tmp_path, wandb, train, flags, lines_of):
