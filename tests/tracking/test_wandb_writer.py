@@ -74,9 +74,10 @@ def test_the_same_tags_and_values(tmp_path, wandb):
 
 
 def test_a_run_is_known_again_and_no_other_for_it(tmp_path, wandb):
-    seen = []
+    seen, begin = [], wandb.init
     for place, started in (("a", "1"), ("a", "1"), ("a", "2"), ("b", "1")):
         write_json(tmp_path / place / "run" / "environment.json", [{"started": started}, {"started": "later"}])
+        wandb.init = begin  # the stand-in keeps there what it was called with
         with RunLogger(tmp_path / place / "run" / "tensorboard", None, 0, "wandb"):
             pass
         seen.append(wandb.init["id"])
