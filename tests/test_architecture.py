@@ -24,6 +24,7 @@ TIERS = (
     "evaluation",
     "training",
     "codec comparison",
+    "semantics",
     "report",
     "doctor",
     "cli",

@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "info": "what is in a .hnerv file, part by part, in bytes and bits per pixel",
     "decode": "play a .hnerv file back into a video file or a folder of images",
     "compare": "hold .hnerv files against x264, x265 and SVT-AV1 on the same frames",
+    "semantics": "what the CLIP head is worth, beside what the same bytes would give without it",
     "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
     "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
     "doctor": "what this machine can do, and how to mend what it cannot",
