@@ -115,7 +115,7 @@ def gmac_of_head(model: DualHeadHNeRV) -> float:
         x = decoder.stem(model.embedding(torch.zeros(1, device=_device(model))).flatten(0, 1))
         for stage in decoder.stages[: decoder.site]:
             x = stage(x)
-        model.clip_head(x.new_zeros(model.scene.grid.patches, x.shape[1]))
+        model.clip_head(model.clip_head.means(x, model.canvas))
     return counter.get_total_flops() / 2e9 / model.scene.grid.patches
 
 

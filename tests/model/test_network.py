@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -19,6 +21,15 @@ GEOMETRIES = {
     "no upsampling": {"grid": "2x3", "dec_strides": (1, 1, 1), "ks": "0_3_3", "times": (5, 4)},
     "CLIP early": {"grid": "2x2", "dec_strides": (2, 2, 2), "ks": "0_3_3", "times": (2, 2), "clip_site": 1},
     "CLIP last": {"grid": "2x2", "dec_strides": (2, 2, 2), "ks": "0_3_3", "times": (2, 2), "clip_site": 3},
+    "CLIP in parts": {
+        "grid": "2x3",
+        "dec_strides": (2, 3),
+        "ks": "0_3_3",
+        "times": (2, 1),
+        "clip_site": 1,
+        "clip_pool": 2,
+    },
+    "CLIP of low rank": {"grid": "1x2", "dec_strides": (2, 2), "ks": "0_3_3", "times": (1, 1), "clip_rank": 3},
 }
 SHAPES = [pytest.param(shape, id=name) for name, shape in GEOMETRIES.items()]
 
@@ -229,3 +240,22 @@ def test_a_model_is_its_state(make, embedding, tmp_path):
     torch.save(model.state_dict(), tmp_path / "w.pt")
     other.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     assert torch.equal(model(TIMES).rgb, other(TIMES).rgb) and torch.equal(model(TIMES).clip, other(TIMES).clip)
+
+
+def test_the_clip_head_sees_the_means_of_the_parts_of_a_patch(make):
+    model = make(grid="2x3", dec_strides=(2, 3), clip_site=1, clip_pool=2, times=(2, 1), ks="0_3_3")
+    maps = torch.randn(4, 5, 8, 12, generator=torch.Generator().manual_seed(0))
+    means = model.clip_head.means(maps, model.canvas)
+    assert means.shape == (4, 6, 5 * 4)
+    for patch, channel, part in itertools.product(range(6), range(5), range(4)):
+        top, left = patch // 3 * 4 + part // 2 * 2, patch % 3 * 4 + part % 2 * 2
+        by_hand = maps[:, channel, top : top + 2, left : left + 2].mean((1, 2))
+        assert torch.allclose(means[:, patch, 4 * channel + part], by_hand, atol=1e-6)
+
+
+def test_the_rank_bounds_the_directions_of_the_output(make):
+    head = make(grid="1x2", clip_rank=3, clip_hidden=40, times=(1, 1)).clip_head
+    seen = []
+    head.out.register_forward_hook(lambda _, __, out: seen.append(out))
+    head(torch.randn(50, head.hidden.in_features, generator=torch.Generator().manual_seed(0)))
+    assert torch.linalg.matrix_rank(seen[0] - head.out.bias, rtol=1e-4) == 3
