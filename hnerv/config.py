@@ -76,7 +76,6 @@ class ModelConfig:
     clip_site: int = knob(2, "the CLIP head reads the output of this decoder stage (1 = first)")
     clip_pool: int = knob(1, "the CLIP head sees a patch as POOL x POOL means of its features")
     clip_hidden: int = knob(64, "hidden width of the CLIP head")
-    clip_rank: int = knob(0, "directions that the CLIP head's output is made of; 0: as many as --clip-hidden")
     unseen: str = knob(
         "interpolate", "encoder: embedding of unseen frames, from the neighbours or the frame itself",
         choices=("interpolate", "encode"),
@@ -106,7 +105,6 @@ class ModelConfig:
             "lower_width", "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_pool", "clip_hidden", "rgb_stride",
         ):  # fmt: skip
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
-        _check(self.clip_rank >= 0, f"--clip-rank {self.clip_rank} is below 0")
         _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} is not 0 or at least 2")
 
 

@@ -152,7 +152,6 @@ CHECKS = [
     ("enc_width", 0, "--enc-width 0 is below 1"),
     ("clip_hidden", 0, "--clip-hidden 0 is below 1"),
     ("clip_pool", 0, "--clip-pool 0 is below 1"),
-    ("clip_rank", -1, "--clip-rank -1 is below 0"),
     ("rgb_stride", 0, "--rgb-stride 0 is below 1"),
     ("grid_knots", 1, "--grid-knots 1 is not 0 or at least 2"),
     ("grid_knots", -1, "--grid-knots -1 is not 0 or at least 2"),

@@ -111,7 +111,7 @@ def test_no_abbreviations(capsys):
         (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--dec-strides"], "argument --dec-strides: expected at least one argument"),
-        (["--exp-id", "a\nb", "--zzz\nzzzz"], "unknown argument '--zzz\\nzzzz'"),
+        (["--exp-id", "a\nb", "--line\nbreak"], "unknown argument '--line\\nbreak'"),
     ],
 )
 def test_a_malformed_line_gets_one_line(capsys, argv, message):

@@ -25,18 +25,13 @@ class Prediction(NamedTuple):
 
 
 class ClipHead(nn.Module):
-    """Mean features of a patch, or of each of its pool x pool parts -> embedding of unit norm.
-
-    With a rank the output has a basis of so many directions: its D rows are most of the head, and the hidden layer
-    may then be wider than they are many.
-    """
+    """Mean features of each of the pool x pool parts of a patch -> embedding of unit norm."""
 
     def __init__(self, channels: int, config: ModelConfig, dim: int) -> None:
         super().__init__()
         self.pool = config.clip_pool
         self.hidden = nn.Linear(channels * self.pool**2, config.clip_hidden)
-        self.rank = nn.Linear(config.clip_hidden, config.clip_rank) if config.clip_rank else nn.Identity()
-        self.out = nn.Linear(config.clip_rank or config.clip_hidden, dim)
+        self.out = nn.Linear(config.clip_hidden, dim)
 
     def means(self, maps: Tensor, canvas: PatchGrid) -> Tensor:
         """maps (B, C, h', w') over a canvas -> its patches' means (B, P, C pool^2) in fp32, over exactly each part."""
@@ -46,7 +41,7 @@ class ClipHead(nn.Module):
 
     def forward(self, means: Tensor) -> Tensor:
         """(..., C pool^2) in fp32 -> (..., D)."""
-        return F.normalize(self.out(self.rank(F.gelu(self.hidden(means)))).float(), dim=-1)
+        return F.normalize(self.out(F.gelu(self.hidden(means))).float(), dim=-1)
 
 
 class DualHeadHNeRV(nn.Module):
