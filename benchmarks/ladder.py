@@ -66,10 +66,12 @@ LADDER: dict[str, dict[str, object]] = {
 
 CLIP_LADDER: dict[str, dict[str, object]] = {
     "no CLIP head": {"clip_targets": "", "clip_weights": "none"},
-    "lambda 0.01": {},
+    "CLIP head": {},
+    "lambda 0.01": {"clip_loss_weight": 0.01},
     "lambda 0.001": {"clip_loss_weight": 0.001},
     "lambda 0.05": {"clip_loss_weight": 0.05},
-    "site 1": {"clip_site": 1},
+    "site 2": {"clip_site": 2},
+    "one mean a patch": {"clip_pool": 1},
     "ramp": {"clip_ramp_epochs": 10},
 }
 """The same with targets, which `--clip-targets` gives."""

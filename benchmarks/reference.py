@@ -70,7 +70,7 @@ def same_network(kind: Kind, config: Config) -> Config:
     strides = (*model.dec_strides, *([model.rgb_stride] if model.rgb_stride > 1 else []))
     common = {"dec_strides": strides, "rgb_stride": 1, "act": "gelu"}
     steps = {"pixel_loss": "L2", "optimizer": "adam", "blend_freq": 0}
-    own = {"clip_site": len(strides)} | kind.settings
+    own = {"clip_site": len(strides), "clip_pool": 1} | kind.settings
     return config.replaced(common | steps | own)
 
 

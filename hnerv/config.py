@@ -74,6 +74,7 @@ class ModelConfig:
     enc_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "encoder: downsampling of each stage")
     enc_width: int = knob(64, "encoder: channels of its stages but the last, which has --embed-dim")
     clip_site: int = knob(2, "the CLIP head reads the output of this decoder stage (1 = first)")
+    clip_pool: int = knob(1, "the CLIP head sees a patch as POOL x POOL means of its features")
     clip_hidden: int = knob(64, "hidden width of the CLIP head")
     unseen: str = knob(
         "interpolate", "encoder: embedding of unseen frames, from the neighbours or the frame itself",
@@ -100,7 +101,9 @@ class ModelConfig:
             f"--clip-site {self.clip_site} is not a decoder stage, 1 to {len(self.dec_strides)}",
         )
         _check(self.reduce > 0, f"--reduce {self.reduce} is not above 0")
-        for name in ("lower_width", "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_hidden", "rgb_stride"):
+        for name in (
+            "lower_width", "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_pool", "clip_hidden", "rgb_stride",
+        ):  # fmt: skip
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
         _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} is not 0 or at least 2")
 

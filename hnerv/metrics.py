@@ -5,7 +5,7 @@ Legend: B frames or patches, P patches in a frame, H W pixels, D embedding dimen
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -98,24 +98,48 @@ def centred_cosine(pred: Tensor, target: Tensor, mean: Tensor) -> Tensor:
     return cosine(pred.float() - mean.float(), target.float() - mean.float())
 
 
-def retrieval_hits(
-    pred: Tensor, target: Tensor, frame_index: Tensor, patch_index: Tensor, neighbours: int = 1, top: int = 1
-) -> Tensor:
-    """Does the true embedding of a patch, as a query, find the prediction for that patch? -> bool (M,)
+class Retrieval(NamedTuple):
+    """Of each query (M,): the rank of its first hit from 0 on, overlap of the nearest in [0, 1], Spearman in [-1, 1].
 
-    pred and target (M, D); frame_index and patch_index (M,) say whose embeddings they are. A hit is a query with
-    one of its `top` predictions of greatest cosine at the same patch position, at most `neighbours` frames away.
-    Equal cosines rank in no defined order. Ranked in fp64, since the embeddings of one video lie closer together
-    than TF32 resolves; memory grows with M, not with its square.
+    Recall at k is the share of ranks below k; a rank of M means that nothing is a hit.
+    """
+
+    rank: Tensor
+    overlap: Tensor
+    spearman: Tensor
+
+
+def retrieval(
+    pred: Tensor, target: Tensor, frame_index: Tensor, patch_index: Tensor, neighbours: int = 1, top: int = 10
+) -> Retrieval:
+    """The true embedding of each patch, as a query, ranks the predictions by cosine: does it find its patch?
+
+    pred and target (M, D); frame_index and patch_index (M,) say whose embeddings they are. A hit is a prediction at
+    the same patch position, at most `neighbours` frames away. `overlap` is the share of the `top` nearest true
+    embeddings whose predictions are among the `top` nearest predictions, `spearman` the correlation of the two
+    rankings. Equal cosines rank in no defined order. Ranked in fp64, since the embeddings of one video lie closer
+    together than TF32 resolves; memory grows with M, not with its square.
     """
     queries, keys = (F.normalize(x.double(), dim=-1) for x in (target, pred))
     count = len(keys)
-    hits = []
-    for rows in torch.arange(count, device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count))):
-        found = (queries[rows] @ keys.T).topk(min(top, count)).indices  # (rows, top)
-        near = (frame_index[found] - frame_index[rows, None]).abs() <= neighbours
-        hits.append((near & (patch_index[found] == patch_index[rows, None])).any(1))
-    return torch.cat(hits)
+    rows = torch.arange(count, device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count)))
+    found = []
+    for some in rows:
+        ours, truth = _ranks(queries[some] @ keys.T), _ranks(queries[some] @ queries.T)
+        hit = patch_index == patch_index[some, None]
+        hit &= (frame_index - frame_index[some, None]).abs() <= neighbours
+        shared = ((ours < top) & (truth < top)).sum(1) / max(min(top, count), 1)
+        distance = (ours - truth).double().square().sum(1)
+        spearman = 1 - 6 * distance / max(count * (count**2 - 1), 1)
+        found.append(Retrieval(ours.masked_fill(~hit, count).amin(1) if count else ours.sum(1), shared, spearman))
+    return Retrieval(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _ranks(similarity: Tensor) -> Tensor:
+    """(R, M) -> the place of each number in its row, int64; 0 is the greatest."""
+    order = similarity.argsort(dim=1, descending=True)
+    places = torch.arange(similarity.shape[1], device=similarity.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
 
 
 def bits_per_pixel(num_bytes: int, frames: int, height: int, width: int) -> float:

@@ -25,6 +25,7 @@ TIERS = (
     "training",
     "codec comparison",
     "search",
+    "semantics",
     "report",
     "doctor",
     "cli",

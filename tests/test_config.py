@@ -151,6 +151,7 @@ CHECKS = [
     ("pe_stem", 0, "--pe-stem 0 is below 1"),
     ("enc_width", 0, "--enc-width 0 is below 1"),
     ("clip_hidden", 0, "--clip-hidden 0 is below 1"),
+    ("clip_pool", 0, "--clip-pool 0 is below 1"),
     ("rgb_stride", 0, "--rgb-stride 0 is below 1"),
     ("grid_knots", 1, "--grid-knots 1 is not 0 or at least 2"),
     ("grid_knots", -1, "--grid-knots -1 is not 0 or at least 2"),

@@ -12,6 +12,7 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+from torchmetrics.functional.regression import spearman_corrcoef
 
 from hnerv import metrics
 from hnerv.errors import UserError
@@ -195,9 +196,9 @@ def brute_force_hits(pred, target, frame, patch, neighbours, top):
     return hits
 
 
-@pytest.mark.parametrize(("neighbours", "top"), [(0, 1), (1, 1), (2, 1), (1, 3), (0, 100)])
+@pytest.mark.parametrize("neighbours", [0, 1, 2])
 @pytest.mark.parametrize("at_once", [1, 100, 1 << 24])
-def test_retrieval_agrees_with_brute_force_however_it_is_chunked(monkeypatch, neighbours, top, at_once):
+def test_retrieval_agrees_with_brute_force_however_it_is_chunked(monkeypatch, neighbours, at_once):
     monkeypatch.setattr(metrics, "_SIMILARITIES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(4)
     frame, patch = (x.flatten() for x in torch.meshgrid(torch.arange(0, 18, 2) // 2, torch.arange(4), indexing="ij"))
@@ -205,21 +206,42 @@ def test_retrieval_agrees_with_brute_force_however_it_is_chunked(monkeypatch, ne
     frame, patch = frame[order], patch[order]
     target = torch.randn(36, 8, generator=generator)
     pred = target + 0.9 * torch.randn(36, 8, generator=generator)
-    got = metrics.retrieval_hits(pred, target, frame, patch, neighbours, top)
-    assert got.dtype == torch.bool
-    assert got.tolist() == brute_force_hits(pred, target, frame, patch, neighbours, top)
-    assert got.any() and (top == 100) == bool(got.all())
+    got = metrics.retrieval(pred, target, frame, patch, neighbours)
+    for top in (1, 3, 100):
+        expected = brute_force_hits(pred, target, frame, patch, neighbours, top)
+        assert (got.rank < top).tolist() == expected
+        assert any(expected) and (top == 100) == all(expected)
+
+
+@pytest.mark.parametrize("top", [1, 5, 30, 100])
+def test_agreement_of_the_rankings_against_sets_and_torchmetrics(top):
+    generator = torch.Generator().manual_seed(6)
+    target = torch.randn(30, 6, generator=generator)
+    pred = target + 0.7 * torch.randn(30, 6, generator=generator)
+    got = metrics.retrieval(pred, target, torch.arange(30), torch.zeros(30), top=top)
+    for query, overlap, spearman in zip(target, got.overlap, got.spearman, strict=True):
+        ours, truth = ([reference.cosine_similarity(query[None], key[None]) for key in keys] for keys in (pred, target))
+        nearest = [set(sorted(range(30), key=lambda k: -similar[k])[:top]) for similar in (ours, truth)]
+        assert overlap == pytest.approx(len(nearest[0] & nearest[1]) / min(top, 30))
+        assert spearman == pytest.approx(spearman_corrcoef(torch.stack(ours), torch.stack(truth)).item(), abs=1e-4)
+    assert got.spearman.min() < 0.95 < metrics.retrieval(target, target, *2 * [torch.zeros(30)]).spearman.min()
 
 
 def test_retrieval_of_the_truth_is_perfect_and_wants_the_same_place():
     target = torch.eye(4)
     frame, patch = torch.tensor([0, 0, 5, 5]), torch.tensor([0, 1, 0, 1])
-    assert metrics.retrieval_hits(target, target, frame, patch).all()
-    assert not metrics.retrieval_hits(target.flip(0), target, frame, patch).any()
+    found = metrics.retrieval(target, target, frame, patch)
+    assert [column.tolist() for column in found] == [[0] * 4, [1] * 4, [1] * 4]
+    assert (metrics.retrieval(target.flip(0), target, frame, patch).rank > 0).all()
     swapped_frames = target[[2, 3, 0, 1]]
-    assert not metrics.retrieval_hits(swapped_frames, target, frame, patch, neighbours=4).any()
-    assert metrics.retrieval_hits(swapped_frames, target, frame, patch, neighbours=5).all()
-    assert len(metrics.retrieval_hits(target[:0], target[:0], frame[:0], patch[:0])) == 0
+    assert (metrics.retrieval(swapped_frames, target, frame, patch, neighbours=4).rank > 0).all()
+    assert (metrics.retrieval(swapped_frames, target, frame, patch, neighbours=5).rank == 0).all()
+
+
+def test_retrieval_among_few():
+    assert [len(column) for column in metrics.retrieval(*2 * [torch.eye(3)[:0]], *2 * [torch.arange(0)])] == [0, 0, 0]
+    alone = metrics.retrieval(*2 * [torch.eye(3)[:1]], *2 * [torch.arange(1)])
+    assert [column.item() for column in alone] == [0, 1, 1]
 
 
 def test_bits_per_pixel():

@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "search": "find what a text, an image or an embedding describes, without decoding the video",
     "embed": "write all embeddings that the CLIP head predicts as a safetensors file",
     "compare": "hold .hnerv files against x264, x265 and SVT-AV1 on the same frames",
+    "semantics": "what the CLIP head is worth, beside what the same bytes would give without it",
     "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
     "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
     "doctor": "what this machine can do, and how to mend what it cannot",

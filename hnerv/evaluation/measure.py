@@ -14,18 +14,24 @@ from tqdm import tqdm
 
 from hnerv.dataset import FrameStore
 from hnerv.evaluation.health import EmbeddingHealth, StageFeatures, Watch, embedding_health
-from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval_hits, round8
+from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval, round8
 from hnerv.model import DualHeadHNeRV, Prediction
 
 FRAMES_AT_ONCE = 4
 
 
 class ClipMeasures(NamedTuple):
-    """Cosine, centred cosine, and whether the true embedding as a query finds its patch; each (F, P)."""
+    """Each (F, P). Cosine and centred cosine; of the true embedding as a query to all predictions of the video:
+    whether its patch is the first, among the first 5, among the first 10; overlap and Spearman of `retrieval`.
+    """
 
     sim: Tensor
     centred: Tensor
     found: Tensor
+    found5: Tensor
+    found10: Tensor
+    overlap: Tensor
+    spearman: Tensor
 
 
 class SplitReport(NamedTuple):
@@ -158,11 +164,7 @@ def _clip_measures(
     predicted = torch.cat([m.clip for m in measured.values()])
     targets = store.clip(where).cpu()
     mean = store.clip(positions["train"]).cpu().mean(dim=(0, 1))
-    patches = torch.arange(targets.shape[1]).expand(targets.shape[:2])
-    found = retrieval_hits(
-        predicted.flatten(0, 1), targets.flatten(0, 1), where[:, None].expand_as(patches).flatten(), patches.flatten()
-    ).view_as(patches)
-    columns = cosine(predicted, targets), centred_cosine(predicted, targets, mean), found
+    columns = clip_measures(predicted, targets, where, mean)
     sizes = [len(positions[name]) for name in measured]
     parts = zip(*(column.split(sizes) for column in columns), strict=True)
     healths = (
@@ -172,3 +174,13 @@ def _clip_measures(
     return {
         name: _Clip(ClipMeasures(*part), health) for name, part, health in zip(measured, parts, healths, strict=True)
     }
+
+
+def clip_measures(predicted: Tensor, targets: Tensor, where: Tensor, mean: Tensor) -> ClipMeasures:
+    """predicted, targets (F, P, D) of frames at the positions where (F,), mean (D,) of the training targets."""
+    patches = torch.arange(targets.shape[1]).expand(targets.shape[:2])
+    frames = where[:, None].expand_as(patches)
+    found = retrieval(predicted.flatten(0, 1), targets.flatten(0, 1), frames.flatten(), patches.flatten())
+    rank, overlap, spearman = (column.view_as(patches) for column in found)
+    hits = (rank < top for top in (1, 5, 10))
+    return ClipMeasures(cosine(predicted, targets), centred_cosine(predicted, targets, mean), *hits, overlap, spearman)

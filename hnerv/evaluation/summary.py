@@ -13,6 +13,11 @@ from hnerv.evaluation.measure import Report, SplitReport
 from hnerv.files import replacing
 from hnerv.tracking import NullLogger, split_label
 
+CLIP_COLUMNS = (
+    "clip_sim", "clip_sim_centred", "clip_retrieval", "clip_recall5", "clip_recall10", "clip_overlap10", "clip_spearman"
+)  # fmt: skip
+"""What tags and CSV files call the fields of ClipMeasures."""
+
 
 def eval_values(report: Report) -> dict[str, float]:
     """{Eval/ tag: value}. What was not measured is not in it. Deviations are of the population (divided by F)."""
@@ -44,10 +49,11 @@ def _split_values(name: str, split: SplitReport) -> dict[str, float]:
     if split.clip:
         sim = split.clip.sim.double()
         values |= {
-            f"Eval/Frame/{name}_clip_sim": sim.mean(),
             f"Eval/Frame/{name}_clip_dist": 1 - sim.mean(),
-            f"Eval/Frame/{name}_clip_sim_centred": split.clip.centred.double().mean(),
-            f"Eval/Frame/{name}_clip_retrieval": split.clip.found.double().mean(),
+            **{
+                f"Eval/Frame/{name}_{column}": m.double().mean()
+                for column, m in zip(CLIP_COLUMNS, split.clip, strict=True)
+            },
             f"Eval/Patch/{name}_clip_sim_std": sim.std(correction=0),
             f"Eval/Patch/{name}_clip_sim_min": sim.min(),
             f"Eval/Patch/{name}_clip_sim_max": sim.max(),
@@ -121,6 +127,10 @@ _ROWS = (
     ("  deviation over patches", "Eval/Patch/{}_clip_sim_std", "{:.4f}"),
     ("  centred", "Eval/Frame/{}_clip_sim_centred", "{:.4f}"),
     ("  retrieval agreement", "Eval/Frame/{}_clip_retrieval", "{:.4f}"),
+    ("    among the first 5", "Eval/Frame/{}_clip_recall5", "{:.4f}"),
+    ("    among the first 10", "Eval/Frame/{}_clip_recall10", "{:.4f}"),
+    ("  overlap of the 10 nearest", "Eval/Frame/{}_clip_overlap10", "{:.4f}"),
+    ("  rank correlation (Spearman)", "Eval/Frame/{}_clip_spearman", "{:.4f}"),
 )
 
 
@@ -137,7 +147,7 @@ def write_csv(folder: Path, report: Report) -> None:
                 patches.append([position, patch, label, split.psnr[i, patch]] + [m[patch] for m in clip])
     frames.sort(key=lambda row: row[0])
     patches.sort(key=lambda row: (row[0], row[1]))
-    clip_names = ["clip_sim", "clip_sim_centred", "clip_retrieval"] if report.train.clip else []
+    clip_names = CLIP_COLUMNS if report.train.clip else ()
     _write(folder / "per_frame.csv", ["frame", "split", "psnr", "psnr_frame", "ms_ssim", *clip_names], frames)
     _write(folder / "per_patch.csv", ["frame", "patch", "split", "psnr", *clip_names], patches)
 

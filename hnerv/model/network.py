@@ -25,16 +25,23 @@ class Prediction(NamedTuple):
 
 
 class ClipHead(nn.Module):
-    """Mean features of a patch -> embedding of unit norm."""
+    """Mean features of each of the pool x pool parts of a patch -> embedding of unit norm."""
 
-    def __init__(self, channels: int, hidden: int, dim: int) -> None:
+    def __init__(self, channels: int, config: ModelConfig, dim: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(channels, hidden)
-        self.out = nn.Linear(hidden, dim)
+        self.pool = config.clip_pool
+        self.hidden = nn.Linear(channels * self.pool**2, config.clip_hidden)
+        self.out = nn.Linear(config.clip_hidden, dim)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(..., C) means over exactly one patch, fp32 -> (..., D)."""
-        return F.normalize(self.out(F.gelu(self.hidden(pooled))).float(), dim=-1)
+    def means(self, maps: Tensor, canvas: PatchGrid) -> Tensor:
+        """maps (B, C, h', w') over a canvas -> its patches' means (B, P, C pool^2) in fp32, over exactly each part."""
+        rows, cols = canvas.rows * self.pool, canvas.cols * self.pool
+        parts = F.avg_pool2d(maps.float(), (maps.shape[2] // rows, maps.shape[3] // cols))
+        return PatchGrid(rows, cols, canvas.rows, canvas.cols).split(parts).flatten(2)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """(..., C pool^2) in fp32 -> (..., D)."""
+        return F.normalize(self.out(F.gelu(self.hidden(means))).float(), dim=-1)
 
 
 class DualHeadHNeRV(nn.Module):
@@ -51,7 +58,7 @@ class DualHeadHNeRV(nn.Module):
         self.decoder = Decoder(self.embedding.channels, width, config)
         self.rgb_head = RgbHead(self.decoder.widths[-1], config.rgb_stride)
         site_channels = self.decoder.widths[config.clip_site]
-        self.clip_head = ClipHead(site_channels, config.clip_hidden, scene.clip_dim) if scene.clip_dim else None
+        self.clip_head = ClipHead(site_channels, config, scene.clip_dim) if scene.clip_dim else None
         grid = scene.grid
         whole = self.embedding.canvases == 1
         self.canvas = grid if whole else PatchGrid(*grid.patch_size, 1, 1)
@@ -91,7 +98,8 @@ class DualHeadHNeRV(nn.Module):
         if self.clip_head is None:
             return Prediction(rgb, None)
         cells = Window(*(side // self.decoder.site_scale for side in target)).within(windows[self.decoder.site])
-        return Prediction(rgb, self.clip_head(cells.cut(features.site).float().mean(dim=(-2, -1))))
+        alone = PatchGrid(*self.canvas.patch_size, 1, 1)
+        return Prediction(rgb, self.clip_head(self.clip_head.means(cells.cut(features.site), alone)[:, 0]))
 
     def decode_window(self, times: Tensor, window: Window, frames: Tensor | None = None) -> Tensor:
         """RGB (B, 3, height, width) of `window`, of a patch's size and in frame pixels, anywhere in the frame.
@@ -120,6 +128,5 @@ class DualHeadHNeRV(nn.Module):
 
     def _embed(self, site: Tensor, lead: tuple[int, int]) -> Tensor:
         """Maps (B K, C, h', w') at the CLIP head's site -> (B, P, D); `lead` is (B, K)."""
-        side = tuple(size // self.decoder.site_scale for size in self.canvas.patch_size)
-        pooled = F.avg_pool2d(site.float(), side).flatten(2).mT  # (B K, patches of a canvas, C)
-        return self.clip_head(pooled.unflatten(0, lead).flatten(1, 2))
+        means = self.clip_head.means(site, self.canvas)
+        return self.clip_head(means.unflatten(0, lead).flatten(1, 2))

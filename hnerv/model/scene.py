@@ -76,14 +76,14 @@ def _fault(data: dict) -> str:
 def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
     """(rows, columns) that must divide the frame: the patch grid, the strides, and the cells that the CLIP head pools.
 
-    An embedding over whole frames needs H % prod(strides) = 0, and H % (rows x scale at the CLIP site) = 0; `pe`
-    decodes every patch alone and needs H % (rows x prod(strides)) = 0.
+    With the cell of the CLIP head, scale at its site x clip_pool: an embedding over whole frames needs
+    H % prod(strides) = 0 and H % (rows x cell) = 0; `pe` decodes every patch alone, which has to divide by both.
     """
     rows, cols = parse_size(video.grid, "--grid")
     total = math.prod(model.strides)
+    cell = math.prod(model.strides[model.clip_site :]) * model.clip_pool
     if model.embedding == "pe":
-        return rows * total, cols * total
-    cell = math.prod(model.strides[model.clip_site :])
+        return rows * math.lcm(total, cell), cols * math.lcm(total, cell)
     multiple = math.lcm(total, rows * cell), math.lcm(total, cols * cell)
     if model.embedding == "encoder":
         down = math.prod(model.enc_strides)

@@ -44,6 +44,11 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "similarity": tuple(f"Eval/Frame/{s}_clip_sim" for s in _EVAL),
         "similarity, centred": tuple(f"Eval/Frame/{s}_clip_sim_centred" for s in _EVAL),
         "retrieval agreement": tuple(f"Eval/Frame/{s}_clip_retrieval" for s in _EVAL),
+        "retrieval, among the first 5 and 10": tuple(
+            f"Eval/Frame/{s}_clip_recall{top}" for s in _EVAL for top in (5, 10)
+        ),
+        "overlap of the 10 nearest": tuple(f"Eval/Frame/{s}_clip_overlap10" for s in _EVAL),
+        "rank correlation (Spearman)": tuple(f"Eval/Frame/{s}_clip_spearman" for s in _EVAL),
         "gap of the PSNR (dB)": ("Eval/Gap/psnr_gap",),
         "gap of the similarity": ("Eval/Gap/clip_sim_gap",),
     },

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hnerv.evaluation.summary import CLIP_COLUMNS
+
 
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
@@ -79,13 +81,13 @@ def test_the_tables_agree_with_each_other_and_with_the_tags(run, summary):
     for row in frames:
         mine = [r for r in patches if r["frame"] == row["frame"]]
         assert {r["split"] for r in mine} == {row["split"]} == {"val" if row["frame"] in ("5", "11") else "train"}
-        for column in ("psnr", "clip_sim", "clip_sim_centred", "clip_retrieval"):
+        for column in ("psnr", *CLIP_COLUMNS):
             assert float(row[column]) == pytest.approx(np.mean([float(r[column]) for r in mine]), abs=2e-6)
     for split in ("train", "val"):
         rows = [r for r in frames if r["split"] == split]
         assert found[f"Eval/Info/num_{split}_frames"] == len(rows)
         assert found[f"Eval/Info/num_{split}_patches"] == len([r for r in patches if r["split"] == split])
-        for column in ("psnr", "psnr_frame", "ms_ssim", "clip_sim", "clip_sim_centred", "clip_retrieval"):
+        for column in ("psnr", "psnr_frame", "ms_ssim", *CLIP_COLUMNS):
             mean = np.mean([float(r[column]) for r in rows])
             assert found[f"Eval/Frame/{split}_{column}"] == pytest.approx(mean, abs=2e-6), column
         assert found[f"Eval/PSNR_Stats/{split}_std"] == pytest.approx(

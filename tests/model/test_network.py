@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -19,6 +21,14 @@ GEOMETRIES = {
     "no upsampling": {"grid": "2x3", "dec_strides": (1, 1, 1), "ks": "0_3_3", "times": (5, 4)},
     "CLIP early": {"grid": "2x2", "dec_strides": (2, 2, 2), "ks": "0_3_3", "times": (2, 2), "clip_site": 1},
     "CLIP last": {"grid": "2x2", "dec_strides": (2, 2, 2), "ks": "0_3_3", "times": (2, 2), "clip_site": 3},
+    "CLIP in parts": {
+        "grid": "2x3",
+        "dec_strides": (2, 3),
+        "ks": "0_3_3",
+        "times": (2, 1),
+        "clip_site": 1,
+        "clip_pool": 2,
+    },
 }
 SHAPES = [pytest.param(shape, id=name) for name, shape in GEOMETRIES.items()]
 
@@ -285,3 +295,14 @@ def test_pe_is_asked_at_the_coordinates_of_the_window(make):
     model.embedding.yx[0] = torch.tensor([1.0 / grid.rows, 1.0 / grid.cols])
     assert (between - model.decode_patch(TIMES, 0).rgb).abs().max() < 1e-6
     assert (between - grid.split(model(TIMES).rgb)[:, 1]).abs().max() > 1e-3
+
+
+def test_the_clip_head_sees_the_means_of_the_parts_of_a_patch(make):
+    model = make(grid="2x3", dec_strides=(2, 3), clip_site=1, clip_pool=2, times=(2, 1), ks="0_3_3")
+    maps = torch.randn(4, 5, 8, 12, generator=torch.Generator().manual_seed(0))
+    means = model.clip_head.means(maps, model.canvas)
+    assert means.shape == (4, 6, 5 * 4)
+    for patch, channel, part in itertools.product(range(6), range(5), range(4)):
+        top, left = patch // 3 * 4 + part // 2 * 2, patch % 3 * 4 + part % 2 * 2
+        by_hand = maps[:, channel, top : top + 2, left : left + 2].mean((1, 2))
+        assert torch.allclose(means[:, patch, 4 * channel + part], by_hand, atol=1e-6)

@@ -95,6 +95,8 @@ def test_a_size_that_is_accepted_builds_and_runs(small, scene_of, embedding, gri
         ({"grid": "2x4", "embedding": "grid", "dec_strides": (2, 5, 2), "rgb_stride": 2}, (40, 80)),
         ({"grid": "4x8", "embedding": "grid", "dec_strides": (2, 5, 2), "rgb_stride": 2, "clip_site": 1}, (80, 160)),
         ({"grid": "3x7", "embedding": "pe", "dec_strides": (2, 2), "rgb_stride": 1}, (12, 28)),
+        ({"grid": "2x4", "dec_strides": (2, 5), "rgb_stride": 4, "clip_site": 1, "clip_pool": 2}, (80, 160)),
+        ({"grid": "3x7", "embedding": "pe", "dec_strides": (3, 2), "clip_site": 1, "clip_pool": 5}, (90, 210)),
     ],
 )
 def test_multiple_table(fields, multiple):

@@ -1,0 +1,7 @@
+"""What the CLIP head is worth: its embeddings beside what the same bytes, or other means, would give."""
+
+from hnerv.semantics.baselines import interpolated, mean_embedding, pca_table
+from hnerv.semantics.comparing import Comparison, compare
+from hnerv.semantics.table import as_dict, text_of
+
+__all__ = ["Comparison", "as_dict", "compare", "interpolated", "mean_embedding", "pca_table", "text_of"]

@@ -1,0 +1,175 @@
+"""An opened run -> the embeddings of its CLIP head and of its rivals, measured alike.
+
+N frames of a video, P patches, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.clip import Teacher
+from hnerv.dataset import targets_label
+from hnerv.errors import UserError
+from hnerv.evaluation import FRAMES_AT_ONCE, OpenedRun, predict
+from hnerv.evaluation.measure import ClipMeasures, clip_measures, frames_bar, in_batches
+from hnerv.metrics import round8
+from hnerv.model import DualHeadHNeRV
+from hnerv.semantics.baselines import interpolated, mean_embedding, pca_table
+
+ESTIMATED_BITS = 6
+"""Per parameter of a head that no file holds yet."""
+
+HEAD, MEAN, NEIGHBOURS, PCA, ENCODER = "CLIP head", "mean", "neighbours", "PCA table", "encoder on decoded"
+
+
+class Row(NamedTuple):
+    """What an embedding of a patch costs, and how good it is.
+
+    `size` in bytes, None where the embeddings are the true ones. `gmac` is 1e9 multiply-accumulates per patch. Of
+    `ranks` False, all embeddings are equal, and no retrieval can be measured. `splits` are 'train' and 'val', or one.
+    """
+
+    name: str
+    size: int | None
+    gmac: float
+    splits: dict[str, dict[str, float]]
+    ranks: bool = True
+
+
+class Comparison(NamedTuple):
+    """Rows, the head first; what the targets are; whether the head's bytes are those of a file; notes for people."""
+
+    rows: list[Row]
+    targets: str
+    measured_bytes: bool
+    notes: list[str]
+
+
+class _Rival(NamedTuple):
+    name: str
+    embeddings: Tensor
+    size: int | None
+    gmac: float
+    splits: tuple[str, ...] = ("train", "val")
+    ranks: bool = True
+
+
+@torch.no_grad()
+def compare(run: OpenedRun, head_bytes: int = 0, teacher: Teacher | None = None, progress: bool = False) -> Comparison:
+    """`head_bytes` are those of the coded CLIP head, 0: estimated; `teacher` is the encoder of the targets, if at hand.
+
+    Every prediction comes from the model alone. Raises UserError where there is no CLIP head.
+    """
+    model = run.model.eval()
+    if model.clip_head is None:
+        raise UserError(f"{run.checkpoint} has no CLIP head: train without --clip-weights none, and give its targets")
+    train, frames = torch.tensor(model.scene.train), model.scene.frames
+    truth = run.store.clip(torch.arange(frames)).cpu()
+    size = head_bytes or estimated_bytes(model)
+    made = _embeddings(run, teacher, progress)
+    rivals = [_Rival(HEAD, made.head, size, gmac_of_head(model))]
+    mean = mean_embedding(truth, train)
+    rivals.append(_Rival(MEAN, mean.embeddings, mean.size, mean.macs / 1e9, ranks=False))
+    rivals.append(_Rival(NEIGHBOURS, interpolated(truth[train], train, frames), None, 0.0, ("val",)))
+    notes = [_bytes_note(bool(head_bytes)), *_FIXED_NOTES]
+    if pca := pca_table(truth, train, size):
+        rivals.append(_Rival(PCA, pca.table.embeddings, pca.table.size, pca.table.macs / 1e9))
+        notes.append(
+            f"{PCA}: {pca.components} components of the true training embeddings, {pca.bits} bits a coefficient, "
+            f"{pca.basis_bits} a number of the basis, the best pair; unseen frames interpolate its entries"
+        )
+    else:
+        notes.append(f"{PCA}: not one component fits into {size:,} bytes")
+    if made.encoder is not None:
+        rivals.append(_Rival(ENCODER, made.encoder, 0, _gmac_of_encoder(model, teacher)))
+        notes.append(f"{ENCODER}: the encoder itself, which a reader must have, is not counted in bytes")
+    rows = [_row(rival, truth, model) for rival in rivals]
+    return Comparison(rows, targets_label(run.record), bool(head_bytes), notes)
+
+
+_FIXED_NOTES = (
+    f"{MEAN}: the same for every patch, so it ranks nothing",
+    f"{NEIGHBOURS}: blends of the true embeddings of the two nearest training frames, uncompressed: a bar, not a rival",
+)
+
+
+def _bytes_note(measured: bool) -> str:
+    what = "its section of the file" if measured else f"an estimate, {ESTIMATED_BITS} bits a parameter"
+    return f"{HEAD}: bytes are {what}; the stages below it are there for the pixels and are not counted"
+
+
+def estimated_bytes(model: DualHeadHNeRV) -> int:
+    """Bytes of the CLIP head at ESTIMATED_BITS a parameter: an estimate, for a model that no file holds."""
+    return -(-ESTIMATED_BITS * sum(p.numel() for p in model.clip_head.parameters()) // 8)
+
+
+def gmac_of_head(model: DualHeadHNeRV) -> float:
+    """1e9 multiply-accumulates of a patch's embedding: stem, stages up to its site, head; a whole frame / P."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, decoder = model.eval(), model.decoder
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        x = decoder.stem(model.embedding(torch.zeros(1, device=_device(model))).flatten(0, 1))
+        for stage in decoder.stages[: decoder.site]:
+            x = stage(x)
+        model.clip_head(model.clip_head.means(x, model.canvas))
+    return counter.get_total_flops() / 2e9 / model.scene.grid.patches
+
+
+def _gmac_of_encoder(model: DualHeadHNeRV, teacher: Teacher) -> float:
+    """Of a decoded patch, a whole frame / P, and of the encoder on it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    grid = model.scene.grid
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, device=_device(model)), clip=False)
+    decoding = counter.get_total_flops() / grid.patches
+    with FlopCounterMode(display=False) as counter:
+        teacher.encode_patches(torch.zeros(1, 3, *grid.patch_size, dtype=torch.uint8))
+    return (decoding + counter.get_total_flops()) / 2e9
+
+
+class _Made(NamedTuple):
+    """Embeddings (N, P, D) on the CPU; `encoder` of the decoded patches, None without a teacher."""
+
+    head: Tensor
+    encoder: Tensor | None
+
+
+def _embeddings(run: OpenedRun, teacher: Teacher | None, progress: bool) -> _Made:
+    """Of every frame, from the model alone, as an evaluation decodes it."""
+    grid, device, frames = run.model.scene.grid, _device(run.model), run.model.scene.frames
+    heads, encoders = [], []
+    with frames_bar("decode", frames, progress) as bar:
+        for where in in_batches(torch.arange(frames), bar):
+            found = predict(run.model, where.float().to(device))
+            heads.append(found.clip.cpu())
+            if teacher is not None:
+                patches = grid.split((round8(found.rgb) * 255).round().to(torch.uint8))
+                encoders.append(teacher.encode_patches(patches.flatten(0, 1)).cpu().unflatten(0, patches.shape[:2]))
+    assert len(heads) == -(-frames // FRAMES_AT_ONCE)
+    return _Made(torch.cat(heads), torch.cat(encoders) if encoders else None)
+
+
+def _row(rival: _Rival, truth: Tensor, model: DualHeadHNeRV) -> Row:
+    """Measured as an evaluation does: queries search all frames that train or are unseen."""
+    positions = {"train": torch.tensor(model.scene.train), "val": torch.tensor(model.scene.val, dtype=torch.long)}
+    where = torch.cat([*positions.values()])
+    mean = truth[positions["train"]].mean((0, 1))
+    found = clip_measures(rival.embeddings[where], truth[where], where, mean)
+    parts = [
+        ClipMeasures(*part) for part in zip(*(m.split([*map(len, positions.values())]) for m in found), strict=True)
+    ]
+    splits = {
+        name: {key: value.double().mean().item() for key, value in part._asdict().items()}
+        for name, part in zip(positions, parts, strict=True)
+        if len(positions[name]) and name in rival.splits
+    }
+    return Row(rival.name, rival.size, rival.gmac, splits, rival.ranks)
+
+
+def _device(model: DualHeadHNeRV) -> torch.device:
+    return next(model.parameters()).device
