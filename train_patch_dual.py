@@ -22,8 +22,19 @@ def train(ask: Invocation) -> None:
     from hnerv.evaluation import table
     from hnerv.model import build_model
     from hnerv.tracking.console import Console
-    from hnerv.training import RunFolder, Trainer, announce, check_scene, check_settings, run_record
+    from hnerv.training import (
+        Limits,
+        RunFolder,
+        Trainer,
+        announce,
+        check_scene,
+        check_settings,
+        device_errors,
+        fit,
+        run_record,
+    )  # fmt: skip
 
+    limits = Limits.of(ask)
     device = pick_device(ask.device)
     choice = ask.resolve(cuda=device.type == "cuda")
     config = choice.config
@@ -36,15 +47,15 @@ def train(ask: Invocation) -> None:
     model = build_model(config.model, material.scene)
     record = run_record(choice.preset, config, material, model)
     print(announce(record, device), flush=True)
-    trainer = Trainer(model, FrameStore(material, device), config, folder, record, log)
-    state = folder.saved_state(record)
-    if state:
-        trainer.load_state(state)
-        print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
+    with device_errors(config, folder.latest), folder.locked():
+        trainer = Trainer(model, FrameStore(material, device), config, folder, record, log, limits)
+        state = folder.saved_state(record)
+        if state:
+            trainer.load_state(state)
+            print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
 
-    console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)
-    with folder.claim(record, state, log.report_to) as logger, console:
-        trainer.fit(logger, console)
+        with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
+            fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)
 
     print(table(trainer.evaluation, targets_label(record), config.model.unseen))
     print(folder.next_commands())

@@ -157,7 +157,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. Two runs with equal configurations on one machine end with the same weights."""
+    """One run. Two with equal configurations on one machine end with the same weights, unless one is rolled back."""
 
     video: VideoConfig = field(default_factory=VideoConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)

@@ -9,9 +9,25 @@ class RunError(RuntimeError):
     """A run that cannot go on; what it saved is intact. Exit status 1."""
 
 
+class Diverged(RunError):
+    """What is trained has gone wrong: `cause` says how. A run that may be rolled back survives it."""
+
+    def __init__(self, cause: str, mend: str) -> None:
+        super().__init__(f"{cause}{mend}")
+        self.cause = cause
+
+
 class Interrupted(Exception):
     """A signal ended the run after its state was saved. Exit status 128 + the signal's number."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.status = 128 + signal_number
+
+
+class TimeUp(Interrupted):
+    """The time allowed ended the run after its state was saved. Exit status 124, as of timeout(1)."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
+        self.status = 124

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import sys
 import typing
@@ -104,6 +105,8 @@ class Invocation:
     overwrite: bool
     debug: bool
     logging: dict[str, object] = dataclasses.field(default_factory=dict)
+    max_minutes: float = 0.0
+    on_divergence: str = "stop"
 
     def resolve(self, cuda: bool) -> Choice:
         """Defaults, changed by the preset, changed by the flags that were given.
@@ -153,6 +156,15 @@ def train_parser() -> Parser:
     run.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
+    run.add_argument(
+        "--max-minutes", type=_minutes, default=0.0, metavar="N",
+        help="save and end with status 124 after so many minutes; the same command goes on; 0: no limit (0)",
+    )  # fmt: skip
+    run.add_argument(
+        "--on-divergence", default="stop", choices=("stop", "rollback"),
+        help="a value that is not finite ends the run, or takes it back to the last good checkpoint at half the "
+        "learning rate, at most three times; with rollback a fall of Train/PSNR by 6 dB does so too (stop)",
+    )  # fmt: skip
     run.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, section in SECTIONS.items():
         _add_section(parser.add_argument_group(TITLES[name]), section)
@@ -166,6 +178,17 @@ def parse_train(argv: list[str] | None = None) -> Invocation:
     logging = {f.name: given.pop(f.name) for f in dataclasses.fields(LogConfig) if f.name in given}
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     return Invocation(settings=settings, logging=logging, **own)
+
+
+def _minutes(text: str) -> float:
+    """A finite number of at least 0. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes, at least 0")
+    return value
 
 
 def eval_parser() -> Parser:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hnerv.command import one_line_errors, pick_device, set_up_torch
-from hnerv.errors import Interrupted, RunError, UserError
+from hnerv.errors import Diverged, Interrupted, RunError, TimeUp, UserError
 
 
 class Special(UserError):
@@ -29,6 +29,8 @@ ENDINGS = [
     (UserError("no such file: give another"), 2),
     (Special("no such file: give another"), 2),
     (RunError("loss is nan"), 1),
+    (Diverged("loss is nan", ": lower --lr"), 1),
+    (TimeUp("saved at step 3"), 124),
     (Interrupted(2, "saved at step 3"), 130),
     (Interrupted(15, "saved at step 3"), 143),
 ]

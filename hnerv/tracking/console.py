@@ -26,6 +26,11 @@ class Console:
     def step(self) -> None:
         self._bar.update(1)
 
+    def back(self, step: int) -> None:
+        """So many steps count as done, fewer than before."""
+        self._bar.n = step
+        self._bar.refresh()
+
     def epoch(self, epoch: int, values: dict[str, float], seconds: float) -> None:
         """`epoch` counts from 1; `values` by tag."""
         words = [f"{name} {values[tag]:{form}}" for name, tag, form in _WORDS if tag in values]

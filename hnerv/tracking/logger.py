@@ -10,15 +10,18 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from hnerv.errors import RunError
 from hnerv.tracking.images import Encoded
 from hnerv.tracking.layout import layout
 from hnerv.tracking.projector import Points, write_points
+from hnerv.tracking.repair import repair_events, repair_lines
 from hnerv.tracking.tags import tag_of
 
 
@@ -90,12 +93,14 @@ class RunLogger(NullLogger):
         self.shows = report_to != "none"
         self.fresh = not any(events.glob("events.*"))
         self._warned = False
-        self._writer = self._lines = None
+        self._writer = self._lines = self._hook = None
         if self.shows:
             self._guarded(self._open_writer, WRITERS[report_to], purge_step)
         self._guarded(self._open_lines)
 
     def _open_writer(self, opener: Callable, purge_step: int) -> None:
+        before = threading.excepthook
+        self._hook, threading.excepthook = before, lambda fault: _is_writer(fault.thread) or before(fault)
         self._writer = opener(self.events, purge_step)
 
     def _open_lines(self) -> None:
@@ -141,11 +146,20 @@ class RunLogger(NullLogger):
             self._guarded(self._lines.write, line + "\n")
 
     def position(self) -> dict[str, int]:
-        """{name of a log file: its bytes}, once all that was logged is on the disk; see `rewind`."""
+        """{name of a log file: its bytes}, once all that was logged is on the disk; see `rewind`.
+
+        Raises RunError where the folder can no longer be read: a checkpoint that knew no logs would lose them.
+        """
         self._guarded(self._flush_writer)
         self._guarded(self._flush_lines)
         sizes = {}
-        for path in _log_files(self.events, self.metrics):
+        try:
+            files = _log_files(self.events, self.metrics)
+        except OSError as error:
+            raise RunError(
+                f"cannot write beside {self.events} ({error}); what was saved is intact: mend it, then the same command"
+            ) from error
+        for path in files:
             with contextlib.suppress(OSError):  # it may vanish at any time
                 sizes[path.name] = path.stat().st_size
         return sizes
@@ -154,7 +168,8 @@ class RunLogger(NullLogger):
         for file in (self._lines, self._writer):
             if file:
                 self._guarded(file.close)
-        self._writer = self._lines = None
+        threading.excepthook = self._hook or threading.excepthook
+        self._writer = self._lines = self._hook = None
 
     def _write(self, kind: str, name: str, method: str, *values: object) -> None:
         tag_of(name, kind)
@@ -181,6 +196,11 @@ class RunLogger(NullLogger):
             if not self._warned:
                 logging.getLogger("hnerv").warning("logging to %s failed, the run goes on: %s", self.events, error)
             self._warned = True
+
+
+def _is_writer(thread: threading.Thread | None) -> bool:
+    """TensorBoard's own, whose errors its next flush raises too, where they are told in one line."""
+    return type(thread).__name__ == "_AsyncWriterThread"
 
 
 def _tensorboard(events: Path, purge_step: int):
@@ -227,15 +247,17 @@ def metrics_file(run: Path) -> Path:
 
 
 def rewind(run: Path, position: dict[str, int]) -> None:
-    """Cut the logs of a run back to where a checkpoint saw them, so that no step is logged twice.
+    """Cut the logs of a run back to where a checkpoint saw them, so that no step is logged twice, and mend them.
 
     TensorBoard's own purge cannot do it: it goes by step, and some tags count epochs and others steps.
     """
     for path in _log_files(events_folder(run), metrics_file(run)):
         if path.name not in position:
             path.unlink()
-        elif path.stat().st_size > position[path.name]:
+            continue
+        if path.stat().st_size > position[path.name]:
             os.truncate(path, position[path.name])
+        (repair_lines if path == metrics_file(run) else repair_events)(path)
 
 
 def _log_files(events: Path, metrics: Path | None) -> list[Path]:

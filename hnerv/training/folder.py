@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +23,7 @@ from hnerv.errors import UserError
 from hnerv.files import read_json, replacing, write_json
 from hnerv.flags import Choice
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
+from hnerv.training import lock
 
 PACKAGES = (
     "torch",
@@ -98,8 +101,26 @@ class RunFolder:
             logging.getLogger("hnerv").warning("%s is missing: going on from best.pt", self.latest)
         return state
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out of the folder for the block, from `saved_state` to the end of training.
+
+        Makes the folder where there is none, and moves one that is to be overwritten aside. Raises UserError.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                if self.overwrite and self.path.exists():
+                    with lock.locked(self.path):
+                        pass
+                    _move_aside(self.path)
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock.locked(self.path))
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+            yield
+
     def claim(self, record: dict, state: dict | None, report_to: str = "tensorboard") -> NullLogger:
-        """Creates the folder with its config.json, or takes it over at `state`, its logs cut back to there.
+        """Fills the folder, which `locked` holds, or takes it over at `state`, its logs cut back to there.
 
         Returns the logger of what follows. Nothing is written for a run that is finished. Raises UserError.
         """
@@ -109,17 +130,18 @@ class RunFolder:
                     file.write(self.best.read_bytes())
             if state and _finished(state):
                 return NullLogger()
-            if self.overwrite and self.path.exists():
-                _move_aside(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "config.json", record)
             append_environment(self.path / "environment.json")
-            rewind(self.path, state["progress"]["logs"] if state else {})
             for folder in (self.path, self.latest.parent):
                 for half_written in folder.glob(".*.tmp"):
                     half_written.unlink()
+            return self.reopen(state, report_to)
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+    def reopen(self, state: dict | None, report_to: str = "tensorboard") -> NullLogger:
+        """The logger of what follows `state`, the logs cut back to there. Raises OSError."""
+        rewind(self.path, state["progress"]["logs"] if state else {})
         first_step = state["progress"]["step"] + 1 if state else 0
         return RunLogger(events_folder(self.path), metrics_file(self.path), first_step, report_to)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hnerv.checkpoint import save_checkpoint
 from hnerv.config import Config, LogConfig, parse_steps
 from hnerv.dataset import Batch, FrameStore
-from hnerv.errors import Interrupted, RunError, UserError
+from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
 from hnerv.losses import cosine_loss, pixel_loss
@@ -27,6 +27,7 @@ from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
 from hnerv.training.folder import RunFolder
+from hnerv.training.limits import COLLAPSE, Limits
 from hnerv.training.optim import GROUPS, build_optimizer, clip_gradients, parameters_of, set_learning_rate
 from hnerv.training.profiling import StepProfiler
 from hnerv.training.report import log_start
@@ -63,9 +64,9 @@ class Trainer:
 
     def __init__(
         self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict,
-        log: LogConfig = LogConfig(),  # noqa: B008 (it is frozen)
+        log: LogConfig = LogConfig(), limits: Limits = Limits(),  # noqa: B008 (they are frozen)
     ) -> None:  # fmt: skip
-        self.log, self.clock = log, Clock(store.device)
+        self.log, self.limits, self.clock = log, limits, Clock(store.device)
         self.model = model.to(store.device, memory_format=torch.channels_last)
         self.store, self.config, self.folder, self.record = store, config, folder, record
         self.logger = NullLogger()
@@ -81,18 +82,22 @@ class Trainer:
         self.records = torch.zeros(self.steps_per_epoch, len(COLUMNS), device=store.device)
         self.times: list[float] = []
         self.evaluation: dict[str, float] = {}
-        self.best = float("-inf")
+        self.best = self.peak = float("-inf")
+        self.rollbacks, self.lr_scale = 0, 1.0
         self.codes_step = -1
         self.window = torch.zeros(0, dtype=torch.float64)
 
     def fit(self, logger: NullLogger, console: Console) -> None:
         """Trains from where it is to the last epoch, and evaluates that.
 
-        Raises Interrupted after SIGINT or SIGTERM, RunError for a value that is not finite; both leave a checkpoint.
+        Raises Interrupted after SIGINT, SIGTERM or the deadline, Diverged where training goes wrong; both leave a
+        checkpoint, the second one of before.
         """
         self.logger, epochs = logger, self.config.train.epochs
         log_start(logger, self.model, self.record, self.folder.path, self.log.graph)
-        with StopSignals() as stop, self.profiler(lambda line: console.say(line)) as profiler:
+        if self.limits.rollbacks and not self.folder.latest.exists():
+            self.save()
+        with StopSignals(self.limits.deadline) as stop, self.profiler(lambda line: console.say(line)) as profiler:
             while self.epoch < epochs:
                 start = time.perf_counter()
                 self.clock.start()
@@ -103,15 +108,15 @@ class Trainer:
                     self.step_in_epoch += 1
                     console.step()
                     self.clock.mark("rest")
-                    if stop.number:
-                        self.stop(stop.number)
+                    if stop.asked:
+                        self.stop(stop)
                 values = self.close_epoch(time.perf_counter() - start)
                 console.epoch(self.epoch, values, time.perf_counter() - start)
                 if self.due(self.config.train.eval_freq):
                     self.evaluate()
                     console.evaluation(self.epoch, self.evaluation, self.config.model.unseen)
-                if stop.number and self.epoch < epochs:
-                    self.stop(stop.number)
+                if stop.asked and self.epoch < epochs:
+                    self.stop(stop)
                 if self.due(self.config.train.checkpoint_freq):
                     self.save()
 
@@ -130,9 +135,8 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
-        return self.config.train.lr * self.lr_factor(
-            self.global_step / (self.config.train.epochs * self.steps_per_epoch)
-        )
+        progress = self.global_step / (self.config.train.epochs * self.steps_per_epoch)
+        return self.config.train.lr * self.lr_factor(progress) * self.lr_scale
 
     def due(self, every: int) -> bool:
         """Whether the epoch just closed is one of `every` so many (0: of none), or the last."""
@@ -181,10 +185,10 @@ class Trainer:
         return row
 
     def no_update(self, row: Tensor, error: Exception) -> NoReturn:
-        """Raises RunError: SOAP's factorisations fail, most often because a gradient is not finite."""
+        """Raises Diverged: SOAP's factorisations fail, most often because a gradient is not finite."""
         self.records[self.step_in_epoch] = row
         self.check_finite(self.records[: self.step_in_epoch + 1].cpu())
-        raise RunError(f"the optimiser cannot go on ({error}): lower --lr, or choose --optimizer adam") from error
+        raise Diverged(f"the optimiser cannot go on ({error})", ": lower --lr, or choose --optimizer adam") from error
 
     def close_epoch(self, seconds: float) -> dict[str, float]:
         """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""
@@ -194,6 +198,7 @@ class Trainer:
         sizes = torch.tensor([len(part) for part in self.train_positions.split(self.config.train.batch_size)])
         means = dict(zip(COLUMNS, (rows * sizes[:, None] / sizes.sum()).sum(0).tolist(), strict=True))
         norms = dict(zip(COLUMNS[4:], rows[:, 4:].mean(0).tolist(), strict=True))
+        self.check_quality(means["psnr"])
         values = self.epoch_values(means | norms, rows)
         first = self.epoch * self.steps_per_epoch
         steps = range(first + 1, first + self.steps_per_epoch + 1)
@@ -225,7 +230,7 @@ class Trainer:
         return values | stability_values(self.window) | self.clock.close(patches)
 
     def check_finite(self, rows: Tensor) -> None:
-        """Raises RunError naming the first step and tag of the epoch's rows (steps, COLUMNS) that is not finite."""
+        """Raises Diverged naming the first step and tag of the epoch's rows (steps, COLUMNS) that is not finite."""
         bad = (~rows.isfinite()).nonzero()
         if len(bad):
             step, column = bad[0].tolist()
@@ -233,25 +238,33 @@ class Trainer:
             self.not_finite(COLUMN_TAGS[column], rows[step, column].item(), first + step + 1, self.epoch + 1)
 
     def check_weights(self) -> None:
-        """Raises RunError when the last step left a weight that is not finite, before a checkpoint holds it."""
+        """Raises Diverged when the last step left a weight that is not finite, before a checkpoint holds it."""
         norms = torch.stack(torch._foreach_norm([p for part in self.parts.values() for p in part]))
         if not norms.isfinite().all():
             worst = norms[~norms.isfinite()][0].item()
             self.not_finite("the norm of a weight", worst, self.global_step, self.epoch + 1)
 
     def check_values(self, values: dict[str, float]) -> None:
-        """Raises RunError naming the first of {tag: value}, measured after an epoch, that is not finite."""
+        """Raises Diverged naming the first of {tag: value}, measured after an epoch, that is not finite."""
         for tag, value in values.items():
             if not math.isfinite(value):
                 self.not_finite(tag, value, self.global_step, self.epoch)
 
+    def check_quality(self, psnr: float) -> None:
+        """Raises Diverged where the Train/PSNR of the epoch that ends has collapsed and the run may be rolled back."""
+        if self.limits.rollbacks and psnr < self.peak - COLLAPSE:
+            fell = f"{psnr:.2f} dB in epoch {self.epoch + 1}, {self.peak - psnr:.2f} dB below the best epoch"
+            raise Diverged(f"Train/PSNR is {fell}", ": lower --lr under another --exp-id")
+        self.peak = max(self.peak, psnr)
+
     def not_finite(self, tag: str, value: float, step: int, epoch: int) -> NoReturn:
-        """Raises RunError, in words; `step` and `epoch` count from 1."""
+        """Raises Diverged, in words; `step` and `epoch` count from 1."""
         latest = self.folder.latest
         good = f"the last good checkpoint is {latest}" if latest.exists() else "there is no checkpoint yet"
-        raise RunError(
-            f"{tag} is {value} at step {step} (epoch {epoch}); {good}: lower --lr or --clip-loss-weight, "
-            "or set --grad-clip, under another --exp-id"
+        again = "" if self.limits.rollbacks else "; --on-divergence rollback goes on with this one"
+        raise Diverged(
+            f"{tag} is {value} at step {step} (epoch {epoch})",
+            f"; {good}: lower --lr or --clip-loss-weight, or set --grad-clip, under another --exp-id{again}",
         )
 
     def evaluate(self) -> None:
@@ -283,14 +296,18 @@ class Trainer:
             self.model.embedding.refresh(self.store.frames)
             self.codes_step = self.global_step
 
-    def stop(self, signal_number: int) -> None:
-        """Saves and raises Interrupted; RunError, and no save, where the steps since the last epoch went wrong."""
-        self.check_finite(self.records[: self.step_in_epoch].cpu())
-        self.check_weights()
-        self.save()
+    def stop(self, stop: StopSignals) -> NoReturn:
+        """Saves and raises Interrupted; Diverged, and no save, where the steps since the last epoch went wrong."""
         again = "the same command without --overwrite" if self.folder.overwrite else "the same command"
-        raise Interrupted(
-            signal_number,
+        try:
+            self.check_finite(self.records[: self.step_in_epoch].cpu())
+            self.check_weights()
+        except Diverged as fault:
+            if not self.limits.rollbacks:
+                raise
+            raise stop.interruption(f"{fault.cause}; {again} goes on from {self.folder.latest}") from fault
+        self.save()
+        raise stop.interruption(
             f"stopped at epoch {self.epoch + 1}, step {self.step_in_epoch} of {self.steps_per_epoch}; saved "
             f"{self.folder.latest}; {again} goes on",
         )
@@ -311,6 +328,9 @@ class Trainer:
             "best": self.best,
             "logs": self.logger.position(),
             "window": self.window,
+            "peak": self.peak,
+            "rollbacks": self.rollbacks,
+            "lr_scale": self.lr_scale,
             "clock": self.clock.state(),
         }
         return {
@@ -334,5 +354,8 @@ class Trainer:
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
         self.records.copy_(progress["records"])
         self.times, self.best, self.evaluation = list(progress["times"]), progress["best"], state["evaluation"]
-        self.window = progress.get("window", self.window)  # older checkpoints know neither
+        self.window = progress.get("window", self.window)  # older checkpoints know none of these
+        self.peak, self.rollbacks = progress.get("peak", float("-inf")), progress.get("rollbacks", 0)
+        self.lr_scale, self.codes_step = progress.get("lr_scale", 1.0), -1
+        self.clock = Clock(self.store.device)
         self.clock.load_state(progress.get("clock", {}))

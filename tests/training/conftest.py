@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,43 @@ from hnerv.flags import parse_train
 from hnerv.model import build_model
 from hnerv.tracking import NullLogger
 from hnerv.training import RunFolder, Trainer, run_record
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def timeless_lines(run: Path) -> list[str]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.dumps({key: value for key, value in line.items() if not of_time(key)}) for line in lines]
+
+
+def of_time(key: str) -> bool:
+    """What depends on the clock and on the machine's memory."""
+    return key == "seconds" or key.startswith("Train/Performance/")
+
+
+def without_times(events: dict[str, list]) -> dict[str, list]:
+    """Of tags of time, the steps alone."""
+    return {tag: [p[0] for p in points] if of_time(tag) else points for tag, points in events.items()}
+
+
+def by_data_loader(folder: Path) -> dict[str, list]:
+    """What the loader behind TensorBoard's page sees: every event of every file, without purges."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, list] = {}
+    for path in sorted(folder.glob("events.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    return found
 
 
 class Memory(NullLogger):
@@ -62,3 +101,32 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
 def console() -> SimpleNamespace:
     """Says nothing."""
     return SimpleNamespace(step=lambda: None, epoch=lambda *_: None, evaluation=lambda *_: None, say=lambda _: None)
+
+
+@pytest.fixture
+def timeless() -> Callable[[Path], list[str]]:
+    """timeless(run) -> the lines of its metrics.jsonl, without what depends on clock and memory."""
+    return timeless_lines
+
+
+@pytest.fixture
+def assert_same(events_of) -> Callable[[Path, Path], None]:
+    """assert_same(run, other): they ended with the same bits, and with the same logs but for times."""
+
+    def check(stopped: Path, whole: Path) -> None:
+        for name in ("latest.pt", "best.pt"):
+            ours, theirs = (torch.load(run / "checkpoints" / name) for run in (stopped, whole))
+            for key in ("run", "model", "optimizer", "evaluation"):
+                assert equal(ours[key], theirs[key]), (name, key)
+            for key in ("epoch", "step", "step_in_epoch", "best"):
+                assert ours["progress"][key] == theirs["progress"][key]
+        assert timeless_lines(stopped) == timeless_lines(whole)
+        assert (stopped / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+        ours, theirs = (without_times(events_of(run / "tensorboard")) for run in (stopped, whole))
+        assert ours == theirs
+        steps = by_data_loader(stopped / "tensorboard")
+        assert steps == by_data_loader(whole / "tensorboard")
+        assert max(max(Counter(found).values()) for found in steps.values()) == 1
+        assert not list(stopped.rglob(".*"))
+
+    return check

@@ -1,8 +1,9 @@
 """Runs one training command again and again, each time killed at a random moment, until it ends by itself.
 
-Arguments: folder, seed, number of kills, then the command line of train_patch_dual.py. A moment is a call of a
-function, Python's or C's, after the imports; SIGKILL leaves no chance to tidy up. Each try is a fork of a process that
-has only imported: two seconds less than a new one. Prints one line per try: the exit status, and the calls it made.
+Arguments: folder, seed, number of kills, share, then the command line of train_patch_dual.py. A moment is a call of a
+function, Python's or C's, after the imports: of the start, or of that share of the training which follows it. SIGKILL
+leaves no chance to tidy up. Each try is a fork of a process that has only imported: two seconds less than a new one.
+Prints one line per try: the exit status, and the moment. Fails where the checkpoint is lost or damaged after a kill.
 """
 
 from __future__ import annotations
@@ -57,17 +58,24 @@ def main() -> None:
     import hnerv.dataset
     import hnerv.evaluation
     import hnerv.training  # noqa: F401
+    from hnerv.checkpoint import load_checkpoint
 
-    folder, seed, kills, *words = sys.argv[1:]
+    folder, seed, kills, share, *words = sys.argv[1:]
     torch.set_num_threads(1)
     counter, draw = Path(folder) / "calls", random.Random(int(seed))
     whole = run([*words, "--output", f"{folder}/whole"], 0, counter)
     calls = int(counter.read_text())
-    print(whole, calls)
+    print("\ntry", whole, calls)
+    print("\ntry", run([*words, "--output", f"{folder}/whole"], 0, counter), 0)
+    start = int(counter.read_text())
+    latest, seen = Path(folder) / "killed" / "run" / "checkpoints" / "latest.pt", False
     for _ in range(int(kills)):
-        moment = draw.randrange(1, calls // 2)
-        print(run([*words, "--output", f"{folder}/killed"], moment, counter), moment)
-    print(run([*words, "--output", f"{folder}/killed"], 0, counter), 0)
+        moment = draw.randrange(1, start + int((calls - start) * float(share)))
+        print("\ntry", run([*words, "--output", f"{folder}/killed"], moment, counter), moment)
+        seen = seen or latest.exists()
+        if seen:
+            load_checkpoint(latest)
+    print("\ntry", run([*words, "--output", f"{folder}/killed"], 0, counter), 0)
 
 
 if __name__ == "__main__":

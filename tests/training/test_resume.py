@@ -8,72 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
-
-
-def equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def timeless(run: Path) -> list[str]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [json.dumps({key: value for key, value in line.items() if not of_time(key)}) for line in lines]
-
-
-def of_time(key: str) -> bool:
-    """What depends on the clock and on the machine's memory."""
-    return key == "seconds" or key.startswith("Train/Performance/")
-
-
-def without_times(events: dict[str, list]) -> dict[str, list]:
-    """Of tags of time, the steps alone."""
-    return {tag: [p[0] for p in points] if of_time(tag) else points for tag, points in events.items()}
-
-
-def by_data_loader(folder: Path) -> dict[str, list]:
-    """What the loader behind TensorBoard's page sees: every event of every file, without purges."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    found: dict[str, list] = {}
-    for path in sorted(folder.glob("events.*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append(event.step)
-    return found
-
-
-@pytest.fixture
-def assert_same(events_of):
-    def check(stopped: Path, whole: Path) -> None:
-        for name in ("latest.pt", "best.pt"):
-            ours, theirs = (torch.load(run / "checkpoints" / name) for run in (stopped, whole))
-            for key in ("run", "model", "optimizer", "evaluation"):
-                assert equal(ours[key], theirs[key]), (name, key)
-            for key in ("epoch", "step", "step_in_epoch", "best"):
-                assert ours["progress"][key] == theirs["progress"][key]
-        assert timeless(stopped) == timeless(whole)
-        assert (stopped / "config.json").read_bytes() == (whole / "config.json").read_bytes()
-        ours, theirs = (without_times(events_of(run / "tensorboard")) for run in (stopped, whole))
-        assert ours == theirs
-        steps = by_data_loader(stopped / "tensorboard")
-        assert steps == by_data_loader(whole / "tensorboard")
-        assert max(max(Counter(found).values()) for found in steps.values()) == 1
-        assert not list(stopped.rglob(".*"))
-
-    return check
 
 
 def stop_at(monkeypatch, step: int, number: int) -> None:
@@ -171,7 +111,7 @@ def test_died_between_steps(tmp_path, train, flags, monkeypatch, assert_same, pl
     assert_same(tmp_path / "stopped" / "run", tmp_path / "whole" / "run")
 
 
-def test_a_damaged_latest_can_be_replaced_by_best(tmp_path, train, flags, capsys, snapshot, assert_same):
+def test_a_damaged_latest_can_be_replaced_by_best(tmp_path, train, flags, capsys, snapshot, timeless):
     """As the message says."""
     words = flags()
     assert train(tmp_path / "whole", words) == 0
@@ -189,21 +129,67 @@ def test_a_damaged_latest_can_be_replaced_by_best(tmp_path, train, flags, capsys
     assert timeless(tmp_path / "stopped" / "run") == timeless(tmp_path / "whole" / "run")
 
 
+KILLS = [
+    (0, "grid", 4, 6, 0.5),
+    (1, "encoder", 4, 6, 0.5),
+    pytest.param(2, "grid", 100, 100, 0.02, marks=pytest.mark.campaign),
+    pytest.param(3, "encoder", 100, 100, 0.02, marks=pytest.mark.campaign),
+]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no os.fork on this system")
-@pytest.mark.parametrize(("seed", "embedding"), [(0, "grid"), (1, "encoder")])
-def test_killed_anywhere(tmp_path, flags, assert_same, seed, embedding):
-    words = [*flags(embedding=embedding, epochs=4), "--exp-id", "run", "--threads", "1"]
+@pytest.mark.parametrize(("seed", "embedding", "epochs", "kills", "share"), KILLS)
+def test_killed_anywhere(tmp_path, flags, assert_same, seed, embedding, epochs, kills, share):
+    words = [*flags(embedding=embedding, epochs=epochs), "--exp-id", "run", "--threads", "1"]
     script = Path(__file__).with_name("kill_anywhere.py")
     environment = os.environ | {"PYTHONPATH": str(script.parent.parent.parent)}
     done = subprocess.run(
-        [sys.executable, script, tmp_path, str(seed), "6", *words],
-        env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, script, tmp_path, str(seed), str(kills), str(share), *words],
+        env=environment, capture_output=True, text=True, timeout=60 + 15 * kills,
     )  # fmt: skip
-    tries = [line.split() for line in done.stdout.splitlines() if line.count(" ") == 1 and line[-1].isdigit()]
-    statuses = [int(status) for status, _ in tries if status.lstrip("-").isdigit()]
-    assert statuses[0] == statuses[-1] == 0, done.stderr
-    assert statuses.count(-signal.SIGKILL) >= 3, statuses
+    tries = [line.split() for line in done.stdout.splitlines() if line.startswith("try ")]
+    statuses = [int(status) for _, status, _ in tries]
+    assert done.returncode == statuses[0] == statuses[-1] == 0, done.stderr
+    assert statuses.count(-signal.SIGKILL) >= kills // 2, statuses
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder"])
+def test_the_time_is_up(tmp_path, train, flags, capsys, assert_same, embedding):
+    """After the first step, after the next, and then the time suffices."""
+    words = flags(embedding=embedding, epochs=2)
+    assert train(tmp_path / "whole", words) == 0
+    for step in (1, 2):
+        capsys.readouterr()
+        assert train(tmp_path / "stopped", [*words, "--max-minutes", "1e-9"]) == 124
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--max-minutes is over" in line and f"epoch 1, step {step} of 3; saved" in line
+        assert "the same command goes on" in line
+    assert train(tmp_path / "stopped", [*words, "--max-minutes", "1e9"]) == 0
+    assert_same(tmp_path / "stopped" / "run", tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
+def test_minutes_that_are_none(tmp_path, train, flags, capsys, text):
+    assert train(tmp_path, [*flags(), f"--max-minutes={text}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--max-minutes" in line and "is not a number of minutes" in line and not list(tmp_path.iterdir())
+
+
+def test_torn_logs_are_mended(tmp_path, train, flags, monkeypatch, lines_of, events_of):
+    """The last record of each file lost its end, as on a full disk; the checkpoint had seen it whole."""
+    words, run = flags(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8, signal.SIGTERM)
+        assert train(tmp_path, words) == 143
+    (events,) = (run / "tensorboard").glob("events.*")
+    for path in (events, run / "metrics.jsonl"):
+        path.write_bytes(path.read_bytes()[:-5])
+    assert train(tmp_path, words) == 0
+    assert [(line["kind"], line["epoch"]) for line in lines_of(run)] == [
+        ("train", 1), ("train", 2), ("train", 3), ("train", 4), ("eval", 4), ("train", 5), ("eval", 5),
+    ]  # fmt: skip
+    assert [step for step, _ in events_of(run / "tensorboard")["Train/PSNR"]] == [1, 2, 3, 4, 5]
 
 
 def test_signals_are_wishes_and_handlers_come_back():

@@ -1,0 +1,55 @@
+"""A GPU that is too small, or lost: one line that says what to change, and how the run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hnerv.config import Config
+from hnerv.errors import RunError
+
+LOST = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
+
+@contextlib.contextmanager
+def device_errors(config: Config, latest: Path) -> Iterator[None]:
+    """Raises RunError for what the device raises in the block. Nothing is saved: its memory may hold half a step."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of GPU memory ({_first_line(error)}): give {_smaller(config)}, under another --exp-id; "
+            f"or, once other programs have left the GPU, the same command {_goes_on(latest)}"
+        ) from error
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise RunError(
+            f"the GPU failed ({_first_line(error)}): look at nvidia-smi; the same command, there or with another "
+            f"--device, {_goes_on(latest)}"
+        ) from error
+
+
+def _smaller(config: Config) -> str:
+    """The setting that takes the most memory, halved."""
+    batch, model = config.train.batch_size, config.model
+    if batch > 1:
+        return f"--batch-size {batch // 2} instead of {batch}"
+    size = f"--dec-width {max(model.dec_width // 2, 1)}" if model.dec_width else f"--modelsize {model.modelsize / 2:g}"
+    was = model.dec_width or f"{model.modelsize:g}"
+    return f"{size} instead of {was}, or a --resize to half the height and width"
+
+
+def _goes_on(latest: Path) -> str:
+    return f"goes on from {latest}" if latest.exists() else "starts anew, there is no checkpoint yet"
+
+
+def _lost(error: RuntimeError) -> bool:
+    return isinstance(error, LOST) or "CUDA error" in str(error) or "CUDNN_STATUS" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:160]
