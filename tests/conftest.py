@@ -29,6 +29,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _event_files_sort_as_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names end in a count per process, not padded: within a second, which only tests do, 10 comes before 9."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", type(event_file_writer._global_uid)(0))
+
+
 def draw_film(folder: Path, shift: int = 0, count: int = FRAMES, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Path:
     """`count` PNG images of slowly moving waves."""
     folder.mkdir(parents=True)
