@@ -99,7 +99,7 @@ def read_targets_file(path: Path, frames: int, grid: PatchGrid) -> Targets:
             embeddings = file.get_tensor("embeddings") if "embeddings" in keys else None
     except FileNotFoundError as error:
         raise UserError(f"{flag}: no such file: give a .safetensors file of embeddings") from error
-    except (SafetensorError, OSError, MemoryError) as error:
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
         raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
     if embeddings is None:
         raise UserError(f"{flag} has no tensor 'embeddings' but {', '.join(keys) or 'none'}: store them by that name")
