@@ -17,7 +17,6 @@ from hnerv.geometry import parse_size
 from hnerv.losses import LOSSES, formula
 from hnerv.schedule import SCHEDULES, parse_lr
 
-
 LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
 """No model that fits a machine has more: refused before anything of such a size is computed."""
 
@@ -310,7 +309,9 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
 
 def _check_value(knob_: dataclasses.Field, value: object) -> None:
     choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
-    _check(not choices or value in choices, f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}")
+    _check(
+        not choices or value in choices, f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}"
+    )
     numbers = value if isinstance(value, tuple) else (value,)
     _check(
         all(abs(number) <= LARGEST for number in numbers if isinstance(number, int)),

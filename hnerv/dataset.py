@@ -81,7 +81,7 @@ RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
 
 def check_record(where: Path, record: object) -> None:
     """Raises UserError for what is no record of a run: a part that is missing, or of another kind than we write."""
-    if not isinstance(record, dict) or not RECORD_KEYS <= set(record):
+    if not isinstance(record, dict) or not set(record) >= RECORD_KEYS:
         raise UserError(f"{where} is not the record of a run: give the folder that train_patch_dual.py made")
     Config.from_dict(record["config"])
     Scene.from_dict(record["scene"])

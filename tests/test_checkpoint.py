@@ -16,7 +16,6 @@ from hnerv import checkpoint
 from hnerv.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from hnerv.config import Config
 from hnerv.errors import RunError, UserError
-
 from hnerv.model import Scene
 
 

@@ -10,7 +10,6 @@ from hnerv.config import ModelConfig, VideoConfig
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_size
 
-
 LARGEST = 1 << 24
 """Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
 

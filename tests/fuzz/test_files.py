@@ -152,7 +152,9 @@ CALLS = {
 def test_a_pickle_is_never_executed(hunt, tmp_path, checkpoint, settled, refused) -> None:
     mark, path = tmp_path / "mark", tmp_path / "a.pt"
     state = torch.load(io.BytesIO(checkpoint), weights_only=True)
-    places = [(key,) for key in state] + [("run", key) for key in state["run"]] + [("model", next(iter(state["model"])))]
+    places = (
+        [(key,) for key in state] + [("run", key) for key in state["run"]] + [("model", next(iter(state["model"])))]
+    )
 
     def check(case: tuple) -> None:
         call, place, form, protocol = case
@@ -206,7 +208,7 @@ HEADER = {
     "embeddings": {"dtype": "F32", "shape": [12, 8, 8], "data_offsets": [0, 3072]},
     "other": {"dtype": "I64", "shape": [2], "data_offsets": [3072, 3088]},
 }
-DTYPES = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F8_E8M0 F4 F6_E2M3 I64 I32 I8 U8 U16 U32 BOOL C64 X".split()
+DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "I64", "I32", "I8", "U8", "U16", "U32", "BOOL", "C64", "X"]
 
 
 def test_targets_with_a_forged_header(hunt, tmp_path, mutated, junk, settled, refused) -> None:

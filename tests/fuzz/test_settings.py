@@ -64,7 +64,9 @@ def words_of(parser, junk: st.SearchStrategy) -> st.SearchStrategy:
     """Flags of a parser, misspelt ones among them, with values that fit, values of other flags, and junk."""
     flags = [flag for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")]
     flags = [flag for flag in flags if not flag.startswith("--debug")]
-    fits = st.sampled_from("0 1 -1 2 0.5 1e9 nan 2x4 32x64 ::2 -3: 1_2_3 0_3_3 demo grid random none cpu -o a,b".split())
+    fits = st.sampled_from(
+        ["0", "1", "-1", "2", "0.5", "1e9", "nan", "2x4", "32x64", "::2", "-3:", "1_2_3", "0_3_3", "demo", "grid", "random", "none", "cpu", "-o", "a,b"]
+    )
     value = st.one_of(fits, junk.map(str).map(as_argument))
     pair = st.tuples(st.sampled_from(flags), value).map("=".join)
     word = st.one_of(
@@ -146,7 +148,9 @@ def test_rows_of_the_table_of_tags(hunt, junk, settled, refused) -> None:
     """A table is refused in words, or each of its rows is found again by a tag that it stands for, and by no other."""
     text = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()]
-    cell = st.one_of(junk.map(str), st.sampled_from(["scalar", "Eval/{n}", "Eval/{name}", "{", "}", "{n}{n}", '"', "\t"]))
+    cell = st.one_of(
+        junk.map(str), st.sampled_from(["scalar", "Eval/{n}", "Eval/{name}", "{", "}", "{n}{n}", '"', "\t"])
+    )
 
     def check(change: tuple[int, int, str]) -> None:
         number, column, value = change
@@ -162,7 +166,7 @@ def test_rows_of_the_table_of_tags(hunt, junk, settled, refused) -> None:
 
 
 def test_names_of_tags(hunt, junk) -> None:
-    templates = [tag for tag in tags().values()]
+    templates = list(tags().values())
 
     def check(case: tuple) -> None:
         tag, number, rest, other = case

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from hnerv.errors import UserError
-from hnerv.video import load_video
-from hnerv.video import images
+from hnerv.video import images, load_video
 from hnerv.video.images import common_size, list_images, natural_key
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), dtype=np.uint8)

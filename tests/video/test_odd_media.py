@@ -162,7 +162,17 @@ def test_zero_frames(suffix: str, write) -> None:
         load_video(str(write(f"none.{suffix}", count=0, codec=codec)))
 
 
-BROKEN = ["plain.mp4", "open-gop.ts", "open-gop.mkv", "av1.mkv", "vp9.webm", "hevc.mkv", "grey.mkv", "edit-list.mov", "motion.avi"]
+BROKEN = [
+    "plain.mp4",
+    "open-gop.ts",
+    "open-gop.mkv",
+    "av1.mkv",
+    "vp9.webm",
+    "hevc.mkv",
+    "grey.mkv",
+    "edit-list.mov",
+    "motion.avi",
+]
 
 
 @pytest.fixture
