@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from hnerv.dataset import RECORD_KEYS, check_record
 from hnerv.errors import RunError, UserError
 from hnerv.files import replacing
 
 FORMAT = 1
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
-RUN_KEYS = {"config", "video", "scene", "targets", "model"}
 PROGRESS_KEYS = {"epoch", "step", "step_in_epoch", "records", "times", "best", "logs"}
 
 
@@ -46,10 +47,41 @@ def load_checkpoint(path: Path) -> dict:
         )
     if set(state) != KEYS:
         raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: {_mend(path)}")
-    for part, needed in (("run", RUN_KEYS), ("progress", PROGRESS_KEYS)):
+    for part, needed in (("run", RECORD_KEYS), ("progress", PROGRESS_KEYS)):
         if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
             raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: {_mend(path)}")
+    check_record(path, state["run"])
+    if fault := _fault(state):
+        raise UserError(f"{path} is damaged in its {fault!r}: {_mend(path)}")
     return state
+
+
+def _fault(state: dict) -> str:
+    """The part whose values are of another kind than we write, '' where there is none."""
+    progress, optimizer = state["progress"], state["optimizer"]
+    if not _is_dict_of(state["model"], _is_weight):
+        return "model"
+    if not isinstance(optimizer, dict) or not {"state", "param_groups"} <= set(optimizer):
+        return "optimizer"
+    if any(type(progress[key]) is not int or progress[key] < 0 for key in ("epoch", "step", "step_in_epoch")):
+        return "progress"
+    if type(progress["best"]) not in (int, float) or not _is_dict_of(progress["logs"], lambda size: type(size) is int):
+        return "progress"
+    return "" if _is_dict_of(state["evaluation"], lambda value: type(value) in (int, float)) else "evaluation"
+
+
+def _is_dict_of(part: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(part, dict) and all(isinstance(key, str) and fits(value) for key, value in part.items())
+
+
+def _is_weight(value: object) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_complex()
+        and not value.is_quantized
+    )
 
 
 def _mend(path: Path) -> str:
@@ -62,5 +94,10 @@ def _mend(path: Path) -> str:
 def _check_sums(path: Path) -> None:
     """torch reads the archive without looking at its check sums, so a flipped bit would pass as a weight."""
     with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise zipfile.BadZipFile(f"{entry.filename} is compressed, which could inflate without end")
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise zipfile.BadZipFile("it promises more than it holds")
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the check sum of {damaged} is wrong")

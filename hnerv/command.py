@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import sys
@@ -16,9 +18,21 @@ if TYPE_CHECKING:
     import torch
 
 
+_WRONG_PATH = {
+    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL
+}  # fmt: skip
+"""A path that cannot be: a fault of the command line. Other errors of the system are faults of the surroundings."""
+
+
 @contextlib.contextmanager
 def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
-    """Ends the process with one line on stderr: status 2 for a UserError, 1 for a RunError, 128 + n for a signal."""
+    """Ends the process with one line on stderr: status 2 for a UserError, 1 for a RunError, 128 + n for a signal.
+
+    An error of the system that nobody foresaw has status 2 where a path cannot be, else 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         yield
@@ -30,6 +44,13 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        cause = " ".join(f"{place}{error.strerror or error}".split())
+        sys.stderr.write(f"{prog}: {cause}: give another path, or mend what the system says\n")
+        sys.exit(2 if error.errno in _WRONG_PATH else 1)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped; nothing that was saved is lost\n")
         sys.exit(130)

@@ -10,11 +10,15 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass, field
+from reprlib import repr as short
 
 from hnerv.errors import UserError
 from hnerv.geometry import parse_size
 from hnerv.losses import LOSSES, formula
 from hnerv.schedule import SCHEDULES, parse_lr
+
+LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
+"""No model that fits a machine has more: refused before anything of such a size is computed."""
 
 
 def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
@@ -94,6 +98,10 @@ class ModelConfig:
             f"--modelsize {self.modelsize} is not above 0",
         )
         _check(self.dec_width >= 0, f"--dec-width {self.dec_width} is below 0")
+        for name in ("dec_strides", "enc_strides"):
+            many = len(getattr(self, name))
+            _check(many <= MOST_STAGES, f"--{name.replace('_', '-')} names {many} stages, over {MOST_STAGES}")
+        _check(self.grid_levels <= MOST_LEVELS, f"--grid-levels {short(self.grid_levels)} is over {MOST_LEVELS}")
         _check(self.dec_strides and min(self.dec_strides) >= 1, f"--dec-strides {self.dec_strides} needs values >= 1")
         _check(self.enc_strides and min(self.enc_strides) >= 1, f"--enc-strides {self.enc_strides} needs values >= 1")
         _check(
@@ -234,7 +242,7 @@ def parse_steps(text: str) -> range:
     if not text:
         return range(0)
     parts = text.split(":")
-    good = len(parts) == 2 and all(p.isascii() and p.isdecimal() for p in parts) and int(parts[0]) < int(parts[1])
+    good = len(parts) == 2 and all(_is_number(p) for p in parts) and int(parts[0]) < int(parts[1])
     _check(good, f"--profile {text!r} is not START:STOP, two numbers of steps with START below STOP, as in 10:15")
     return range(int(parts[0]), int(parts[1]))
 
@@ -248,7 +256,7 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[object, object]
 def parse_kernels(ks: str) -> tuple[int, int]:
     """'0_1_5' -> (1, 5): HNeRV's --ks without its encoder part. Raises UserError."""
     parts = ks.split("_")
-    _check(len(parts) == 3 and all(p.isdecimal() for p in parts), f"--ks {ks!r} is not E_D1_D2, as in 0_1_5")
+    _check(len(parts) == 3 and all(_is_number(p, 4) for p in parts), f"--ks {ks!r} is not E_D1_D2, as in 0_1_5")
     encoder, first, last = map(int, parts)
     _check(encoder == 0, f"--ks {ks!r}: the ConvNeXt encoder has its own kernels of 7, write 0_{first}_{last}")
     _check(first % 2 == 1 and last % 2 == 1, f"--ks {ks!r}: decoder kernels are odd numbers")
@@ -259,10 +267,11 @@ def parse_pe(pe: str) -> tuple[float, int]:
     """'1.25_80' -> (1.25, 80), base and number of frequencies. Raises UserError."""
     try:
         base, levels = pe.split("_")
-        values = float(base), int(levels)
+        values = float(base), int(levels[:9])
     except ValueError:
         raise UserError(f"--pe {pe!r} is not BASE_LEVELS, as in 1.25_80") from None
     _check(values[0] > 0 and values[1] > 0, f"--pe {pe!r}: base and number of frequencies are above 0")
+    _check(values[1] <= MOST_FREQUENCIES, f"--pe {pe[:40]!r}: more than {MOST_FREQUENCIES} frequencies")
     top = math.log10(math.pi) + (values[1] - 1) * math.log10(values[0])
     _check(top < 38, f"--pe {pe!r}: the highest frequency, pi B^(L - 1), is above 1e38: lower the base or the number")
     return values
@@ -288,14 +297,14 @@ def _typed(name: str, hint, value):
         value = float(value) if fits else value
     else:
         fits = type(value) is hint
-    _check(fits, f"{name} of the configuration is {value!r}, not of type {getattr(hint, '__name__', hint)}")
+    _check(fits, f"{name} of the configuration is {short(value)}, not of type {getattr(hint, '__name__', hint)}")
     return value
 
 
 def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) -> None:
-    _check(isinstance(data, dict), f"{where} is {data!r}, not a dictionary")
+    _check(isinstance(data, dict), f"{where} is {short(data)}, not a dictionary")
     have = set(data)
-    faults = [f"unknown {', '.join(sorted(have - want))}"] if have - want else []
+    faults = [f"unknown {', '.join(sorted(str(key)[:80] for key in have - want))}"] if have - want else []
     if missing and want - have:
         faults.append(f"missing {', '.join(sorted(want - have))}")
     _check(not faults, f"{where} does not fit this version: {'; '.join(faults)}")
@@ -303,8 +312,19 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
 
 def _check_value(knob_: dataclasses.Field, value: object) -> None:
     choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
-    _check(not choices or value in choices, f"{flag} {value!r} does not exist: choose from {', '.join(choices or ())}")
+    _check(
+        not choices or value in choices, f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}"
+    )
+    numbers = value if isinstance(value, tuple) else (value,)
+    _check(
+        all(abs(number) <= LARGEST for number in numbers if isinstance(number, int)),
+        f"{flag} {short(value)} is beyond what is sensible: choose a smaller number",
+    )
     _check(not isinstance(value, float) or math.isfinite(value), f"{flag} {value} is not a finite number")
+
+
+def _is_number(text: str, digits: int = 18) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= digits
 
 
 def _check(good: object, message: str) -> None:

@@ -17,6 +17,7 @@ from hnerv.clip import Targets, clip_targets
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_size
+from hnerv.model.build import MAX_WIDTH
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.video import Video, data_split, load_video
 
@@ -75,9 +76,43 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
     return Material(video, scene, targets)
 
 
+RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
+
+
+def check_record(where: Path, record: object) -> None:
+    """Raises UserError for what is no record of a run: a part that is missing, or of another kind than we write."""
+    if not isinstance(record, dict) or not set(record) >= RECORD_KEYS:
+        raise UserError(f"{where} is not the record of a run: give the folder that train_patch_dual.py made")
+    Config.from_dict(record["config"])
+    Scene.from_dict(record["scene"])
+    video, model = record["video"], record["model"]
+    if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
+        raise _damaged(where, "video")
+    if not _has(model, int, "width") or not 0 < model["width"] <= MAX_WIDTH:
+        raise _damaged(where, "model")
+    if not isinstance(record.get("preset", ""), str):
+        raise _damaged(where, "preset")
+    if record["targets"] is not None and not _has(record["targets"], str, "source", "kind", "weights"):
+        raise _damaged(where, "targets")
+
+
+def _has(part: object, kind: type, *keys: str) -> bool:
+    return isinstance(part, dict) and all(type(part.get(key)) is kind for key in keys)
+
+
+def _is_crop(crop: object) -> bool:
+    return isinstance(crop, list | tuple) and [type(side) for side in crop] == [int] * 6
+
+
+def _damaged(where: Path | str, part: str) -> UserError:
+    return UserError(f"{where} is damaged in its {part!r}: take another one, or restore it from a copy")
+
+
 def pin_targets(config: Config, record: dict) -> Config:
     """`--clip-weights auto` resolves once, when a run starts: afterwards it means what the run's `record` found."""
     found = record["targets"]
+    if found is not None and not _has(found, str, "kind", "weights"):
+        raise _damaged("the record of this run", "targets")
     if config.clip.clip_weights != "auto" or config.clip.clip_targets or found is None:
         return config
     return config.replaced({"clip_weights": "random" if found["kind"] == "random" else found["weights"]})

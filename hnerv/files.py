@@ -71,5 +71,5 @@ def read_json(path: Path):
     """Raises UserError when the file cannot be read as JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or move its folder aside") from error

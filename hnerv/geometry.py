@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def parse_size(text: str, flag: str) -> tuple[int, int]:
     """'640x1280' -> (640, 1280), rows first. Raises UserError naming `flag` for anything else."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text, flags=re.ASCII)
     if not match:
         raise UserError(f"{flag} {text!r} is not HEIGHTxWIDTH in whole numbers, as in 640x1280")
     return int(match[1]), int(match[2])

@@ -133,6 +133,12 @@ def run_main(name: str, words: list) -> int:
 
 
 @pytest.fixture(scope="session")
+def run_script() -> Callable[[str, list], int]:
+    """run_script(name, words) runs main() of a script -> exit status."""
+    return run_main
+
+
+@pytest.fixture(scope="session")
 def train() -> Callable[..., int]:
     """train(folder, words) runs train_patch_dual.py on output folder / 'run' -> exit status."""
     return lambda output, words, exp_id="run": run_main(

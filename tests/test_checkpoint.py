@@ -14,12 +14,20 @@ import torch
 
 from hnerv import checkpoint
 from hnerv.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from hnerv.config import Config
 from hnerv.errors import RunError, UserError
+from hnerv.model import Scene
 
 
 def make_state() -> dict:
     return {
-        "run": {"config": {"a": (1, 2)}, "video": {}, "scene": {}, "targets": None, "model": {"width": 3}},
+        "run": {
+            "config": Config().to_dict(),
+            "video": {"source": "film", "digest": "0", "reader": "images", "crop": [0, 0, 2, 2, 2, 2]},
+            "scene": Scene(3, 2, 2, 1, 1, 24.0, (0, 1), (2,), 0).to_dict(),
+            "targets": None,
+            "model": {"width": 3},
+        },
         "model": {"weight": torch.arange(4000.0).reshape(40, 100), "half": torch.ones(3, dtype=torch.bfloat16)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "progress": {

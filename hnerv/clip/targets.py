@@ -23,6 +23,8 @@ from hnerv.files import replacing, sha256_of
 from hnerv.geometry import PatchGrid
 
 PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
+FLOATS, MOST_DIMENSIONS = ("F64", "F32", "F16", "BF16"), 1 << 16
+"""Of a file of targets: the types that it may have, in the words of safetensors, and the largest D."""
 _log = logging.getLogger("hnerv")
 
 
@@ -91,23 +93,28 @@ def read_targets_file(path: Path, frames: int, grid: PatchGrid) -> Targets:
         with safe_open(path, "pt") as file:
             encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
             keys = list(file.keys())
+            if "embeddings" in keys:
+                promised = file.get_slice("embeddings")
+                _check_geometry(flag, tuple(promised.get_shape()), promised.get_dtype(), frames, grid)
             embeddings = file.get_tensor("embeddings") if "embeddings" in keys else None
     except FileNotFoundError as error:
         raise UserError(f"{flag}: no such file: give a .safetensors file of embeddings") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
         raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
     if embeddings is None:
         raise UserError(f"{flag} has no tensor 'embeddings' but {', '.join(keys) or 'none'}: store them by that name")
-    _check_geometry(flag, embeddings, frames, grid)
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
     label = f"{path.name} sha256:{sha256_of(path)}"
     return Targets(_unit(flag, embeddings), source, "file", "", label)
 
 
-def _check_geometry(flag: str, embeddings: Tensor, frames: int, grid: PatchGrid) -> None:
-    shape = tuple(embeddings.shape)
-    if len(shape) != 3 or shape[2] == 0 or not embeddings.is_floating_point():
-        raise UserError(f"{flag} holds 'embeddings' {shape} of {embeddings.dtype}: store floats (frames, patches, D)")
+def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:
+    """Of what the header promises, before memory is taken for it."""
+    if len(shape) != 3 or not 0 < shape[2] <= MOST_DIMENSIONS or dtype not in FLOATS:
+        raise UserError(
+            f"{flag} holds 'embeddings' {shape} of {dtype}: store floats (frames, patches, D), D at most "
+            f"{MOST_DIMENSIONS}, of {', '.join(FLOATS)}"
+        )
     if shape[:2] != (frames, grid.patches):
         raise UserError(
             f"{flag} is for {shape[0]} frames of {shape[1]} patches, the video has {frames} frames of {grid.patches} "

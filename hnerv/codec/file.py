@@ -131,6 +131,8 @@ class Bitstream:
     def _check_words(self) -> None:
         """What only people read has to be there too."""
         video, targets = self.record["video"], self.record["targets"]
+        if not isinstance(self.encoder, dict):
+            raise TypeError("its encoder")
         if not isinstance(video["source"], str) or not isinstance(video["digest"], str):
             raise TypeError("its video")
         if any(type(self.encoder.get(key, 0)) is not int for key in ("epoch", "step")):

@@ -10,13 +10,41 @@ from hnerv.config import ModelConfig
 from hnerv.errors import UserError
 from hnerv.model.network import DualHeadHNeRV
 from hnerv.model.scene import Scene
+from hnerv.video.loading import memory_bytes
 
 MAX_WIDTH = 1 << 14
 
 
 def build_model(config: ModelConfig, scene: Scene) -> DualHeadHNeRV:
-    """A freshly initialised model on the CPU. Raises UserError when --modelsize cannot be met."""
-    return DualHeadHNeRV(config, scene, config.dec_width or solve_width(config, scene))
+    """A freshly initialised model on the CPU.
+
+    Raises UserError when --modelsize cannot be met, and, before memory is taken, for more than this machine has.
+    """
+    width = config.dec_width or solve_width(config, scene)
+    _check_memory(config, scene, width)
+    return DualHeadHNeRV(config, scene, width)
+
+
+def _check_memory(config: ModelConfig, scene: Scene, width: int) -> None:
+    with torch.device("meta"):
+        needed = sum(value.nbytes for value in _imagined(config, scene, width).state_dict().values())
+    if needed > memory_bytes():
+        raise _too_large(f"takes {needed / 1e9:.1f} GB, this machine has {memory_bytes() / 1e9:.1f} GB")
+
+
+def _imagined(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
+    """To be called for the device `meta`, where only sizes are computed; but these may overflow."""
+    try:
+        return DualHeadHNeRV(replace(config, dec_width=width), scene, width)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise _too_large("is larger than any machine") from error
+
+
+def _too_large(cause: str) -> UserError:
+    return UserError(
+        f"the model {cause}: lower --modelsize or --dec-width, --embed-dim, --ks, --clip-hidden, --lower-width, "
+        "--grid-knots or the strides"
+    )
 
 
 def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
@@ -41,7 +69,7 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
 
     def size(width: int) -> int:
         with torch.device("meta"):
-            return sum(coded_parameters(DualHeadHNeRV(replace(config, dec_width=width), scene, width)).values())
+            return sum(coded_parameters(_imagined(config, scene, width)).values())
 
     if size(1) > limit:
         raise UserError(

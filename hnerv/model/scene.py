@@ -10,6 +10,9 @@ from hnerv.config import ModelConfig, VideoConfig
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_size
 
+LARGEST = 1 << 24
+"""Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -59,6 +62,7 @@ def _fault(data: dict) -> str:
     if (
         any(type(number) is not int for number in (*counts, data["clip_dim"]))
         or min(counts) < 1
+        or max(*counts, data["clip_dim"]) > LARGEST
         or data["clip_dim"] < 0
     ):
         return "its sizes"

@@ -69,12 +69,13 @@ class RunData(NamedTuple):
 
 def read_run(folder: Path, name: str = "") -> RunData:
     """The folder of a run, finished or not. Raises UserError where it is none, or where a file of it is damaged."""
+    from hnerv.dataset import check_record
+
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not the folder of a run, it has no config.json: give output/NAME")
     record = read_json(path)
-    if not isinstance(record, dict) or not {"config", "scene", "targets", "model", "video"} <= set(record):
-        raise UserError(f"{path} is not the record of a run: give the folder that train_patch_dual.py made")
+    check_record(path, record)
     curves = read_curves(folder / "metrics.jsonl")
     summary = _summary(folder / "eval" / "summary.json")
     values, epoch = _last_evaluation(curves, summary)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import re
 from importlib import resources
 from typing import NamedTuple
+
+from hnerv.errors import UserError
 
 KINDS = ("scalar", "histogram", "image", "text")
 
@@ -39,8 +40,19 @@ _PLACEHOLDERS = {"{n}": r"\d+"}
 @functools.cache
 def tags() -> dict[str, Tag]:
     """{name: row} of the table, in its order."""
-    lines = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8").splitlines()
-    return {row[0]: Tag(*row) for row in csv.reader(lines[1:], delimiter="\t", quoting=csv.QUOTE_NONE)}
+    return read_table(resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8"))
+
+
+def read_table(text: str) -> dict[str, Tag]:
+    """Lines of four columns under a heading -> {name: row}. Raises UserError naming the first line that is no row."""
+    found: dict[str, Tag] = {}
+    for number, line in enumerate(text.split("\n")[1:], start=2):
+        cells = line.split("\t")
+        if line and not (len(cells) == len(Tag._fields) and all(cells) and cells[1] in KINDS and cells[0] not in found):
+            raise UserError(f"line {number} of the table of tags is no row of it: restore hnerv/tracking/tags.tsv")
+        if line:
+            found[cells[0]] = Tag(*cells)
+    return found
 
 
 @functools.cache

@@ -103,16 +103,26 @@ def load_video(
 def _open_source(data: str) -> _Source:
     if data in CLIPS:
         return _file_source(clip_path(data), data)
-    path = Path(data).expanduser().resolve()
-    if not data or not path.exists():
+    path = _resolved(data)
+    if path is None:
         raise UserError(
-            f"--data {data!r} is neither a file nor a folder, nor one of the clips {', '.join(CLIPS)}: check the path"
+            f"--data {data[:300]!r} is neither a file nor a folder, nor one of the clips {', '.join(CLIPS)}: check the "
+            "path"
         )
     if path.is_dir():
         return _image_source(path, path.name, list_images(path))
     if path.suffix.lower() in SUFFIXES:
         return _image_source(path, path.stem, [path])
     return _file_source(path, path.stem)
+
+
+def _resolved(data: str) -> Path | None:
+    """The path that is there, None where there is none: names too long, of no user or with a zero byte among them."""
+    try:
+        path = Path(data).expanduser().resolve()
+        return path if data and path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _image_source(path: Path, name: str, images: list[Path]) -> _Source:
@@ -187,7 +197,7 @@ def _fit(frame: np.ndarray, plan: CropPlan) -> Tensor:
 
 def _allocate(count: int, plan: CropPlan) -> Tensor:
     needed = count * 3 * plan.out_height * plan.out_width
-    memory = _memory_bytes()
+    memory = memory_bytes()
     if needed > memory:
         raise UserError(
             f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, this machine has "
@@ -197,7 +207,8 @@ def _allocate(count: int, plan: CropPlan) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)  # as the readers give them
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Of this machine; no bound where it does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -206,8 +217,8 @@ def _memory_bytes() -> int:
 
 def slice_positions(frames: str, count: int) -> range:
     """Positions that --frames START:STOP:STEP picks out of `count`, '' for all. Raises UserError if malformed."""
-    match = re.fullmatch(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?", frames, flags=re.ASCII) if frames else None
-    if frames and (not match or match[3] in ("0", "-0")):
+    match = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18})?)?", frames, flags=re.ASCII) if frames else None
+    if frames and (not match or int(match[3] or 1) == 0):
         raise UserError(f"--frames {frames!r} is not start:stop:step with a step other than 0: as in 0:100 or ::2")
     parts = [int(text) if text else None for text in match.groups()] if match else [None]
     return range(count)[slice(*parts)]

@@ -210,6 +210,8 @@ def _troubles(container: InputContainer, first: VideoFrame, scan: _Scan) -> Iter
     orientation = _orientation(first)
     if container.format.name == "mpegts":
         yield "decord returns wrong frames of MPEG-TS"
+    if any(stream.codec_context.name == "mjpeg" for stream in _moving_streams(container)):
+        yield "decord hides the damage of Motion JPEG in another way than FFmpeg"
     if len(_moving_streams(container)) > 1:
         yield "it has more than one video stream"
     if any(p.hidden for p in scan.packets) or min(stamps, default=0) < 0:
@@ -222,11 +224,18 @@ def _troubles(container: InputContainer, first: VideoFrame, scan: _Scan) -> Iter
         yield "decord does not put it upright"
 
 
+_TURNS = {1: Orientation(True, True, False), 2: Orientation(False, True, True), 3: Orientation(True, False, True)}
+"""Quarter turns against the clock."""
+
+
 def _orientation(frame: VideoFrame) -> Orientation:
     """From the display matrix: x' = a x + c y, y' = b x + d y; angles between go to the nearest right one."""
     from av.sidedata.sidedata import Type
 
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    try:
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # side data of a kind that PyAV has no name for, such as EXIF: the angle is told all the same
+        return _TURNS.get(round(frame.rotation / 90) % 4, Orientation())
     if matrix is None:
         return Orientation()
     a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])

@@ -25,7 +25,7 @@ def data_split(count: int, split: str, shuffle_seed: int | None = None) -> DataS
     Raises UserError when the text is malformed, when not a <= b <= c with c >= 1, and when no frame is left to train.
     Source: the data split of HNeRV (Chen et al., CVPR 2023).
     """
-    match = re.fullmatch(r"(\d+)_(\d+)_(\d+)", split, flags=re.ASCII)
+    match = re.fullmatch(r"(\d{1,9})_(\d{1,9})_(\d{1,9})", split, flags=re.ASCII)
     if not match:
         raise UserError(f"--data-split {split!r} is not three whole numbers a_b_c: give one such as 9_9_10")
     train, val, cycle = (int(number) for number in match.groups())

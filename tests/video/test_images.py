@@ -7,11 +7,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from hnerv.errors import UserError
-from hnerv.video import load_video
-from hnerv.video.images import natural_key
+from hnerv.video import images, load_video
+from hnerv.video.images import common_size, list_images, natural_key
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), dtype=np.uint8)
 
@@ -96,6 +96,35 @@ def test_exif_puts_a_photo_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn clockwise to show
     Image.fromarray(NOISE[0]).save(tmp_path / "f.png", exif=exif)
     assert np.array_equal(_only(tmp_path), np.rot90(NOISE[0], -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["before", "behind", "text"])
+def test_an_orientation_anywhere_in_a_png_is_seen(tmp_path: Path, orientation: int, place: str) -> None:
+    """EXIF may stand behind the pixels too: sizes are those of the upright pictures."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "f.png"
+    if place == "text":
+        about = PngImagePlugin.PngInfo()
+        about.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+        Image.fromarray(NOISE[0]).save(path, pnginfo=about)
+    else:
+        Image.fromarray(NOISE[0]).save(path, exif=exif)
+    if place == "behind":
+        data = path.read_bytes()
+        start = data.index(b"eXIf") - 4
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        end = data.index(b"IEND") - 4
+        path.write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
+    assert common_size([path]) == load_video(str(path)).frames.shape[2:]
+
+
+def test_sizes_are_told_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(300):
+        Image.fromarray(NOISE[i % 6]).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(images, "_opened", None)
+    assert common_size(list_images(tmp_path)) == (10, 14)
 
 
 def test_sizes_must_be_equal(tmp_path: Path) -> None:

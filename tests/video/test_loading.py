@@ -100,7 +100,7 @@ def test_neither_path_nor_clip(data: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_more_than_the_memory(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_memory_bytes", lambda: 200_000)
+    monkeypatch.setattr(loading, "memory_bytes", lambda: 200_000)
     with pytest.raises(UserError, match=r"12 frames of 64x96 take 0\.0 GB, this machine has .* fewer with --frames or"):
         load_video(str(plain))
     assert len(load_video(str(plain), frames="0:10").frames) == 10
