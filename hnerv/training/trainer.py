@@ -274,12 +274,13 @@ class Trainer:
         self.check_values(eval_values(report))
         with self.clock.logging():
             self.evaluation = log_report(self.logger, report, self.epoch, self.global_step)
-            self.show(report)
         split = "train" if report.val is None else "val"
         score = self.evaluation[f"Eval/Frame/{split}_psnr_frame"]
         if score > self.best:
             self.best = score
             save_checkpoint(self.folder.best, self.state())
+        with self.clock.logging():
+            self.show(report)
 
     def show(self, report: Report) -> None:
         """Pictures at every so many evaluations, embeddings at the end."""
