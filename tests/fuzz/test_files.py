@@ -26,6 +26,9 @@ from hnerv.codec.describing import as_dict, origin_lines, parts_table
 from hnerv.evaluation.opening import open_checkpoint
 from hnerv.geometry import PatchGrid
 
+# hypothesis warns where it would have to print a long example
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 GRID = PatchGrid(32, 64, 2, 4)
 DAMAGE = st.tuples(st.sampled_from(["flip", "cut", "zero", "insert", "double"]), st.floats(0, 1), st.integers(0, 255))
 
