@@ -36,7 +36,7 @@ def _imagined(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
     """To be called for the device `meta`, where only sizes are computed; but these may overflow."""
     try:
         return DualHeadHNeRV(replace(config, dec_width=width), scene, width)
-    except (RuntimeError, OverflowError, MemoryError) as error:
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # TypeError: a size beyond 64 bits
         raise _too_large("is larger than any machine") from error
 
 

@@ -21,10 +21,10 @@ from hnerv.presets import PRESETS
 from hnerv.schedule import parse_lr
 from hnerv.tracking import tags
 from hnerv.tracking.tags import KINDS, read_table, tag_of
+from hnerv.video import data_split, slice_positions
 
 # hypothesis warns where it would have to print a long example
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
-from hnerv.video import data_split, slice_positions
 
 SCENE = Scene(12, 32, 64, 2, 4, 25.0, tuple(range(11)), (11,), 8)
 

@@ -66,6 +66,13 @@ def test_a_size_that_is_too_small_says_what_is_needed(embedding):
     )
 
 
+@pytest.mark.parametrize("changes", [{"clip_hidden": 1 << 62}, {"clip_pool": 1 << 33}, {"lower_width": 1 << 62}])
+def test_a_model_beyond_all_numbers_is_one_line(changes):
+    config = replace(Config().model, dec_width=8, clip_site=1, **changes)
+    with pytest.raises(UserError, match="the model is larger than any machine"):
+        build_model(config, BUNNY)
+
+
 def test_a_width_given_is_taken(make):
     assert make(dec_width=9, modelsize=0.0001).width == 9
 
