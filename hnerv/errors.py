@@ -1,8 +1,16 @@
 """The exceptions that a command turns into one line: the cause, then the mend."""
 
+MOST_CHARACTERS = 2000
+
 
 class UserError(ValueError):
     """A fault of the input or the surroundings, found before anything was written. Exit status 2."""
+
+    def __str__(self) -> str:
+        """The sentence; of one that quotes pages of a damaged file, the cause and the mend at its two ends."""
+        text = super().__str__()
+        half = MOST_CHARACTERS // 2
+        return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 class RunError(RuntimeError):

@@ -131,3 +131,8 @@ def test_threads():
         assert torch.get_num_threads() == 2
     with pytest.raises(UserError, match="^--threads -1 is below 0$"):
         set_up_torch(-1)
+
+
+def test_a_sentence_that_quotes_pages_keeps_its_ends():
+    text = str(UserError(f"the format is {'9' * 100_000}: update hnerv"))
+    assert len(text) < 2100 and text.startswith("the format is 9") and text.endswith("9: update hnerv")
