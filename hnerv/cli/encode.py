@@ -35,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
     add("--finetune-epochs", type=int, default=0, help="quantisation-aware epochs, which need the video (0)")
     add("--finetune-lr", type=float, default=2e-4, help="peak learning rate of these (0.0002)")
     add("--rate-weight", type=float, default=0.0, help="pixel loss that a bit per parameter is worth in these (0)")
+    add("--learn-steps", action="store_true", help="fine-tuning learns the quantisation steps too")
     add("--target-bpp", type=float, default=0.0, help="coarsen the steps until the whole file takes no more; 0: as is")
     add("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where the run found it")
     add("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
@@ -73,7 +74,7 @@ def options_of(ask: argparse.Namespace) -> Options:
         steps=ask.steps,
         per_channel=ask.per_channel,
         prune=ask.prune,
-        tuning=Tuning(ask.finetune_epochs, ask.finetune_lr, ask.rate_weight),
+        tuning=Tuning(ask.finetune_epochs, ask.finetune_lr, ask.rate_weight, ask.learn_steps),
         target_bpp=ask.target_bpp,
     )
 

@@ -56,8 +56,9 @@ def check_options(options: Options) -> None:
         raise UserError("--target-bpp finds the bits itself: drop --weight-bits and --latent-bits")
     if options.target_bpp and options.steps != SENSITIVITY:
         raise UserError("--target-bpp goes with --steps sensitivity, whose steps are scaled to the rate: drop one")
-    if options.tuning.rate_weight and not options.tuning.epochs:
-        raise UserError("--rate-weight acts in fine-tuning: give --finetune-epochs too, or drop it")
+    for flag, given in (("--rate-weight", options.tuning.rate_weight), ("--learn-steps", options.tuning.learn_steps)):
+        if given and not options.tuning.epochs:
+            raise UserError(f"{flag} acts in fine-tuning: give --finetune-epochs too, or drop it")
 
 
 def encode_run(
@@ -78,7 +79,7 @@ def encode_run(
     if options.target_bpp:
         scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
     if options.tuning.epochs:
-        finetune(model, scales, pruned, store, config, options.tuning, progress)
+        scales = finetune(model, scales, pruned, store, config, options.tuning, progress)
         if options.target_bpp:
             scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
     return encoded(scales)
@@ -144,5 +145,6 @@ def _told(options: Options) -> dict[str, object]:
         "prune": options.prune,
         "finetune_epochs": options.tuning.epochs,
         "rate_weight": options.tuning.rate_weight,
+        "learn_steps": options.tuning.learn_steps,
     }
     return told | {"target_bpp": options.target_bpp} if options.target_bpp else told

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from hnerv.codec.bitstream import LATENTS
-from hnerv.codec.quantise import Scale, dequantise_through, levels
+from hnerv.codec.quantise import Scale, as_bfloat16, dequantise_through, levels
 from hnerv.config import Config
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import UserError
@@ -28,11 +28,12 @@ LEAST_PROBABILITY = 1e-9
 
 
 class Tuning(NamedTuple):
-    """epochs, peak learning rate, and the weight of the rate: pixel loss that a bit per parameter is worth."""
+    """Epochs, peak learning rate, what a bit per parameter is worth in pixel loss, whether steps are learned too."""
 
     epochs: int
     lr: float = 2e-4
     rate_weight: float = 0.0
+    learn_steps: bool = False
 
 
 def finetune(
@@ -43,12 +44,11 @@ def finetune(
     config: Config,
     tuning: Tuning,
     progress: bool = False,
-) -> None:
-    """Trains the weights of `model` in place, under fixed `scales`, with Adam and a cosine schedule that ends at 0.
+) -> dict[str, Scale | None]:
+    """Trains the weights of `model` in place with Adam and a cosine schedule that ends at 0; returns their scales.
 
-    Those that the masks `pruned` name stay 0.
-
-    The objective is that of the run after its warm-up, plus the rate. Randomness comes from the run's seed.
+    The scales are those given, but with `learn_steps`. Weights that the masks `pruned` name stay 0. The objective is
+    that of the run after its warm-up, plus the rate. Randomness comes from the run's seed. Raises UserError.
     """
     parameters = {name: p for name, p in model.named_parameters() if scales.get(name) is not None}
     if not parameters:
@@ -56,25 +56,19 @@ def finetune(
             "--finetune-epochs has nothing to tune, all tensors are half floats: give --weight-bits or --latent-bits "
             "below 16"
         )
-    scales = {name: scales[name].to(store.device) for name in parameters}
-    rates = Rates(parameters, scales, config.train.seed).to(store.device)
-    optimizer = torch.optim.Adam(
-        [{"params": list(parameters.values()), "peak": tuning.lr}, {"params": list(rates.parameters()), "peak": 1e-2}]
-    )
-    steps = tuning.epochs * -(-len(model.scene.train) // config.train.batch_size)
-    precision = {"device_type": store.device.type, "dtype": torch.bfloat16, "enabled": uses_bf16(config, store)}
-    with tqdm(total=steps, desc="fine-tune", unit="step", disable=None if progress else True) as bar:
+    steps = Steps({name: scales[name].to(store.device) for name in parameters}, tuning.learn_steps)
+    rates = Rates(parameters, steps(), config.train.seed).to(store.device)
+    peaks = (parameters.values(), tuning.lr), (steps.parameters(), tuning.lr), (rates.parameters(), 1e-2)
+    groups = [{"params": list(params), "peak": peak} for params, peak in peaks]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    count = tuning.epochs * -(-len(model.scene.train) // config.train.batch_size)
+    with tqdm(total=count, desc="fine-tune", unit="step", disable=None if progress else True) as bar:
         for number, batch in enumerate(_batches(store, model, config, tuning.epochs)):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * (1 + math.cos(math.pi * number / steps)) / 2
-            rounded = {name: dequantise_through(p, scales[name]) for name, p in parameters.items()}
-            with torch.autocast(**precision):
-                prediction = functional_call(model, rounded, (batch.times,))
-            loss = pixel_loss(config.loss.pixel_loss, prediction.rgb, batch.frames)
-            if prediction.clip is not None:
-                loss = loss + config.loss.clip_loss_weight * cosine_loss(prediction.clip, batch.clip)
+                group["lr"] = group["peak"] * (1 + math.cos(math.pi * number / count)) / 2
+            loss = _loss(model, parameters, steps(), batch, config, uses_bf16(config, store))
             if tuning.rate_weight:
-                loss = loss + tuning.rate_weight * rates(parameters)
+                loss = loss + tuning.rate_weight * rates(parameters, steps())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if config.train.grad_clip:
@@ -84,37 +78,72 @@ def finetune(
                 for name in pruned.keys() & parameters.keys():
                     parameters[name].masked_fill_(pruned[name], 0)
             bar.update()
+    return scales | {name: scale.detached() for name, scale in steps().items()}
+
+
+def _loss(
+    model: DualHeadHNeRV, parameters: dict[str, Tensor], scales: dict[str, Scale], batch: Batch, config: Config,
+    bf16: bool,
+) -> Tensor:  # fmt: skip
+    """pixel + lambda x CLIP of the rounded weights."""
+    rounded = {name: dequantise_through(p, scales[name]) for name, p in parameters.items()}
+    with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=bf16):
+        prediction = functional_call(model, rounded, (batch.times,))
+    loss = pixel_loss(config.loss.pixel_loss, prediction.rgb, batch.frames)
+    if prediction.clip is None:
+        return loss
+    return loss + config.loss.clip_loss_weight * cosine_loss(prediction.clip, batch.clip)
+
+
+class Steps(nn.Module):
+    """Scales whose steps are learned, by their logarithm (LSQ, Esser et al. 2020), or stay as they are."""
+
+    def __init__(self, scales: dict[str, Scale], learned: bool) -> None:
+        super().__init__()
+        self.scales = scales
+        self.logs = nn.ParameterList(scale.step.log() for scale in scales.values()) if learned else None
+
+    def forward(self) -> dict[str, Scale]:
+        """{tensor: scale}, steps rounded to bfloat16 as in the file, with the gradient passed through that."""
+        if self.logs is None:
+            return self.scales
+        exact = {name: log.exp() for name, log in zip(self.scales, self.logs, strict=True)}
+        return {
+            name: self.scales[name]._replace(step=step + (as_bfloat16(step) - step).detach())
+            for name, step in exact.items()
+        }
 
 
 class Rates(nn.Module):
-    """The estimated bits per parameter of tensors under their scales."""
+    """The estimated bits per parameter of tensors; `scales` are those that its spreads begin with."""
 
     def __init__(self, parameters: dict[str, Tensor], scales: dict[str, Scale], seed: int) -> None:
         super().__init__()
         device = next(iter(parameters.values())).device
         self.draw = torch.Generator(device).manual_seed(seed)
-        self.names, self.scales = list(parameters), scales
+        self.names = list(parameters)
         self.count = sum(p.numel() for p in parameters.values())
         with torch.no_grad():
-            spreads = [self._symbols(name, parameters[name]).std(correction=0) for name in self.names]
+            spreads = [_symbols(name, parameters[name], scales[name]).std(correction=0) for name in self.names]
         # a logistic density of scale b has the standard deviation 1.8 b
         self.log_spreads = nn.ParameterList((spread / 1.8).clamp(min=0.05).log() for spread in spreads)
 
-    def forward(self, parameters: dict[str, Tensor]) -> Tensor:
+    def forward(self, parameters: dict[str, Tensor], scales: dict[str, Scale]) -> Tensor:
         """Scalar, bits per parameter."""
         bits = []
         for name, log_spread in zip(self.names, self.log_spreads, strict=True):
-            y = self._symbols(name, parameters[name])
+            y = _symbols(name, parameters[name], scales[name])
             noise = torch.rand(y.shape, generator=self.draw, device=y.device) - 0.5
             y, spread = (y + noise).abs(), log_spread.exp()
             probability = torch.sigmoid((0.5 - y) / spread) - torch.sigmoid((-0.5 - y) / spread)
             bits.append(-probability.clamp(min=LEAST_PROBABILITY).log2().sum())
         return torch.stack(bits).sum() / self.count
 
-    def _symbols(self, name: str, value: Tensor) -> Tensor:
-        """Before rounding; of latents, differences in time, as they are stored."""
-        y = levels(value, self.scales[name])
-        return y.diff(dim=0, prepend=y[:1].detach()) if LATENTS.fullmatch(name) else y
+
+def _symbols(name: str, value: Tensor, scale: Scale) -> Tensor:
+    """Before rounding; of latents, differences in time, as they are stored."""
+    y = levels(value, scale)
+    return y.diff(dim=0, prepend=y[:1].detach()) if LATENTS.fullmatch(name) else y
 
 
 def uses_bf16(config: Config, store: FrameStore) -> bool:

@@ -28,9 +28,13 @@ class Scale(NamedTuple):
     lowest: int
     highest: int
 
-    def to(self, device: torch.device) -> Scale:
+    def to(self, device: torch.device | str) -> Scale:
         """The same on a device."""
         return self._replace(step=self.step.to(device), offset=None if self.offset is None else self.offset.to(device))
+
+    def detached(self) -> Scale:
+        """The same on the CPU, without a gradient, its steps as they are in a file."""
+        return self._replace(step=as_bfloat16(self.step)).to("cpu")
 
 
 def symmetric(weight: Tensor, bits: int, per_channel: bool) -> Scale:

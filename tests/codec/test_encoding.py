@@ -14,8 +14,8 @@ from hnerv.codec import encoding as encoding_module
 from hnerv.codec.allocation import Bits, range_scales, sensitivity_scales
 from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.encoding import prune
-from hnerv.codec.finetune import Rates, Tuning
-from hnerv.codec.quantise import Scale, levels, quantise
+from hnerv.codec.finetune import Rates, Steps, Tuning
+from hnerv.codec.quantise import Scale, dequantise_through, levels, quantise
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, evaluate, open_run
 
@@ -138,6 +138,28 @@ def test_zeros_are_nearly_free(make):
     assert pruned["decoder.stages.2"] < 0.5 * full["decoder.stages.2"]
 
 
+def test_steps_are_learned_when_asked(make):
+    """From those given on, to others that the file holds; they are positive, and the file is what was tuned."""
+    made = [make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3, 0.0, learn)) for learn in (False, True)]
+    fixed, learned = (one.stream for one in made)
+    assert not fixed.encoder["learn_steps"] and learned.encoder["learn_steps"]
+    assert made[1].psnr > make(bits=Bits(4, 4)).psnr + 0.5
+    ours, theirs = fixed.model().state_dict(), learned.model().state_dict()
+    assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
+    assert all(value.isfinite().all() for value in theirs.values())
+
+
+def test_the_gradient_of_a_step_is_that_of_lsq():
+    """k - w / s inside the range (Esser et al. 2020, equation 3), summed over the tensor."""
+    weight = torch.tensor([0.26, -0.9, 0.04])
+    scale = Scale(torch.tensor([0.25]), None, -2, 2)
+    steps = Steps({"w": scale}, learned=True)
+    dequantise_through(weight, steps()["w"]).sum().backward()
+    y = weight / 0.25
+    by_hand = torch.where(y.abs() <= 2, y.round() - y, 2 * y.sign()).sum() * 0.25  # by the logarithm: times s
+    assert torch.allclose(steps.logs[0].grad, by_hand)
+
+
 def test_pruned_weights_stay_zero_through_fine_tuning(make, opened):
     masks = prune(opened.model, 0.3)
     tuned = make(prune=0.3, tuning=Tuning(2, 1e-3))
@@ -181,7 +203,7 @@ def test_the_estimated_rate_is_near_the_entropy_of_logistic_symbols():
     counts = quantise(weight, scale).unique(return_counts=True)[1].double()
     entropy = -(counts / counts.sum()).log2().mul(counts / counts.sum()).sum().item()
     rates = Rates({"rgb_head.weight": weight}, {"rgb_head.weight": scale}, seed=0)
-    assert rates({"rgb_head.weight": weight}).item() == pytest.approx(entropy, rel=0.03)
+    assert rates({"rgb_head.weight": weight}, {"rgb_head.weight": scale}).item() == pytest.approx(entropy, rel=0.03)
     assert levels(weight, scale).equal(weight)
 
 
