@@ -10,12 +10,14 @@ from hnerv.flags import eval_parser
 
 
 def main() -> None:
+    """The command: parse, measure, end with one line when it fails."""
     ask = eval_parser().parse_args()
     with one_line_errors("eval.py", ask.debug):
         measure(ask)
 
 
 def measure(ask: argparse.Namespace) -> None:
+    """Open, evaluate, write, report."""
     set_up_torch(ask.threads)
     from hnerv.codec import is_container, open_stream
     from hnerv.dataset import targets_label

@@ -7,12 +7,14 @@ from hnerv.flags import Invocation, parse_train
 
 
 def main() -> None:
+    """The command: parse, train, end with one line when it fails."""
     ask = parse_train()
     with one_line_errors("train_patch_dual.py", ask.debug):
         train(ask)
 
 
 def train(ask: Invocation) -> None:
+    """Load, build, fit, report."""
     ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
     log = ask.log
     set_up_torch(ask.threads)

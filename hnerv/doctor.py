@@ -66,6 +66,7 @@ def _guarded(name: str, subject: Callable[[], Check | Iterator[Check]]) -> list[
 
 
 def check_python() -> Check:
+    """Its version and where it runs."""
     return Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
@@ -90,6 +91,7 @@ def check_torchvision() -> Check:
 
 
 def check_tensorboard() -> Check:
+    """Whether it is of a version that works here."""
     version = metadata.version("tensorboard")
     if tuple(map(int, version.split(".")[:2])) < (2, 21):
         return Check(
@@ -170,11 +172,13 @@ def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
 
 
 def check_cores() -> Check:
+    """Cores that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Check("cores", "ok", f"{count} for this process")
 
 
 def check_memory() -> Check:
+    """Free memory of the machine."""
     free, total = memory()
     if not total:
         return Check("memory", "ok", "this system does not tell")

@@ -11,6 +11,7 @@ from hnerv.flags import Parser
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, finished or not")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 

@@ -14,6 +14,7 @@ from hnerv.flags import Parser
 
 
 def add_arguments(parser: Parser) -> None:
+    """The flags of the verb."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; several stand side by side")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE",

@@ -158,6 +158,7 @@ class _Clock:
         self.seconds = 0.0
 
     def timed(self, inner: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The items of `inner`, one by one, on the clock."""
         while True:
             start = time.perf_counter()
             item = next(inner, None)

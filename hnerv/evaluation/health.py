@@ -90,6 +90,7 @@ class Watch:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watch]:
+        """Sees what passes until the block ends."""
         model, decoder = self._model, self._model.decoder
         hooks = [] if model.clip_head is None else [model.clip_head.out.register_forward_hook(self._see_head)]
         hooks.append(decoder.stem.register_forward_hook(lambda _, __, out: self._see_stage(0, decoder.act(out))))
@@ -118,6 +119,7 @@ class Watch:
         return torch.cat(self._norms).mean().item() if self._norms else float("nan")
 
     def features(self) -> StageFeatures:
+        """Mean and deviation of each stage over all that passed."""
         moments = torch.stack(
             [torch.stack(rows).double().sum(0) / self._sizes[number] for number, rows in sorted(self._moments.items())]
         )

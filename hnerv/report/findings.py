@@ -24,6 +24,7 @@ class Range(NamedTuple):
     high: float = math.inf
 
     def holds(self, value: float) -> bool:
+        """Whether the value lies in it."""
         return self.low <= value <= self.high
 
     def words(self, unit: str) -> str:
@@ -248,6 +249,7 @@ def findings_of(run: RunData) -> list[Finding]:
 
 
 def has_warning(found: list[Finding]) -> bool:
+    """Whether a warning stands."""
     return any(finding.level == "warning" for finding in found)
 
 

@@ -41,13 +41,16 @@ class WandbWriter:
         self._run.define_metric(f"{BATCH_TAGS}*", step_metric="step")
 
     def add_scalar(self, tag: str, value: float, step: int, walltime: float | None = None) -> None:
+        """One value at its step or epoch."""
         axis = "step" if tag.startswith(BATCH_TAGS) else "epoch"
         self._run.log({tag: value, axis: step})
 
     def add_histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """The distribution of values (M,)."""
         self._run.log({tag: self._wandb.Histogram(values.detach().float().cpu().flatten().numpy()), "epoch": step})
 
     def add_encoded(self, tag: str, picture: Encoded, step: int) -> None:
+        """A picture, or an animation, as it is encoded."""
         import io
 
         if picture.data[:3] == b"GIF":
@@ -59,9 +62,11 @@ class WandbWriter:
         self._run.log({tag: shown, "epoch": step})
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """A page of Markdown, shown as it is written."""
         self._run.log({tag: self._wandb.Html(f"<pre>{html.escape(markdown)}</pre>"), "epoch": step})
 
     def add_settings(self, settings: dict[str, object], metrics: Sequence[str]) -> None:
+        """Settings of the run; the service finds the metrics itself."""
         self._run.config.update(settings, allow_val_change=True)
 
     def add_custom_scalars(self, layout: dict) -> None:
@@ -83,4 +88,5 @@ class WandbWriter:
         """The service sends on its own."""
 
     def close(self) -> None:
+        """Nothing may be written afterwards."""
         self._run.finish()

@@ -37,6 +37,7 @@ class Clock:
         self.mark("")
 
     def mark(self, part: str) -> None:
+        """What has passed since the last mark belongs to this part."""
         if self.device.type == "cuda":
             event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
@@ -57,6 +58,7 @@ class Clock:
         return dict(self.totals)
 
     def load_state(self, state: dict[str, float]) -> None:
+        """Inverse of `state`."""
         self.totals |= state
 
     def close(self, patches: int) -> dict[str, float]:

@@ -130,6 +130,7 @@ class Trainer:
         return objective_of(self.config.loss, self.epoch, self.model.clip_head is not None)
 
     def profiler(self, say: Callable[[str], None]) -> StepProfiler:
+        """Of the steps that --profile names."""
         return StepProfiler(parse_steps(self.log.profile), self.folder.path / "profile", self.store.device, say)
 
     @property
