@@ -14,42 +14,21 @@ def main() -> None:
 
 
 def train(ask: Invocation) -> None:
-    """Load, build, fit, report."""
+    """Choose, train, report: the run itself is `hnerv.training.train_run`."""
     ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
     log = ask.log
     set_up_torch(ask.threads)
-    import torch
 
-    from hnerv import training
-    from hnerv.dataset import FrameStore, load_material, targets_label
+    from hnerv.dataset import targets_label
     from hnerv.evaluation import table
-    from hnerv.model import build_model
-    from hnerv.tracking.console import Console
+    from hnerv.training import Limits, RunFolder, train_run
 
-    limits = training.Limits.of(ask)
+    limits = Limits.of(ask)
     device = pick_device(ask.device)
     choice = ask.resolve(cuda=device.type == "cuda")
-    config = choice.config
-    training.check_settings(config, log)
-    folder = training.RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
-
-    material = load_material(folder.pinned(config), device, progress=True)
-    training.check_scene(material.scene)
-    torch.manual_seed(config.train.seed)
-    model = build_model(config.model, material.scene)
-    record = training.run_record(choice.preset, config, material, model)
-    print(training.announce(record, device), flush=True)
-    with training.device_errors(config, folder.latest), folder.locked():
-        trainer = training.Trainer(model, FrameStore(material, device), config, folder, record, log, limits)
-        state = folder.saved_state(record)
-        if state:
-            trainer.load_state(state)
-            print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
-
-        with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
-            training.fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)
-
-    print(table(trainer.evaluation, targets_label(record), config.model.unseen))
+    folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
+    record, values = train_run(choice, folder, device, log, limits)
+    print(table(values, targets_label(record), choice.config.model.unseen))
     print(folder.next_commands())
 
 
