@@ -17,6 +17,7 @@ TIERS = (
     "flags",
     "command",
     "video",
+    "segments",
     "clip",
     "model",
     "dataset checkpoint",

@@ -5,7 +5,10 @@ Legend: N frames, H W rows and columns of the result, in pixels.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -22,12 +25,14 @@ from hnerv.errors import UserError
 from hnerv.geometry import CropPlan, plan_crop
 from hnerv.video.clips import CLIPS, clip_path
 from hnerv.video.images import SUFFIXES, common_size, list_images, read_images
-from hnerv.video.probing import probe_video
-from hnerv.video.reading import DecordFailed, read_decord, read_pyav
+from hnerv.video.probing import Probe, probe_video
+from hnerv.video.reading import DecordFailed, SeekFailed, read_decord, read_pyav, read_pyav_from
 
 _log = logging.getLogger("hnerv")
 _FOLDER_FPS = 24.0
 _MORE = 1_000_000_000
+SEEK_FROM = 256
+"""First frame from which on a file is not decoded from its start: below, that costs little and finds its damage."""
 
 
 class Video(NamedTuple):
@@ -56,8 +61,9 @@ class _Miscounted(Exception):
 
 class _Reader(NamedTuple):
     name: str
-    frames: Callable[[], Iterator[np.ndarray]]
-    """Yields (H, W, 3) uint8 RGB from the first frame on."""
+    frames: Callable[[int], Iterator[np.ndarray]]
+    """Yields (H, W, 3) uint8 RGB from the position given on, 0 unless `seeks`."""
+    seeks: bool
 
 
 class _Source(NamedTuple):
@@ -100,6 +106,21 @@ def load_video(
     return Video(pixels, source.fps, source.name, str(source.path), reader, plan, digest.hexdigest())
 
 
+def frame_count(data: str) -> int:
+    """Frames that a source promises, those before its cut where it is cut short. Raises UserError."""
+    return _open_source(data).count
+
+
+def read_frames(data: str, chosen: range) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) uint8 RGB at ascending positions of a source, one at a time. Raises UserError.
+
+    For what does not need all of them in memory.
+    """
+    reader = _open_source(data).readers[-1]
+    start = chosen.start if reader.seeks and chosen.start >= SEEK_FROM else 0
+    yield from itertools.islice(reader.frames(start), chosen.start - start, chosen.stop - start, chosen.step)
+
+
 def _open_source(data: str) -> _Source:
     if data in CLIPS:
         return _file_source(clip_path(data), data)
@@ -126,16 +147,33 @@ def _resolved(data: str) -> Path | None:
 
 
 def _image_source(path: Path, name: str, images: list[Path]) -> _Source:
-    reader = _Reader("images", lambda: read_images(images))
+    reader = _Reader("images", lambda start: read_images(images[start:]), True)
     return _Source(path, name, common_size(images), len(images), _FOLDER_FPS, False, "", [reader])
 
 
 def _file_source(path: Path, name: str) -> _Source:
-    probe = probe_video(path)
-    readers = [_Reader("decord", lambda: read_decord(probe)), _Reader("pyav", lambda: read_pyav(probe))]
+    probe = _probe(path, *_state_of(path))
+    readers = [
+        _Reader("decord", lambda start: read_decord(probe), False),
+        _Reader("pyav", lambda start: read_pyav_from(probe, start) if start else read_pyav(probe), bool(probe.index)),
+    ]
     if probe.trouble:
         del readers[0]
     return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, probe.trouble, readers)
+
+
+@functools.lru_cache(maxsize=4)
+def _probe(path: Path, size: int, changed: int) -> Probe:
+    """Of a file of this size and time of change: a long one is read through once for all its segments."""
+    return probe_video(path)
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _say_pyav(path: Path, reason: str) -> None:
@@ -143,6 +181,10 @@ def _say_pyav(path: Path, reason: str) -> None:
 
 
 def _read_with_first_able(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, str]:
+    start = min(slice_positions(frames, source.count), default=0)
+    if start >= SEEK_FROM and source.readers[-1].seeks:
+        with contextlib.suppress(SeekFailed):
+            return _fill(source.readers[-1].frames(start), source.count, frames, plan, start), source.readers[-1].name
     if source.trouble:
         _say_pyav(source.path, source.trouble)
     for reader in source.readers:
@@ -155,17 +197,20 @@ def _read_with_first_able(source: _Source, plan: CropPlan, frames: str) -> tuple
 
 def _read(source: _Source, reader: _Reader, plan: CropPlan, frames: str) -> Tensor:
     try:
-        return _fill(reader.frames(), source.count, frames, plan)
+        return _fill(reader.frames(0), source.count, frames, plan)
     except _Miscounted as found:
         count = found.count
     if not count:
         raise UserError(f"{source.path} holds no frames that can be decoded: give --data another video")
     _log.warning("%s has %d frames, %d were announced", source.path.name, count, source.count)
-    return _fill(reader.frames(), count, frames, plan)
+    return _fill(reader.frames(0), count, frames, plan)
 
 
-def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan) -> Tensor:
-    """Frames chosen out of a stream of `count` -> (N, 3, H, W) uint8. Raises _Miscounted with the true count."""
+def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan, start: int = 0) -> Tensor:
+    """Frames chosen out of `count`, the stream beginning at `start` -> (N, 3, H, W) uint8.
+
+    Raises _Miscounted with the true count.
+    """
     chosen = slice_positions(frames, count)
     if not chosen:
         raise UserError(f"--frames {frames!r} selects none of the {count} frames: give a wider start:stop:step")
@@ -173,7 +218,7 @@ def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan)
     last = max(chosen)
     to_end = not _ends_before(frames, count)
     seen = 0
-    for position, frame in enumerate(stream):
+    for position, frame in enumerate(stream, start):
         seen = position + 1
         if position in chosen and position < count:
             result[chosen.index(position)] = _fit(frame, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,23 @@ class Probe(NamedTuple):
     cut: bool
     trouble: str
     """Why decord is not asked, '' when it is."""
+    index: SeekIndex | None
+    """None where decoding from the middle is not sure to give the frames that decoding from the start gives."""
+
+
+class SeekIndex(NamedTuple):
+    """Time stamps, in units of the stream, ascending: of all frames, and of those that decoding can begin at."""
+
+    frames: list[int]
+    keys: list[int]
+
+    def key_before(self, position: int) -> int | None:
+        """The last but one key frame at or before a frame: from there on even open groups of pictures are whole.
+
+        None where decoding has to begin at the start.
+        """
+        number = bisect.bisect_right(self.keys, self.frames[position]) - 2
+        return self.keys[number] if number > 0 else None
 
 
 class _Packet(NamedTuple):
@@ -69,6 +87,7 @@ class _Packet(NamedTuple):
     duration: int
     hidden: bool
     corrupt: bool
+    key: bool
 
 
 class _Scan(NamedTuple):
@@ -122,7 +141,8 @@ def probe_video(path: Path) -> Probe:
         orientation = _orientation(first)
         size = orientation.upright_size(first.height, first.width)
         trouble = "it is cut short" if cut else _trouble(container, first, scan)
-        return Probe(path, size, count, _rate(stream), orientation, cut, trouble)
+        index = None if cut else _index(container, scan)
+        return Probe(path, size, count, _rate(stream), orientation, cut, trouble, index)
 
 
 def _not_a_video(path: Path) -> UserError:
@@ -146,7 +166,14 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
     try:
         for packet in container.demux(stream):
             if packet.size:  # PyAV ends with an empty one
-                facts = packet.pts, packet.dts, packet.duration or 0, packet.is_discard, packet.is_corrupt
+                facts = (
+                    packet.pts,
+                    packet.dts,
+                    packet.duration or 0,
+                    packet.is_discard,
+                    packet.is_corrupt,
+                    packet.is_keyframe,
+                )
                 packets.append(_Packet(*facts))
     except av.error.FFmpegError:
         return _Scan(packets, True)
@@ -178,6 +205,17 @@ def _is_cut(container: InputContainer, stream: VideoStream, scan: _Scan, path: P
         ends = [float((p.pts + p.duration) * stream.time_base) for p in scan.packets if p.pts is not None]
         return bool(promised and ends) and promised - max(ends) > 1.5 / _rate(stream)
     return False
+
+
+def _index(container: InputContainer, scan: _Scan) -> SeekIndex | None:
+    """Of a file whose every packet is a frame with a time stamp of its own, in a format that finds key frames."""
+    stamps = [p.pts for p in scan.packets]
+    sure = "mov" in container.format.name or "matroska" in container.format.name
+    if not sure or any(p.hidden or p.corrupt or p.pts is None or p.pts < 0 for p in scan.packets):
+        return None
+    if len(set(stamps)) < len(stamps):
+        return None
+    return SeekIndex(sorted(stamps), sorted(p.pts for p in scan.packets if p.key))
 
 
 def _promised_seconds(container: InputContainer, stream: VideoStream) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,10 @@ def read_decord(probe: Probe) -> Iterator[np.ndarray]:
         raise DecordFailed(f"decord counts {count} frames where more can be decoded")
 
 
+class SeekFailed(Exception):
+    """Decoding from the middle does not give the frames that the time stamps promise."""
+
+
 def read_pyav(probe: Probe) -> Iterator[np.ndarray]:
     """Yield upright frames (H, W, 3) uint8 RGB until the file ends, which may be before or after `probe.count`.
 
@@ -68,19 +73,35 @@ def read_pyav(probe: Probe) -> Iterator[np.ndarray]:
         yield probe.orientation.upright(frame.to_ndarray(format="rgb24"))
 
 
-def _decode_checked(probe: Probe) -> Iterator[VideoFrame]:
-    """Decoded frames as stored; raises UserError at the first that is damaged or of another size."""
+def read_pyav_from(probe: Probe, start: int) -> Iterator[np.ndarray]:
+    """The frames of `read_pyav` from position `start` on; of those before, only what these lean on is decoded.
+
+    Every frame is known by its time stamp. Raises SeekFailed where one is missing, which may come after frames, and
+    UserError as `read_pyav`.
+    """
+    position, stamps = start, probe.index.frames
+    for frame in _decode_checked(probe, start):
+        if position >= len(stamps) or frame.pts != stamps[position]:
+            raise SeekFailed(f"frame {position} has another time stamp than its packet")
+        yield probe.orientation.upright(frame.to_ndarray(format="rgb24"))
+        position += 1
+    if position < len(stamps):
+        raise SeekFailed(f"{len(stamps) - position} frames are missing at the end")
+
+
+def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
+    """Decoded frames as stored, from `start` on; raises UserError at the first that is damaged or of another size."""
     import av
     from av.video.frame import PictureType
 
-    position = sound = anchor = 0
+    position = sound = anchor = start
     with open_video(probe.path) as container:
         stream = video_stream(container, probe.path)
         stream.codec_context.thread_count = 1  # with more, FFmpeg marks damaged frames now and then, not always
         try:
-            for frame in _decode(container, stream, probe.cut):
+            for frame in _begun_at(start, probe, container, stream):
                 if frame.is_corrupt:
-                    raise _undecodable(probe, "damaged data", position, sound)
+                    raise _undecodable(probe, "damaged data", position, range(start, sound))
                 size = probe.orientation.upright_size(frame.height, frame.width)
                 if size != probe.size:
                     raise _size_changes(probe, size, position)
@@ -89,7 +110,18 @@ def _decode_checked(probe: Probe) -> Iterator[VideoFrame]:
                 if frame.pict_type != PictureType.B:  # a B frame may lean on a later one that is damaged
                     sound, anchor = anchor, position  # and the last one before the damage shows may hold its start
         except av.error.FFmpegError as error:
-            raise _undecodable(probe, error.strerror or "unknown error", position, sound) from error
+            raise _undecodable(probe, error.strerror or "unknown error", position, range(start, sound)) from error
+
+
+def _begun_at(start: int, probe: Probe, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    key = probe.index.key_before(start) if start else None
+    if key is not None:
+        container.seek(key, stream=stream)
+    frames = _decode(container, stream, probe.cut)
+    if not start:
+        return frames
+    first = probe.index.frames[start]
+    return itertools.dropwhile(lambda frame: frame.pts is None or frame.pts < first, frames)
 
 
 def _decode(container: InputContainer, stream: VideoStream, cut: bool) -> Iterator[VideoFrame]:
@@ -107,14 +139,14 @@ def _size_changes(probe: Probe, size: tuple[int, int], position: int) -> UserErr
     )
 
 
-def _undecodable(probe: Probe, cause: str, position: int, sound: int) -> UserError:
-    """`sound` frames from the first on are not touched by the damage that shows at `position`."""
+def _undecodable(probe: Probe, cause: str, position: int, sound: range) -> UserError:
+    """The `sound` frames, of those that were decoded, are not touched by the damage that shows at `position`."""
     if not sound:
         return UserError(
             f"{probe.path}: frame {position} cannot be decoded ({cause}), and none before it is sure: copy it again, "
             "or give --data another video"
         )
     return UserError(
-        f"{probe.path}: frame {position} cannot be decoded ({cause}): give --frames 0:{sound}, or repair the file "
-        f"with ffmpeg -i {probe.path.name} -c:v libx264 -crf 12 out.mp4"
+        f"{probe.path}: frame {position} cannot be decoded ({cause}): give --frames {sound.start}:{sound.stop}, or "
+        f"repair the file with ffmpeg -i {probe.path.name} -c:v libx264 -crf 12 out.mp4"
     )

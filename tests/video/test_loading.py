@@ -109,8 +109,8 @@ def test_more_than_the_memory(plain: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("announced", "frames"), [(11, ""), (13, ""), (13, "-3:"), (11, "-3:-1"), (13, "::-1")])
 def test_a_wrong_count_is_found_out(plain: Path, monkeypatch, caplog, announced: int, frames: str) -> None:
     expected = load_video(str(plain), frames=frames).frames
-    honest = loading.probe_video
-    monkeypatch.setattr(loading, "probe_video", lambda path: honest(path)._replace(count=announced))
+    honest = loading._probe
+    monkeypatch.setattr(loading, "_probe", lambda *file: honest(*file)._replace(count=announced))
     video = load_video(str(plain), frames=frames)
     assert video.reader == "pyav" and f"plain.mp4 has 12 frames, {announced} were announced" in caplog.text
     assert video.frames.equal(expected)

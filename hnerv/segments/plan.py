@@ -1,0 +1,98 @@
+"""Which frames make a segment. Positions count the frames that --frames chooses, from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hnerv.errors import UserError
+from hnerv.segments.cuts import find_cuts
+from hnerv.video import frame_count, slice_positions
+
+INITS = ("none", "previous")
+
+
+class Wishes(NamedTuple):
+    """The --segment- flags: most frames of one (0: no limit), whether cuts begin one, what its weights start as."""
+
+    frames: int = 0
+    scenes: bool = False
+    init: str = "none"
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the video is to be divided at all."""
+        return bool(self.frames or self.scenes)
+
+
+class Segment(NamedTuple):
+    """`frames` is its slice of the source, as --frames takes it; it holds positions first ... first + count - 1."""
+
+    number: int
+    frames: str
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder: sorts as the video runs."""
+        return f"{self.number:05d}"
+
+
+class Plan(NamedTuple):
+    """A divided video: what was asked for, the slice of the source that was divided, the segments in order."""
+
+    wishes: Wishes
+    frames: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def count(self) -> int:
+        """Frames of all segments together."""
+        return sum(segment.count for segment in self.segments)
+
+
+def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False) -> Plan:
+    """Divides what `frames` chooses of a video; with `wishes.scenes` it is decoded once for that, in little memory.
+
+    Raises UserError for a video that cannot be read, and for wishes that make no segments of it.
+    """
+    check_wishes(wishes)
+    chosen = slice_positions(frames, frame_count(data))
+    if not chosen:
+        raise UserError(f"--frames {frames!r} selects no frame of {data}: give a wider start:stop:step")
+    cuts = find_cuts(data, chosen, progress) if wishes.scenes else []
+    return Plan(wishes, frames, divide(chosen, wishes.frames, cuts))
+
+
+def check_wishes(wishes: Wishes) -> None:
+    """Raises UserError."""
+    if wishes.frames < 0 or wishes.frames == 1:
+        raise UserError(f"--segment-frames {wishes.frames}: a segment has at least two frames; 0 sets no limit")
+    if wishes.init != "none" and not wishes.wanted:
+        raise UserError("--segment-init is for a video in segments: give --segment-frames N or --segment-scenes too")
+
+
+def divide(chosen: range, longest: int, cuts: Sequence[int] = ()) -> tuple[Segment, ...]:
+    """`chosen` positions of the source, a segment beginning at 0 and at each of `cuts` (positions among the chosen).
+
+    One of more than `longest` frames (0: any number) is divided further into as few as can be, of sizes that differ by
+    one at most: no short one is left over at the end.
+    """
+    bounds = [0, *sorted({cut for cut in cuts if 0 < cut < len(chosen)}), len(chosen)]
+    starts: list[int] = []
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        pieces = -(-(stop - start) // longest) if longest else 1
+        starts += [start + (stop - start) * k // pieces for k in range(pieces)]
+    ends = [*starts[1:], len(chosen)]
+    return tuple(
+        Segment(number, slice_text(chosen[start:stop]), start, stop - start)
+        for number, (start, stop) in enumerate(zip(starts, ends, strict=True))
+    )
+
+
+def slice_text(chosen: range) -> str:
+    """range(4, 20, 2) -> '4:20:2', what --frames takes; a range that runs down to the first frame has no stop."""
+    step = f":{chosen.step}" if chosen.step != 1 else ""
+    stop = "" if chosen.stop < 0 else chosen.stop
+    return f"{chosen.start}:{stop}{step}"

@@ -1,0 +1,66 @@
+"""Dividing a video: every chosen frame is in one segment, in order, and none is left short."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnerv.errors import UserError
+from hnerv.segments import Segment, Wishes, divide, plan_video
+from hnerv.segments.plan import check_wishes, slice_text
+from hnerv.video import slice_positions
+
+chosen_ranges = st.builds(
+    lambda count, frames: slice_positions(frames, count),
+    st.integers(1, 400),
+    st.sampled_from(["", "::3", "5:", "::-1", "300:20:-7", "-50:", "2:9"]),
+).filter(len)
+
+
+@given(chosen_ranges, st.integers(0, 60), st.lists(st.integers(-5, 450), max_size=6))
+def test_segments_tile_what_was_chosen(chosen, longest, cuts):
+    segments = divide(chosen, longest, cuts)
+    assert [s.number for s in segments] == list(range(len(segments)))
+    assert [s.first for s in segments] == [sum(t.count for t in segments[:k]) for k in range(len(segments))]
+    assert [p for s in segments for p in slice_positions(s.frames, 1000)] == list(chosen)
+    assert all(s.count == len(slice_positions(s.frames, 1000)) for s in segments)
+    assert not longest or max(s.count for s in segments) <= longest
+    assert {cut for cut in cuts if 0 < cut < len(chosen)} <= {s.first for s in segments}
+
+
+@given(st.integers(2, 500), st.integers(2, 90))
+def test_pieces_of_one_scene_differ_by_a_frame_at_most(count, longest):
+    sizes = [s.count for s in divide(range(count), longest)]
+    assert max(sizes) - min(sizes) <= 1 and len(sizes) == -(-count // longest)
+
+
+def test_by_hand():
+    assert divide(range(10), 4) == (Segment(0, "0:3", 0, 3), Segment(1, "3:6", 3, 3), Segment(2, "6:10", 6, 4))
+    assert [s.frames for s in divide(range(4, 24, 2), 5, [3])] == ["4:10:2", "10:16:2", "16:24:2"]
+    assert [s.name for s in divide(range(3), 0)] == ["00000"]
+
+
+@given(chosen_ranges)
+def test_a_slice_says_what_the_range_is(chosen):
+    assert list(slice_positions(slice_text(chosen), 1000)) == list(chosen)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        (Wishes(frames=-1), "at least two frames"),
+        (Wishes(frames=1), "at least two frames"),
+        (Wishes(init="previous"), "give --segment-frames N"),
+    ],
+)
+def test_wishes_that_make_no_segments(wishes, words):
+    with pytest.raises(UserError, match=words):
+        check_wishes(wishes)
+
+
+def test_a_video():
+    plan = plan_video("bunny", "10:110", Wishes(frames=30))
+    assert plan.count == 100 and [s.frames for s in plan.segments] == ["10:35", "35:60", "60:85", "85:110"]
+    with pytest.raises(UserError, match="selects no frame of bunny"):
+        plan_video("bunny", "500:", Wishes(frames=30))
