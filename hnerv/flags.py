@@ -180,6 +180,20 @@ def parse_train(argv: list[str] | None = None) -> Invocation:
     return Invocation(settings=settings, logging=logging, **own)
 
 
+def add_configuration(parser: Parser, without: tuple[str, ...] = ()) -> None:
+    """The flags of a configuration and of what is logged, for another command; inverse: `settings_of`."""
+    for name, section in SECTIONS.items():
+        _add_section(parser.add_argument_group(TITLES[name]), section, without)
+
+
+def settings_of(given: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """What was given of `Config` and of `LogConfig`, among the values of a command line."""
+    logged = {field.name for field in dataclasses.fields(LogConfig)}
+    known = set(Config().flat())
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
+    return settings, {key: value for key, value in given.items() if key in logged}
+
+
 def _minutes(text: str) -> float:
     """A finite number of at least 0. Raises ArgumentTypeError."""
     try:
@@ -232,9 +246,11 @@ def markdown() -> str:
     return "\n\n".join(parts)
 
 
-def _add_section(group: argparse._ArgumentGroup, section: type) -> None:
+def _add_section(group: argparse._ArgumentGroup, section: type, without: tuple[str, ...] = ()) -> None:
     hints = typing.get_type_hints(section)
     for knob in dataclasses.fields(section):
+        if knob.name in without:
+            continue
         flag = f"--{knob.name.replace('_', '-')}"
         text = f"{knob.metadata['help']} ({_shown(knob.default)})".replace("%", "%%")
         settings: dict = {"dest": knob.name, "default": argparse.SUPPRESS, "help": text}

@@ -28,6 +28,7 @@ TIERS = (
     "search",
     "semantics",
     "report",
+    "fleet",
     "doctor",
     "cli",
     "train_patch_dual eval",

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "semantics": "what the CLIP head is worth, beside what the same bytes would give without it",
     "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
     "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
+    "fleet": "train many videos, on this machine or a Ray cluster, whatever fails in between",
     "doctor": "what this machine can do, and how to mend what it cannot",
 }
 """Verb -> its line of help; its module is `hnerv.cli.<verb>`."""

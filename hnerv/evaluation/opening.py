@@ -14,7 +14,7 @@ from hnerv.config import Config
 from hnerv.dataset import FrameStore, check_targets, load_material, pin_targets
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
-from hnerv.video import CLIPS
+from hnerv.video import CLIPS, is_remote
 
 NO_TARGETS = "none"
 
@@ -148,7 +148,7 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
 def _found_again(config: Config, record: dict, origin: Origin) -> str:
     """The path that the run resolved, where what was typed then means nothing in this working directory."""
     typed, resolved = config.video.data, record["video"]["source"]
-    if typed in CLIPS or Path(typed).exists():
+    if typed in CLIPS or is_remote(typed) or Path(typed).exists():
         return typed
     if not Path(resolved).exists():
         raise UserError(f"the video of {origin.path}, {resolved}, is not there: say where it is by --data")

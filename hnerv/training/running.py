@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from hnerv.config import LogConfig
-from hnerv.dataset import FrameStore, load_material
+from hnerv.config import Config, LogConfig
+from hnerv.dataset import FrameStore, Material, load_material
 from hnerv.flags import Choice
 from hnerv.model import build_model
 from hnerv.tracking.console import Console
@@ -27,14 +29,25 @@ class Finished(NamedTuple):
     values: dict[str, float]
 
 
-def train_run(choice: Choice, folder: RunFolder, device: torch.device, log: LogConfig, limits: Limits) -> Finished:
+class Found(NamedTuple):
+    """A video that lies elsewhere than where the run's record is to say: the file here, and what the record says."""
+
+    path: Path
+    source: str
+
+
+def train_run(
+    choice: Choice, folder: RunFolder, device: torch.device, log: LogConfig, limits: Limits,
+    found: Found | None = None, saved: Callable[[Trainer], None] = lambda trainer: None,
+) -> Finished:  # fmt: skip
     """Loads, builds, fits; goes on where the folder holds a checkpoint of the same run.
 
+    `saved` is told of the trainer before its first step, and each time it has written latest.pt.
     Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
     check_settings(config, log)
-    material = load_material(folder.pinned(config), device, progress=True)
+    material = _material(folder.pinned(config), device, found)
     check_scene(material.scene)
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
@@ -46,6 +59,15 @@ def train_run(choice: Choice, folder: RunFolder, device: torch.device, log: LogC
         if state:
             trainer.load_state(state)
             print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
+        trainer.saved = saved
+        saved(trainer)
         with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
             fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)
     return Finished(record, trainer.evaluation)
+
+
+def _material(config: Config, device: torch.device, found: Found | None) -> Material:
+    if not found:
+        return load_material(config, device, progress=True)
+    material = load_material(config.replaced({"data": str(found.path)}), device, progress=True)
+    return material._replace(video=material.video._replace(source=found.source))

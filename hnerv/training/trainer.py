@@ -85,6 +85,7 @@ class Trainer:
         self.best = self.peak = float("-inf")
         self.rollbacks, self.lr_scale = 0, 1.0
         self.codes_step = -1
+        self.saved: Callable[[Trainer], None] = lambda trainer: None
         self.window = torch.zeros(0, dtype=torch.float64)
 
     def fit(self, logger: NullLogger, console: Console) -> None:
@@ -315,8 +316,9 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Writes latest.pt."""
+        """Writes latest.pt, and tells `saved`."""
         save_checkpoint(self.folder.latest, self.state())
+        self.saved(self)
 
     def state(self) -> dict:
         """Everything that a resumed run needs, as plain dictionaries and tensors. Inverse of `load_state`."""

@@ -2,6 +2,7 @@
 
 from hnerv.video.clips import CLIPS
 from hnerv.video.loading import Video, frame_count, load_video, read_frames, slice_positions
+from hnerv.video.remote import is_remote
 from hnerv.video.split import DataSplit, data_split
 from hnerv.video.writing import FrameWriter, check_target, open_writer
 
@@ -13,6 +14,7 @@ __all__ = [
     "check_target",
     "data_split",
     "frame_count",
+    "is_remote",
     "load_video",
     "open_writer",
     "read_frames",

@@ -27,6 +27,7 @@ from hnerv.video.clips import CLIPS, clip_path
 from hnerv.video.images import SUFFIXES, common_size, list_images, read_images
 from hnerv.video.probing import Probe, probe_video
 from hnerv.video.reading import DecordFailed, SeekFailed, read_decord, read_pyav, read_pyav_from
+from hnerv.video.remote import fetched, is_remote
 
 _log = logging.getLogger("hnerv")
 _FOLDER_FPS = 24.0
@@ -89,8 +90,14 @@ def load_video(
     a Python slice 'start:stop:step' of positions in the source, empty for all. Phone videos come out upright.
     Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for this
     machine's memory, when its images differ in size or are transparent, and for a crop, size or range that does not
-    fit. A file cut short or damaged is read up to there when `frames` asks for no more.
+    fit. A file cut short or damaged is read up to there when `frames` asks for no more. An address (s3://, https://)
+    is fetched for the time it is read.
     """
+    if is_remote(data):
+        with fetched(data) as path:
+            return load_video(
+                str(path), crop=crop, resize=resize, frames=frames, multiple=multiple
+            )._replace(source=data)  # fmt: skip
     slice_positions(frames, 0)
     source = _open_source(data)
     plan = plan_crop(source.size, crop, resize, multiple)

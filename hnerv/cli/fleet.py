@@ -1,0 +1,89 @@
+"""`hnerv fleet`: many videos, on a Ray of this machine or on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from hnerv.config import LogConfig
+from hnerv.errors import UserError
+from hnerv.flags import Parser, add_configuration, settings_of
+
+USES_TORCH = False
+"""Not here: in the workers, which set their own threads."""
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags of the verb, and those of a training run."""
+    parser.add_argument(
+        "source", type=Path, metavar="VIDEOS", help="folder of videos, manifest of JSON lines, or (--status) a fleet's"
+    )
+    add = parser.add_argument_group("fleet").add_argument
+    add("-o", "--output", type=Path, metavar="FOLDER", help="folder of the fleet: a run folder for each video")
+    add("--preset", default="", metavar="NAME", help="of every video; the flags below and the manifest override it")
+    add("--address", default="", metavar="RAY", help="a cluster: ray://head:10001, head:6379; else one here")
+    add("--cpus-per-task", type=float, default=1.0, metavar="N", help="CPUs that a run takes (1)")
+    add("--gpus-per-task", type=float, default=0.0, metavar="N", help="GPUs that a run takes; 0.25: four share one (0)")
+    add("--memory-per-task", default="", metavar="SIZE", help="memory that a run takes, as in 4G; empty: not looked at")
+    add(
+        "--retries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="faults in a row without a new checkpoint that it survives (3)",
+    )
+    add(
+        "--segment-frames", type=int, default=0, metavar="N", help="divide each video into runs of at most N frames (0)"
+    )
+    add("--segment-scenes", action="store_true", help="divide each video where its scenes change")
+    add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and end")
+    add_configuration(parser, without=("data",))
+
+
+def run(ask: argparse.Namespace) -> None:
+    """Raises UserError before anything is written."""
+    if ask.status:
+        from hnerv.fleet import table
+
+        print(table.lines(table.read_rows(ask.source)))
+        return
+    settings, logging = settings_of(vars(ask))
+    check(ask)
+    log = LogConfig(**logging)
+
+    from hnerv.fleet.driving import Orders
+    from hnerv.fleet.engine import Needs
+    from hnerv.fleet.manifest import Defaults
+    from hnerv.fleet.running import Where, run_fleet
+    from hnerv.segments import Wishes
+
+    needs = Needs(ask.cpus_per_task, ask.gpus_per_task, bytes_of(ask.memory_per_task))
+    threads = ask.threads or max(int(ask.cpus_per_task), 1)
+    device = "cuda" if ask.gpus_per_task else "cpu"
+    orders = Orders(log, device, threads, ask.retries, sys.argv)
+    defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes))
+    run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
+    print(f"evaluate:  python eval.py {ask.output}/NAME\nwatch:     tensorboard --logdir {ask.output}")
+
+
+def check(ask: argparse.Namespace) -> None:
+    """Raises UserError for flags that do not go together."""
+    if ask.output is None:
+        raise UserError("-o is missing: name the folder of the fleet")
+    if ask.cpus_per_task < 0 or ask.gpus_per_task < 0 or ask.retries < 0 or ask.threads < 0:
+        raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads are not below 0")
+    if ask.cpus_per_task + ask.gpus_per_task == 0:
+        raise UserError("--cpus-per-task 0 needs --gpus-per-task: otherwise all tasks would run at once")
+    if ask.gpus_per_task > 1 and ask.gpus_per_task % 1:
+        raise UserError(f"--gpus-per-task {ask.gpus_per_task:g}: give a fraction of one, or a whole number")
+
+
+def bytes_of(text: str) -> int:
+    """'4G' -> 4000000000, '' -> 0. Raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", text.lower().replace(" ", "") or "0")
+    if not found:
+        raise UserError(f"--memory-per-task {text!r} is no size: write it as 4G or 500M")
+    return int(float(found[1]) * UNITS[found[2]])

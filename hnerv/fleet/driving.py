@@ -1,0 +1,282 @@
+"""The driver: submits jobs, keeps what workers hand over, begins anew what a fault ended, until all is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from hnerv.config import LogConfig
+from hnerv.errors import RunError, UserError
+from hnerv.fleet import table
+from hnerv.fleet.engine import Cluster, Fault, News
+from hnerv.fleet.jobs import Job, first_jobs, is_done, run_folder, segment_jobs
+from hnerv.fleet.ledger import Ledger, Mark
+from hnerv.fleet.manifest import Video
+from hnerv.fleet.numbers import numbers_of
+from hnerv.fleet.parcels import Parcel, pack, unpack
+from hnerv.fleet.places import place_of, send
+from hnerv.fleet.work import Outcome, Task
+from hnerv.segments import Plan, SegmentedFolder, write_plan
+from hnerv.training.signals import StopSignals
+
+PAUSE = 0.2
+"""Seconds between two looks at the cluster."""
+MOST = 10_000
+"""Tasks that Ray holds at a time: what each is given lies in memory."""
+PATIENCE = 60.0
+"""Seconds that tasks have to save and end when the driver is stopped."""
+
+
+class Orders(NamedTuple):
+    """What holds for every task: what is logged, where it computes, threads, tries that bring nothing, command."""
+
+    log: LogConfig
+    device: str
+    threads: int
+    retries: int
+    command: list[str]
+
+
+@dataclass
+class Attempt:
+    """A job at work. `fruitless` counts the attempts in a row that ended by a fault and brought no newer checkpoint."""
+
+    job: Job
+    number: int = 0
+    fruitless: int = 0
+    mark: Mark = Mark(0, 0, 0)
+    handle: object = None
+
+
+class Driver:
+    """One fleet under way. `run` is the loop."""
+
+    def __init__(self, cluster: Cluster, output: Path, videos: list[Video], orders: Orders) -> None:
+        self.cluster, self.output, self.videos, self.orders = cluster, output, videos, orders
+        self.ledger = Ledger(output)
+        self.waiting: deque[Attempt] = deque()
+        self.at_work: dict[str, Attempt] = {}
+        self.open: dict[str, set[str]] = {}
+        """Video -> its jobs that are not finished; a video that is not in it is."""
+        self.jobs: dict[str, list[str]] = {}
+        self.failed: dict[str, str] = {}
+        self.begun = 0
+        self.posted: dict[str, object] = {}
+        self.bar = tqdm(total=len(videos), unit="video", disable=not sys.stderr.isatty())
+
+    def run(self) -> None:
+        """Until no job is left. Raises Interrupted after SIGINT or SIGTERM, everything saved and handed over."""
+        self.tell_lost_by_the_last_driver()
+        for video in self.videos:
+            self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)))
+        with StopSignals() as stop, self.bar:
+            while (self.waiting or self.at_work) and not stop.asked:
+                self.submit_some()
+                self.look(PAUSE)
+            if stop.asked:
+                self.stop(stop)
+        self.ledger.mark({}, 0)
+
+    def add(self, video: Video, jobs: Iterable[Job]) -> None:
+        """Puts the jobs of a video in line that are not done. Raises UserError for one done by other flags."""
+        left = []
+        for job in jobs:
+            self.jobs.setdefault(video.name, []).append(job.standing_as)
+            if not is_done(job.name, self.ledger.standing, self.output):
+                left.append(job)
+            else:
+                run_folder(job, self.output)
+        self.open.setdefault(video.name, set()).update(job.standing_as for job in left)
+        self.waiting.extend(Attempt(job) for job in left)
+        if not left:
+            self.close_video(video)
+
+    def submit_some(self) -> None:
+        """As many tasks as the nodes can run, and as many again that wait there."""
+        most = min(2 * self.cluster.slots() + 2, MOST)
+        while self.waiting and len(self.at_work) < most:
+            attempt = self.waiting.popleft()
+            job = attempt.job
+            if job.video.name not in self.failed:
+                self.guarded(job.video, lambda attempt=attempt: self.submit(attempt))
+
+    def submit(self, attempt: Attempt) -> None:
+        """Raises UserError for a run that cannot be begun."""
+        job, orders = attempt.job, self.orders
+        attempt.number += 1
+        place = place_of(job.video.data)
+        task = Task(
+            job.name, attempt.number, job.choice, orders.log, orders.device, orders.threads, place,
+            str(self.output / job.name), orders.command,
+        )  # fmt: skip
+        sent = self.posted.get(job.video.name)
+        if job.entry == "plan":
+            given = [job.video.wishes, sent]
+        else:
+            run_folder(job, self.output)
+            given = [pack(self.output / job.name), sent]
+        attempt.mark = Mark(0, 0, 0)
+        attempt.handle = self.cluster.submit(job.entry, task, *given)
+        self.at_work[job.standing_as] = attempt
+        self.begun += 1
+
+    def look(self, seconds: float) -> None:
+        """Waits a little for tasks that end, keeps the news, then settles those that have ended."""
+        handles = {attempt.handle: attempt for attempt in self.at_work.values()}
+        ended = self.cluster.ended(list(handles), seconds)
+        self.keep_news()
+        for handle, result in ended:
+            attempt = handles[handle]
+            del self.at_work[attempt.job.standing_as]
+            self.guarded(attempt.job.video, lambda: self.settle(attempt, result))  # noqa: B023 (called at once)
+        self.ledger.mark({name: one.mark for name, one in self.at_work.items() if one.mark.steps})
+        self.bar.set_postfix_str(f"{len(self.at_work)} at work, {len(self.waiting)} waiting", refresh=False)
+        self.bar.update(0)
+
+    def keep_news(self) -> None:
+        """Of the attempts that are still ours: one that was given up for dead may be alive behind a broken line."""
+        for (name, number), news in self.cluster.news().items():
+            attempt = self.at_work.get(name)
+            if attempt and attempt.number == number:
+                self.keep(attempt, news)
+
+    def keep(self, attempt: Attempt, news: News) -> None:
+        """Writes what was handed over into the run's folder."""
+        if news.parcel:
+            self.write(attempt.job, news.parcel)
+            attempt.fruitless = 0
+        attempt.mark = Mark(max(attempt.mark.step, news.step), news.saved, news.steps or attempt.mark.steps)
+
+    def write(self, job: Job, parcel: Parcel) -> None:
+        """Raises RunError when the disk does not take it: that ends the fleet, not the run alone."""
+        try:
+            unpack(parcel, self.output / job.name)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.output / job.name} ({error}); what was written is intact: mend it, then the same "
+                "command goes on"
+            ) from error
+
+    def settle(self, attempt: Attempt, result: Outcome | Fault) -> None:
+        """What follows from the end of an attempt."""
+        job = attempt.job
+        if job.video.name in self.failed:
+            self.ledger.note(job.standing_as, "stopped")
+        elif isinstance(result, Fault) or result.state == "stopped":
+            self.begin_again(attempt, result.cause or "it was cancelled")
+        elif result.state == "absent":
+            self.post(attempt, result.cause)
+        elif result.state == "failed":
+            self.fail(job.video, result.cause)
+        elif job.entry == "plan":
+            self.divide(job.video, result.plan)
+        else:
+            self.finish(job)
+
+    def begin_again(self, attempt: Attempt, cause: str) -> None:
+        """A fault of a worker or node: the work since the last checkpoint is done again."""
+        job, mark = attempt.job, attempt.mark
+        self.ledger.note(job.standing_as, "lost", cause=cause, repeated=max(mark.step - mark.saved, 0))
+        attempt.fruitless += 1
+        if attempt.fruitless > self.orders.retries:
+            self.fail(job.video, f"ended {attempt.fruitless} times without a new checkpoint, by {cause}")
+        else:
+            self.waiting.appendleft(attempt)
+
+    def post(self, attempt: Attempt, cause: str) -> None:
+        """The worker does not see the video: sends it, once for all tasks."""
+        video = attempt.job.video
+        if video.name in self.posted:
+            raise UserError(f"{cause}, though it was sent")
+        self.posted[video.name] = self.cluster.put(send(place_of(video.data)))
+        self.waiting.appendleft(attempt)
+
+    def divide(self, video: Video, plan: Plan) -> None:
+        """The plan of a video is there: its segments are in line."""
+        write_plan(SegmentedFolder(self.output / video.name).plan, plan)
+        self.open[video.name].clear()
+        self.add(video, segment_jobs(video, plan))
+
+    def finish(self, job: Job) -> None:
+        """A run is trained to its end, and all of it is here."""
+        if job.name != job.video.name:
+            self.ledger.note(job.name, "finished")
+        self.open[job.video.name].discard(job.standing_as)
+        if not self.open[job.video.name]:
+            self.close_video(job.video)
+
+    def close_video(self, video: Video) -> None:
+        """Every run of a video is finished."""
+        self.open.pop(video.name, None)
+        self.posted.pop(video.name, None)
+        if not (done := self.ledger.standing.get(video.name)) or done.state != "finished":
+            self.ledger.note(video.name, "finished", values=numbers_of(self.output / video.name))
+            self.say(table.line(self.row(video)))
+        self.bar.update(1)
+
+    def fail(self, video: Video, cause: str) -> None:
+        """A video that cannot be trained; the others go on."""
+        self.open.pop(video.name, None)
+        self.posted.pop(video.name, None)
+        self.failed[video.name] = cause
+        self.ledger.note(video.name, "failed", cause=cause)
+        self.cluster.cancel([one.handle for one in self.at_work.values() if one.job.video.name == video.name])
+        self.say(f"{video.name}  failed: {cause}")
+        self.bar.update(1)
+
+    def guarded(self, video: Video, call) -> None:
+        """A fault of one video is no fault of the others."""
+        try:
+            call()
+        except UserError as error:
+            self.fail(video, " ".join(str(error).split()))
+
+    def stop(self, stop: StopSignals) -> None:
+        """Lets the tasks save and hand over, and raises Interrupted."""
+        self.waiting.clear()
+        self.say(f"stopping {len(self.at_work)} tasks, which save and hand over")
+        self.cluster.cancel([attempt.handle for attempt in self.at_work.values()])
+        deadline = time.monotonic() + PATIENCE
+        while self.at_work and time.monotonic() < deadline:
+            handles = {attempt.handle: attempt for attempt in self.at_work.values()}
+            ended = self.cluster.ended(list(handles), PAUSE)
+            self.keep_news()
+            for handle, result in ended:
+                self.settle_stopped(handles[handle], result)
+        self.ledger.mark({name: one.mark for name, one in self.at_work.items() if one.mark.steps}, 0)
+        done = sum(video.name not in self.open for video in self.videos)
+        raise stop.interruption(f"stopped, {done} of {len(self.videos)} videos are done; the same command goes on")
+
+    def settle_stopped(self, attempt: Attempt, result: Outcome | Fault) -> None:
+        """One that had ended before it heard of the stop counts as done."""
+        mark, job = attempt.mark, attempt.job
+        del self.at_work[job.standing_as]
+        if isinstance(result, Outcome) and result.state == "finished" and job.entry == "train":
+            self.guarded(job.video, lambda: self.finish(job))
+        else:
+            self.ledger.note(job.standing_as, "stopped", repeated=max(mark.step - mark.saved, 0))
+
+    def tell_lost_by_the_last_driver(self) -> None:
+        """A driver that was killed left marks: what its workers had not handed over is done again."""
+        for name, mark in self.ledger.left().items():
+            repeated = max(mark.step - mark.saved, 0)
+            self.ledger.note(name, "lost", cause="the driver ended", repeated=repeated)
+        self.ledger.mark({}, 0)
+
+    def row(self, video: Video) -> table.Row:
+        """Of the table."""
+        names = dict.fromkeys([video.name, *self.jobs.get(video.name, ())])
+        standing = self.ledger.standing
+        return table.rows_of([video.name], {name: standing[name] for name in names if name in standing}, {})[0]
+
+    def say(self, line: str) -> None:
+        """A line that does not break the bar."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()

@@ -1,0 +1,215 @@
+"""Ray, and nothing of Ray elsewhere: a cluster, its tasks, and the box through which workers reach the driver.
+
+Workers share no file system with the driver, nor does the driver of a ray:// address with any node; so what a worker
+hands over lies in the box, an actor in the cluster, until the driver fetches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hnerv.errors import RunError, UserError
+from hnerv.fleet.parcels import Parcel, merged
+from hnerv.fleet.work import Outcome, Task, nothing, plan, train
+
+ENTRIES = {"train": train, "plan": plan, "nothing": nothing}
+
+
+class Needs(NamedTuple):
+    """What one task takes of a node: CPUs, GPUs (a fraction shares one), bytes of memory (0: not looked at)."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 0
+
+
+class Fault(NamedTuple):
+    """A task that ended by no doing of its own: its worker, its node or the box is gone."""
+
+    cause: str
+
+
+class News(NamedTuple):
+    """Of an attempt at a job since the last time: what it handed over, and how far it is."""
+
+    parcel: Parcel | None
+    step: int
+    steps: int
+    saved: int
+
+
+class Box:
+    """The actor: news by (job, attempt), merged until they are fetched."""
+
+    def __init__(self) -> None:
+        self._news: dict[tuple[str, int], News] = {}
+
+    async def hand(self, key: tuple[str, int], parcel: Parcel, saved: int) -> None:
+        """Of a worker, which waits until this returns."""
+        before = self._news.get(key, News(None, 0, 0, 0))
+        parcel = merged(before.parcel, parcel) if before.parcel else parcel
+        self._news[key] = before._replace(parcel=parcel, saved=saved, step=max(before.step, saved))
+
+    async def tell(self, key: tuple[str, int], step: int, steps: int, saved: int) -> None:
+        """Of a worker, which does not wait."""
+        before = self._news.get(key, News(None, 0, 0, 0))
+        self._news[key] = News(before.parcel, max(before.step, step), steps, max(before.saved, saved))
+
+    async def take(self) -> dict[tuple[str, int], News]:
+        """All of it, to the driver; the box is empty then."""
+        news, self._news = self._news, {}
+        return news
+
+
+class Courier:
+    """A worker's end of the box."""
+
+    def __init__(self, box, key: tuple[str, int]) -> None:
+        self._box, self._key = box, key
+
+    def hand(self, parcel: Parcel, saved: int) -> None:
+        import ray
+
+        ray.get(self._box.hand.remote(self._key, parcel, saved))
+
+    def tell(self, step: int, steps: int, saved: int) -> None:
+        self._box.tell.remote(self._key, step, steps, saved)
+
+
+def _run(entry: str, box, task: Task, *given) -> Outcome:
+    """In the worker."""
+    if entry == "train":
+        return train(task, *given, Courier(box, (task.job, task.attempt)))
+    return ENTRIES[entry](task, *given)
+
+
+class Cluster:
+    """A Ray that is connected: submits tasks and says how they ended."""
+
+    def __init__(self, ray, needs: Needs) -> None:
+        self._ray, self.needs = ray, needs
+        options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
+        self._options = options | ({"memory": needs.memory} if needs.memory else {})
+        self._remote = ray.remote(_run)
+        self._box = self._new_box()
+        self._slots, self._counted = 1, -math.inf
+
+    def submit(self, entry: str, task: Task, *given):
+        """A task on its way -> what `ended` and `cancel` know it by. An object of `put` may be among `given`."""
+        return self._remote.options(**self._options, name=f"hnerv {task.job}").remote(entry, self._box, task, *given)
+
+    def put(self, data: object):
+        """Into the object store, once for many tasks."""
+        return self._ray.put(data)
+
+    def ended(self, refs: list, seconds: float) -> list[tuple[object, Outcome | Fault]]:
+        """The tasks among `refs` that have ended, waited for at most so long."""
+        if not refs:
+            return []
+        found, _ = self._ray.wait(refs, num_returns=1, timeout=seconds)
+        if found:
+            found, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
+        return [(ref, self._result(ref)) for ref in found]
+
+    def news(self) -> dict[tuple[str, int], News]:
+        """What the workers have handed over since the last call. A lost box is replaced; what was in it is lost."""
+        from ray.exceptions import RayError
+
+        try:
+            return self._ray.get(self._box.take.remote(), timeout=60)
+        except RayError as error:
+            logging.getLogger("hnerv").warning("the box of the workers is lost (%s): a new one", type(error).__name__)
+            self._box = self._new_box()
+            return {}
+
+    def cancel(self, refs: list) -> None:
+        """Asks tasks to end: one that trains saves, hands over and ends."""
+        for ref in refs:
+            with contextlib.suppress(Exception):  # it may be gone
+                self._ray.cancel(ref, force=False)
+
+    def slots(self) -> int:
+        """How many tasks the nodes that are there now can run at a time, 0 for none."""
+        now = time.monotonic()
+        if now - self._counted > 5:
+            self._slots, self._counted = sum(map(self._fitting, self._ray.nodes())), now
+        return self._slots
+
+    def _fitting(self, node: dict) -> int:
+        if not node["Alive"]:
+            return 0
+        has = node["Resources"]
+        wanted = {"CPU": self.needs.cpus, "GPU": self.needs.gpus, "memory": self.needs.memory}
+        shares = [has.get(name, 0) / need for name, need in wanted.items() if need]
+        return int(min(shares, default=1) + 1e-9)
+
+    def _result(self, ref) -> Outcome | Fault:
+        from ray import exceptions
+
+        try:
+            return self._ray.get(ref)
+        except exceptions.TaskCancelledError:
+            return Outcome("stopped")
+        except exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+            if isinstance(cause, exceptions.RayError) and not isinstance(cause, exceptions.RayTaskError):
+                return Fault(_told(cause))
+            if isinstance(cause, KeyboardInterrupt):
+                return Outcome("stopped")
+            last = str(cause).strip().splitlines()[-1:] or [""]
+            return Outcome("failed", f"{type(cause).__name__}: {last[0][:500]}")
+        except exceptions.RayError as error:
+            return Fault(_told(error))
+
+    def _new_box(self):
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=True)
+        return self._ray.remote(Box).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+@contextlib.contextmanager
+def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Cluster]:
+    """A Ray of this machine, started and stopped; or the one at `address`. Raises UserError, RunError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("a fleet runs on Ray, which is not installed: pip install -e '.[fleet]'") from None
+    quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
+    where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(**where, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        cause = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UserError(
+            f"no Ray at {address or 'this machine'} ({cause[0][:300]}): check --address, start Ray"
+        ) from error
+    try:
+        cluster = Cluster(ray, needs)
+        if not cluster.slots() and not address:
+            raise UserError(f"this machine has no {_wanted(needs)} for a task: lower the --…-per-task flags")
+        if not cluster.slots():
+            logging.getLogger("hnerv").warning("no node has %s for a task yet: waiting for one", _wanted(needs))
+        yield cluster
+    except ConnectionError as error:
+        raise RunError(f"the cluster is gone ({error}): the same command goes on once it is back") from error
+    finally:
+        ray.shutdown()
+
+
+def _wanted(needs: Needs) -> str:
+    words = [f"{needs.cpus:g} CPUs"] * bool(needs.cpus) + [f"{needs.gpus:g} GPUs"] * bool(needs.gpus)
+    return ", ".join(words + [f"{needs.memory / 1e9:g} GB of memory"] * bool(needs.memory))
+
+
+def _told(error: Exception) -> str:
+    first = str(error).strip().splitlines()[:1] or [""]
+    return f"{type(error).__name__}: {first[0][:200]}"

@@ -1,0 +1,180 @@
+"""What a fleet trains: a folder of videos, or a file of JSON lines, one video each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.files import replacing
+from hnerv.flags import Choice
+from hnerv.presets import preset
+from hnerv.segments import Wishes
+from hnerv.segments.plan import check_wishes
+from hnerv.video import CLIPS, is_remote
+from hnerv.video.images import SUFFIXES
+
+VIDEOS = {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".ogv", ".wmv", ".flv"}
+"""Of a folder, the files that are taken for videos."""
+RESERVED = {
+    "fleet.csv", "fleet.jsonl", "fleet.html", "manifest.jsonl", "running.json",
+    "segments", "checkpoints", "tensorboard", "eval",
+}  # fmt: skip
+"""No part of a name: what a fleet's folder, or a run's, holds beside runs."""
+_PART = re.compile(r"[^\W_][\w.,=+@ -]*", re.ASCII)
+_SEGMENT_KEYS = {f"segment_{name}": name for name in Wishes._fields}
+
+
+class Video(NamedTuple):
+    """One video: the folder of its run inside the fleet's, where it is, what is trained, how it is divided."""
+
+    name: str
+    data: str
+    choice: Choice
+    wishes: Wishes
+
+
+class Defaults(NamedTuple):
+    """What the command line says of every video: a preset ('' for none), settings, how to divide."""
+
+    preset: str = ""
+    settings: dict[str, object] = {}  # noqa: RUF012 (never changed)
+    wishes: Wishes = Wishes()
+
+
+def read_videos(source: Path, defaults: Defaults) -> list[Video]:
+    """The videos of a folder or a manifest, in order. Raises UserError, which names the line."""
+    if source.is_dir():
+        rows: Iterator[tuple[str, dict]] = ((str(path), {"data": str(path)}) for path in _videos_in(source))
+    elif source.is_file():
+        rows = _lines(source)
+    else:
+        raise UserError(f"{source} is neither a folder of videos nor a manifest of JSON lines: check the path")
+    videos, seen = [], {}
+    for where, row in rows:
+        video = _video(where, row, defaults, source)
+        _check_unique(where, video.name, seen)
+        videos.append(video)
+    if not videos:
+        raise UserError(f"{source} names no video: give a folder with {', '.join(sorted(VIDEOS)[:4])} … or JSON lines")
+    return videos
+
+
+def write_manifest(path: Path, videos: list[Video]) -> None:
+    """A manifest that says the same without a command line. Inverse of `read_videos`."""
+    with replacing(path) as file:
+        for video in videos:
+            row = {"name": video.name, "data": video.data, "preset": video.choice.preset}
+            row |= {key: value for key, value in video.choice.config.flat().items() if key != "data"}
+            row |= {key: getattr(video.wishes, name) for key, name in _SEGMENT_KEYS.items()}
+            file.write(json.dumps(row).encode() + b"\n")
+
+
+def default_name(data: str) -> str:
+    """The stem of a path or an address, as a name: what a name may not hold becomes a hyphen."""
+    last = PurePosixPath(data.rstrip("/").replace(os.sep, "/")).name
+    stem = last.rsplit(".", 1)[0] if "." in last.lstrip(".") else last
+    return re.sub(r"^[^A-Za-z0-9]+", "", re.sub(r"[^A-Za-z0-9_.,=+@ -]", "-", stem))[:200] or "video"
+
+
+def check_name(name: object) -> None:
+    """Raises UserError for a name that is no folder safely inside the fleet's: parts of letters, digits, `_.,=+@ -`."""
+    if not isinstance(name, str) or not name:
+        raise UserError(f"the name {str(name)[:60]!r} is no text")
+    for part in name.split("/"):
+        if not _PART.fullmatch(part) or part[-1] in ". " or len(part) > 200:
+            raise UserError(
+                f"the name {name[:60]!r} is not made of letters, digits and _.,=+@- (at most 200 a part, / between "
+                "parts, a letter or digit first): choose another"
+            )
+        if part.casefold() in RESERVED:
+            raise UserError(f"the name {name[:60]!r} holds {part!r}, which means something else there: choose another")
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    """Files that are videos, and folders that hold images; hidden ones are left out."""
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in found if path.suffix.lower() in VIDEOS or _holds_images(path)]
+
+
+def _holds_images(path: Path) -> bool:
+    return path.is_dir() and any(inner.suffix.lower() in SUFFIXES for inner in path.iterdir())
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """(where it is, what it says) of each line that is not empty."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", _row(f"{path}, line {number}", line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a text file of JSON lines") from error
+
+
+def _row(where: str, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where}: no JSON ({error}): one object a line, as in {{"data": "a.mp4"}}') from error
+    if not isinstance(row, dict) or not isinstance(row.get("data"), str) or not row["data"]:
+        raise UserError(f'{where}: no object with a text "data": write {{"data": "a.mp4"}}, and flags beside it')
+    return {key.removeprefix("--").replace("-", "_"): value for key, value in row.items()}
+
+
+def _video(where: str, row: dict, defaults: Defaults, source: Path) -> Video:
+    try:
+        data = _located(row.pop("data"), source)
+        name = row.pop("name", None) or default_name(data)
+        check_name(name)
+        wishes = _wishes(row, defaults.wishes)
+        return Video(name, data, _choice(row, data, defaults), wishes)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _located(data: str, source: Path) -> str:
+    """A path of a manifest is as seen from the manifest's folder."""
+    if data in CLIPS or is_remote(data) or source.is_dir():
+        return data
+    return str(source.parent / Path(data).expanduser())
+
+
+def _wishes(row: dict, defaults: Wishes) -> Wishes:
+    given = {name: row.pop(key) for key, name in _SEGMENT_KEYS.items() if key in row}
+    for name, value in given.items():
+        if type(value) is not type(getattr(defaults, name)):
+            raise UserError(f"segment_{name} {str(value)[:60]!r} is no {type(getattr(defaults, name)).__name__}")
+    wishes = defaults._replace(**given)
+    check_wishes(wishes)
+    return wishes
+
+
+def _choice(row: dict, data: str, defaults: Defaults) -> Choice:
+    """The preset, changed by the command line, changed by the row."""
+    name = row.pop("preset", defaults.preset)
+    if not isinstance(name, str):
+        raise UserError(f"preset {str(name)[:60]!r} is no text")
+    base = Config().replaced(preset(name)) if name else Config()
+    config = base.replaced({**defaults.settings, "data": data})
+    if unknown := set(row) - set(config.flat()):
+        raise UserError(f"unknown {', '.join(sorted(unknown))[:200]}: flags are those of train_patch_dual.py")
+    sections = config.to_dict()
+    changed = {part: {key: row.get(key, value) for key, value in knobs.items()} for part, knobs in sections.items()}
+    return Choice(name, base, Config.from_dict(changed))
+
+
+def _check_unique(where: str, name: str, seen: dict[str, str]) -> None:
+    """Raises UserError where a run would lie in the folder of another, on any file system."""
+    key = name.casefold()
+    parents = ["/".join(key.split("/")[:depth]) for depth in range(1, key.count("/") + 2)]
+    clash = next((seen[parent] for parent in parents if parent in seen), None) or seen.get(f"{key}/")
+    if clash:
+        raise UserError(f'{where}: the name {name!r} is taken by {clash}: give each its own "name"')
+    seen[key] = where
+    seen.update({f"{parent}/": where for parent in parents[:-1]})

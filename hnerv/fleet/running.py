@@ -1,0 +1,78 @@
+"""A fleet from its start to its end: videos, lock, cluster, driver, table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from hnerv.errors import RunError, UserError
+from hnerv.files import check_place
+from hnerv.fleet import table
+from hnerv.fleet.driving import Driver, Orders
+from hnerv.fleet.engine import Needs, connected
+from hnerv.fleet.ledger import mend_end
+from hnerv.fleet.manifest import Defaults, Video, read_videos, write_manifest
+from hnerv.training.lock import locked
+
+
+class Where(NamedTuple):
+    """Ray's address ('' for one of this machine), what a task takes, whether Ray's own words are shown."""
+
+    address: str
+    needs: Needs
+    debug: bool = False
+
+
+def run_fleet(source: Path, output: Path, defaults: Defaults, orders: Orders, where: Where) -> list[table.Row]:
+    """Trains all videos -> the table, which is fleet.csv too.
+
+    Raises UserError where nothing could begin, RunError where a video failed, Interrupted.
+    """
+    videos = read_videos(source, defaults)
+    with held(output):
+        mend_end(output / "fleet.jsonl")
+        write_manifest(output / table.MANIFEST, videos)
+        with connected(where.address, where.needs, where.debug) as cluster:
+            driver = Driver(cluster, output, videos, orders)
+            try:
+                driver.run()
+            finally:
+                rows = write_table(output, videos, driver)
+    check_failures(videos, driver)
+    return rows
+
+
+def write_table(output: Path, videos: list[Video], driver: Driver) -> list[table.Row]:
+    """fleet.csv, printed too."""
+    rows = [driver.row(video) for video in videos]
+    table.write_table(output, rows)
+    driver.say(table.lines(rows))
+    return rows
+
+
+def check_failures(videos: list[Video], driver: Driver) -> None:
+    """Raises UserError where no video could begin, RunError where one failed."""
+    if not driver.failed:
+        return
+    name, cause = next(iter(driver.failed.items()))
+    told = f"{len(driver.failed)} of {len(videos)} videos failed, such as {name}: {cause}"
+    if len(driver.failed) == len(videos) and not driver.begun:
+        raise UserError(told)
+    raise RunError(f"{told}; the same command tries them again")
+
+
+@contextlib.contextmanager
+def held(output: Path) -> Iterator[None]:
+    """The output folder, kept from another fleet for the block. Raises UserError."""
+    check_place(output / table.MANIFEST)
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output))
+        except UserError as error:
+            raise UserError(
+                f"another fleet is at work in {output}: wait until it ends, or choose another -o"
+            ) from error
+        yield

@@ -1,0 +1,127 @@
+"""The fleet as one table: fleet.csv, and lines for people. Read from the fleet's folder alone, without Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from hnerv.errors import UserError
+from hnerv.files import replacing
+from hnerv.fleet.ledger import Mark, Standing, read_marks, read_standing
+
+MANIFEST, TABLE = "manifest.jsonl", "fleet.csv"
+STATES = ("finished", "failed", "begun", "waiting")
+
+
+class Row(NamedTuple):
+    """A video. `psnr` is that of the frame over training frames, `psnr_unseen` over the others, in dB; the rate, in
+    bits per pixel, is an estimate at 8 bits a parameter; `seconds` of training; numbers are None where there are none.
+    """
+
+    name: str
+    state: str
+    psnr: float | None = None
+    psnr_unseen: float | None = None
+    bpp_estimate_8bit: float | None = None
+    clip_sim: float | None = None
+    seconds: float | None = None
+    retries: int = 0
+    repeated_steps: int = 0
+    progress: float = 0.0
+    """Share of its steps that are trained, 0 to 1."""
+    cause: str = ""
+    targets: str = ""
+    """What the similarity is to."""
+
+
+VALUES = ("psnr", "psnr_unseen", "bpp_estimate_8bit", "clip_sim", "seconds")
+
+
+def is_fleet(folder: Path) -> bool:
+    """Whether it is the output folder of a fleet."""
+    return (folder / MANIFEST).is_file() and (folder / "fleet.jsonl").is_file()
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Of every video, in the order of the manifest. Raises UserError for a folder that holds no fleet."""
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no fleet, it has no {MANIFEST}: give the folder that -o named")
+    try:
+        names = [json.loads(line)["name"] for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged ({error}): start the fleet's command again") from error
+    return rows_of(names, read_standing(folder / "fleet.jsonl"), read_marks(folder / "running.json"))
+
+
+def rows_of(names: Iterable[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> list[Row]:
+    """Videos, by name; a job is the video itself, or NAME/segments/00000, which count for their video."""
+    inner: dict[str, list[str]] = {}
+    for job in {**standing, **marks}:
+        inner.setdefault(job.split("/segments/")[0], []).append(job)
+    return [_row(name, inner.get(name, []), standing, marks) for name in names]
+
+
+def _row(name: str, jobs: list[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> Row:
+    own = standing.get(name)
+    ours = [standing[job] for job in jobs if job in standing]
+    state = "waiting" if not jobs else own.state if own else "begun"
+    values = own.values if own and state == "finished" else {}
+    cause = own.cause if own else next((one.cause for one in ours if one.cause), "")
+    far = [marks[job].step / max(marks[job].steps, 1) for job in jobs if job in marks]
+    return Row(
+        name, state, *(values.get(key) for key in VALUES), sum(one.retries for one in ours),
+        sum(one.repeated for one in ours), 1.0 if state == "finished" else max(far, default=0.0), cause,
+        values.get("targets", ""),
+    )  # fmt: skip
+
+
+def write_table(folder: Path, rows: list[Row]) -> Path:
+    """fleet.csv, whole or not at all; an empty cell where there is no number."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    path = folder / TABLE
+    try:
+        with replacing(path) as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}): free space or permission") from error
+    return path
+
+
+def summary(rows: list[Row]) -> str:
+    """One line: how many are in which state, and what the faults cost."""
+    counts = {state: sum(row.state == state for row in rows) for state in STATES}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    retries, repeated = sum(row.retries for row in rows), sum(row.repeated_steps for row in rows)
+    return f"{len(rows)} videos: {told}; {retries} retries, {repeated} steps repeated"
+
+
+def lines(rows: list[Row], most: int = 60) -> str:
+    """The table for a terminal; of a large fleet those that failed and those at work come first."""
+    urgent = sorted(rows, key=lambda row: ("failed", "begun", "finished", "waiting").index(row.state))
+    shown = rows if len(rows) <= most else urgent[:most]
+    width = max([len(row.name) for row in shown] + [5])
+    head = f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
+    body = [line(row, width) for row in shown]
+    more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
+    return "\n".join([head, *body, *more, "* an estimate at 8 bits a parameter", summary(rows)])
+
+
+def line(row: Row, width: int = 0) -> str:
+    """One video."""
+    cells = [
+        _cell(row.psnr, "6.2f"), _cell(row.psnr_unseen, "6.2f"), _cell(row.bpp_estimate_8bit, "7.4f"),
+        _cell(row.clip_sim, "5.3f"), _cell(row.seconds, "7.0f"), f"{row.retries:7}",
+    ]  # fmt: skip
+    state = f"{row.progress:4.0%} done" if row.state == "begun" and row.progress else row.state
+    return f"{row.name:{width}}  {state:9} {'  '.join(cells)}{'  ' + row.cause if row.cause else ''}"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return f"{'–':>{form.split('.')[0]}}" if value is None else f"{value:{form}}"

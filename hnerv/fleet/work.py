@@ -1,0 +1,194 @@
+"""What a worker does: one run, in a folder of its own, whose checkpoints it hands to the driver as they are written.
+
+Imports no torch before it knows how many threads it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from hnerv import __version__
+from hnerv.command import pick_device, set_up_torch
+from hnerv.config import LogConfig
+from hnerv.errors import Interrupted, RunError, UserError
+from hnerv.flags import Choice
+from hnerv.fleet.parcels import LATEST, Parcel, Sender, unpack
+
+if TYPE_CHECKING:
+    from hnerv.fleet.places import Place
+    from hnerv.segments import Plan, Wishes
+    from hnerv.training import Trainer
+
+SHARE = 50
+"""A checkpoint is handed over when that took, the last time, no more than the SHAREth part of the time since."""
+BEAT = 1.0
+"""Seconds between two words on how far a run is."""
+
+
+class Task(NamedTuple):
+    """One run. `folder` is where the driver keeps it; `command` is what environment.json says."""
+
+    job: str
+    attempt: int
+    choice: Choice
+    log: LogConfig
+    device: str
+    threads: int
+    place: Place
+    folder: str
+    command: list[str]
+    version: str = __version__
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended: finished, failed, absent (the video must be sent) or stopped; `cause` in a line."""
+
+    state: str
+    cause: str = ""
+    plan: Plan | None = None
+
+
+class Courier(Protocol):
+    """The way to the driver."""
+
+    def hand(self, parcel: Parcel, saved: int) -> None:
+        """Returns when the parcel is on its way for sure. `saved` is the step of its checkpoint."""
+
+    def tell(self, step: int, steps: int, saved: int) -> None:
+        """How far the run is, of how many steps, and at which step the driver has it. May be lost."""
+
+
+def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> Outcome:
+    """Trains a run from what `parcel` holds of it to its end. Faults of the video or the run are an outcome."""
+    with _one_line(task) as outcome:
+        set_up_torch(task.threads)
+        sys.argv = task.command
+        folder = _fresh_folder()
+        unpack(parcel, folder)
+        handing = Handing(courier, Sender(folder, parcel), LATEST in parcel.pieces)
+        try:
+            outcome.append(_train(task, folder, sent, handing))
+        except (UserError, RunError, Interrupted) as error:
+            handing.all()
+            cause = str(error).replace(str(folder), task.folder)
+            outcome.append(Outcome("stopped" if isinstance(error, Interrupted) else "failed", _line(cause)))
+        finally:
+            handing.end()
+            shutil.rmtree(folder, ignore_errors=True)
+    return outcome[0]
+
+
+def _train(task: Task, folder: Path, sent: bytes | None, handing: Handing) -> Outcome:
+    from hnerv.fleet.places import locate
+    from hnerv.training import Found, Limits, RunFolder, train_run
+
+    path = locate(task.place, sent)
+    found = Found(path, task.place.source) if path else None
+    device = pick_device(task.device)
+    train_run(task.choice, RunFolder(folder, False), device, task.log, Limits(), found, handing.saved)
+    handing.all()
+    return Outcome("finished")
+
+
+def plan(task: Task, wishes: Wishes, sent: bytes | None) -> Outcome:
+    """Divides a video into segments, which means to decode it where scenes are wanted."""
+    with _one_line(task) as outcome:
+        set_up_torch(task.threads)
+        from hnerv.fleet.places import locate
+        from hnerv.segments import plan_video
+
+        path = locate(task.place, sent)
+        data = str(path) if path else task.place.data
+        outcome.append(Outcome("finished", plan=plan_video(data, task.choice.config.video.frames, wishes)))
+    return outcome[0]
+
+
+def nothing(task: Task) -> Outcome:
+    """A task of no work, to measure what the engine costs."""
+    return Outcome("finished", task.job)
+
+
+@contextlib.contextmanager
+def _one_line(task: Task) -> Iterator[list[Outcome]]:
+    """A list to put the outcome into; what the block raises becomes one."""
+    from hnerv.fleet.places import Absent
+
+    outcome: list[Outcome] = []
+    try:
+        if task.version != __version__:
+            raise UserError(f"the worker has hnerv {__version__}, the driver {task.version}: install the same on both")
+        yield outcome
+    except Absent as error:
+        outcome.append(Outcome("absent", f"{error} is not there on the worker"))
+    except (UserError, RunError) as error:
+        outcome.append(Outcome("failed", _line(str(error))))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        outcome.append(Outcome("failed", _line(f"on the worker, {place}{error.strerror or error}")))
+
+
+class Handing:
+    """Hands a run over as its checkpoints are written, and says between them how far it is."""
+
+    def __init__(self, courier: Courier, sender: Sender, resumed: bool) -> None:
+        self.courier, self.sender = courier, sender
+        self.resumed = resumed
+        self.trainer: Trainer | None = None
+        self.step_saved = 0
+        self._cost, self._last = 0.0, time.monotonic()
+        self._ended = threading.Event()
+        self._beat = threading.Thread(target=self._tell_now_and_then, daemon=True)
+
+    def saved(self, trainer: Trainer) -> None:
+        """The trainer begins, or has written latest.pt."""
+        if self.trainer is None:
+            self.trainer = trainer
+            self.step_saved = trainer.global_step if self.resumed else 0
+            self._beat.start()
+        elif time.monotonic() - self._last >= SHARE * self._cost:
+            self.all()
+        self._tell()
+
+    def all(self) -> None:
+        """Hands over what there is."""
+        start = time.monotonic()
+        saved = self.trainer.global_step if self.trainer else self.step_saved
+        self.courier.hand(self.sender.changes(), saved)
+        self.step_saved, self._last = saved, time.monotonic()
+        self._cost = self._last - start
+
+    def end(self) -> None:
+        """Says no more."""
+        self._ended.set()
+
+    def _tell(self) -> None:
+        trainer = self.trainer
+        steps = trainer.config.train.epochs * trainer.steps_per_epoch
+        self.courier.tell(trainer.global_step, steps, self.step_saved)
+
+    def _tell_now_and_then(self) -> None:
+        while not self._ended.wait(BEAT):
+            self._tell()
+
+
+def _fresh_folder() -> Path:
+    from hnerv.fleet.places import scratch
+
+    folder = scratch() / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+Entry = Callable[..., Outcome]
