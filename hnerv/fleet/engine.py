@@ -74,9 +74,8 @@ class Courier:
         self._box, self._key = box, key
 
     def hand(self, parcel: Parcel, saved: int) -> None:
-        import ray
-
-        ray.get(self._box.hand.remote(self._key, parcel, saved))
+        # Not ray.get: a task that waits in it gives its CPUs to another one, and both would then train on them.
+        self._box.hand.remote(self._key, parcel, saved).future().result()
 
     def tell(self, step: int, steps: int, saved: int) -> None:
         self._box.tell.remote(self._key, step, steps, saved)
@@ -96,7 +95,8 @@ class Cluster:
         self._ray, self.needs = ray, needs
         options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
         self._options = options | ({"memory": needs.memory} if needs.memory else {})
-        self._remote = ray.remote(_run)
+        # A process keeps its part of a GPU's memory until it ends.
+        self._remote = ray.remote(max_calls=1)(_run) if needs.gpus else ray.remote(_run)
         self._box = self._new_box()
         self._slots, self._counted = 1, -math.inf
 
