@@ -14,20 +14,24 @@ def main() -> None:
 
 
 def train(ask: Invocation) -> None:
-    """Choose, train, report: the run itself is `hnerv.training.train_run`."""
+    """Choose, train, report: the run itself is `hnerv.training.train_run`, of each segment where there are some."""
+    in_segments = ask.in_segments
     ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
     log = ask.log
     set_up_torch(ask.threads)
 
     from hnerv.dataset import targets_label
     from hnerv.evaluation import table
-    from hnerv.training import Limits, RunFolder, train_run
+    from hnerv.training import How, Limits, RunFolder, train_run, train_segments
 
     limits = Limits.of(ask)
     device = pick_device(ask.device)
     choice = ask.resolve(cuda=device.type == "cuda")
-    folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
-    record, values = train_run(choice, folder, device, log, limits)
+    if in_segments:
+        folder, record, values = train_segments(ask, choice, device, limits)
+    else:
+        folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
+        record, values = train_run(choice, folder, How(device, log, limits))
     print(table(values, targets_label(record), choice.config.model.unseen))
     print(folder.next_commands())
 

@@ -60,6 +60,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def move_aside(path: Path) -> None:
+    """x -> x.old1, or the first number that is free. Raises OSError."""
+    number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.old{n}").exists())
+    os.replace(path, path.with_name(f"{path.name}.old{number}"))
+
+
 def write_json(path: Path, data: object) -> None:
     """Indented JSON, whole or not at all. Inverse of `read_json`."""
     text = json.dumps(data, indent=2) + "\n"

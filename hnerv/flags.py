@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
+from hnerv.errors import UserError
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, preset
 from hnerv.schedule import SCHEDULES
@@ -27,6 +28,7 @@ TITLES = {
 }
 SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
 """Name -> dataclass of its knobs: the sections of `Config`, and what is logged."""
+SEGMENT_INITS = ("none", "previous")
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,6 +107,9 @@ class Invocation:
     overwrite: bool
     debug: bool
     logging: dict[str, object] = dataclasses.field(default_factory=dict)
+    segment_frames: int = 0
+    segment_scenes: bool = False
+    segment_init: str = "none"
     max_minutes: float = 0.0
     on_divergence: str = "stop"
 
@@ -119,6 +124,11 @@ class Invocation:
             name = self._preset_of_run() or ("bunny-1.5m" if cuda else "demo")
         base = Config().replaced(preset(name)) if name else Config()
         return Choice(name, base, base.replaced(self.settings))
+
+    @property
+    def in_segments(self) -> bool:
+        """Whether the video is to be divided. Raises UserError for wishes about segments where there are none."""
+        return check_segments(self.segment_frames, self.segment_scenes, self.segment_init)
 
     @property
     def log(self) -> LogConfig:
@@ -156,6 +166,7 @@ def train_parser() -> Parser:
     run.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
+    add_segments(run)
     run.add_argument(
         "--max-minutes", type=_minutes, default=0.0, metavar="N",
         help="save and end with status 124 after so many minutes; the same command goes on; 0: no limit (0)",
@@ -169,6 +180,33 @@ def train_parser() -> Parser:
     for name, section in SECTIONS.items():
         _add_section(parser.add_argument_group(TITLES[name]), section)
     return parser
+
+
+def add_segments(run: argparse._ArgumentGroup) -> None:
+    """The --segment- flags."""
+    run.add_argument(
+        "--segment-frames", type=int, default=0, metavar="N",
+        help="divide the video into segments of at most N frames, each with a network of its own; 0: one for all (0)",
+    )  # fmt: skip
+    run.add_argument(
+        "--segment-scenes", action="store_true", help="begin a segment at every cut, found by the frames' differences"
+    )
+    run.add_argument(
+        "--segment-init", default="none", choices=SEGMENT_INITS,
+        help="previous: a segment's weights start as those of the one before it, which has to be trained first (none)",
+    )  # fmt: skip
+
+
+def check_segments(frames: int, scenes: bool, init: str) -> bool:
+    """Whether these --segment- flags divide a video. Raises UserError where they do not go together."""
+    if frames < 0 or frames == 1:
+        raise UserError(f"--segment-frames {frames}: a segment has at least two frames; 0: no limit")
+    if init not in SEGMENT_INITS:
+        raise UserError(f"--segment-init {init[:40]!r} does not exist: choose from {', '.join(SEGMENT_INITS)}")
+    divided = bool(frames or scenes)
+    if init != "none" and not divided:
+        raise UserError("--segment-init is for a video in segments: give --segment-frames N or --segment-scenes")
+    return divided
 
 
 def parse_train(argv: list[str] | None = None) -> Invocation:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hnerv.config import LogConfig
 from hnerv.errors import UserError
-from hnerv.flags import Parser, add_configuration, settings_of
+from hnerv.flags import Parser, add_configuration, add_segments, settings_of
 
 USES_TORCH = False
 """Not here: in the workers, which set their own threads."""
@@ -21,7 +21,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="VIDEOS", help="folder of videos, manifest of JSON lines, or (--status) a fleet's"
     )
-    add = parser.add_argument_group("fleet").add_argument
+    group = parser.add_argument_group("fleet")
+    add = group.add_argument
     add("-o", "--output", type=Path, metavar="FOLDER", help="folder of the fleet: a run folder for each video")
     add("--preset", default="", metavar="NAME", help="of every video; the flags below and the manifest override it")
     add("--address", default="", metavar="RAY", help="a cluster: ray://head:10001, head:6379; else one here")
@@ -35,11 +36,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="faults in a row without a new checkpoint that it survives (3)",
     )
-    add(
-        "--segment-frames", type=int, default=0, metavar="N", help="divide each video into runs of at most N frames (0)"
-    )
-    add("--segment-scenes", action="store_true", help="divide each video where its scenes change")
     add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and end")
+    add_segments(group)
     add_configuration(parser, without=("data",))
 
 
@@ -64,7 +62,7 @@ def run(ask: argparse.Namespace) -> None:
     threads = ask.threads or max(int(ask.cpus_per_task), 1)
     device = "cuda" if ask.gpus_per_task else "cpu"
     orders = Orders(log, device, threads, ask.retries, sys.argv)
-    defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes))
+    defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init))
     run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
     print(f"evaluate:  python eval.py {ask.output}/NAME\nwatch:     tensorboard --logdir {ask.output}")
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def clip_targets(
             raise UserError(f"--clip-weights none and --clip-targets {targets_file} contradict: drop one of them")
         return None
     if targets_file:
-        return read_targets_file(Path(targets_file), len(frames), grid)
+        return read_targets_file(targets_file, len(frames), grid)
     assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
     folder = (cache_dir or default_cache_dir()) / "targets"
     spec = identify(weights, model, seed)
@@ -80,23 +81,31 @@ def clip_targets(
     return made
 
 
-def read_targets_file(path: Path, frames: int, grid: PatchGrid) -> Targets:
+def rows_of_file(name: str, first: int, count: int) -> str:
+    """How --clip-targets names the entries of a segment in the file of the whole video: FILE@FIRST:STOP."""
+    return f"{name}@{first}:{first + count}"
+
+
+def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets:
     """Targets from a .safetensors file with `embeddings` (N, P, D) of any float type, normalised here.
 
-    An entry `encoder` in the file's metadata is quoted in `source`. Raises UserError when the file is missing or
-    unreadable, lacks the tensor, has another N or P, or holds a vector that is zero or not finite.
+    FILE@FIRST:STOP reads these entries of the first axis alone. An entry `encoder` in the file's metadata is quoted in
+    `source`. Raises UserError when the file is missing or unreadable, lacks the tensor, has another N or P, or holds a
+    vector that is zero or not finite.
     """
     from safetensors import SafetensorError, safe_open
 
-    flag = f"--clip-targets {path}"
+    flag, (path, rows) = f"--clip-targets {name}", _path_and_rows(str(name))
     try:
         with safe_open(path, "pt") as file:
             encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
             keys = list(file.keys())
             if "embeddings" in keys:
                 promised = file.get_slice("embeddings")
-                _check_geometry(flag, tuple(promised.get_shape()), promised.get_dtype(), frames, grid)
-            embeddings = file.get_tensor("embeddings") if "embeddings" in keys else None
+                count, *inner = promised.get_shape() or [0]
+                chosen = range(count)[rows]
+                _check_geometry(flag, (len(chosen), *inner), promised.get_dtype(), frames, grid)
+            embeddings = promised[chosen.start : chosen.stop] if "embeddings" in keys else None
     except FileNotFoundError as error:
         raise UserError(f"{flag}: no such file: give a .safetensors file of embeddings") from error
     except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
@@ -106,6 +115,13 @@ def read_targets_file(path: Path, frames: int, grid: PatchGrid) -> Targets:
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
     label = f"{path.name} sha256:{sha256_of(path)}"
     return Targets(_unit(flag, embeddings), source, "file", "", label)
+
+
+def _path_and_rows(name: str) -> tuple[Path, slice]:
+    match = re.fullmatch(r"(.+)@(\d{1,12}):(\d{1,12})", name, flags=re.DOTALL | re.ASCII)
+    if not match or Path(name).exists():
+        return Path(name), slice(None)
+    return Path(match[1]), slice(int(match[2]), int(match[3]))
 
 
 def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.quantise import HALF_BITS, SCHEMES, Scale, as_bfloat16, dequantise, quantise
-from hnerv.model import DualHeadHNeRV
+from hnerv.model import LATENTS, DualHeadHNeRV
 
 SENSITIVITY = "sensitivity"
 BIAS_BITS = 8

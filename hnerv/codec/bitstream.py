@@ -17,6 +17,7 @@ from torch import Tensor
 from hnerv.codec import entropy
 from hnerv.codec.quantise import Scale, as_bfloat16, dequantise, quantise
 from hnerv.errors import UserError
+from hnerv.model import LATENTS
 
 TIMES_PER_SECTION = 16
 """Knots, or stored codes, of a section of the embedding: what a reader of a few frames has to read."""
@@ -24,7 +25,6 @@ TIMES_PER_SECTION = 16
 LARGEST_SYMBOL = 1 << 24
 """Whole numbers up to here are fp32 numbers too."""
 
-LATENTS = re.compile(r"embedding\.(levels\.\d+|codes)")
 _HEAD = struct.Struct("<BiHB")
 """Kind, lowest symbol, letters, shift of the bins."""
 

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.quantise import Scale, as_bfloat16, dequantise_through, levels
 from hnerv.config import Config
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import UserError
 from hnerv.losses import cosine_loss, pixel_loss
-from hnerv.model import DualHeadHNeRV
+from hnerv.model import LATENTS, DualHeadHNeRV
 
 LEAST_PROBABILITY = 1e-9
 

@@ -24,13 +24,20 @@ def eval_values(report: Report) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, split in report.splits():
         values |= _split_values(name, split)
-    for quantity in ("psnr", "clip_sim"):
-        pair = [values.get(f"Eval/Frame/{name}_{quantity}") for name in ("train", "val")]
-        if None not in pair:
-            values[f"Eval/Gap/{quantity}_gap"] = pair[0] - pair[1]
+    values |= gap_values(values)
     for what, numbers in report.features._asdict().items():
         values |= {f"Model/Features/stage{n}_{what}": number for n, number in enumerate(numbers)}
     return values
+
+
+def gap_values(values: dict[str, float]) -> dict[str, float]:
+    """What seen frames have more than unseen ones, of {Eval/ tag: value} where both are in it."""
+    gaps = {}
+    for quantity in ("psnr", "clip_sim"):
+        pair = [values.get(f"Eval/Frame/{name}_{quantity}") for name in ("train", "val")]
+        if None not in pair:
+            gaps[f"Eval/Gap/{quantity}_gap"] = pair[0] - pair[1]
+    return gaps
 
 
 def _split_values(name: str, split: SplitReport) -> dict[str, float]:

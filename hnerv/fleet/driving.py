@@ -14,13 +14,24 @@ from tqdm import tqdm
 
 from hnerv.config import LogConfig
 from hnerv.errors import RunError, UserError
+from hnerv.files import read_json
 from hnerv.fleet import table
 from hnerv.fleet.engine import Cluster, Fault, News
-from hnerv.fleet.jobs import Job, first_jobs, is_done, run_folder, segment_jobs
+from hnerv.fleet.jobs import (
+    Job,
+    finds_targets,
+    first_jobs,
+    in_segments,
+    is_done,
+    is_ready,
+    run_folder,
+    segment_jobs,
+    with_width,
+)  # fmt: skip
 from hnerv.fleet.ledger import Ledger, Mark
 from hnerv.fleet.manifest import Video
-from hnerv.fleet.numbers import numbers_of
-from hnerv.fleet.parcels import Parcel, pack, unpack
+from hnerv.fleet.numbers import close_segments, numbers_of
+from hnerv.fleet.parcels import LATEST, Parcel, pack, unpack
 from hnerv.fleet.places import place_of, send
 from hnerv.fleet.work import Outcome, Task
 from hnerv.segments import Plan, SegmentedFolder, write_plan
@@ -62,6 +73,8 @@ class Driver:
         self.cluster, self.output, self.videos, self.orders = cluster, output, videos, orders
         self.ledger = Ledger(output)
         self.waiting: deque[Attempt] = deque()
+        self.held: dict[str, list[Attempt]] = {}
+        """Video -> its segments that wait for another one."""
         self.at_work: dict[str, Attempt] = {}
         self.open: dict[str, set[str]] = {}
         """Video -> its jobs that are not finished; a video that is not in it is."""
@@ -94,7 +107,9 @@ class Driver:
             else:
                 run_folder(job, self.output)
         self.open.setdefault(video.name, set()).update(job.standing_as for job in left)
-        self.waiting.extend(Attempt(job) for job in left)
+        for job in left:
+            ready = is_ready(job, self.ledger.standing, self.output)
+            (self.waiting if ready else self.held.setdefault(video.name, [])).append(Attempt(job))
         if not left:
             self.close_video(video)
 
@@ -121,11 +136,22 @@ class Driver:
             given = [job.video.wishes, sent]
         else:
             run_folder(job, self.output)
+            task = self.with_neighbours(task, job)
             given = [pack(self.output / job.name), sent]
         attempt.mark = Mark(0, 0, 0)
         attempt.handle = self.cluster.submit(job.entry, task, *given)
         self.at_work[job.standing_as] = attempt
         self.begun += 1
+
+    def with_neighbours(self, task: Task, job: Job) -> Task:
+        """With what a segment needs of the runs of others."""
+        task = task._replace(choice=with_width(job, self.output))
+        if job.first and finds_targets(job.choice):
+            task = task._replace(like=read_json(self.output / job.first / "config.json"))
+        if job.follows:
+            latest = self.output / job.before / LATEST
+            task = task._replace(initial=latest.read_bytes(), initial_name=latest.parent.parent.name)
+        return task
 
     def look(self, seconds: float) -> None:
         """Waits a little for tasks that end, keeps the news, then settles those that have ended."""
@@ -152,7 +178,16 @@ class Driver:
         if news.parcel:
             self.write(attempt.job, news.parcel)
             attempt.fruitless = 0
+            self.release(attempt.job.video)
         attempt.mark = Mark(max(attempt.mark.step, news.step), news.saved, news.steps or attempt.mark.steps)
+
+    def release(self, video: Video) -> None:
+        """Puts those segments of a video in line whose turn has come."""
+        held = self.held.pop(video.name, [])
+        ready = [is_ready(attempt.job, self.ledger.standing, self.output) for attempt in held]
+        self.waiting.extend(attempt for attempt, now in zip(held, ready, strict=True) if now)
+        if left := [attempt for attempt, now in zip(held, ready, strict=True) if not now]:
+            self.held[video.name] = left
 
     def write(self, job: Job, parcel: Parcel) -> None:
         """Raises RunError when the disk does not take it: that ends the fleet, not the run alone."""
@@ -208,6 +243,7 @@ class Driver:
         """A run is trained to its end, and all of it is here."""
         if job.name != job.video.name:
             self.ledger.note(job.name, "finished")
+            self.release(job.video)
         self.open[job.video.name].discard(job.standing_as)
         if not self.open[job.video.name]:
             self.close_video(job.video)
@@ -217,7 +253,9 @@ class Driver:
         self.open.pop(video.name, None)
         self.posted.pop(video.name, None)
         if not (done := self.ledger.standing.get(video.name)) or done.state != "finished":
-            self.ledger.note(video.name, "finished", values=numbers_of(self.output / video.name))
+            folder = self.output / video.name
+            values = close_segments(folder, video.choice) if in_segments(video) else numbers_of(folder)
+            self.ledger.note(video.name, "finished", values=values)
             self.say(table.line(self.row(video)))
         self.bar.update(1)
 
@@ -225,6 +263,7 @@ class Driver:
         """A video that cannot be trained; the others go on."""
         self.open.pop(video.name, None)
         self.posted.pop(video.name, None)
+        self.held.pop(video.name, None)
         self.failed[video.name] = cause
         self.ledger.note(video.name, "failed", cause=cause)
         self.cluster.cancel([one.handle for one in self.at_work.values() if one.job.video.name == video.name])

@@ -1,4 +1,4 @@
-"""Videos -> jobs, one for each run: which are still to be done, and what each follows from."""
+"""Videos -> jobs, one for each run: which are still to be done, and which wait for another."""
 
 from __future__ import annotations
 
@@ -6,51 +6,66 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import UserError
-from hnerv.flags import Choice
+from hnerv.files import read_json
+from hnerv.flags import Choice, check_segments
 from hnerv.fleet.ledger import Standing
 from hnerv.fleet.manifest import Video
 from hnerv.fleet.parcels import LATEST
-from hnerv.segments import Plan, Segment, SegmentedFolder, read_plan
+from hnerv.segments import Plan, SegmentedFolder, read_plan
 from hnerv.training import RunFolder
+from hnerv.training.segmented import choice_of
 
 
 class Job(NamedTuple):
-    """One task: to train a run, or to plan the segments of a video. `name` is its folder inside the fleet's."""
+    """One task: to train a run, or to plan the segments of a video. `name` is its folder inside the fleet's.
+
+    `first` and `before` are the folders of a video's first segment and of the one in front, '' where there is none.
+    """
 
     name: str
     video: Video
     choice: Choice
     entry: str = "train"
+    first: str = ""
+    before: str = ""
 
     @property
     def standing_as(self) -> str:
         """Under what the ledger keeps it: a plan is no run, so it has a line of its own."""
         return self.name if self.entry == "train" else f"{self.name}/segments/plan"
 
+    @property
+    def follows(self) -> bool:
+        """Whether its weights begin as those of the segment in front."""
+        return bool(self.before) and self.video.wishes.init == "previous"
+
 
 def first_jobs(video: Video, output: Path) -> list[Job]:
     """What can be begun of a video: its run, its segments, or the plan of these. Raises UserError."""
-    if not video.wishes.wanted:
+    if not in_segments(video):
         return [Job(video.name, video, video.choice)]
     folder = SegmentedFolder(output / video.name)
-    if not folder.plan.is_file():
-        return [Job(video.name, video, video.choice, "plan")]
-    return segment_jobs(video, known_plan(video, folder))
+    if folder.plan.is_file():
+        return segment_jobs(video, known_plan(video, folder))
+    if folder.path.is_dir() and any(folder.path.iterdir()):
+        raise UserError(f"{folder.path} holds something that is no run in segments: move it aside, or name it anew")
+    return [Job(video.name, video, video.choice, "plan")]
+
+
+def in_segments(video: Video) -> bool:
+    """Whether it is divided."""
+    return check_segments(*video.wishes)
 
 
 def segment_jobs(video: Video, plan: Plan) -> list[Job]:
     """A run for each segment."""
-    return [Job(segment_name(video, one), video, of_segment(video.choice, one)) for one in plan.segments]
-
-
-def segment_name(video: Video, segment: Segment) -> str:
-    """Of its folder, inside the fleet's."""
-    return f"{video.name}/segments/{segment.name}"
-
-
-def of_segment(choice: Choice, segment: Segment) -> Choice:
-    """The choice of the whole video, for the frames of one segment."""
-    return choice._replace(config=choice.config.replaced({"frames": segment.frames}))
+    names = [f"{video.name}/segments/{segment.name}" for segment in plan.segments]
+    choices = [choice_of(segment, video.choice) for segment in plan.segments]
+    befores = ["", *names]
+    return [
+        Job(name, video, choice, "train", "" if name == names[0] else names[0], before)
+        for name, choice, before in zip(names, choices, befores, strict=False)
+    ]
 
 
 def known_plan(video: Video, folder: SegmentedFolder) -> Plan:
@@ -69,6 +84,26 @@ def is_done(name: str, standing: dict[str, Standing], output: Path) -> bool:
     return name in standing and standing[name].state == "finished" and (output / name / LATEST).is_file()
 
 
+def is_ready(job: Job, standing: dict[str, Standing], output: Path) -> bool:
+    """Whether what it needs of other segments is there: the targets that the first one found, weights to begin with."""
+    if job.follows and not is_done(job.before, standing, output):
+        return False
+    return not (job.first and finds_targets(job.choice)) or (output / job.first / "config.json").is_file()
+
+
+def finds_targets(choice: Choice) -> bool:
+    """Whether the first run decides on what targets the others are trained."""
+    return choice.config.clip.clip_weights == "auto" and not choice.config.clip.clip_targets
+
+
+def with_width(job: Job, output: Path) -> Choice:
+    """Its choice, of the same width as the run whose weights it begins with."""
+    if not job.follows:
+        return job.choice
+    width = read_json(output / job.before / "config.json")["model"]["width"]
+    return job.choice._replace(config=job.choice.config.replaced({"dec_width": width}))
+
+
 def run_folder(job: Job, output: Path) -> RunFolder:
     """Where its run is kept. Raises UserError where another run is there."""
-    return RunFolder.at(output, job.name, job.choice, False)
+    return RunFolder.at(output, job.name, with_width(job, output), False)

@@ -12,10 +12,9 @@ from typing import NamedTuple
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.flags import Choice
+from hnerv.flags import Choice, check_segments
 from hnerv.presets import preset
 from hnerv.segments import Wishes
-from hnerv.segments.plan import check_wishes
 from hnerv.video import CLIPS, is_remote
 from hnerv.video.images import SUFFIXES
 
@@ -151,7 +150,7 @@ def _wishes(row: dict, defaults: Wishes) -> Wishes:
         if type(value) is not type(getattr(defaults, name)):
             raise UserError(f"segment_{name} {str(value)[:60]!r} is no {type(getattr(defaults, name)).__name__}")
     wishes = defaults._replace(**given)
-    check_wishes(wishes)
+    check_segments(*wishes)
     return wishes
 
 

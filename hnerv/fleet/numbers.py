@@ -5,25 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 
 from hnerv.dataset import targets_label
-from hnerv.evaluation.cost import estimated_rate
+from hnerv.evaluation.combining import combined
+from hnerv.flags import Choice
+from hnerv.metrics import bits_per_pixel
 from hnerv.model import Scene
-from hnerv.report.reading import read_run
+from hnerv.report.reading import RunData, read_run
+from hnerv.segments import SegmentedFolder, parts_of
+from hnerv.training.segmented import log_whole
 
 
 def numbers_of(folder: Path) -> dict[str, object]:
     """The values of a row of the table, from config.json and metrics.jsonl. Raises UserError for a damaged one."""
-    run = read_run(folder)
-    unseen = run.values.get("Eval/Frame/val_clip_sim")
+    return _numbers([read_run(folder)], None)
+
+
+def close_segments(folder: Path, choice: Choice) -> dict[str, object]:
+    """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
+    runs = [read_run(part.path) for part in parts_of(folder)]
+    whole = combined([run.values for run in runs])
+    log_whole(SegmentedFolder(folder), whole, choice, len(runs))
+    return _numbers(runs, whole)
+
+
+def _numbers(runs: list[RunData], whole: dict[str, float] | None) -> dict[str, object]:
+    measured = runs[0].values if whole is None else whole
+    unseen = measured.get("Eval/Frame/val_clip_sim")
     values = {
-        "psnr": run.values.get("Eval/Frame/train_psnr_frame"),
-        "psnr_unseen": run.values.get("Eval/Frame/val_psnr_frame"),
-        "bpp_estimate_8bit": _rate(run.record),
-        "clip_sim": run.values.get("Eval/Frame/train_clip_sim") if unseen is None else unseen,
-        "seconds": round(sum(seconds for _, seconds in run.curves.get("seconds", [])), 3),
-        "targets": targets_label(run.record),
+        "psnr": measured.get("Eval/Frame/train_psnr_frame"),
+        "psnr_unseen": measured.get("Eval/Frame/val_psnr_frame"),
+        "bpp_estimate_8bit": _rate([run.record for run in runs]),
+        "clip_sim": measured.get("Eval/Frame/train_clip_sim") if unseen is None else unseen,
+        "seconds": round(sum(seconds for run in runs for _, seconds in run.curves.get("seconds", [])), 3),
+        "targets": targets_label(runs[0].record),
     }
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _rate(record: dict) -> float:
-    return estimated_rate(sum(record["model"]["coded_parameters"].values()), Scene.from_dict(record["scene"]))
+def _rate(records: list[dict]) -> float:
+    parameters = sum(sum(record["model"]["coded_parameters"].values()) for record in records)
+    scenes = [Scene.from_dict(record["scene"]) for record in records]
+    return bits_per_pixel(parameters, sum(scene.frames for scene in scenes), scenes[0].height, scenes[0].width)

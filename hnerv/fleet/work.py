@@ -44,6 +44,11 @@ class Task(NamedTuple):
     place: Place
     folder: str
     command: list[str]
+    like: dict | None = None
+    """Record of the run on whose targets this one is trained too."""
+    initial: bytes | None = None
+    """Checkpoint of the segment in front, whose weights a fresh run begins with."""
+    initial_name: str = ""
     version: str = __version__
 
 
@@ -87,14 +92,26 @@ def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> O
 
 def _train(task: Task, folder: Path, sent: bytes | None, handing: Handing) -> Outcome:
     from hnerv.fleet.places import locate
-    from hnerv.training import Found, Limits, RunFolder, train_run
+    from hnerv.training import Found, How, Limits, RunFolder, train_run
 
     path = locate(task.place, sent)
     found = Found(path, task.place.source) if path else None
     device = pick_device(task.device)
-    train_run(task.choice, RunFolder(folder, False), device, task.log, Limits(), found, handing.saved)
+    initial = _initial(task, folder.parent)
+    how = How(device, task.log, Limits(), task.like, initial, found, handing.saved)
+    train_run(task.choice, RunFolder(folder, False), how)
     handing.all()
     return Outcome("finished")
+
+
+def _initial(task: Task, folder: Path) -> Path | None:
+    """The checkpoint to begin with, under the name that its run has, which the record keeps."""
+    if task.initial is None:
+        return None
+    path = folder / "initial" / task.initial_name / LATEST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(task.initial)
+    return path
 
 
 def plan(task: Task, wishes: Wishes, sent: bytes | None) -> Outcome:

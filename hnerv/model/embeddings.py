@@ -7,6 +7,7 @@ h0 w0 cells of a canvas, T knots. Times are frame positions in [0, N - 1], fract
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from hnerv.config import ModelConfig, parse_pe
 from hnerv.model.scene import Scene
+
+LATENTS = re.compile(r"embedding\.(levels\.\d+|codes)")
+"""Tensors of a model whose first axis is time: the knots of a grid, the codes of an encoder."""
 
 
 class Embedding(nn.Module):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
-from hnerv.segments.plan import INITS, Plan, Segment, Wishes
+from hnerv.flags import SEGMENT_INITS
+from hnerv.segments.plan import Plan, Segment, Wishes
 
 PLAN = "segments.json"
 FORMAT = 1
@@ -36,6 +36,10 @@ class SegmentedFolder:
     def child(self, segment: Segment) -> Path:
         """The run folder of a segment."""
         return self.path / "segments" / segment.name
+
+    def next_commands(self) -> str:
+        """What a user may want to do with a finished run."""
+        return f"evaluate:  python eval.py {self.path}\nwatch:     tensorboard --logdir {self.path}"
 
 
 def is_segmented(path: Path) -> bool:
@@ -75,7 +79,7 @@ def read_plan(path: Path) -> Plan:
             raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
         wishes = Wishes(**{key: data[f"segment_{key}"] for key in Wishes._fields})
         segments = tuple(Segment(**row) for row in data["segments"])
-        if [type(value) for value in wishes] != [int, bool, str] or wishes.init not in INITS:
+        if [type(value) for value in wishes] != [int, bool, str] or wishes.init not in SEGMENT_INITS:
             raise ValueError("its wishes")
         _check(data["frames"], segments)
     except (KeyError, TypeError, ValueError) as error:
@@ -94,9 +98,3 @@ def _check(frames: object, segments: tuple[Segment, ...]) -> None:
         at += segment.count
     if not isinstance(frames, str) or not segments:
         raise ValueError("it has no segments")
-
-
-def move_aside(path: Path) -> None:
-    """x -> x.old1, or the first number that is free. Raises OSError."""
-    number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.old{n}").exists())
-    os.replace(path, path.with_name(f"{path.name}.old{number}"))

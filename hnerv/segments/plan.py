@@ -9,8 +9,6 @@ from hnerv.errors import UserError
 from hnerv.segments.cuts import find_cuts
 from hnerv.video import frame_count, slice_positions
 
-INITS = ("none", "previous")
-
 
 class Wishes(NamedTuple):
     """The --segment- flags: most frames of one (0: no limit), whether cuts begin one, what its weights start as."""
@@ -18,11 +16,6 @@ class Wishes(NamedTuple):
     frames: int = 0
     scenes: bool = False
     init: str = "none"
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the video is to be divided at all."""
-        return bool(self.frames or self.scenes)
 
 
 class Segment(NamedTuple):
@@ -55,22 +48,13 @@ class Plan(NamedTuple):
 def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False) -> Plan:
     """Divides what `frames` chooses of a video; with `wishes.scenes` it is decoded once for that, in little memory.
 
-    Raises UserError for a video that cannot be read, and for wishes that make no segments of it.
+    Raises UserError for a video that cannot be read, or of which `frames` chooses none.
     """
-    check_wishes(wishes)
     chosen = slice_positions(frames, frame_count(data))
     if not chosen:
         raise UserError(f"--frames {frames!r} selects no frame of {data}: give a wider start:stop:step")
     cuts = find_cuts(data, chosen, progress) if wishes.scenes else []
     return Plan(wishes, frames, divide(chosen, wishes.frames, cuts))
-
-
-def check_wishes(wishes: Wishes) -> None:
-    """Raises UserError."""
-    if wishes.frames < 0 or wishes.frames == 1:
-        raise UserError(f"--segment-frames {wishes.frames}: a segment has at least two frames; 0 sets no limit")
-    if wishes.init != "none" and not wishes.wanted:
-        raise UserError("--segment-init is for a video in segments: give --segment-frames N or --segment-scenes too")
 
 
 def divide(chosen: range, longest: int, cuts: Sequence[int] = ()) -> tuple[Segment, ...]:

@@ -5,9 +5,11 @@ from hnerv.training.faults import device_errors
 from hnerv.training.folder import RunFolder
 from hnerv.training.limits import Limits
 from hnerv.training.report import run_record
-from hnerv.training.running import Finished, Found, train_run
+from hnerv.training.running import Finished, Found, How, train_run
+from hnerv.training.segmented import train_segments
 from hnerv.training.trainer import Trainer
 
 __all__ = [
-    "Finished", "Found", "Limits", "RunFolder", "Trainer", "check_settings", "device_errors", "run_record", "train_run",
+    "Finished", "Found", "How", "Limits", "RunFolder", "Trainer", "check_settings", "device_errors", "run_record",
+    "train_run", "train_segments",
 ]  # fmt: skip

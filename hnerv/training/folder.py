@@ -20,8 +20,9 @@ from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, differences
 from hnerv.dataset import check_targets, pin_targets
 from hnerv.errors import UserError
-from hnerv.files import read_json, replacing, write_json
+from hnerv.files import move_aside, read_json, replacing, write_json
 from hnerv.flags import Choice
+from hnerv.segments import is_segmented
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 from hnerv.training import lock
 
@@ -60,15 +61,13 @@ class RunFolder:
         Writes nothing. Raises UserError for a name outside `output`, a folder of another configuration or of
         something else, and one that cannot be written.
         """
-        name = exp_id.replace("{params}", params_name(choice))
-        _check_name(exp_id, name, output)
-        folder = cls(output / name, overwrite)
+        folder = cls(output / folder_name(exp_id, choice, output), overwrite)
         known = folder.known()
         if known:
             _refuse(folder.path, differences(Config.from_dict(known["config"]), choice.config))
         elif not overwrite and not folder.latest.exists():
             _refuse_foreign(folder.path)
-        _refuse_unwritable(folder.path)
+        refuse_unwritable(folder.path)
         return folder
 
     def known(self) -> dict | None:
@@ -112,7 +111,7 @@ class RunFolder:
                 if self.overwrite and self.path.exists():
                     with lock.locked(self.path):
                         pass
-                    _move_aside(self.path)
+                    move_aside(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(lock.locked(self.path))
             except OSError as error:
@@ -148,6 +147,13 @@ class RunFolder:
     def next_commands(self) -> str:
         """What a user may want to do with a finished run."""
         return f"evaluate:  python eval.py {self.latest}\nwatch:     tensorboard --logdir {events_folder(self.path)}"
+
+
+def folder_name(exp_id: str, choice: Choice, output: Path) -> str:
+    """--exp-id with `{params}` filled in. Raises UserError for a name that leads out of `output`."""
+    name = exp_id.replace("{params}", params_name(choice))
+    _check_name(exp_id, name, output)
+    return name
 
 
 def params_name(choice: Choice) -> str:
@@ -221,6 +227,11 @@ def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
 
 def _refuse_foreign(path: Path) -> None:
     """A folder of something else is not written into: cutting back the logs would cost its owner files."""
+    if is_segmented(path):
+        raise UserError(
+            f"{path} holds a run in segments: give its --segment- flags to resume it, choose another --exp-id, or "
+            "--overwrite to move it aside"
+        )
     if path.is_dir() and (found := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
         raise UserError(
             f"{path} holds {sorted(found)[0]!r} but no config.json of a run: choose another --exp-id, "
@@ -228,8 +239,8 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_unwritable(path: Path) -> None:
-    """Before minutes are spent on targets. Whoever may write everywhere hears of a full disk from `claim`."""
+def refuse_unwritable(path: Path) -> None:
+    """Before minutes are spent on targets; a full disk is found by `claim`. Raises UserError."""
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise _unwritable(path, f"{parent} is no folder that may be written")
@@ -241,11 +252,6 @@ def _unwritable(path: Path, cause: object) -> UserError:
 
 def _finished(state: dict) -> bool:
     return state["progress"]["epoch"] >= state["run"]["config"]["train"]["epochs"]
-
-
-def _move_aside(path: Path) -> None:
-    number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.old{n}").exists())
-    os.replace(path, path.with_name(f"{path.name}.old{number}"))
 
 
 def _told(differing: dict[str, tuple[object, object]]) -> str:

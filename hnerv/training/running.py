@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, LogConfig
-from hnerv.dataset import FrameStore, Material, load_material
+from hnerv.dataset import FrameStore, Material, load_material, pin_targets
+from hnerv.files import sha256_of
 from hnerv.flags import Choice
-from hnerv.model import build_model
+from hnerv.model import LATENTS, DualHeadHNeRV, build_model
 from hnerv.tracking.console import Console
 from hnerv.training.checks import check_scene, check_settings
 from hnerv.training.faults import device_errors
@@ -36,22 +39,38 @@ class Found(NamedTuple):
     source: str
 
 
-def train_run(
-    choice: Choice, folder: RunFolder, device: torch.device, log: LogConfig, limits: Limits,
-    found: Found | None = None, saved: Callable[[Trainer], None] = lambda trainer: None,
-) -> Finished:  # fmt: skip
+class How(NamedTuple):
+    """What does not say which run it is. `like` is the record of a run on whose targets this one is trained too.
+
+    `initial` is a checkpoint whose weights a fresh run begins with, see `start_from`. `saved` is told of the trainer
+    before its first step, and each time it has written latest.pt.
+    """
+
+    device: torch.device
+    log: LogConfig
+    limits: Limits
+    like: dict | None = None
+    initial: Path | None = None
+    found: Found | None = None
+    saved: Callable[[Trainer], None] = lambda trainer: None
+
+
+def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     """Loads, builds, fits; goes on where the folder holds a checkpoint of the same run.
 
-    `saved` is told of the trainer before its first step, and each time it has written latest.pt.
     Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
+    device, log, limits, like, initial, found, saved = how
     check_settings(config, log)
-    material = _material(folder.pinned(config), device, found)
+    pinned = folder.pinned(config)
+    material = _material(pin_targets(pinned, like) if like else pinned, device, found)
     check_scene(material.scene)
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
     record = run_record(choice.preset, config, material, model)
+    if initial:
+        record["initial"] = start_from(model, initial)
     print(announce(record, device), flush=True)
     with device_errors(config, folder.latest), folder.locked():
         trainer = Trainer(model, FrameStore(material, device), config, folder, record, log, limits)
@@ -71,3 +90,25 @@ def _material(config: Config, device: torch.device, found: Found | None) -> Mate
         return load_material(config, device, progress=True)
     material = load_material(config.replaced({"data": str(found.path)}), device, progress=True)
     return material._replace(video=material.video._replace(source=found.source))
+
+
+@torch.no_grad()
+def start_from(model: DualHeadHNeRV, checkpoint: Path) -> dict[str, str]:
+    """Gives `model` the weights of a run of the frames before its own -> what the record says of it.
+
+    The latents of a grid all begin as those of the other's last knot, which drew the frame before the first. What has
+    another shape stays as it is. Raises UserError.
+    """
+    theirs = load_checkpoint(checkpoint)["model"]
+    for name, value in model.state_dict().items():
+        if (found := theirs.get(name)) is not None:
+            _take(name, value, found)
+    return {"checkpoint": checkpoint.parent.parent.name, "sha256": sha256_of(checkpoint)}
+
+
+def _take(name: str, ours: Tensor, theirs: Tensor) -> None:
+    if LATENTS.fullmatch(name):
+        if ours.shape[1:] == theirs.shape[1:]:
+            ours.copy_(theirs[-1:].expand_as(ours))
+    elif ours.shape == theirs.shape:
+        ours.copy_(theirs)

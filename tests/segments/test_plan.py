@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hnerv.errors import UserError
 from hnerv.segments import Segment, Wishes, divide, plan_video
-from hnerv.segments.plan import check_wishes, slice_text
+from hnerv.segments.plan import slice_text
 from hnerv.video import slice_positions
 
 chosen_ranges = st.builds(
@@ -44,19 +44,6 @@ def test_by_hand():
 @given(chosen_ranges)
 def test_a_slice_says_what_the_range_is(chosen):
     assert list(slice_positions(slice_text(chosen), 1000)) == list(chosen)
-
-
-@pytest.mark.parametrize(
-    ("wishes", "words"),
-    [
-        (Wishes(frames=-1), "at least two frames"),
-        (Wishes(frames=1), "at least two frames"),
-        (Wishes(init="previous"), "give --segment-frames N"),
-    ],
-)
-def test_wishes_that_make_no_segments(wishes, words):
-    with pytest.raises(UserError, match=words):
-        check_wishes(wishes)
 
 
 def test_a_video():

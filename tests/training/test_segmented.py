@@ -1,0 +1,157 @@
+"""A run in segments is runs like any other, side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hnerv.config import Config
+from hnerv.dataset import load_material
+from hnerv.model import LATENTS, build_model
+from hnerv.training.running import start_from
+
+SEGMENTS = ["--segment-frames", "4"]
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory, train, flags) -> Path:
+    """12 frames in three segments of four, of which frame 5 of each six would be unseen: all are trained."""
+    output = tmp_path_factory.mktemp("divided")
+    assert train(output, [*flags(data_split="2_3_4"), *SEGMENTS]) == 0
+    return output / "run"
+
+
+def weights(run: Path) -> dict:
+    return torch.load(run / "checkpoints" / "latest.pt")["model"]
+
+
+def same(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_each_segment_is_the_run_of_its_frames(divided, tmp_path, train, flags, targets_file):
+    assert sorted(p.name for p in (divided / "segments").iterdir()) == ["00000", "00001", "00002"]
+    rows = f"{targets_file}@4:8"
+    assert train(tmp_path, flags(data_split="2_3_4", frames="4:8", clip_targets=rows)) == 0
+    assert same(weights(divided / "segments" / "00001"), weights(tmp_path / "run"))
+
+
+def test_the_whole_is_measured_over_all_frames(divided, lines_of, events_of):
+    parts = [lines_of(run)[-1] for run in sorted((divided / "segments").iterdir())]
+    (whole,) = lines_of(divided)
+    assert whole["segments"] == 3 and whole["Eval/Info/num_train_frames"] == 6
+    mean = sum(p["Eval/Frame/train_psnr_frame"] for p in parts) / 3
+    assert whole["Eval/Frame/train_psnr_frame"] == pytest.approx(mean)
+    assert whole["Eval/PSNR_Stats/val_min"] == min(p["Eval/PSNR_Stats/val_min"] for p in parts)
+    values = {tag: points[-1][1] for tag, points in events_of(divided / "tensorboard").items() if "Eval/" in tag}
+    assert values == {tag: pytest.approx(whole[tag], rel=1e-6) for tag in values} and len(values) > 20
+
+
+def test_the_same_command_trains_what_is_missing(divided, tmp_path, train, flags, capsys, lines_of):
+    shutil.copytree(divided, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "segments" / "00001")
+    kept = tmp_path / "run" / "segments" / "00002" / "checkpoints" / "latest.pt"
+    before = kept.stat().st_mtime_ns
+    assert train(tmp_path, [*flags(data_split="2_3_4"), *SEGMENTS]) == 0
+    assert capsys.readouterr().out.count("finished before") == 2 and kept.stat().st_mtime_ns == before
+    assert same(weights(tmp_path / "run/segments/00001"), weights(divided / "segments" / "00001"))
+    assert lines_of(tmp_path / "run") == lines_of(divided)
+
+
+def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
+    words = [*flags(data_split="2_3_4"), *SEGMENTS]
+    assert train(tmp_path, [*words, "--max-minutes", "0.0001"]) == 124
+    runs = sorted(p.name for p in (tmp_path / "run" / "segments").iterdir())
+    assert runs == ["00000"]
+    assert train(tmp_path, words) == 0
+    for name in ("00000", "00001", "00002"):
+        assert same(weights(tmp_path / "run/segments" / name), weights(divided / "segments" / name))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--segment-frames", "6"], "asked for otherwise (--segment-frames 4 --segment-init none, --frames all)"),
+        (["--segment-frames", "4", "--segment-scenes"], "asked for otherwise"),
+        (["--segment-frames", "4", "--frames", "0:8"], "asked for otherwise"),
+        (["--segment-frames", "4", "--segment-init", "previous"], "asked for otherwise"),
+        (["--segment-frames", "4", "--lr", "0.5"], "another configuration (lr 0.004 there, 0.5 here)"),
+        ([], "holds a run in segments: give its --segment- flags"),
+        (["--segment-frames", "1"], "a segment has at least two frames"),
+        (["--segment-init", "previous"], "is for a video in segments"),
+    ],
+)
+def test_what_does_not_fit_is_refused(words, told, divided, train, flags, capsys):
+    before = {p: p.stat().st_mtime_ns for p in divided.rglob("*") if p.is_file()}
+    assert train(divided.parent, [*flags(data_split="2_3_4"), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in divided.rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_another_run_is_refused(finished, train, flags, capsys):
+    assert train(finished.parent, [*flags(), *SEGMENTS]) == 2
+    assert "holds something that is no run in segments" in capsys.readouterr().err
+
+
+def test_overwrite_moves_the_whole_aside(divided, tmp_path, train, flags):
+    shutil.copytree(divided, tmp_path / "run")
+    assert train(tmp_path, [*flags(data_split="2_3_4", epochs=3), "--segment-frames", "6", "--overwrite"]) == 0
+    assert (tmp_path / "run.old1" / "segments" / "00002").is_dir()
+    assert sorted(p.name for p in (tmp_path / "run" / "segments").iterdir()) == ["00000", "00001"]
+
+
+def test_where_nothing_can_be_trained_nothing_is_left(tmp_path, train, flags, capsys):
+    assert train(tmp_path, [*flags(crop="30x60"), *SEGMENTS]) == 2
+    assert "--crop" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_weights_of_the_segment_before(divided, tmp_path, train, flags):
+    """It says where it started from; the first one starts as always."""
+    assert train(tmp_path, [*flags(data_split="2_3_4"), *SEGMENTS, "--segment-init", "previous"]) == 0
+    ours, theirs = (path / "segments" for path in (tmp_path / "run", divided))
+    assert same(weights(ours / "00000"), weights(theirs / "00000"))
+    assert not same(weights(ours / "00001"), weights(theirs / "00001"))
+    record = json.loads((ours / "00001" / "config.json").read_text())
+    assert record["initial"]["checkpoint"] == "00000" and len(record["initial"]["sha256"]) == 64
+    assert record["config"]["model"]["dec_width"] == 8
+
+
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_what_is_taken_over(embedding, tmp_path, train, flags):
+    """All weights of a video of another length; the latents are those of its last moment."""
+    words = flags(embedding=embedding, epochs=2, blend_freq=2 if embedding != "encoder" else 0)
+    assert train(tmp_path, [*words, "--frames", "0:7", "--clip-weights", "none", "--clip-targets", ""]) == 0
+    run = tmp_path / "run"
+    config = Config.from_dict(json.loads((run / "config.json").read_text())["config"]).replaced({"frames": "0:12"})
+    material = load_material(config, torch.device("cpu"))
+    model = build_model(config.model, material.scene)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start_from(model, run / "checkpoints" / "latest.pt")
+    theirs = weights(run)
+    for name, value in model.state_dict().items():
+        if not LATENTS.fullmatch(name):
+            assert torch.equal(value, theirs[name]), name
+        else:
+            assert all(torch.equal(value[k], theirs[name][-1]) for k in range(len(value))), name
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_all_segments_share_the_targets_that_the_first_found(tmp_path, train, flags, capsys, monkeypatch):
+    """The hub is gone when the first begins; it would be back for the second."""
+    words = [*flags(data_split="2_3_4", clip_targets=None, epochs=2), *SEGMENTS]
+    assert train(tmp_path, words) == 0
+    shutil.rmtree(tmp_path / "run" / "segments" / "00002")
+    from hnerv.clip import targets
+
+    honest = targets.identify
+
+    def identify(weights, *rest):
+        assert weights != "auto", "resolved again"
+        return honest(weights, *rest)
+
+    monkeypatch.setattr(targets, "identify", identify)
+    assert train(tmp_path, words) == 0
