@@ -33,7 +33,7 @@ from hnerv.fleet.manifest import Video
 from hnerv.fleet.numbers import close_segments, numbers_of
 from hnerv.fleet.parcels import LATEST, Parcel, pack, unpack
 from hnerv.fleet.places import place_of, send
-from hnerv.fleet.work import Outcome, Task
+from hnerv.fleet.work import Effort, Outcome, Task
 from hnerv.segments import Plan, SegmentedFolder, write_plan
 from hnerv.training.signals import StopSignals
 
@@ -80,6 +80,7 @@ class Driver:
         """Video -> its jobs that are not finished; a video that is not in it is."""
         self.jobs: dict[str, list[str]] = {}
         self.failed: dict[str, str] = {}
+        self.efforts: dict[str, Effort] = {}
         self.begun = 0
         self.posted: dict[str, object] = {}
         self.bar = tqdm(total=len(videos), unit="video", disable=not sys.stderr.isatty())
@@ -213,7 +214,7 @@ class Driver:
         elif job.entry == "plan":
             self.divide(job.video, result.plan)
         else:
-            self.finish(job)
+            self.finish(job, result)
 
     def begin_again(self, attempt: Attempt, cause: str) -> None:
         """A fault of a worker or node: the work since the last checkpoint is done again."""
@@ -239,8 +240,9 @@ class Driver:
         self.open[video.name].clear()
         self.add(video, segment_jobs(video, plan))
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: Job, outcome: Outcome) -> None:
         """A run is trained to its end, and all of it is here."""
+        self.efforts[job.video.name] = added(self.efforts.get(job.video.name, Effort()), outcome.effort)
         if job.name != job.video.name:
             self.ledger.note(job.name, "finished")
             self.release(job.video)
@@ -255,7 +257,8 @@ class Driver:
         if not (done := self.ledger.standing.get(video.name)) or done.state != "finished":
             folder = self.output / video.name
             values = close_segments(folder, video.choice) if in_segments(video) else numbers_of(folder)
-            self.ledger.note(video.name, "finished", values=values)
+            effort = self.efforts.pop(video.name, Effort())
+            self.ledger.note(video.name, "finished", values=values, effort=effort._asdict())
             self.say(table.line(self.row(video)))
         self.bar.update(1)
 
@@ -298,7 +301,7 @@ class Driver:
         mark, job = attempt.mark, attempt.job
         del self.at_work[job.standing_as]
         if isinstance(result, Outcome) and result.state == "finished" and job.entry == "train":
-            self.guarded(job.video, lambda: self.finish(job))
+            self.guarded(job.video, lambda: self.finish(job, result))
         else:
             self.ledger.note(job.standing_as, "stopped", repeated=max(mark.step - mark.saved, 0))
 
@@ -319,3 +322,8 @@ class Driver:
         """A line that does not break the bar."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+
+def added(one: Effort, other: Effort) -> Effort:
+    """What two attempts took together."""
+    return Effort(*(a + b for a, b in zip(one, other, strict=True)))

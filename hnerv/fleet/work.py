@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hnerv.segments import Plan, Wishes
     from hnerv.training import Trainer
 
-SHARE = 50
+SHARE = 100
 """A checkpoint is handed over when that took, the last time, no more than the SHAREth part of the time since."""
 BEAT = 1.0
 """Seconds between two words on how far a run is."""
@@ -52,12 +52,22 @@ class Task(NamedTuple):
     version: str = __version__
 
 
+class Effort(NamedTuple):
+    """What an attempt took: seconds in the worker, of these in handing over, how often, and how many bytes."""
+
+    seconds: float = 0.0
+    handing: float = 0.0
+    times: int = 0
+    bytes: int = 0
+
+
 class Outcome(NamedTuple):
     """How an attempt ended: finished, failed, absent (the video must be sent) or stopped; `cause` in a line."""
 
     state: str
     cause: str = ""
     plan: Plan | None = None
+    effort: Effort = Effort()
 
 
 class Courier(Protocol):
@@ -72,6 +82,7 @@ class Courier(Protocol):
 
 def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> Outcome:
     """Trains a run from what `parcel` holds of it to its end. Faults of the video or the run are an outcome."""
+    start = time.monotonic()
     with _one_line(task) as outcome:
         set_up_torch(task.threads)
         sys.argv = task.command
@@ -87,6 +98,8 @@ def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> O
         finally:
             handing.end()
             shutil.rmtree(folder, ignore_errors=True)
+        effort = handing.effort._replace(seconds=round(time.monotonic() - start, 3))
+        outcome[0] = outcome[0]._replace(effort=effort)
     return outcome[0]
 
 
@@ -159,6 +172,7 @@ class Handing:
         self.resumed = resumed
         self.trainer: Trainer | None = None
         self.step_saved = 0
+        self.effort = Effort()
         self._cost, self._last = 0.0, time.monotonic()
         self._ended = threading.Event()
         self._beat = threading.Thread(target=self._tell_now_and_then, daemon=True)
@@ -177,9 +191,12 @@ class Handing:
         """Hands over what there is."""
         start = time.monotonic()
         saved = self.trainer.global_step if self.trainer else self.step_saved
-        self.courier.hand(self.sender.changes(), saved)
+        parcel = self.sender.changes()
+        self.courier.hand(parcel, saved)
         self.step_saved, self._last = saved, time.monotonic()
         self._cost = self._last - start
+        _, handing, times, sent = self.effort
+        self.effort = Effort(0.0, round(handing + self._cost, 3), times + 1, sent + parcel.size)
 
     def end(self) -> None:
         """Says no more."""
