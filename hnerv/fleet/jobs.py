@@ -106,4 +106,8 @@ def with_width(job: Job, output: Path) -> Choice:
 
 def run_folder(job: Job, output: Path) -> RunFolder:
     """Where its run is kept. Raises UserError where another run is there."""
-    return RunFolder.at(output, job.name, with_width(job, output), False)
+    try:
+        return RunFolder.at(output, job.name, with_width(job, output), False)
+    except UserError as error:
+        cause = str(error).split(": choose another --exp-id")[0]
+        raise UserError(f"{cause}: give its settings, or another name, or move it aside") from error

@@ -1,0 +1,191 @@
+"""A whole fleet on a Ray of this machine: what its runs are worth, and what a fault costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hnerv.fleet import driving, table
+from hnerv.fleet.ledger import read_marks
+from hnerv.fleet.parcels import LATEST
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def manifest(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def raylets(cluster) -> list[int]:
+    return [process.process.pid for process in cluster.head_node.all_processes["raylet"]]
+
+
+def begun(output: Path, steps: int = 6):
+    """A condition: some task has handed a checkpoint over and trained on."""
+    return lambda: any(mark.saved >= steps for mark in read_marks(output / "running.json").values())
+
+
+def test_its_runs_are_those_of_the_single_command(fleet, films, words, train, tmp_path, bench, capsys, snapshot):
+    rows = [
+        {"data": "films/film0"},
+        {"data": "films/film1", "name": "other/one", "epochs": 3},
+        {"data": "films/gone"},
+        {"data": "films/film0", "name": "narrow", "crop": "31x64"},
+    ]
+    source, output = manifest(tmp_path / "fleet.jsonl", *rows), tmp_path / "fleet"
+    assert fleet(source, output, *words()) == 1
+    out, err = capsys.readouterr()
+    assert "2 of 4 videos failed, such as" in err and len(err.splitlines()) == 1
+    for name, film, epochs in (("film0", "film0", 5), ("other/one", "film1", 3)):
+        assert train(tmp_path / "single", words(data=films / film, epochs=epochs), name) == 0
+        assert bench.equal_runs(output / name, tmp_path / "single" / name)
+    found = {row.name: row for row in table.read_rows(output)}
+    assert [row.state for row in found.values()] == ["finished", "finished", "failed", "failed"]
+    assert "is neither a file nor a folder" in found["gone"].cause and "31" in found["narrow"].cause
+    with (output / "fleet.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    values = [json.loads(line) for line in (output / "film0" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in values if line["kind"] == "eval"][-1]
+    assert float(cells[0]["psnr"]) == last["Eval/Frame/train_psnr_frame"]
+    assert float(cells[0]["clip_sim"]) == last["Eval/Frame/val_clip_sim"] and cells[0]["retries"] == "0"
+    assert all(name in out for name in found)
+
+    before = snapshot(output)
+    assert fleet(source, output, *words()) == 1  # tries the failed ones again, and nothing else
+    after = snapshot(output)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed <= {"fleet.jsonl", "fleet.csv"}
+    lines = (output / "fleet.jsonl").read_text().splitlines()
+    assert sum('"finished"' in line for line in lines) == 2 and sum('"failed"' in line for line in lines) == 4
+
+    capsys.readouterr()
+    assert fleet(source, output, *words(lr=0.5)) == 1  # other settings: refused, not trained over
+    assert "4 of 4 videos failed" in (err := capsys.readouterr().err) and "another configuration" in err
+    assert "--exp-id" not in err
+    assert {name: data for name, data in snapshot(output).items() if name.endswith(".pt")} == {
+        name: data for name, data in after.items() if name.endswith(".pt")
+    }
+
+
+def test_segments_are_tasks_and_end_as_those_of_the_single_command(fleet, films, words, train, tmp_path, bench):
+    flags = [*words(data_split="2_3_4", clip_targets=None, clip_weights="none", epochs=2), "--segment-frames", "4"]
+    flags += ["--segment-init", "previous"]
+    source = manifest(tmp_path / "fleet.jsonl", {"data": "films/film0"})
+    assert fleet(source, tmp_path / "fleet", *flags) == 0
+    assert train(tmp_path / "single", ["--data", films / "film0", *flags]) == 0
+    ours, theirs = tmp_path / "fleet" / "film0", tmp_path / "single" / "run"
+    assert (ours / "segments.json").read_bytes() == (theirs / "segments.json").read_bytes()
+    for number in range(3):
+        assert bench.equal_runs(*(run / "segments" / f"{number:05d}" for run in (ours, theirs)))
+    assert bench.timeless(ours) == bench.timeless(theirs)
+    assert table.read_rows(tmp_path / "fleet")[0].state == "finished"
+
+
+def test_a_killed_worker_costs_the_steps_since_its_checkpoint(
+    fleet, films, words, train, tmp_path, bench, when, raylets, capsys
+):
+    flags, output = words(epochs=60, eval_freq=20), tmp_path / "fleet"
+    ready, killed = begun(output), []
+
+    def kill(found) -> None:
+        killed.append(found[1])
+        os.kill(found[0], signal.SIGKILL)
+
+    when(lambda: ready() and bench.a_worker(raylets), kill)
+    assert fleet(films, output, *flags) == 0
+    assert killed
+    rows = {row.name: row for row in table.read_rows(output)}
+    assert rows[killed[0]].retries == 1 and sum(row.retries for row in rows.values()) == 1
+    assert 0 <= rows[killed[0]].repeated_steps < 3 * 60
+    for name in rows:
+        assert train(tmp_path / "single", [*flags, "--data", films / name], name) == 0
+        assert bench.equal_runs(output / name, tmp_path / "single" / name)
+    assert "1 retries" in capsys.readouterr().out
+
+
+def test_a_stopped_driver_keeps_all_that_was_trained(fleet, films, words, train, tmp_path, bench, when, capsys):
+    flags, output = words(epochs=60, eval_freq=20), tmp_path / "fleet"
+    when(begun(output), lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert fleet(films, output, *flags) == 143
+    assert "the same command goes on" in capsys.readouterr().err
+    assert read_marks(output / "running.json") == {} and not (output / ".lock").exists()
+    assert any((output / name / LATEST).is_file() for name in ("film0", "film1"))
+    assert fleet(films, output, *flags) == 0
+    for name in ("film0", "film1"):
+        assert train(tmp_path / "single", [*flags, "--data", films / name], name) == 0
+        assert bench.equal_runs(output / name, tmp_path / "single" / name)
+    assert sum(row.repeated_steps for row in table.read_rows(output)) == 0
+
+
+def test_a_video_that_the_worker_does_not_see_is_sent(fleet, films, words, train, tmp_path, bench, monkeypatch):
+    seen, real = [], driving.place_of
+
+    def elsewhere(data: str):
+        seen.append(data)
+        return real(data)._replace(mark="what is there is not this")
+
+    monkeypatch.setattr(driving, "place_of", elsewhere)
+    flags = words(epochs=2)
+    source = manifest(tmp_path / "fleet.jsonl", {"data": str(films / "film1")})
+    assert fleet(source, tmp_path / "fleet", *flags) == 0 and len(seen) == 3
+    assert train(tmp_path / "single", [*flags, "--data", films / "film1"], "film1") == 0
+    assert bench.equal_runs(tmp_path / "fleet" / "film1", tmp_path / "single" / "film1")
+    record = json.loads((tmp_path / "fleet" / "film1" / "config.json").read_text())
+    assert record["video"]["source"] == str(films / "film1")
+
+
+def test_a_second_fleet_in_the_folder_is_refused(fleet, films, words, tmp_path, capsys):
+    from hnerv.training.lock import locked
+
+    (tmp_path / "fleet").mkdir()
+    with locked(tmp_path / "fleet"):
+        assert fleet(films, tmp_path / "fleet", *words()) == 2
+    assert "another fleet is at work" in capsys.readouterr().err
+    assert not list((tmp_path / "fleet").iterdir())
+
+
+def test_without_ray_it_is_one_line(films, words, tmp_path, hnerv_main, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert hnerv_main("fleet", films, "-o", tmp_path / "fleet", *words()) == 2
+    assert "pip install -e '.[fleet]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ([], "-o is missing"),
+        (["-o", "x", "--retries", "-1"], "not below 0"),
+        (["-o", "x", "--cpus-per-task", "0"], "--cpus-per-task 0 needs"),
+        (["-o", "x", "--gpus-per-task", "1.5"], "a fraction of one, or a whole number"),
+        (["-o", "x", "--memory-per-task", "much"], "no size"),
+        (["-o", "x", "--segment-init", "previous"], "--segment-init is for"),
+        (["-o", "x", "--epochs", "0"], "--epochs 0 is below 1"),
+        (["-o", "x", "--preset", "none"], "none"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(films, hnerv_main, tmp_path, monkeypatch, capsys, flags, match):
+    monkeypatch.chdir(tmp_path)
+    assert hnerv_main("fleet", films, *flags) == 2
+    assert match in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):
+    """In a process of its own, as a user runs it: nothing but our lines, and no process is left."""
+    code = "from hnerv.cli import main; main()"
+    command = [sys.executable, "-c", code, "fleet", films, "-o", tmp_path / "fleet", *words(epochs=1)]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=300, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "2 videos: 2 finished" in done.stdout

@@ -1,0 +1,132 @@
+"""What a fleet trains: lines of JSON or a folder, each fault one sentence with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnerv.errors import UserError
+from hnerv.fleet.manifest import Defaults, check_name, default_name, read_videos, write_manifest
+from hnerv.segments import Wishes
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """manifest(row, row, ...) -> a file of them, a text taken as it is."""
+
+    def write(*rows) -> Path:
+        path = tmp_path / "manifest.jsonl"
+        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+        return path
+
+    return write
+
+
+def test_a_line_is_a_video_with_flags_of_its_own(manifest, tmp_path):
+    rows = [
+        {"data": "a.mp4"},
+        "",
+        {"data": "/else/b.mp4", "name": "cats/b", "epochs": 50, "--dec-strides": [2, 2], "clip_site": 1, "lr": 1},
+        {"data": "s3://bucket/c.mp4", "segment-frames": 20, "preset": "demo"},
+        {"data": "bunny"},
+    ]
+    a, b, c, d = read_videos(manifest(*rows), Defaults("", {"epochs": 7, "lr": 0.1}, Wishes(10)))
+    assert (a.name, a.data, a.choice.config.train.epochs) == ("a", str(tmp_path / "a.mp4"), 7)
+    assert a.wishes == Wishes(10) and a.choice.config.video.data == a.data
+    assert (b.name, b.data) == ("cats/b", "/else/b.mp4")
+    assert b.choice.config.train.epochs == 50 and b.choice.config.model.dec_strides == (2, 2)
+    assert b.choice.config.train.lr == 1.0
+    assert (c.name, c.data, c.wishes) == ("c", "s3://bucket/c.mp4", Wishes(20))
+    assert c.choice.preset == "demo" and c.choice.config.train.epochs == 7 and c.choice.config.model.modelsize == 0.6
+    assert (d.name, d.data) == ("bunny", "bunny")
+
+
+def test_what_is_written_says_the_same_without_a_command_line(manifest, tmp_path):
+    rows = {"data": "x.mkv", "preset": "demo", "epochs": 3}, {"data": "y.mkv", "segment_scenes": True}
+    videos = read_videos(manifest(*rows), Defaults("", {"lr": 0.5}))
+    write_manifest(tmp_path / "again.jsonl", videos)
+    assert [(v.name, v.data, v.choice.config, v.wishes) for v in read_videos(tmp_path / "again.jsonl", Defaults())] == [
+        (v.name, v.data, v.choice.config, v.wishes) for v in videos
+    ]
+
+
+def test_a_folder_holds_files_and_folders_of_images(films, tmp_path):
+    for name in ("b.mp4", "A.MKV", "notes.txt", ".hidden.mp4"):
+        (films / name).write_bytes(b"")
+    (films / "empty").mkdir()
+    names = [video.name for video in read_videos(films, Defaults())]
+    assert names == ["A", "b", "film0", "film1"]
+    with pytest.raises(UserError, match="names no video"):
+        read_videos(films / "empty", Defaults())
+    with pytest.raises(UserError, match="neither a folder of videos nor a manifest"):
+        read_videos(tmp_path / "none", Defaults())
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ("{", "no JSON"),
+        ("[1]", 'no object with a text "data"'),
+        ({"name": "x"}, "data"),
+        ({"data": 3}, "data"),
+        ({"data": "a", "epochs": "many"}, "train.epochs of the configuration is 'many', not of type int"),
+        ({"data": "a", "epochs": True}, "epochs"),
+        ({"data": "a", "epochs": 0}, "--epochs 0 is below 1"),
+        ({"data": "a", "lr": None}, "lr"),
+        ({"data": "a", "epoch": 3}, "unknown epoch"),
+        ({"data": "a", "preset": "none"}, "none"),
+        ({"data": "a", "preset": 1}, "preset '1' is no text"),
+        ({"data": "a", "name": "../x"}, "'../x' is not made of"),
+        ({"data": "a", "name": "/x"}, "not made of"),
+        ({"data": "a", "name": "x/segments/y"}, "means something else"),
+        ({"data": "a", "name": "fleet.csv"}, "means something else"),
+        ({"data": "a", "name": 5}, "no text"),
+        ({"data": "a", "segment_frames": "2"}, "segment_frames '2' is no int"),
+        ({"data": "a", "segment_frames": 1}, "at least two frames"),
+        ({"data": "a", "segment_init": "previous"}, "--segment-init is for a video in segments"),
+        ({"data": "x/first.mp4"}, "'first' is taken by .*line 1"),
+        ({"data": "a", "name": "FIRST"}, "is taken by"),
+        ({"data": "a", "name": "first/inner"}, "is taken by"),
+    ],
+)
+def test_a_fault_is_one_sentence_with_its_line(manifest, row, match):
+    with pytest.raises(UserError, match=match) as fault:
+        read_videos(manifest({"data": "first.mp4"}, row), Defaults())
+    assert "line 2: " in str(fault.value) and "\n" not in str(fault.value)
+
+
+def test_a_video_lies_in_no_folder_that_holds_another(manifest):
+    with pytest.raises(UserError, match="is taken by .*line 1"):
+        read_videos(manifest({"data": "a", "name": "x/y"}, {"data": "a", "name": "x"}), Defaults())
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_videos(tmp_path / "m.jsonl", Defaults())
+
+
+@given(st.text(max_size=60))
+def test_names_stay_inside_and_default_names_are_names(text):
+    try:
+        check_name(text)
+    except UserError:
+        pass
+    else:
+        parts = PurePosixPath(text).parts
+        assert ".." not in parts and not text.startswith("/") and "\0" not in text
+        assert all(part[0].isalnum() and part not in ("segments", "checkpoints") for part in parts)
+    name = default_name(text)
+    assert "/" not in name and name[0].isalnum() and len(name) <= 200
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("a/b.tar.mp4", "b.tar"), ("s3://x/y/z.mp4", "z"), ("dir/", "dir"), ("ümlaut é.mp4", "mlaut -"), (".mp4", "mp4")],
+)
+def test_default_names(data, name):
+    assert default_name(data) == name
