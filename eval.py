@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from hnerv.command import one_line_errors, pick_device, set_up_torch
+from hnerv.errors import UserError
 from hnerv.flags import eval_parser
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> None:
@@ -17,17 +22,25 @@ def main() -> None:
 
 
 def measure(ask: argparse.Namespace) -> None:
-    """Open, evaluate, write, report."""
+    """Open, evaluate, write, report; of a video in segments each of them, then the whole."""
     set_up_torch(ask.threads)
-    from hnerv.codec import is_container, open_stream
+    from hnerv.codec import has_parts
+
+    device = pick_device(ask.device)
+    if has_parts(ask.path):
+        measure_whole(ask, device)
+    else:
+        measure_one(ask, device)
+
+
+def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
+    """A video with one model."""
+    from hnerv.codec import open_parts
     from hnerv.dataset import targets_label
     from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
     from hnerv.evaluation.fractional import add_to_summary, check_half_grid, fractional_table, measure_fractional
-    from hnerv.evaluation.opening import open_run
 
-    device = pick_device(ask.device)
-    opener = open_stream if is_container(ask.path) else open_run
-    run = opener(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
+    ((_, run),) = open_parts(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
     fractional, grid = ask.positions == "fractional", run.model.scene.grid
     if fractional:
         check_half_grid(grid)
@@ -41,14 +54,42 @@ def measure(ask: argparse.Namespace) -> None:
         write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
     if ask.json:
         print(json.dumps(summary, indent=2))
-    else:
-        print(table(eval_values(report), targets_label(run.record), report.unseen))
-        if fractional:
-            print(fractional_table(between, grid, report.unseen))
-        print(cost.line(device))
-        if not run.same_pixels:
-            print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")
-        print(f"files:     {run.folder / 'eval'}, of {run.checkpoint.name} at epoch {run.epoch}")
+        return
+    print(table(eval_values(report), targets_label(run.record), report.unseen))
+    if fractional:
+        print(fractional_table(between, grid, report.unseen))
+    print(cost.line(device))
+    if not run.same_pixels:
+        print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")
+    print(f"files:     {run.folder / 'eval'}, of {run.checkpoint.name} at epoch {run.epoch}")
+
+
+def measure_whole(ask: argparse.Namespace, device: torch.device) -> None:
+    """A video in segments; one is in memory at a time."""
+    from hnerv.codec import open_parts, whole_folder
+    from hnerv.evaluation import cost_of, evaluate, table, write_files, write_images
+    from hnerv.evaluation.whole import PartResult, combined_cost, write_whole
+
+    if ask.positions == "fractional":
+        raise UserError("--positions fractional is measured of one segment: give its folder or its file")
+    parts = []
+    for first, run in open_parts(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets):
+        report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
+        cost, scene = cost_of(run.model, run.coded_bytes), run.model.scene
+        parts.append(PartResult(first, scene.frames, run.folder, write_files(run, report, cost), cost))
+        if ask.images:
+            write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
+    folder, size = whole_folder(ask.path), 0 if ask.path.is_dir() else ask.path.stat().st_size
+    cost = combined_cost(parts, size, scene.height * scene.width)
+    summary = write_whole(folder, ask.path, parts, cost, size)
+    if ask.json:
+        print(json.dumps(summary, indent=2))
+        return
+    print(table(summary, summary["targets"], report.unseen))
+    print(cost.line(device))
+    if not summary["same_pixels_as_trained_on"]:
+        print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {summary['video']}")
+    print(f"files:     {folder / 'eval'}, of {len(parts)} segments, whose own are beside them")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
 
 
 @pytest.fixture(scope="session")
+def divided(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
+    """A run in three segments of four frames, the last frame of each unseen. Not to be changed."""
+    output = tmp_path_factory.mktemp("divided")
+    assert train(output, [*flags(data_split="2_3_4"), "--segment-frames", "4"]) == 0
+    return output / "run"
+
+
+@pytest.fixture(scope="session")
 def lines_of() -> Callable[[Path], list[dict]]:
     """lines_of(run) -> the lines of metrics.jsonl."""
     return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -34,29 +34,26 @@ def run(ask: argparse.Namespace) -> None:
     """Decodes into the output, streaming. Raises UserError before anything is decoded, where it can."""
     import time
 
-    from hnerv.codec import Bitstream, play, play_patch
+    from hnerv.codec import open_film, play_film
     from hnerv.command import pick_device
     from hnerv.video import check_target, slice_positions
 
     device = pick_device(ask.device)
-    stream = Bitstream(ask.file)
-    frames = slice_positions(ask.frames, stream.scene.frames)
+    film = open_film(ask.file)
+    frames = slice_positions(ask.frames, film.frames)
     if not frames:
-        raise UserError(f"--frames {ask.frames!r} selects none of the {stream.scene.frames} frames: give a wider range")
-    grid = stream.scene.grid
+        raise UserError(f"--frames {ask.frames!r} selects none of the {film.frames} frames: give a wider range")
+    grid = film.grid
     patches = parse_patches(ask.patch, grid.patches)
     size = grid.patch_size if patches else (grid.height, grid.width)
-    outputs = {patch: patch_path(ask.output, patch) if len(patches) > 1 else ask.output for patch in patches}
-    for path in outputs.values() or (ask.output,):
+    outputs = {patch: patch_path(ask.output, patch) if len(patches) > 1 else ask.output for patch in patches or (None,)}
+    for path in outputs.values():
         check_target(path, size, ask.overwrite)
-    model = stream.model(("rgb_head",), range(min(frames), max(frames) + 1)).to(device)
     start = time.perf_counter()
-    if not patches:
-        save(play(model, frames), ask, ask.output, size, stream.scene.fps, frames)
     for patch, path in outputs.items():
-        save(play_patch(model, frames, patch), ask, path, size, stream.scene.fps, frames)
+        save(play_film(film, frames, device, patch), ask, path, size, film.fps, frames)
     seconds = time.perf_counter() - start
-    places = ", ".join(map(str, outputs.values())) or ask.output
+    places = ", ".join(map(str, outputs.values()))
     print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {places} in {seconds:.1f} s")
 
 

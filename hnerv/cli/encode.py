@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hnerv.cli import add_device
 from hnerv.errors import UserError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from hnerv.codec import Options
-    from hnerv.model import DualHeadHNeRV
+    from hnerv.segments import Part as RunPart
 
 
 def add_arguments(parser: Parser) -> None:
@@ -46,8 +47,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures what was read. Raises UserError before anything is written."""
-    from hnerv.codec import check_options
+    from hnerv.codec import check_options, write_film
     from hnerv.command import pick_device
+    from hnerv.segments import parts_of
 
     device, options = pick_device(ask.device), options_of(ask)
     check_options(options)
@@ -56,10 +58,15 @@ def run(ask: argparse.Namespace) -> None:
     check_output(ask.output, "-o", ask.overwrite)
     if ask.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: name the target file, or --no-measure")
-    if ask.no_measure and not options.tuning.epochs:
-        code_alone(ask, options, device)
+    parts = parts_of(ask.run)
+    if len(parts) == 1:
+        show_all([code(ask, parts[0], options, device, ask.output)], ask.output)
     else:
-        code_and_measure(ask, options, device)
+        with tempfile.TemporaryDirectory(prefix=f".{ask.output.name}.", dir=ask.output.parent) as folder:
+            files = [Path(folder) / f"{number:05d}.hnerv" for number in range(len(parts))]
+            coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
+            write_film(ask.output, files)
+        show_all(coded, ask.output)
     print(f"play it:   hnerv decode {ask.output} -o {ask.output.with_name(f'{ask.output.stem}_decoded.mp4')}")
 
 
@@ -79,40 +86,61 @@ def options_of(ask: argparse.Namespace) -> Options:
     )
 
 
-def code_alone(ask: argparse.Namespace, options: Options, device: torch.device) -> None:
+class Coded(NamedTuple):
+    """What became of a run: {Eval/ tag: value} of its model before, and as it is in the file; empty if not measured."""
+
+    targets: str
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def code(ask: argparse.Namespace, part: RunPart, options: Options, device: torch.device, output: Path) -> Coded:
+    """Writes the file of a run, or of a segment of one, reads it back and measures that, unless it was asked not to."""
+    if ask.no_measure and not options.tuning.epochs:
+        return code_alone(part.path, options, device, output)
+    return code_and_measure(ask, part, options, device, output)
+
+
+def code_alone(run: Path, options: Options, device: torch.device, output: Path) -> Coded:
     """From the checkpoint alone, without its video."""
-    from hnerv.codec import encode_run
+    import torch
+
+    from hnerv.codec import encode_run, write_container
     from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 
-    found = open_checkpoint(checkpoint_of(ask.run))
-    note = {"epoch": found.epoch, "step": found.step}
-    save(ask.output, encode_run(found.model.to(device), found.record, options, None, note), device)
+    found = open_checkpoint(checkpoint_of(run))
+    model, note = found.model.to(device, memory_format=torch.channels_last), {"epoch": found.epoch, "step": found.step}
+    write_container(output, encode_run(model, found.record, options, None, note))
+    return Coded("", {}, {})
 
 
-def code_and_measure(ask: argparse.Namespace, options: Options, device: torch.device) -> None:
+def code_and_measure(
+    ask: argparse.Namespace, part: RunPart, options: Options, device: torch.device, output: Path
+) -> Coded:
     """With the video: to fine-tune on, and to measure against."""
-    from hnerv.codec import encode_run
+    from hnerv.codec import Bitstream, encode_run, write_container
     from hnerv.dataset import targets_label
-    from hnerv.evaluation import eval_values, evaluate, open_run, table
+    from hnerv.evaluation import eval_values, evaluate, open_run
+    from hnerv.segments import targets_of
 
-    run = open_run(ask.run, device, data=ask.data, clip_targets=ask.clip_targets)
-    before = None if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))
+    run = open_run(part.path, device, data=ask.data, clip_targets=targets_of(ask.clip_targets, part))
+    before = {} if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))
     note = {"epoch": run.epoch, "step": run.step}
-    coded = save(ask.output, encode_run(run.model, run.record, options, run.store, note, progress=True), device)
-    if before is not None:
-        after = eval_values(evaluate(coded, run.store, progress=True))
-        print(f"\nfrom the file:\n{table(after, targets_label(run.record))}\n{lost(before, after)}")
+    write_container(output, encode_run(run.model, run.record, options, run.store, note, progress=True))
+    after = eval_values(evaluate(Bitstream(output).model().to(device), run.store, progress=True)) if before else {}
+    return Coded(targets_label(run.record), before, after)
 
 
-def save(path: Path, data: bytes, device: torch.device) -> DualHeadHNeRV:
-    """Writes the file, prints what is in it, and returns the model that it gives back."""
-    from hnerv.codec import Bitstream, write_container
+def show_all(coded: list[Coded], path: Path) -> None:
+    """What is in the file, and what coding cost, over all segments."""
+    from hnerv.codec import open_film
     from hnerv.codec.describing import parts_table
+    from hnerv.evaluation import combined, table
 
-    write_container(path, data)
-    stream = Bitstream(path)
-    print(parts_table(stream))
-    return stream.model().to(device)
+    print(parts_table(open_film(path)))
+    if coded[0].before:
+        before, after = combined([run.before for run in coded]), combined([run.after for run in coded])
+        print(f"\nfrom the file:\n{table(after, coded[0].targets)}\n{lost(before, after)}")
 
 
 def lost(before: dict[str, float], after: dict[str, float]) -> str:

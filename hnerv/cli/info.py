@@ -17,9 +17,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Checks every section, and prints what is in them. Raises UserError."""
-    from hnerv.codec.describing import as_dict, origin_lines, parts_table
-    from hnerv.codec.file import Bitstream
+    from hnerv.codec.describing import as_dict, origin_lines, parts_table, segments_table
+    from hnerv.codec.segmented import open_film
 
-    stream = Bitstream(ask.file)
-    stream.check()
-    print(json.dumps(as_dict(stream), indent=2) if ask.json else f"{origin_lines(stream)}\n\n{parts_table(stream)}")
+    film = open_film(ask.file)
+    for _, stream in film.streams():
+        stream.check()
+    if ask.json:
+        print(json.dumps(as_dict(film), indent=2))
+        return
+    tables = [origin_lines(film), parts_table(film)] + [segments_table(film)] * bool(film.header_bytes)
+    print("\n\n".join(tables))

@@ -3,21 +3,30 @@
 from hnerv.codec.container import is_container, write_container
 from hnerv.codec.encoding import Options, check_options, encode_run
 from hnerv.codec.file import Bitstream, Part, coded_weights, encode_model, summed_by_part
-from hnerv.codec.opening import open_stream
-from hnerv.codec.playing import play, play_patch
+from hnerv.codec.opening import has_parts, open_parts, open_stream, whole_folder
+from hnerv.codec.playing import play, play_film, play_patch
+from hnerv.codec.segmented import FilePart, Film, open_film, write_film
 
 __all__ = [
     "Bitstream",
+    "FilePart",
+    "Film",
     "Options",
     "Part",
     "check_options",
     "coded_weights",
     "encode_model",
     "encode_run",
+    "has_parts",
     "is_container",
+    "open_film",
+    "open_parts",
     "open_stream",
     "play",
+    "play_film",
     "play_patch",
     "summed_by_part",
+    "whole_folder",
     "write_container",
+    "write_film",
 ]

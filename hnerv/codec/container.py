@@ -15,7 +15,8 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 
 MAGIC = b"\x89HNRV\r\n\x1a"
-VERSION = 1
+VERSION, SEGMENTED = 1, 2
+"""Of a file of one model, and of one that holds several such files."""
 PROLOGUE = struct.Struct("<8sHHIIQI")
 """Magic, version, 0, bytes of the header as stored and inflated, bytes of the file, CRC-32 of all that + header."""
 
@@ -40,6 +41,8 @@ class Container(NamedTuple):
     entries: list[SectionEntry]
     header_bytes: int
     """Prologue and header, as stored."""
+    offset: int = 0
+    """Where it begins in the file at `path`: above 0 for a segment of a larger one."""
 
     @property
     def size(self) -> int:
@@ -50,12 +53,17 @@ class Container(NamedTuple):
 def pack(header: dict, sections: dict[str, bytes]) -> bytes:
     """The whole file. Inverse of `open_container` and `read_section`."""
     table = [SectionEntry(name, len(data), zlib.crc32(data)) for name, data in sections.items()]
-    text = json.dumps({**header, "sections": table}, separators=(",", ":")).encode()
+    head = pack_header({**header, "sections": table}, sum(map(len, sections.values())), VERSION)
+    return b"".join([head, *sections.values()])
+
+
+def pack_header(header: dict, behind: int, version: int) -> bytes:
+    """Prologue and header of a file with `behind` more bytes. Inverse of `read_header`."""
+    text = json.dumps(header, separators=(",", ":")).encode()
     stored = zlib.compress(text, 9)
-    size = PROLOGUE.size + len(stored) + sum(map(len, sections.values()))
-    fields = PROLOGUE.pack(MAGIC, VERSION, 0, len(stored), len(text), size, 0)[:-4]
-    crc = zlib.crc32(fields + stored)
-    return b"".join([fields, struct.pack("<I", crc), stored, *sections.values()])
+    size = PROLOGUE.size + len(stored) + behind
+    fields = PROLOGUE.pack(MAGIC, version, 0, len(stored), len(text), size, 0)[:-4]
+    return fields + struct.pack("<I", zlib.crc32(fields + stored)) + stored
 
 
 def write_container(path: Path, data: bytes) -> None:
@@ -76,20 +84,38 @@ def is_container(path: Path) -> bool:
         return path.suffix == ".hnerv"
 
 
-def open_container(path: Path) -> Container:
-    """Reads and checks prologue and header. Raises UserError for anything that is not a whole file of ours."""
+def is_segmented_file(path: Path) -> bool:
+    """Whether a file of ours holds segments. Reads ten bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC) + 2) == MAGIC + struct.pack("<H", SEGMENTED)
+    except OSError:
+        return False
+
+
+def open_container(path: Path, offset: int = 0, room: int | None = None) -> Container:
+    """Reads and checks prologue and header of a file of one model, or of one within the `room` bytes from `offset` on.
+
+    Raises UserError for anything that is not a whole one of ours.
+    """
+    header, header_bytes, size = read_header(path, VERSION, offset, room)
+    return _checked(path, header, header_bytes, size)._replace(offset=offset)
+
+
+def read_header(path: Path, version: int, offset: int = 0, room: int | None = None) -> tuple[dict, int, int]:
+    """Header, bytes of prologue and header, bytes of the whole. Inverse of `pack_header`. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file; `hnerv encode {path} -o NAME.hnerv` makes one of a run")
     try:
         with path.open("rb") as file:
-            return _read_header(path, file)
+            return _read_header(path, file, version, offset, room)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a file that `hnerv encode` wrote") from error
 
 
 def read_section(container: Container, name: str) -> bytes:
     """The bytes of one section, checked. Raises UserError."""
-    offset = container.header_bytes
+    offset = container.offset + container.header_bytes
     for entry in container.entries:
         if entry.name == name:
             break
@@ -107,28 +133,35 @@ def read_section(container: Container, name: str) -> bytes:
     return data
 
 
-def _read_header(path: Path, file: BinaryIO) -> Container:
+def _read_header(path: Path, file: BinaryIO, wanted: int, offset: int, room: int | None) -> tuple[dict, int, int]:
+    found = file.seek(0, 2) if room is None else room
+    file.seek(offset)
     fields = file.read(PROLOGUE.size)
     if not fields.startswith(MAGIC):
         raise UserError(f"{path} is no .hnerv file: give one that `hnerv encode` wrote")
     if len(fields) < PROLOGUE.size:
         raise UserError(f"{path} is cut short after {len(fields)} bytes: {_COPY}")
     _, version, _, stored_size, text_size, size, crc = PROLOGUE.unpack(fields)
-    if version != VERSION:
-        raise UserError(
-            f"{path} is damaged, or written by a newer hnerv: it has format {version}, this one reads {VERSION}: "
-            f"update hnerv, or {_COPY}"
-        )
-    found = file.seek(0, 2)
+    if version != wanted:
+        raise _of_another_format(path, version, wanted)
     if found != size:
         what = f"is cut short, {found} of {size} bytes are there" if found < size else "has bytes after its end"
         raise UserError(f"{path} {what}: {_COPY}")
-    file.seek(PROLOGUE.size)
     stored = file.read(min(stored_size, size))
     if zlib.crc32(fields[:-4] + stored) != crc:
         raise UserError(f"{path} is damaged in its header: {_COPY}")
-    header = _inflate(path, stored, text_size)
-    return _checked(path, header, PROLOGUE.size + len(stored), size)
+    return _inflate(path, stored, text_size), PROLOGUE.size + len(stored), size
+
+
+def _of_another_format(path: Path, version: int, wanted: int) -> UserError:
+    if (version, wanted) == (SEGMENTED, VERSION):
+        return UserError(
+            f"{path} holds a video in segments, this takes one: `hnerv encode RUN/segments/00000 -o ONE.hnerv` makes it"
+        )
+    return UserError(
+        f"{path} is damaged, or written by a newer hnerv: it has format {version}, this one reads {wanted}: update "
+        f"hnerv, or {_COPY}"
+    )
 
 
 def _inflate(path: Path, stored: bytes, text_size: int) -> dict:

@@ -2,54 +2,79 @@
 
 from __future__ import annotations
 
-from hnerv.codec.file import Bitstream, summed_by_part
+from hnerv.codec.file import Part, summed_by_part
+from hnerv.codec.segmented import Film
 from hnerv.dataset import targets_label
 from hnerv.metrics import bits_per_pixel
 
 
-def rate_of(stream: Bitstream) -> float:
+def rate_of(film: Film) -> float:
     """Bits per pixel: 8 x bytes of the whole file / (frames x height x width)."""
-    scene = stream.scene
-    return bits_per_pixel(stream.size, scene.frames, scene.height, scene.width)
+    return bits_per_pixel(film.size, film.frames, film.grid.height, film.grid.width)
 
 
-def parts_table(stream: Bitstream) -> str:
-    """A line per part, and their sum, which is the file."""
-    scene = stream.scene
+def all_parts(film: Film) -> list[Part]:
+    """Header and sections, those of all segments; their sizes sum to that of the file."""
+    index = [Part("index", 0, film.header_bytes)] if film.header_bytes else []
+    return index + [part for _, stream in film.streams() for part in stream.parts()]
+
+
+def parts_table(film: Film) -> str:
+    """A line per part, over all segments, and their sum, which is the file."""
     rows = [f"{'part':24}{'parameters':>12}{'bits each':>11}{'bytes':>13}{'bpp':>10}"]
-    parts = summed_by_part(stream.parts())
-    for name, parameters, size in (*parts, ("file", sum(part.parameters for part in parts), stream.size)):
+    parts = summed_by_part(all_parts(film))
+    for name, parameters, size in (*parts, ("file", sum(part.parameters for part in parts), film.size)):
         numbers, each = (f"{parameters:,}", f"{8 * size / parameters:.3f}") if parameters else ("-", "-")
-        bpp = bits_per_pixel(size, scene.frames, scene.height, scene.width)
+        bpp = bits_per_pixel(size, film.frames, film.grid.height, film.grid.width)
         rows.append(f"{name:24}{numbers:>12}{each:>11}{size:>13,}{bpp:>10.5f}")
     return "\n".join(rows)
 
 
-def origin_lines(stream: Bitstream) -> str:
-    """What it shows and how it was made."""
-    scene, video, encoder = stream.scene, stream.record["video"], stream.encoder
-    top, left, height, width, *size = video["crop"]
-    made = ", ".join(f"{key} {value}" for key, value in encoder.items())
+def segments_table(film: Film) -> str:
+    """A line per segment: where it is, what it takes."""
+    rows = [f"{'segment':24}{'frames':>16}{'bytes':>20}{'bpp':>10}"]
+    for number, part in enumerate(film.parts):
+        bpp = bits_per_pixel(part.size, part.frames, film.grid.height, film.grid.width)
+        rows.append(f"{number:<24}{f'{part.first}:{part.first + part.frames}':>16}{part.size:>20,}{bpp:>10.5f}")
+    return "\n".join(rows)
+
+
+def origin_lines(film: Film) -> str:
+    """What it shows and how it was made; of one in segments, how the first was."""
+    streams = [stream for _, stream in film.streams()]
+    record, scenes, grid = streams[0].record, [stream.scene for stream in streams], film.grid
+    top, left, height, width, *size = record["video"]["crop"]
+    made = ", ".join(f"{key} {value}" for key, value in streams[0].encoder.items())
+    trained, unseen = (sum(len(getattr(scene, split)) for scene in scenes) for split in ("train", "val"))
+    widths = ", ".join(map(str, sorted({stream.record["model"]["width"] for stream in streams})))
     return "\n".join(
         (
-            f"file     {stream.path}: {stream.size:,} bytes, {rate_of(stream):.5f} bpp",
-            f"video    {video['source']}, crop {height}x{width} at {top},{left} -> {size[0]}x{size[1]}",
-            f"frames   {scene.frames}, {scene.fps:.6g} a second; {len(scene.train)} trained, {len(scene.val)} unseen",
-            f"patches  {scene.rows}x{scene.cols} of {scene.height // scene.rows}x{scene.width // scene.cols}",
-            f"targets  {targets_label(stream.record)}",
-            f"model    {stream.config.model.embedding}, width {stream.record['model']['width']}",
+            f"file     {film.path}: {film.size:,} bytes, {rate_of(film):.5f} bpp",
+            f"video    {record['video']['source']}, crop {height}x{width} at {top},{left} -> {size[0]}x{size[1]}",
+            f"frames   {film.frames}, {film.fps:.6g} a second; {trained} trained, {unseen} unseen"
+            + (f"; in {len(film.parts)} segments" if film.header_bytes else ""),
+            f"patches  {grid.rows}x{grid.cols} of {grid.height // grid.rows}x{grid.width // grid.cols}",
+            f"targets  {targets_label(record)}",
+            f"model    {streams[0].config.model.embedding}, width {widths}",
             f"encoder  {made}",
         )
     )
 
 
-def as_dict(stream: Bitstream) -> dict[str, object]:
+def as_dict(film: Film) -> dict[str, object]:
     """The same as a plain dictionary, every section on its own."""
-    return {
-        "file": str(stream.path),
-        "bytes": stream.size,
-        "bpp": rate_of(stream),
-        "parts": [part._asdict() for part in stream.parts()],
-        "encoder": stream.encoder,
-        "record": stream.record,
-    }
+    whole = {"file": str(film.path), "bytes": film.size, "bpp": rate_of(film), "frames": film.frames}
+    segments = [
+        {
+            "first": part.first,
+            "frames": part.frames,
+            "bytes": part.size,
+            "parts": [section._asdict() for section in stream.parts()],
+            "encoder": stream.encoder,
+            "record": stream.record,
+        }
+        for part, stream in film.streams()
+    ]
+    if film.header_bytes:
+        return whole | {"index_bytes": film.header_bytes, "segments": segments}
+    return whole | {key: segments[0][key] for key in ("parts", "encoder", "record")}

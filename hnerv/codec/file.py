@@ -49,8 +49,9 @@ def encode_model(weights: dict[str, Tensor], scales: dict[str, Scale | None], re
 class Bitstream:
     """An opened file; its sections are read when a model is asked for. Raises UserError for what is no whole file."""
 
-    def __init__(self, path: Path) -> None:
-        self.container: Container = open_container(path)
+    def __init__(self, path: Path, offset: int = 0, room: int | None = None) -> None:
+        """`offset` and `room` (bytes) are those of a segment of a larger file."""
+        self.container: Container = open_container(path, offset, room)
         try:
             self.record, self.encoder = self.container.header["record"], self.container.header["encoder"]
             if missing := RECORD_KEYS - set(self.record):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from hnerv.codec.segmented import Film
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
 
@@ -34,3 +35,12 @@ def _times(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tensor
 
 def _pictures(rgb: torch.Tensor) -> np.ndarray:
     return rgb.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def play_film(
+    film: Film, frames: Sequence[int], device: torch.device, patch: int | None = None
+) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB of a file, or of one `patch` of each (h, w, 3); one segment is in memory at a time."""
+    for part, inner in film.by_part(frames):
+        model = film.stream(part).model(("rgb_head",), range(min(inner), max(inner) + 1)).to(device)
+        yield from play(model, inner) if patch is None else play_patch(model, inner, patch)

@@ -1,5 +1,6 @@
 """Model, video and targets -> Report; its tags, tables and files."""
 
+from hnerv.evaluation.combining import combined
 from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.files import write_files
 from hnerv.evaluation.images import write_images
@@ -13,6 +14,7 @@ __all__ = [
     "OpenedRun",
     "Report",
     "SplitReport",
+    "combined",
     "cost_of",
     "eval_values",
     "evaluate",

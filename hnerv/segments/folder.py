@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from hnerv.clip.targets import rows_of_file
 from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
 from hnerv.flags import SEGMENT_INITS
@@ -98,3 +99,8 @@ def _check(frames: object, segments: tuple[Segment, ...]) -> None:
         at += segment.count
     if not isinstance(frames, str) or not segments:
         raise ValueError("it has no segments")
+
+
+def targets_of(name: str, part: Part) -> str:
+    """--clip-targets of the whole as that of one segment; as it is where there are no segments, or no file is named."""
+    return rows_of_file(name, part.first, part.count) if part.count and name not in ("", "none") else name

@@ -54,10 +54,9 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
 
 def choice_of(segment: Segment, choice: Choice) -> Choice:
     """What is trained in one segment of a video."""
-    changes: dict[str, object] = {"frames": segment.frames}
-    if choice.config.clip.clip_targets:
-        changes["clip_targets"] = rows_of_file(choice.config.clip.clip_targets, segment.first, segment.count)
-    return choice._replace(config=choice.config.replaced(changes))
+    targets = choice.config.clip.clip_targets
+    rows = rows_of_file(targets, segment.first, segment.count) if targets else ""
+    return choice._replace(config=choice.config.replaced({"frames": segment.frames, "clip_targets": rows}))
 
 
 def _train_one(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.codec import Bitstream, Options, encode_run, open_stream, summed_by_part
+from hnerv.codec import Bitstream, Options, encode_run, open_film, open_stream, summed_by_part
 from hnerv.codec import file as file_module
 from hnerv.codec.allocation import Bits, range_scales
 from hnerv.codec.bitstream import coded_values, layout, read_tensors, write_sections
@@ -156,20 +156,20 @@ def test_slices_that_were_not_read_are_zero():
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_parts_sum_to_the_file_and_nothing_is_left_out_of_the_rate(coded, embedding):
     stream = Bitstream(coded(embedding))
-    size = stream.path.stat().st_size
-    assert stream.size == size
+    size, film = stream.path.stat().st_size, open_film(stream.path)
+    assert stream.size == film.size == size
     for parts in (stream.parts(), summed_by_part(stream.parts())):
         assert sum(part.size for part in parts) == size
         assert sum(part.parameters for part in parts) == sum(p.numel() for p in stream.model().parameters())
-    assert rate_of(stream) == 8 * size / (12 * 32 * 64)
-    rows = [line.split() for line in parts_table(stream).splitlines()]
+    assert rate_of(film) == 8 * size / (12 * 32 * 64)
+    rows = [line.split() for line in parts_table(film).splitlines()]
     assert [row[0] for row in rows] == [
         "part", "header", "embedding", "decoder.stem", "decoder.stages.0", "decoder.stages.1", "decoder.stages.2",
         "rgb_head", "clip_head", "file",
     ]  # fmt: skip
     found = [int(row[3].replace(",", "")) for row in rows[1:]]
     assert sum(found[:-1]) == found[-1] == size
-    assert float(rows[-1][4]) == pytest.approx(rate_of(stream), abs=1e-5)
+    assert float(rows[-1][4]) == pytest.approx(rate_of(film), abs=1e-5)
 
 
 def test_the_file_names_no_folder_of_this_machine(run_of, coded, film, targets_file):
@@ -218,7 +218,7 @@ def test_a_damaged_head_hurts_only_who_needs_it(forge):
 
 def test_what_is_told_of_a_file(coded):
     stream = Bitstream(coded("encoder"))
-    text = origin_lines(stream)
+    text = origin_lines(open_film(stream.path))
     for words in (
         "film, crop 32x64 at 0,0 -> 32x64",
         "12, 24 a second; 8 trained, 2 unseen",
@@ -226,9 +226,9 @@ def test_what_is_told_of_a_file(coded):
         "encoder",
     ):
         assert words in text
-    told = json.loads(json.dumps(as_dict(stream)))
+    told = json.loads(json.dumps(as_dict(open_film(stream.path))))
     assert told["bytes"] == stream.size == sum(part["size"] for part in told["parts"])
-    assert told["bpp"] == rate_of(stream) and told["encoder"]["epoch"] == 3
+    assert told["bpp"] == rate_of(open_film(stream.path)) and told["encoder"]["epoch"] == 3
     assert told["record"] == stream.record
 
 

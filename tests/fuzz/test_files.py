@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.clip.targets import read_targets_file
-from hnerv.codec import Bitstream, play
+from hnerv.codec import Bitstream, open_film, play
 from hnerv.codec.container import pack, read_section
 from hnerv.codec.describing import as_dict, origin_lines, parts_table
 from hnerv.evaluation.opening import open_checkpoint
@@ -291,7 +291,8 @@ def use_stream(settled, refused):
         stream = settled(lambda: Bitstream(path))
         if stream is refused:
             return
-        assert parts_table(stream) and origin_lines(stream) and json.dumps(as_dict(stream))
+        film = open_film(path)
+        assert parts_table(film) and origin_lines(film) and json.dumps(as_dict(film))
         settled(stream.check)
         model = settled(stream.model)
         if model is not refused and stream.scene.height * stream.scene.width < 1 << 16:

@@ -17,14 +17,6 @@ from hnerv.training.running import start_from
 SEGMENTS = ["--segment-frames", "4"]
 
 
-@pytest.fixture(scope="module")
-def divided(tmp_path_factory, train, flags) -> Path:
-    """12 frames in three segments of four, of which frame 5 of each six would be unseen: all are trained."""
-    output = tmp_path_factory.mktemp("divided")
-    assert train(output, [*flags(data_split="2_3_4"), *SEGMENTS]) == 0
-    return output / "run"
-
-
 def weights(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "latest.pt")["model"]
 
