@@ -15,7 +15,7 @@ from hnerv.flags import Parser
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; several stand side by side")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run or fleet; runs stand side by side")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE",
         help="the page; otherwise RUN/report.html, of several runs report.html beside the first one's folder",
@@ -29,6 +29,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Evaluates first where eval/ is missing or older than the checkpoint."""
+    from hnerv.fleet import table
+    from hnerv.fleet.page import write_page as fleet_page
     from hnerv.report.making import Wishes, tell
     from hnerv.report.page import write_page
 
@@ -36,6 +38,10 @@ def run(ask: argparse.Namespace) -> None:
         raise UserError(f"--frames {ask.frames} is below 1: give 1 or more")
     path = ask.out or page_path(ask.runs)
     check_output(path, "--out", overwrite=ask.overwrite or not ask.out)
+    if len(ask.runs) == 1 and table.is_fleet(ask.runs[0]):
+        size = fleet_page(path, ask.runs[0].resolve().name, table.read_rows(ask.runs[0]))
+        print(f"report:    {path} ({size / 1e6:.1f} MB)")
+        return
     stories = tell(ask.runs, Wishes(pick_device(ask.device), ask.data, ask.clip_targets, ask.frames))
     for story in stories:
         for sentence in story.missing:

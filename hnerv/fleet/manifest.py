@@ -21,7 +21,7 @@ from hnerv.video.images import SUFFIXES
 VIDEOS = {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".ogv", ".wmv", ".flv"}
 """Of a folder, the files that are taken for videos."""
 RESERVED = {
-    "fleet.csv", "fleet.jsonl", "fleet.html", "manifest.jsonl", "running.json",
+    "fleet.csv", "fleet.jsonl", "report.html", "manifest.jsonl", "running.json",
     "segments", "checkpoints", "tensorboard", "eval",
 }  # fmt: skip
 """No part of a name: what a fleet's folder, or a run's, holds beside runs."""

@@ -89,3 +89,11 @@ def test_status_needs_no_ray(folder, hnerv_main, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert hnerv_main("fleet", folder, "--status") == 0
     assert "1 finished, 1 failed" in capsys.readouterr().out
+
+
+def test_the_page_holds_the_table_and_escapes_it(folder, hnerv_main, capsys):
+    Ledger(folder).note("four", "failed", cause="<script>x</script> & more")
+    assert hnerv_main("report", folder) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "4 videos: 1 finished, 2 failed" in page and "30.50" in page and "http" not in page.split("</style>")[1]
+    assert "&lt;script&gt;x&lt;/script&gt; &amp; more" in page and "<script>x" not in page
