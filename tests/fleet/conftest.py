@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+NODE = """
+import json, sys
+from ray.cluster_utils import Cluster
+words = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
+nodes = Cluster(initialize_head=True, head_node_args=words | {"ray_client_server_port": int(sys.argv[1])})
+print(json.dumps([nodes.address, [one.process.pid for one in nodes.head_node.all_processes["raylet"]]]), flush=True)
+sys.stdin.read()
+nodes.shutdown()
+"""
+"""A process of its own: what Ray leaves open there is no warning here."""
+
+
+class Ray(NamedTuple):
+    """A cluster's address for a driver on one of its nodes, that for clients, its raylets."""
+
+    address: str
+    for_clients: str
+    raylets: list[int]
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator:
-    """Two CPUs. Its processes end with the tests."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own
-        pytest.importorskip("ray")
-        from ray.cluster_utils import Cluster
-
-    words = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args=words)
-    yield nodes
-    nodes.shutdown()
+def cluster() -> Iterator[Ray]:
+    """One node of two CPUs. Its processes end with the tests."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    port, pipe = free_port(), subprocess.PIPE
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", NODE, str(port)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment) as process:
+        address, raylets = json.loads(next(line for line in process.stdout if line.startswith(b"[")))
+        yield Ray(address, f"ray://127.0.0.1:{port}", raylets)
+        process.stdin.close()
 
 
 @pytest.fixture
 def fleet(cluster, hnerv_main, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """fleet(source, output, *flags) runs the command on `cluster` -> exit status. It forgets no handler of a signal."""
 
-    def run(source: Path, output: Path, *flags: str) -> int:
+    def run(source: Path, output: Path, *flags: str, address: str = "") -> int:
         words = ["hnerv", "fleet", source, "-o", output, *flags]
         monkeypatch.setattr(sys, "argv", [*map(str, words)])
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -47,7 +79,10 @@ def fleet(cluster, hnerv_main, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                     "ignore", category=ResourceWarning
                 )  # of sockets that Ray leaves to the collector
                 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-                return hnerv_main("fleet", source, "-o", output, "--address", cluster.address, *flags)
+                try:
+                    return hnerv_main("fleet", source, "-o", output, "--address", address or cluster.address, *flags)
+                finally:
+                    gc.collect()  # here, where what Ray has left open is no error
         finally:
             threading.excepthook, sys.excepthook = hook
             for number, handler in before.items():
@@ -73,7 +108,7 @@ def words(flags) -> Callable[..., list[str]]:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch):
     """benchmarks/fleet.py as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import fleet as module
 
     yield module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,14 +26,9 @@ def manifest(path: Path, *rows: dict) -> Path:
     return path
 
 
-@pytest.fixture
-def raylets(cluster) -> list[int]:
-    return [process.process.pid for process in cluster.head_node.all_processes["raylet"]]
-
-
-def begun(output: Path, steps: int = 6):
-    """A condition: some task has handed a checkpoint over and trained on."""
-    return lambda: any(mark.saved >= steps for mark in read_marks(output / "running.json").values())
+def begun(output: Path):
+    """A condition: a checkpoint has been handed over."""
+    return lambda: any(output.glob("*/" + LATEST))
 
 
 def test_its_runs_are_those_of_the_single_command(fleet, films, words, train, tmp_path, bench, capsys, snapshot):
@@ -40,18 +36,17 @@ def test_its_runs_are_those_of_the_single_command(fleet, films, words, train, tm
         {"data": "films/film0"},
         {"data": "films/film1", "name": "other/one", "epochs": 3},
         {"data": "films/gone"},
-        {"data": "films/film0", "name": "narrow", "crop": "31x64"},
     ]
     source, output = manifest(tmp_path / "fleet.jsonl", *rows), tmp_path / "fleet"
     assert fleet(source, output, *words()) == 1
     out, err = capsys.readouterr()
-    assert "2 of 4 videos failed, such as" in err and len(err.splitlines()) == 1
+    assert "1 of 3 videos failed, such as gone: " in err and len(err.splitlines()) == 1
     for name, film, epochs in (("film0", "film0", 5), ("other/one", "film1", 3)):
         assert train(tmp_path / "single", words(data=films / film, epochs=epochs), name) == 0
         assert bench.equal_runs(output / name, tmp_path / "single" / name)
     found = {row.name: row for row in table.read_rows(output)}
-    assert [row.state for row in found.values()] == ["finished", "finished", "failed", "failed"]
-    assert "is neither a file nor a folder" in found["gone"].cause and "31" in found["narrow"].cause
+    assert [row.state for row in found.values()] == ["finished", "finished", "failed"]
+    assert "is neither a file nor a folder" in found["gone"].cause
     with (output / "fleet.csv").open(newline="") as file:
         cells = list(csv.DictReader(file))
     values = [json.loads(line) for line in (output / "film0" / "metrics.jsonl").read_text().splitlines()]
@@ -61,16 +56,16 @@ def test_its_runs_are_those_of_the_single_command(fleet, films, words, train, tm
     assert all(name in out for name in found)
 
     before = snapshot(output)
-    assert fleet(source, output, *words()) == 1  # tries the failed ones again, and nothing else
+    assert fleet(source, output, *words()) == 1  # tries the failed one again, and nothing else
     after = snapshot(output)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     assert changed <= {"fleet.jsonl", "fleet.csv"}
     lines = (output / "fleet.jsonl").read_text().splitlines()
-    assert sum('"finished"' in line for line in lines) == 2 and sum('"failed"' in line for line in lines) == 4
+    assert sum('"finished"' in line for line in lines) == 2 and sum('"failed"' in line for line in lines) == 2
 
     capsys.readouterr()
     assert fleet(source, output, *words(lr=0.5)) == 1  # other settings: refused, not trained over
-    assert "4 of 4 videos failed" in (err := capsys.readouterr().err) and "another configuration" in err
+    assert "3 of 3 videos failed" in (err := capsys.readouterr().err) and "another configuration" in err
     assert "--exp-id" not in err
     assert {name: data for name, data in snapshot(output).items() if name.endswith(".pt")} == {
         name: data for name, data in after.items() if name.endswith(".pt")
@@ -93,43 +88,50 @@ def test_segments_are_tasks_and_end_as_those_of_the_single_command(fleet, films,
     assert table.read_rows(tmp_path / "fleet")[0].state == "finished"
 
 
+@pytest.fixture
+def long(films, words, tmp_path) -> tuple[Path, list[str]]:
+    """A fleet of one video, and flags that let it train for a while."""
+    return manifest(tmp_path / "fleet.jsonl", {"data": "films/film1"}), words(epochs=80, eval_freq=40, params_freq=40)
+
+
 def test_a_killed_worker_costs_the_steps_since_its_checkpoint(
-    fleet, films, words, train, tmp_path, bench, when, raylets, capsys
+    fleet, cluster, films, long, train, tmp_path, bench, when, capsys
 ):
-    flags, output = words(epochs=60, eval_freq=20), tmp_path / "fleet"
-    ready, killed = begun(output), []
+    (source, flags), output, killed = long, tmp_path / "fleet", []
+    ready = begun(output)
 
     def kill(found) -> None:
         killed.append(found[1])
         os.kill(found[0], signal.SIGKILL)
 
-    when(lambda: ready() and bench.a_worker(raylets), kill)
-    assert fleet(films, output, *flags) == 0
-    assert killed
-    rows = {row.name: row for row in table.read_rows(output)}
-    assert rows[killed[0]].retries == 1 and sum(row.retries for row in rows.values()) == 1
-    assert 0 <= rows[killed[0]].repeated_steps < 3 * 60
-    for name in rows:
-        assert train(tmp_path / "single", [*flags, "--data", films / name], name) == 0
-        assert bench.equal_runs(output / name, tmp_path / "single" / name)
-    assert "1 retries" in capsys.readouterr().out
+    when(lambda: ready() and bench.a_worker(cluster.raylets), kill)
+    assert fleet(source, output, *flags) == 0
+    assert killed == ["film1"]
+    (row,) = table.read_rows(output)
+    assert row.retries == 1 and 0 <= row.repeated_steps < 3 * 80
+    assert f"1 retries, {row.repeated_steps} steps repeated" in capsys.readouterr().out
+    assert train(tmp_path / "single", [*flags, "--data", films / "film1"]) == 0
+    assert bench.equal_runs(output / "film1", tmp_path / "single" / "run")
 
 
-def test_a_stopped_driver_keeps_all_that_was_trained(fleet, films, words, train, tmp_path, bench, when, capsys):
-    flags, output = words(epochs=60, eval_freq=20), tmp_path / "fleet"
+def test_a_stopped_driver_keeps_all_that_was_trained(fleet, films, long, train, tmp_path, bench, when, capsys):
+    (source, flags), output = long, tmp_path / "fleet"
     when(begun(output), lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    assert fleet(films, output, *flags) == 143
-    assert "the same command goes on" in capsys.readouterr().err
+    assert fleet(source, output, *flags) == 143
+    assert "0 of 1 videos are done; the same command goes on" in capsys.readouterr().err
     assert read_marks(output / "running.json") == {} and not (output / ".lock").exists()
-    assert any((output / name / LATEST).is_file() for name in ("film0", "film1"))
-    assert fleet(films, output, *flags) == 0
-    for name in ("film0", "film1"):
-        assert train(tmp_path / "single", [*flags, "--data", films / name], name) == 0
-        assert bench.equal_runs(output / name, tmp_path / "single" / name)
-    assert sum(row.repeated_steps for row in table.read_rows(output)) == 0
+    stopped = torch.load(output / "film1" / LATEST)["progress"]["step"]
+    assert 0 < stopped < 3 * 80
+    assert fleet(source, output, *flags) == 0
+    assert table.read_rows(output)[0].repeated_steps == 0
+    assert train(tmp_path / "single", [*flags, "--data", films / "film1"]) == 0
+    assert bench.equal_runs(output / "film1", tmp_path / "single" / "run")
 
 
-def test_a_video_that_the_worker_does_not_see_is_sent(fleet, films, words, train, tmp_path, bench, monkeypatch):
+def test_a_video_that_the_worker_does_not_see_is_sent(
+    fleet, cluster, films, words, train, tmp_path, bench, monkeypatch
+):
+    """By way of ray://, where the driver is no part of the cluster."""
     seen, real = [], driving.place_of
 
     def elsewhere(data: str):
@@ -139,7 +141,7 @@ def test_a_video_that_the_worker_does_not_see_is_sent(fleet, films, words, train
     monkeypatch.setattr(driving, "place_of", elsewhere)
     flags = words(epochs=2)
     source = manifest(tmp_path / "fleet.jsonl", {"data": str(films / "film1")})
-    assert fleet(source, tmp_path / "fleet", *flags) == 0 and len(seen) == 3
+    assert fleet(source, tmp_path / "fleet", *flags, address=cluster.for_clients) == 0 and len(seen) == 3
     assert train(tmp_path / "single", [*flags, "--data", films / "film1"], "film1") == 0
     assert bench.equal_runs(tmp_path / "fleet" / "film1", tmp_path / "single" / "film1")
     record = json.loads((tmp_path / "fleet" / "film1" / "config.json").read_text())
@@ -183,6 +185,7 @@ def test_what_does_not_go_together_is_refused(films, hnerv_main, tmp_path, monke
 
 def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):
     """In a process of its own, as a user runs it: nothing but our lines, and no process is left."""
+    shutil.rmtree(films / "film0")
     code = "from hnerv.cli import main; main()"
     command = [sys.executable, "-c", code, "fleet", films, "-o", tmp_path / "fleet", *words(epochs=1)]
     done = subprocess.run(
@@ -191,4 +194,12 @@ def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "2 videos: 2 finished" in done.stdout
+    assert "1 videos: 1 finished" in done.stdout
+
+
+@pytest.mark.campaign
+def test_three_nodes_twelve_clips_and_three_faults(tmp_path, bench):
+    pytest.importorskip("ray")
+    found = bench.faults(tmp_path / "fleet")
+    assert found["clips"] == found["equal"] == 12 and len(found["faults"]) == 3
+    assert found["retries"] >= 3 and found["steps_repeated"] < found["steps"] / 4
