@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,19 +129,20 @@ def node() -> dict[str, object]:
 def break_everything(nodes, others: list, words: list[str], folder: Path, say: Callable[[str], None]) -> list[str]:
     """Starts the fleet and breaks it three times -> what was broken, and when."""
     seen = []
-    raylets = [process.process.pid for one in (nodes.head_node, *others) for process in one.all_processes["raylet"]]
+    raylets = {process.process.pid: one for one in others for process in one.all_processes["raylet"]}
     with (folder / "driver.txt").open("wb") as log:
         driver = subprocess.Popen(words, env=surroundings(), stdout=log, stderr=subprocess.STDOUT)
         wait_for(lambda: at_work(folder) >= 2, driver)
-        pid, name = wait_for(lambda: a_worker(raylets), driver)
+        pid, name, _ = wait_for(lambda: a_worker(raylets, training(folder)), driver)
         os.kill(pid, signal.SIGKILL)
         seen.append(f"SIGKILL to the worker of {name}, {finished(folder)} clips done")
         say(seen[-1])
         wait_for(lambda: finished(folder) >= 2 and at_work(folder) >= 2, driver)
-        nodes.remove_node(others[0], allow_graceful=False)
-        seen.append(f"a node removed, {finished(folder)} clips done")
+        _, name, raylet = wait_for(lambda: a_worker(raylets, training(folder)), driver)
+        nodes.remove_node(raylets[raylet], allow_graceful=False)
+        seen.append(f"the node of {name} removed, {finished(folder)} clips done")
         say(seen[-1])
-        wait_for(lambda: finished(folder) >= 5 and at_work(folder) >= 1, driver)
+        wait_for(lambda: finished(folder) >= 5 and training(folder), driver)
         driver.kill()
         driver.wait()
         seen.append(f"SIGKILL to the driver, {finished(folder)} clips done")
@@ -170,21 +171,31 @@ def finished(folder: Path) -> int:
 
 def at_work(folder: Path) -> int:
     """Its tasks that have trained a step."""
+    return sum(0 < mark.step < mark.steps for mark in marks(folder).values())
+
+
+def training(folder: Path) -> set[str]:
+    """The clips that have trained beyond a checkpoint that is handed over: what is killed now costs steps."""
+    return {name for name, mark in marks(folder).items() if 0 < mark.saved < mark.step < mark.steps}
+
+
+def marks(folder: Path) -> dict:
+    """How far the clips at work are."""
     from hnerv.fleet.ledger import read_marks
 
-    return sum(0 < mark.step < mark.steps for mark in read_marks(folder / "faults" / "running.json").values())
+    return read_marks(folder / "faults" / "running.json")
 
 
-def a_worker(raylets: list[int]) -> tuple[int, str] | None:
-    """(pid, clip) of a worker of ours that trains: a child of one of these, named by its task."""
+def a_worker(raylets: Container[int], names: Container[str]) -> tuple[int, str, int] | None:
+    """(pid, clip, raylet) of a worker that trains one of these clips: a child of one of these, named by its task."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             title = path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             parent = int(path.with_name("stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-        if title.startswith("ray::hnerv ") and parent in raylets:
-            return int(path.parent.name), title.split()[1]
+        if title.startswith("ray::hnerv ") and parent in raylets and title.split()[1] in names:
+            return int(path.parent.name), title.split()[1], parent
     return None
 
 

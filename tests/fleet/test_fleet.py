@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_the_steps_since_its_checkpoint(
         killed.append(found[1])
         os.kill(found[0], signal.SIGKILL)
 
-    when(lambda: ready() and bench.a_worker(cluster.raylets), kill)
+    when(lambda: ready() and bench.a_worker(cluster.raylets, ["film1"]), kill)
     assert fleet(source, output, *flags) == 0
     assert killed == ["film1"]
     (row,) = table.read_rows(output)
