@@ -16,14 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hnerv.clip.targets import default_cache_dir
-from hnerv.codec import Bitstream, is_container
+from hnerv.codec import Bitstream, is_container, open_film
 from hnerv.config import Config
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing, sha256_of
-from hnerv.model import DualHeadHNeRV, Scene
+from hnerv.model import DualHeadHNeRV, Scene, joined_scene
+from hnerv.segments import is_segmented, parts_of
 
 INDEX_VERSION = 1
 """To be raised when what an index holds, or the arithmetic behind it, changes."""
@@ -56,9 +57,13 @@ class Index(NamedTuple):
 def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     """The index of a .hnerv file, a checkpoint or a run folder (its latest.pt); its video is not looked for.
 
+    That of a run in segments is put together from those of its segments, each of which is kept beside its checkpoint.
+
     Taken from beside the file or from the cache folder if one of them was made of this very content and is sound,
     else computed and, with `keep`, put there. Raises UserError when the model cannot be read or has no CLIP head.
     """
+    if is_segmented(path):
+        return _joined(path, [open_index(part.path, device, keep) for part in parts_of(path)])
     path = checkpoint_of(path)
     digest = _digest(path)
     places = index_places(path, digest)
@@ -101,15 +106,29 @@ def _digest(path: Path) -> str:
 
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
-        stream = Bitstream(path)
-        _check_head(path, stream.record)
-        model, record = stream.model(("clip_head",)), stream.record
-    else:
-        model, record, *_ = open_checkpoint(path)
-        _check_head(path, record)
-        model.keep_for_embed()
+        return _joined(path, [_of_stream(stream, device) for _, stream in open_film(path).streams()])
+    model, record, *_ = open_checkpoint(path)
+    _check_head(path, record)
+    model.keep_for_embed()
+    return _of_model(path, model, record, device)
+
+
+def _of_stream(stream: Bitstream, device: torch.device) -> Index:
+    _check_head(stream.path, stream.record)
+    return _of_model(stream.path, stream.model(("clip_head",)), stream.record, device)
+
+
+def _of_model(path: Path, model: DualHeadHNeRV, record: dict, device: torch.device) -> Index:
     model = model.eval().to(device, memory_format=torch.channels_last)
     return Index(path, predict_embeddings(model), {key: record[key] for key in _KEYS})
+
+
+def _joined(path: Path, parts: list[Index]) -> Index:
+    """One index of those of a video's segments, in order; the configuration is that of the first."""
+    if len(parts) == 1:
+        return parts[0]._replace(path=path)
+    record = {**parts[0].record, "scene": joined_scene([part.scene for part in parts]).to_dict()}
+    return Index(path, torch.cat([part.embeddings for part in parts]), record)
 
 
 def _check_head(path: Path, record: dict) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hnerv.codec import Bitstream, is_container, play
+from hnerv.codec import is_container, open_film, play, play_film
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import open_checkpoint
+from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
 from hnerv.search.report import time_code
+from hnerv.segments import parts_of
 
 TILE_WIDTH = 480
 COLUMNS = 3
@@ -30,11 +31,19 @@ _RAMP = np.array([[20, 40, 120], [30, 120, 180], [90, 190, 140], [245, 215, 80],
 
 
 def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> dict[int, np.ndarray]:
-    """{frame: (H, W, 3) uint8} of a .hnerv file or a checkpoint; of a file only what these frames need is read."""
+    """{frame: (H, W, 3) uint8} of a .hnerv file, a checkpoint or a run in segments; only what they need is read."""
     wanted = sorted(set(frames))
-    model = Bitstream(path).model(("rgb_head",), wanted) if is_container(path) else open_checkpoint(path).model
-    model = model.eval().to(device, memory_format=torch.channels_last)
-    return dict(zip(wanted, play(model, wanted), strict=True))
+    if is_container(path):
+        return dict(zip(wanted, play_film(open_film(path), wanted, device), strict=True))
+    found: dict[int, np.ndarray] = {}
+    for part in parts_of(path):
+        inner = [frame for frame in wanted if not part.count or part.first <= frame < part.first + part.count]
+        if inner:
+            model = open_checkpoint(checkpoint_of(part.path)).model.eval()
+            model = model.to(device, memory_format=torch.channels_last)
+            pictures = play(model, [frame - part.first for frame in inner])
+            found |= dict(zip(inner, pictures, strict=True))
+    return found
 
 
 def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
