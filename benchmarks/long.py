@@ -85,7 +85,7 @@ def commands(ask: argparse.Namespace, folder: Path, video: Path) -> Iterator[tup
     train = [
         ROOT / "train_patch_dual.py", "--exp-id", "long", "--output", folder, "--data", video, "--preset", "demo",
         "--crop", "", "--resize", "", "--modelsize", ask.modelsize, "--epochs", ask.epochs, "--optimizer", "adam",
-        "--pixel-loss-warmup-epochs", 1, "--checkpoint-freq", 0, "--eval-freq", 0, "--images-freq", 0,
+        "--pixel-loss-warmup-epochs", 1, "--checkpoint-freq", ask.epochs, "--eval-freq", 0, "--images-freq", 0,
         "--no-projector", "--clip-weights", "random", "--segment-frames", ask.segment_frames,
     ]  # fmt: skip
     hnerv = ["-c", "from hnerv.cli import main; main()"]
@@ -107,14 +107,14 @@ def commands(ask: argparse.Namespace, folder: Path, video: Path) -> Iterator[tup
 def measured(words: list) -> Cost:
     """Runs a command of this interpreter to its end; raises CalledProcessError where it fails."""
     start = time.perf_counter()
-    log = tempfile.TemporaryFile()
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=log, stderr=log)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        log.seek(0)
-        sys.stderr.write(log.read().decode())
-        raise subprocess.CalledProcessError(process.returncode, process.args)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, *map(str, words)], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            sys.stderr.write(log.read().decode())
+            raise subprocess.CalledProcessError(process.returncode, process.args)
     return Cost(time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9)
 
 
