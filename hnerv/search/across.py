@@ -16,12 +16,10 @@ from hnerv.search.collection import Collection, Member
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, direction_of, find_hits, score_patches
 from hnerv.search.report import as_dict, time_code
-from hnerv.search.vectors import nearest
+from hnerv.search.vectors import error_of, nearest
 
 CANDIDATES, MORE = 50, 8
 """Vectors that the index is first asked for, per hit that is wanted, and how many times more it is asked for then."""
-SLACK = 0.002
-"""By which the score of a vector of norm 1 may be wrong in the index, whose vectors have 8 bits a dimension."""
 
 
 class Found(NamedTuple):
@@ -42,7 +40,7 @@ def find_across(
     """
     direction = direction_of(wanted, unwanted).numpy()
     mean, deviation = collection.moments.spread(direction)
-    slack = SLACK * float(np.linalg.norm(direction))
+    slack = error_of(collection.vectors, direction)
     hits: list[Found] = []
     done: set[str] = set()
     for member, bound in _by_promise(collection, direction, top):

@@ -33,6 +33,7 @@ from hnerv.search.vectors import (
     Stored,
     add_rows,
     faiss_library,
+    fits,
     lay_index,
     outgrown,
     read_vectors,
@@ -79,6 +80,8 @@ class Collection(NamedTuple):
     members: tuple[Member, ...]
     vectors: object
     moments: Moments
+    opened: dict[str, Index]
+    """Of members that were looked into."""
 
     def member_of(self, vector: int) -> Member | None:
         """Whose vector has this id; None where it is nobody's."""
@@ -87,11 +90,15 @@ class Collection(NamedTuple):
 
     def open(self, member: Member, device: torch.device) -> Index:
         """The index of one member, its embeddings on the disk. Raises UserError when its file has changed."""
-        return _opened(self.folder, member, device)
+        if member.path not in self.opened:
+            self.opened[member.path] = _opened(self.folder, member, device)
+        return self.opened[member.path]
 
     def teacher(self, device: torch.device) -> Index:
-        """What the collection imitates, as an index that says so and holds no frames."""
-        first = self.open(self.members[0], device)
+        """What the collection imitates, as an index that says so and holds no frames: of a run, if there is one, since
+        it knows where the weights were."""
+        runs = [member for member in self.members if not member.path.endswith(".hnerv")]
+        first = self.open((runs or self.members)[0], device)
         return Index(self.place, first.embeddings[:0], first.record)
 
 
@@ -116,7 +123,7 @@ def open_collection(folder: Path, device: torch.device) -> Collection:
     if members != before:
         place, stored = _written(folder, _updated(folder, place, stored, members, device))
     held = sorted((member for member in _members(stored) if not member.fault), key=lambda member: member.first)
-    return Collection(folder, place, tuple(held), stored.index, stored.moments)
+    return Collection(folder, place, tuple(held), stored.index, stored.moments, {})
 
 
 def places_of(folder: Path) -> tuple[Path, Path]:
@@ -202,29 +209,45 @@ def _of_one_teacher(members: Sequence[Member]) -> list[Member]:
 def _updated(folder: Path, place: Path, stored: Stored | None, members: list[Member], device: torch.device) -> Stored:
     """An index of `members` in memory: the former one changed where that will do, else one that is laid anew."""
     count = sum(member.count for member in members if not member.fault)
-    stay = [member for member in members if member.first >= 0]
-    former = (
-        _changeable(place, stored) if stay and not outgrown(stored.index, stored.table["laid_for"], count) else None
-    )
-    if former is None:
-        members, laid_for, after = [member._replace(first=-1) for member in members], count, 0
-        index, moments = lay_index(_sample(folder, members, count, device), count), None
-    else:
-        (index, moments, table), kept = former, {member.first for member in stay}
-        laid_for, after = table["laid_for"], table["after"]
-        if gone := [(m.first, m.end) for m in _members(former) if m.first >= 0 and m.first not in kept]:
-            remove_ranges(index, gone)
-            moments = reduce(add, (Moments.of(_rows(folder, member, device)) for member in stay))
-    for at, member in enumerate(members):
-        if member.fault or member.first >= 0:
-            continue
-        rows = _rows(folder, member, device)
-        add_rows(index, rows, after)
-        moments = Moments.of(rows) if moments is None else moments + Moments.of(rows)
-        members[at], after = member._replace(first=after), after + member.count
-    return Stored(
-        index, moments, {"members": [list(member) for member in members], "laid_for": laid_for, "after": after}
-    )
+    if stored and any(member.first >= 0 for member in members):
+        former = None if outgrown(stored.index, stored.table["laid_for"], count) else _changeable(place, stored)
+        made = former and _with_new(folder, _without_gone(folder, former, members, device), members, device)
+        if made:
+            return made
+    sample = _sample(folder, members, count, device)
+    dim = sample.shape[1]
+    table = {"members": [], "laid_for": count, "after": 0}
+    empty = Stored(lay_index(sample, count), Moments(0, np.zeros(dim), np.zeros((dim, dim))), table)
+    return _with_new(folder, empty, [member._replace(first=-1) for member in members], device, must=True)
+
+
+def _without_gone(folder: Path, stored: Stored, members: Sequence[Member], device: torch.device) -> Stored:
+    """The vectors taken out that are none of `members`."""
+    kept = {member.first: member for member in members if member.first >= 0}
+    gone = [(member.first, member.end) for member in _members(stored) if member.first not in {-1, *kept}]
+    if not gone:
+        return stored
+    remove_ranges(stored.index, gone)
+    moments = reduce(add, (Moments.of(_rows(folder, member, device)) for member in kept.values()))
+    return stored._replace(moments=moments)
+
+
+def _with_new(
+    folder: Path, stored: Stored, members: Sequence[Member], device: torch.device, must: bool = False
+) -> Stored | None:
+    """The vectors put in of those of `members` that have none yet; None where they do not fit and need not."""
+    index, moments, table = stored
+    found, after = [], table["after"]
+    for member in members:
+        if not member.fault and member.first < 0:
+            rows = _rows(folder, member, device)
+            if not must and not fits(index, rows):
+                return None
+            add_rows(index, rows, after)
+            moments, member = moments + Moments.of(rows), member._replace(first=after)
+            after = member.end
+        found.append(list(member))
+    return Stored(index, moments, {**table, "members": found, "after": after})
 
 
 def _changeable(place: Path, stored: Stored) -> Stored | None:

@@ -23,10 +23,14 @@ VERSION = 1
 """To be raised when the file, or the arithmetic behind it, changes."""
 EXACT_BELOW = 20_000
 """Vectors up to which each is compared with the query, in fp32; beyond, 8 bits a dimension and the nearest lists."""
-PROBED = 4
-"""A query looks into the nearest lists, one in PROBED of them."""
+PROBED, LEAST = 8, 64
+"""A query looks into the nearest lists, one in PROBED of them, at least LEAST."""
 TRAINED_PER_LIST, ROUNDS = 64, 10
 """Vectors per list that k-means sees, and its rounds."""
+MARGIN, CLIPPED = 0.25, 0.001
+"""By how much of it the range of a dimension in the sample is widened on either side; and the share of numbers beyond
+that range, of those looked at, from which on it is too narrow."""
+LOOKED_AT = 256
 GROWTH = 4
 """The lists are laid anew once there are so many times the vectors that they were laid for."""
 _MAGIC = b"hnervidx"
@@ -46,8 +50,11 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Moments:
-        """rows (N, D)."""
-        return cls(len(rows), rows.sum(0, dtype=np.float64), (rows.T @ rows).astype(np.float64))
+        """rows (N, D) fp32; the products are those of their differences from the mean, for the sake of precision."""
+        total, near = rows.sum(0, dtype=np.float64), rows.mean(0)
+        apart, near = rows - near, near.astype(np.float64)
+        mixed = np.outer(near, total - len(rows) * near)
+        return cls(len(rows), total, apart.T @ apart + mixed + mixed.T + len(rows) * np.outer(near, near))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
@@ -103,10 +110,34 @@ def lay_index(sample: np.ndarray, count: int):
         index = faiss.IndexIVFScalarQuantizer(
             centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
+        index.sq.rangestat_arg = MARGIN
     index.cp.niter, index.cp.seed = ROUNDS, 0
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINED_PER_LIST
     index.train(sample)
     return index
+
+
+def fits(index, rows: np.ndarray) -> bool:
+    """Whether the 8 bits of an index can hold rows (N, D), of which some are looked at."""
+    if index.nlist == 1:
+        return True
+    some = np.ascontiguousarray(rows[:: -(-len(rows) // LOOKED_AT)])
+    wrong = np.abs(index.sa_decode(index.sa_encode(some)) - some)
+    return float((wrong > _steps(index)).mean()) <= CLIPPED
+
+
+def error_of(index, direction: np.ndarray) -> float:
+    """What a score with direction (D,) may be wrong by in the index: six deviations of what rounding adds up to."""
+    if index.nlist == 1:
+        return 0.0
+    return 6 * float(np.linalg.norm(direction * _steps(index))) / 12**0.5
+
+
+def _steps(index) -> np.ndarray:
+    """(D,), from one of the 256 values of each dimension to the next."""
+    import faiss
+
+    return faiss.vector_to_array(faiss.downcast_index(index).sq.trained).reshape(2, -1)[1] / 255
 
 
 def add_rows(index, rows: np.ndarray, first: int) -> None:
@@ -123,10 +154,10 @@ def remove_ranges(index, ranges: Sequence[tuple[int, int]]) -> None:
 
 def nearest(index, direction: np.ndarray, count: int, share: int = PROBED) -> tuple[np.ndarray, np.ndarray]:
     """Scores, descending, and ids of at most `count` vectors that score highest with direction (D,), in one list of
-    `share`: PROBED for nearly all of them, 1 for all."""
+    `share` (1: in all)."""
     faiss = faiss_library()
     index.parallel_mode = 1  # one query at a time: its lists are what threads can share
-    probes = faiss.SearchParametersIVF(nprobe=max(1, index.nlist // share))
+    probes = faiss.SearchParametersIVF(nprobe=min(index.nlist, max(LEAST, index.nlist // share)))
     scores, ids = index.search(direction[None].astype(np.float32), min(count, index.ntotal), params=probes)
     return scores[0][ids[0] >= 0], ids[0][ids[0] >= 0]
 
