@@ -214,7 +214,7 @@ def test_an_embedding_file_that_is_gone_is_computed_again(own, computed):
     for path in own.rglob("*.index.safetensors"):
         path.unlink()
     del computed[:]
-    assert agree(found_in(opened, directions()[0], 5), before) and computed
+    assert agree(found_in(open_collection(own, CPU), directions()[0], 5), before) and computed
 
 
 def test_a_video_that_changes_after_the_opening_is_refused(own):
