@@ -76,6 +76,17 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     return index
 
 
+def map_index(path: Path, digest: str, device: torch.device) -> Index:
+    """That of a file of this sha256, as it is kept: not checked again, its embeddings read as they are used.
+
+    Where none is kept it is what `open_index` finds. Raises UserError.
+    """
+    for place in index_places(path, digest):
+        if found := _read(place, path, digest, check=False):
+            return found
+    return open_index(path, device)
+
+
 def index_places(path: Path, digest: str) -> tuple[Path, Path]:
     """Where the index of a file of this sha256 is kept: beside it, or where that cannot be written, in the cache."""
     cached = default_cache_dir() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
@@ -136,7 +147,7 @@ def _check_head(path: Path, record: dict) -> None:
         raise UserError(f"{path} has no CLIP head, so nothing in it can be searched: train a run with CLIP targets")
 
 
-def _read(place: Path, path: Path, digest: str) -> Index | None:
+def _read(place: Path, path: Path, digest: str, check: bool = True) -> Index | None:
     """None where there is no index, one of another file or version, or none that is sound."""
     from safetensors import SafetensorError, safe_open
 
@@ -145,7 +156,7 @@ def _read(place: Path, path: Path, digest: str) -> Index | None:
             facts, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
         if (facts["version"], facts["source"]) != (str(INDEX_VERSION), digest):
             return None
-        if facts["checksum"] != _checksum(embeddings, facts["record"]):
+        if check and facts["checksum"] != _checksum(embeddings, facts["record"]):
             raise ValueError("its checksum is wrong")
         return Index(path, embeddings, json.loads(facts["record"]))
     except (FileNotFoundError, NotADirectoryError):

@@ -48,14 +48,22 @@ def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> di
 
 def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
     """Writes the frames of the hits as a PNG file, best first, the patch of each outlined. Raises UserError."""
-    scene = index.scene
-    pictures = decode_frames(index.path, [hit.frame for hit in hits], device)
+    contact_sheet_across(path, [("", index, hit) for hit in hits], title, device)
+
+
+def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], title: str, device: torch.device) -> None:
+    """`contact_sheet` of hits in several models, each with the name that it is to bear. Raises UserError."""
+    wanted: dict[Path, list[int]] = {}
+    for _, index, hit in hits:
+        wanted.setdefault(index.path, []).append(hit.frame)
+    pictures = {model: decode_frames(model, frames, device) for model, frames in wanted.items()}
     tiles = []
-    for number, hit in enumerate(hits, start=1):
-        image, scale = _scaled(pictures[hit.frame])
-        _outline(image, scene.grid.origin_of(hit.patch), scene.grid.patch_size, scale)
-        text = f"{number}. {time_code(hit.frame, scene.fps)}, frame {hit.frame}, patch {hit.patch}"
-        tiles.append((image, f"{text}: {hit.score:.4f}, z {hit.z:.2f}"))
+    for number, (name, index, hit) in enumerate(hits, start=1):
+        grid = index.scene.grid
+        image, scale = _scaled(pictures[index.path][hit.frame])
+        _outline(image, grid.origin_of(hit.patch), grid.patch_size, scale)
+        text = f"{number}. {name and f'{name}, '}{time_code(hit.frame, index.scene.fps)}, frame {hit.frame}"
+        tiles.append((image, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}"))
     _save(path, _sheet(tiles, title))
 
 
@@ -102,10 +110,10 @@ def _outline(image: Image.Image, origin: tuple[int, int], size: tuple[int, int],
 
 
 def _sheet(tiles: Sequence[tuple[Image.Image, str]], title: str) -> Image.Image:
-    """Images of one size and their captions under a title."""
+    """Images of one width and their captions under a title."""
     cols = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // cols)
-    width, height = tiles[0][0].size
+    width, height = tiles[0][0].width, max(image.height for image, _ in tiles)
     step = width + _MARGIN, height + _LINE + _MARGIN
     top = _MARGIN + _LINE
     sheet = Image.new("RGB", (_MARGIN + cols * step[0], top + _MARGIN + rows * step[1]), _PAPER)

@@ -30,8 +30,12 @@ def score_patches(embeddings: Tensor, wanted: Tensor, unwanted: Tensor | None = 
 
     The mean of the cosines with the wanted ones, less the mean of those with the unwanted ones.
     """
-    direction = wanted.mean(0) if unwanted is None or not len(unwanted) else wanted.mean(0) - unwanted.mean(0)
-    return embeddings @ direction
+    return embeddings @ direction_of(wanted, unwanted)
+
+
+def direction_of(wanted: Tensor, unwanted: Tensor | None = None) -> Tensor:
+    """(D,) whose inner product with an embedding is its score."""
+    return wanted.mean(0) if unwanted is None or not len(unwanted) else wanted.mean(0) - unwanted.mean(0)
 
 
 def z_scores(scores: np.ndarray) -> np.ndarray:
