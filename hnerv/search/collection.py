@@ -26,7 +26,7 @@ from hnerv.errors import UserError
 from hnerv.evaluation.opening import checkpoint_of
 from hnerv.files import sha256_of
 from hnerv.search.index import Index, map_index, open_index
-from hnerv.search.members import members_of
+from hnerv.search.members import files_of, members_of
 from hnerv.search.vectors import (
     Damaged,
     Moments,
@@ -41,6 +41,7 @@ from hnerv.search.vectors import (
     sample_size,
     write_vectors,
 )
+from hnerv.segments import is_segmented
 
 NAME = "index.faiss"
 _log = logging.getLogger("hnerv")
@@ -173,18 +174,24 @@ def _looked_at(folder: Path, paths: Sequence[str], before: Sequence[Member], dev
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size of the file behind a member and when it, its name or its permissions changed, in ns; -1 where it is gone."""
+    """Size of the files behind a member and when one, its name or its permissions changed, in ns; -1 if one is gone."""
     try:
-        stat = checkpoint_of(path).stat()
+        found = [file.stat() for file in files_of(path)]
     except (UserError, OSError):
         return -1, -1
-    return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
+    return sum(stat.st_size for stat in found), max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in found)
+
+
+def _digest(path: Path) -> str:
+    """Of a member's content. Raises UserError, OSError."""
+    found = [sha256_of(file) for file in files_of(path)]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def _read_member(folder: Path, member: Member, former: Member | None, device: torch.device) -> Member:
     """With what its index says; where the content of its file is what it was, it keeps its vectors."""
     try:
-        digest = sha256_of(checkpoint_of(folder / member.path))
+        digest = _digest(folder / member.path)
         if former and former.digest == digest:
             return former._replace(size=member.size, stamp=member.stamp)
         index = open_index(folder / member.path, device)
@@ -275,7 +282,8 @@ def _rows(folder: Path, member: Member, device: torch.device) -> np.ndarray:
 
 
 def _opened(folder: Path, member: Member, device: torch.device) -> Index:
-    index = map_index(checkpoint_of(folder / member.path), member.digest, device)
+    path = folder / member.path
+    index = open_index(path, device) if is_segmented(path) else map_index(checkpoint_of(path), member.digest, device)
     if index.embeddings.shape[:2] != (member.frames, member.patches):
         raise UserError(f"{folder / member.path} has changed while it was read: search again")
     return index

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hnerv.errors import UserError
+from hnerv.evaluation.opening import checkpoint_of
+from hnerv.segments import is_segmented, parts_of
+
 ASIDE = re.compile(r".+\.old\d+")
 """Folders of runs that --overwrite moved aside."""
 
 
 def is_run(folder: Path) -> bool:
     """Whether it is the folder of a run, finished or not."""
-    return (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
+    return (folder / "config.json").is_file() or (folder / "checkpoints").is_dir() or is_segmented(folder)
 
 
 def is_collection(path: Path) -> bool:
@@ -22,10 +26,25 @@ def is_collection(path: Path) -> bool:
 def members_of(folder: Path) -> list[Path]:
     """The .hnerv files and run folders under a folder, at any depth, sorted; a run counts from its first checkpoint on.
 
+    A run in segments is one, and counts once each of them has a checkpoint.
+
     A file stands for what it was made of: X.hnerv for all that is in X/, beside it or around it, and any file for the
     run in whose folder it lies. Left out are hidden folders, links to folders and runs that --overwrite moved aside.
     """
     return sorted(_under(folder))
+
+
+def files_of(path: Path) -> list[Path]:
+    """Of a member: the file itself, or the checkpoint of every segment of a run. Raises UserError."""
+    return [path] if not path.is_dir() else [checkpoint_of(part.path) for part in parts_of(path)]
+
+
+def _has_models(run: Path) -> bool:
+    """One whose plan is damaged is looked at too, and said to be so there."""
+    try:
+        return all(path.is_file() for path in files_of(run))
+    except UserError:
+        return True
 
 
 def _under(folder: Path) -> list[Path]:
@@ -35,7 +54,7 @@ def _under(folder: Path) -> list[Path]:
     if files and (is_run(folder) or folder.resolve().name in names):
         return files
     if is_run(folder):
-        return [folder] if (folder / "checkpoints" / "latest.pt").is_file() else []
+        return [folder] if _has_models(folder) else []
     found = files
     for path in inside:
         apart = path.name.startswith(".") or path.name in names or path.is_symlink() or ASIDE.fullmatch(path.name)

@@ -374,3 +374,20 @@ def test_the_hits_are_drawn(own, tmp_path, capsys):
         main(["search", str(own), "a red car", "--heatmap", str(tmp_path / "heat.png")])
     assert stop.value.code == 2 and "--heatmap draws one video" in capsys.readouterr().err
     assert not (tmp_path / "heat.png").exists()
+
+
+def test_a_video_in_segments_is_one_member(own, train, flags, clip_weights, make_film, tmp_path):
+    """Its frames are counted over all segments, and a segment that is trained anew is read anew."""
+    film = make_film(tmp_path / "film", shift=50)
+    words = flags(data=film, clip_targets=None, clip_weights=clip_weights, clip_model=NAME)
+    assert train(own, [*words, "--segment-frames", "6"], exp_id="talk") == 0
+    collection = open_collection(own, CPU)
+    (talk,) = [member for member in collection.members if member.path == "talk"]
+    assert talk.frames == 12 and not talk.fault
+    target = collection.open(talk, CPU).embeddings[9, 3]
+    best = find_across(collection, target[None], None, 1, CPU)[0]
+    assert (best.member.path, best.hit.frame, best.hit.patch) == ("talk", 9, 3)
+    assert train(own, [*words, "--segment-frames", "6", "--epochs", "4", "--overwrite"], exp_id="talk") == 0
+    again = open_collection(own, CPU)
+    (changed,) = [member for member in again.members if member.path == "talk"]
+    assert changed.digest != talk.digest

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hnerv.search import is_collection, members_of
+from hnerv.segments import Plan, SegmentedFolder, Wishes, divide, write_plan
 
 
 def lay(root: Path, *paths: str) -> None:
@@ -48,3 +49,15 @@ def test_a_run_a_file_and_nothing_are_no_collections(tmp_path):
     lay(tmp_path, "a/", "b.hnerv", "begun/config.json")
     assert is_collection(tmp_path)
     assert not any(is_collection(tmp_path / name) for name in ("a", "b.hnerv", "begun", "none"))
+
+
+def test_a_run_in_segments_is_one(tmp_path):
+    folder = SegmentedFolder(tmp_path / "talk")
+    write_plan(folder.plan, Plan(Wishes(frames=4), "", divide(range(8), 4)))
+    for name in ("00000", "00001"):
+        assert members_of(tmp_path) == []
+        (folder.path / "segments" / name / "checkpoints").mkdir(parents=True)
+        (folder.path / "segments" / name / "checkpoints" / "latest.pt").touch()
+    assert members_of(tmp_path) == [folder.path] and not is_collection(folder.path)
+    folder.plan.write_text("{}")
+    assert members_of(tmp_path) == [folder.path]
