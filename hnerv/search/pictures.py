@@ -19,12 +19,15 @@ from hnerv.evaluation.opening import open_checkpoint
 from hnerv.files import replacing
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
-from hnerv.search.report import time_code
+from hnerv.search.report import patch_list, time_code
 
 TILE_WIDTH = 480
 COLUMNS = 3
 _MARGIN, _LINE, _FONT = 12, 22, 15
 _PAPER, _INK, _FRAME = (24, 24, 26), (235, 235, 235), (255, 214, 0)
+_BOLD = ((0, (0, 0, 0)), (1, _FRAME), (2, _FRAME), (3, _FRAME), (4, (0, 0, 0)))
+_THIN = ((0, (0, 0, 0)), (1, _INK), (2, (0, 0, 0)))
+"""Outlines, from the edge of a patch inwards: (pixels from it, colour)."""
 _RAMP = np.array([[20, 40, 120], [30, 120, 180], [90, 190, 140], [245, 215, 80], [230, 70, 40]], dtype=np.float64)
 """Colours from the least to the greatest score of the video."""
 
@@ -38,15 +41,18 @@ def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> di
 
 
 def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
-    """Writes the frames of the hits as a PNG file, best first, the patch of each outlined. Raises UserError."""
+    """Writes the frames of the hits as a PNG file, best first, the patch of each outlined, others of it thinly."""
     scene = index.scene
     pictures = decode_frames(index.path, [hit.frame for hit in hits], device)
     tiles = []
     for number, hit in enumerate(hits, start=1):
         image, scale = _scaled(pictures[hit.frame])
+        for patch in hit.also:
+            _outline(image, scene.grid.origin_of(patch), scene.grid.patch_size, scale, _THIN)
         _outline(image, scene.grid.origin_of(hit.patch), scene.grid.patch_size, scale)
         text = f"{number}. {time_code(hit.frame, scene.fps)}, frame {hit.frame}, patch {hit.patch}"
-        tiles.append((image, f"{text}: {hit.score:.4f}, z {hit.z:.2f}"))
+        others = f", also {patch_list(hit)}" if hit.also else ""
+        tiles.append((image, f"{text}: {hit.score:.4f}, z {hit.z:.2f}{others}"))
     _save(path, _sheet(tiles, title))
 
 
@@ -82,11 +88,17 @@ def _scaled(picture: np.ndarray, width: int = TILE_WIDTH) -> tuple[Image.Image, 
     return Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), width / own
 
 
-def _outline(image: Image.Image, origin: tuple[int, int], size: tuple[int, int], scale: float) -> None:
+def _outline(
+    image: Image.Image,
+    origin: tuple[int, int],
+    size: tuple[int, int],
+    scale: float,
+    lines: Sequence[tuple[int, tuple[int, int, int]]] = _BOLD,
+) -> None:
     """A bright frame between two dark ones, to be seen on any picture; it lies inside the patch."""
     top, left, bottom, right = (round(scale * v) for v in (*origin, origin[0] + size[0], origin[1] + size[1]))
     pen = ImageDraw.Draw(image)
-    for inset, colour in ((0, (0, 0, 0)), (1, _FRAME), (2, _FRAME), (3, _FRAME), (4, (0, 0, 0))):
+    for inset, colour in lines:
         box = left + inset, top + inset, right - 1 - inset, bottom - 1 - inset
         if box[2] > box[0] and box[3] > box[1]:
             pen.rectangle(box, outline=colour)
