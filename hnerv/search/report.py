@@ -19,9 +19,8 @@ def time_code(frame: int, fps: float) -> str:
 
 def hits_table(hits: Sequence[Hit], scene: Scene) -> str:
     """A line per hit, best first; `also` are patches."""
-    rows = [
-        f"{'':>3} {'time':12} {'frame':>6} {'patch':>6} {'row,col':>8} {'score':>8} {'z':>6}  {'frames':13} {'also'}".rstrip()
-    ]
+    head = f"{'':>3} {'time':12} {'frame':>6} {'patch':>6} {'row,col':>8} {'score':>8} {'z':>6}  {'frames':13} also"
+    rows = [head]
     for number, hit in enumerate(hits, start=1):
         row, col = scene.grid.coords_of(hit.patch)
         place = f"{row},{col}"
