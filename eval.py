@@ -21,9 +21,11 @@ def measure(ask: argparse.Namespace) -> None:
     set_up_torch(ask.threads)
     from hnerv.codec import is_container, open_stream
     from hnerv.dataset import targets_label
-    from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
-    from hnerv.evaluation.fractional import add_to_summary, check_half_grid, fractional_table, measure_fractional
+    from hnerv.evaluation import add_to_summary, cost_of, eval_values, evaluate, table, write_files, write_images
+    from hnerv.evaluation.fractional import check_half_grid, fractional_table, measure_fractional
     from hnerv.evaluation.opening import open_run
+    from hnerv.semantics import as_dict, text_of
+    from hnerv.semantics import measure as measure_semantics
 
     device = pick_device(ask.device)
     opener = open_stream if is_container(ask.path) else open_run
@@ -36,7 +38,10 @@ def measure(ask: argparse.Namespace) -> None:
     summary = write_files(run, report, cost)
     if fractional:
         between = measure_fractional(run.model, run.store, report, progress=True)
-        summary = add_to_summary(run.folder, summary, between)
+        summary = add_to_summary(run.folder, summary, "fractional", between)
+    if semantic := run.model.clip_head is not None:
+        beside = measure_semantics(run, progress=True)
+        summary = add_to_summary(run.folder, summary, "semantics", as_dict(beside))
     if ask.images:
         write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
     if ask.json:
@@ -45,6 +50,8 @@ def measure(ask: argparse.Namespace) -> None:
         print(table(eval_values(report), targets_label(run.record), report.unseen))
         if fractional:
             print(fractional_table(between, grid, report.unseen))
+        if semantic:
+            print(f"\n{text_of(beside)}\n")
         print(cost.line(device))
         if not run.same_pixels:
             print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")

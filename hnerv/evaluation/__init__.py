@@ -1,7 +1,7 @@
 """Model, video and targets -> Report; its tags, tables and files."""
 
 from hnerv.evaluation.cost import cost_of
-from hnerv.evaluation.files import write_files
+from hnerv.evaluation.files import add_to_summary, write_files
 from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
 from hnerv.evaluation.opening import OpenedRun, load_weights, open_run
@@ -13,6 +13,7 @@ __all__ = [
     "OpenedRun",
     "Report",
     "SplitReport",
+    "add_to_summary",
     "cost_of",
     "eval_values",
     "evaluate",
