@@ -44,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
         "be repeated",
     )  # fmt: skip
     add("--top", type=int, default=5, help="hits that are listed (5)")
+    add("--per-patch", action="store_true", help="a hit for every patch, not one for all patches of the same shot")
     add(
         "--prompts", default="plain", choices=("plain", "ensemble"),
         help="ensemble: the mean embedding of sentences around the text (plain)",
@@ -136,7 +137,7 @@ def _answer(
     vectors = torch.stack([query.vector for query in wanted])
     against = torch.stack([query.vector for query in unwanted]) if unwanted else None
     scores = score_patches(index.embeddings, vectors, against).numpy()
-    hits = find_hits(scores, ask.top)
+    hits = find_hits(scores, ask.top, ask.per_patch)
     title = " + ".join(query.label for query in wanted) + "".join(f" - {query.label}" for query in unwanted)
     if ask.json:
         found = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from hnerv.search.collection import Collection, Member
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, direction_of, find_hits, score_patches
-from hnerv.search.report import as_dict, time_code
+from hnerv.search.report import as_dict, patch_list, time_code
 from hnerv.search.vectors import error_of, nearest
 
 CANDIDATES, MORE = 50, 8
@@ -64,6 +64,7 @@ def found_table(hits: Sequence[Found]) -> str:
         rows.append(
             f"{number:>3} {member.path:{width}}  {time_code(hit.frame, index.scene.fps):12} {hit.frame:>6} "
             f"{hit.patch:>6} {place:>8} {hit.score:>8.4f} {hit.z:>6.2f}"
+            + (f"  also {patch_list(hit)}" if hit.also else "")
         )
     return "\n".join(rows)
 

@@ -19,13 +19,16 @@ from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
-from hnerv.search.report import time_code
+from hnerv.search.report import patch_list, time_code
 from hnerv.segments import parts_of
 
 TILE_WIDTH = 480
 COLUMNS = 3
 _MARGIN, _LINE, _FONT = 12, 22, 15
 _PAPER, _INK, _FRAME = (24, 24, 26), (235, 235, 235), (255, 214, 0)
+_BOLD = ((0, (0, 0, 0)), (1, _FRAME), (2, _FRAME), (3, _FRAME), (4, (0, 0, 0)))
+_THIN = ((0, (0, 0, 0)), (1, _INK), (2, (0, 0, 0)))
+"""Outlines, from the edge of a patch inwards: (pixels from it, colour)."""
 _RAMP = np.array([[20, 40, 120], [30, 120, 180], [90, 190, 140], [245, 215, 80], [230, 70, 40]], dtype=np.float64)
 """Colours from the least to the greatest score of the video."""
 
@@ -47,7 +50,10 @@ def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> di
 
 
 def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
-    """Writes the frames of the hits as a PNG file, best first, the patch of each outlined. Raises UserError."""
+    """Writes the frames of the hits as a PNG file, best first, the patch of each outlined, others of it thinly.
+
+    Raises UserError.
+    """
     contact_sheet_across(path, [("", index, hit) for hit in hits], title, device)
 
 
@@ -61,9 +67,12 @@ def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], tit
     for number, (name, index, hit) in enumerate(hits, start=1):
         grid = index.scene.grid
         image, scale = _scaled(pictures[index.path][hit.frame])
+        for patch in hit.also:
+            _outline(image, grid.origin_of(patch), grid.patch_size, scale, _THIN)
         _outline(image, grid.origin_of(hit.patch), grid.patch_size, scale)
         text = f"{number}. {name and f'{name}, '}{time_code(hit.frame, index.scene.fps)}, frame {hit.frame}"
-        tiles.append((image, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}"))
+        others = f", also {patch_list(hit)}" if hit.also else ""
+        tiles.append((image, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}{others}"))
     _save(path, _sheet(tiles, title))
 
 
@@ -99,11 +108,17 @@ def _scaled(picture: np.ndarray, width: int = TILE_WIDTH) -> tuple[Image.Image, 
     return Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), width / own
 
 
-def _outline(image: Image.Image, origin: tuple[int, int], size: tuple[int, int], scale: float) -> None:
+def _outline(
+    image: Image.Image,
+    origin: tuple[int, int],
+    size: tuple[int, int],
+    scale: float,
+    lines: Sequence[tuple[int, tuple[int, int, int]]] = _BOLD,
+) -> None:
     """A bright frame between two dark ones, to be seen on any picture; it lies inside the patch."""
     top, left, bottom, right = (round(scale * v) for v in (*origin, origin[0] + size[0], origin[1] + size[1]))
     pen = ImageDraw.Draw(image)
-    for inset, colour in ((0, (0, 0, 0)), (1, _FRAME), (2, _FRAME), (3, _FRAME), (4, (0, 0, 0))):
+    for inset, colour in lines:
         box = left + inset, top + inset, right - 1 - inset, bottom - 1 - inset
         if box[2] > box[0] and box[3] > box[1]:
             pen.rectangle(box, outline=colour)
