@@ -37,8 +37,10 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     """A video with one model."""
     from hnerv.codec import open_parts
     from hnerv.dataset import targets_label
-    from hnerv.evaluation import cost_of, eval_values, evaluate, table, write_files, write_images
-    from hnerv.evaluation.fractional import add_to_summary, check_half_grid, fractional_table, measure_fractional
+    from hnerv.evaluation import add_to_summary, cost_of, eval_values, evaluate, table, write_files, write_images
+    from hnerv.evaluation.fractional import check_half_grid, fractional_table, measure_fractional
+    from hnerv.semantics import as_dict, text_of
+    from hnerv.semantics import measure as measure_semantics
 
     ((_, run),) = open_parts(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
     fractional, grid = ask.positions == "fractional", run.model.scene.grid
@@ -49,7 +51,10 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     summary = write_files(run, report, cost)
     if fractional:
         between = measure_fractional(run.model, run.store, report, progress=True)
-        summary = add_to_summary(run.folder, summary, between)
+        summary = add_to_summary(run.folder, summary, "fractional", between)
+    if semantic := run.model.clip_head is not None:
+        beside = measure_semantics(run, progress=True)
+        summary = add_to_summary(run.folder, summary, "semantics", as_dict(beside))
     if ask.images:
         write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
     if ask.json:
@@ -58,6 +63,8 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     print(table(eval_values(report), targets_label(run.record), report.unseen))
     if fractional:
         print(fractional_table(between, grid, report.unseen))
+    if semantic:
+        print(f"\n{text_of(beside)}\n")
     print(cost.line(device))
     if not run.same_pixels:
         print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")

@@ -14,7 +14,7 @@ from reprlib import repr as short
 
 from hnerv.errors import UserError
 from hnerv.geometry import parse_size
-from hnerv.losses import LOSSES, formula
+from hnerv.losses import CLIP_LOSSES, LOSSES, compares_frames, formula
 from hnerv.schedule import SCHEDULES, parse_lr
 
 LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
@@ -121,7 +121,11 @@ class LossConfig:
     """total = pixel + lambda x CLIP."""
 
     pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
-    clip_loss_weight: float = knob(0.01, "lambda, the weight of 1 - cosine", metavar="LAMBDA")
+    clip_loss: str = knob(
+        "cosine", "1 - cosine; motion adds 0.05 x the relative error of how an embedding differs from a near frame's",
+        choices=tuple(CLIP_LOSSES),
+    )  # fmt: skip
+    clip_loss_weight: float = knob(0.01, "lambda, the weight of the CLIP loss", metavar="LAMBDA")
     pixel_loss_warmup_epochs: int = knob(30, "epochs with the pixel loss alone, before the CLIP loss is switched on")
     clip_ramp_epochs: int = knob(0, "epochs over which lambda then rises linearly; 0: at once")
 
@@ -179,6 +183,11 @@ class Config:
             values = getattr(self, section.name)
             for knob_ in dataclasses.fields(values):
                 _check_value(knob_, getattr(values, knob_.name))
+        _check(
+            self.model.embedding != "encoder" or not compares_frames(self.loss.clip_loss),
+            f"--clip-loss {self.loss.clip_loss} embeds more frames than a step decodes, which --embedding encoder "
+            "cannot: give --clip-loss cosine",
+        )
 
     def to_dict(self) -> dict:
         """Plain nested dictionary, one section a key. Inverse of `from_dict`."""
@@ -282,8 +291,14 @@ def pixel_loss_help() -> str:
     return "\n".join(f"  {name:14} {formula(name)}" for name in LOSSES)
 
 
+_SINCE_0_1 = ("clip_loss",)
+"""Settings that records of version 0.1 lack: their runs had the default."""
+
+
 def _section(name: str, kind: type, data: dict):
     hints = typing.get_type_hints(kind)
+    later = {f.name: f.default for f in dataclasses.fields(kind) if f.name in _SINCE_0_1}
+    data = later | data if isinstance(data, dict) else data
     _check_keys(f"section {name!r} of the configuration", data, set(hints))
     return kind(**{key: _typed(f"{name}.{key}", hints[key], value) for key, value in data.items()})
 

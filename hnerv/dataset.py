@@ -136,16 +136,25 @@ def targets_label(record: dict) -> str:
     return record["targets"]["source"] if record["targets"] else "none (RGB head alone)"
 
 
+class Near(NamedTuple):
+    """Frames that are embedded only: times (B,), clip (B, P, D) of unit norm."""
+
+    times: Tensor
+    clip: Tensor
+
+
 class Batch(NamedTuple):
     """times (B,) frame positions, frames (B, 3, H, W) in [0, 1], clip (B, P, D) of unit norm or None.
 
-    The first `real` of them are frames of the video, the others stand between two.
+    The first `real` of them are frames of the video, the others stand between two. `near` are training frames near
+    the real ones, where the CLIP loss compares frames.
     """
 
     times: Tensor
     frames: Tensor
     clip: Tensor | None
     real: int
+    near: Near | None = None
 
 
 class FrameStore:
@@ -193,6 +202,10 @@ class FrameStore:
             return Batch(times, frames, None, batch.real)
         clip = F.normalize(_blend(self.clip(pairs), share), dim=-1)
         return Batch(times, frames, torch.cat([batch.clip, clip]), batch.real)
+
+    def near(self, positions: Tensor) -> Near:
+        """Positions (B,) -> their times and targets, on the device. A run without targets has none."""
+        return Near(self._times(positions), self.clip(positions))
 
     def _times(self, positions: Tensor) -> Tensor:
         return positions.to(self.device, non_blocking=True).float()

@@ -1,15 +1,16 @@
-"""Pixel losses by name, each a weighted sum of a few terms, and the CLIP loss.
+"""Pixel losses and CLIP losses by name, each a weighted sum of a few terms.
 
-Adding a loss is one row of `LOSSES`; a new ingredient is one function and one row of `TERMS`. torch is imported by
+Adding a loss is one row of `LOSSES` or `CLIP_LOSSES`; a new ingredient is one function and one row of `TERMS` or
+`CLIP_TERMS`. torch is imported by
 the functions that need it, because the command line reads these tables for --help.
 
-Legend: B batch, 3 colours, H W pixels, D embedding dimensions.
+Legend: B batch, 3 colours, H W pixels, P patches, D embedding dimensions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hnerv.errors import UserError
 
@@ -93,11 +94,63 @@ def pixel_loss(name: str, pred: Tensor, target: Tensor) -> Tensor:
     return sum(rest, start=first)
 
 
+class Embedded(NamedTuple):
+    """Predicted and true embeddings of the patches of frames, both (B, P, D)."""
+
+    pred: Tensor
+    target: Tensor
+
+
 def cosine_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """CLIP loss: mean of 1 - cosine similarity of pred and target (..., D) -> scalar in [0, 2], in fp32."""
+    """Mean of 1 - cosine similarity of pred and target (..., D) -> scalar in [0, 2], in fp32."""
     from hnerv.metrics import cosine
 
     return (1 - cosine(pred, target)).mean()
+
+
+def _one_minus_cosine(here: Embedded, near: Embedded | None) -> Tensor:
+    return cosine_loss(here.pred, here.target)
+
+
+def _motion(here: Embedded, near: Embedded | None) -> Tensor:
+    """Squared error of how an embedding differs from that of a near frame, over the square of the true difference.
+
+    What tells a frame from those around it is small where little moves, and the cosine hardly asks for it.
+    """
+    count = len(near.pred)  # blends, which come last, have no near frame
+    found = here.pred[:count].float() - near.pred.float()
+    true = here.target[:count].float() - near.target.float()
+    return ((found - true).square().sum(-1) / (true.square().sum(-1) + STILL)).mean()
+
+
+STILL = 1e-3
+"""Squared difference of true embeddings below which a patch counts as still: the error is not blown up further."""
+
+CLIP_TERMS: Mapping[str, Callable[[Embedded, Embedded | None], Tensor]] = {
+    "(1 - cosine)": _one_minus_cosine,
+    "motion": _motion,
+}
+"""Name, as it reads in a formula -> function of the embeddings of a step and of those of near frames -> scalar."""
+
+CLIP_LOSSES: Mapping[str, Mapping[str, float]] = {
+    "cosine": {"(1 - cosine)": 1},
+    "motion": {"(1 - cosine)": 1, "motion": 0.05},
+}
+"""Name -> term -> weight."""
+
+
+def compares_frames(name: str) -> bool:
+    """Whether the CLIP loss `name` wants embeddings of frames near those of the step."""
+    return "motion" in CLIP_LOSSES[name]
+
+
+def clip_loss(name: str, here: Embedded, near: Embedded | None = None) -> Tensor:
+    """The CLIP loss `name` -> scalar of 0 or more, in fp32.
+
+    `near` are embeddings of as many near frames as `here` has first, if `compares_frames(name)`.
+    """
+    first, *rest = (weight * CLIP_TERMS[term](here, near) for term, weight in CLIP_LOSSES[name].items())
+    return sum(rest, start=first)
 
 
 def _mix(name: str) -> Mapping[str, float]:

@@ -120,14 +120,42 @@ def retrieval(
     rankings. Equal cosines rank in no defined order. Ranked in fp64, since the embeddings of one video lie closer
     together than TF32 resolves; memory grows with M, not with its square.
     """
-    queries, keys = (F.normalize(x.double(), dim=-1) for x in (target, pred))
+    own = torch.arange(len(target), device=target.device)
+    return _retrieval(target, own, pred, target, frame_index, patch_index, neighbours, top)
+
+
+def query_retrieval(
+    queries: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    frame_index: Tensor,
+    patch_index: Tensor,
+    neighbours: int = 1,
+    top: int = 10,
+) -> Retrieval:
+    """As `retrieval`, of queries (Q, D) from elsewhere, texts say: what each should find is its nearest true patch."""
+    return _retrieval(queries, None, pred, target, frame_index, patch_index, neighbours, top)
+
+
+def _retrieval(
+    queries: Tensor,
+    own: Tensor | None,
+    pred: Tensor,
+    target: Tensor,
+    frame_index: Tensor,
+    patch_index: Tensor,
+    neighbours: int,
+    top: int,
+) -> Retrieval:
+    """`own` (Q,) is what each query should find, None: the nearest true embedding."""
+    queries, keys, true = (F.normalize(x.double(), dim=-1) for x in (queries, pred, target))
     count = len(keys)
-    rows = torch.arange(count, device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count)))
     found = []
-    for some in rows:
-        ours, truth = _ranks(queries[some] @ keys.T), _ranks(queries[some] @ queries.T)
-        hit = patch_index == patch_index[some, None]
-        hit &= (frame_index - frame_index[some, None]).abs() <= neighbours
+    for rows in torch.arange(len(queries), device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count))):
+        ours, truth = _ranks(queries[rows] @ keys.T), _ranks(queries[rows] @ true.T)
+        home = truth.argmin(1) if own is None else own[rows]
+        hit = patch_index == patch_index[home, None]
+        hit &= (frame_index - frame_index[home, None]).abs() <= neighbours
         shared = ((ours < top) & (truth < top)).sum(1) / max(min(top, count), 1)
         distance = (ours - truth).double().square().sum(1)
         spearman = 1 - 6 * distance / max(count * (count**2 - 1), 1)

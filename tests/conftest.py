@@ -22,6 +22,13 @@ from PIL import Image  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES, HEIGHT, WIDTH, DIM = 12, 32, 64, 8
 
+SMALL_NAME = "hnerv-small"
+SMALL = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -277,3 +284,42 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
         return made[name]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def clip_config() -> dict[str, object]:
+    """The architecture of `clip_model`, but for its activation."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def clip_model(tmp_path_factory):
+    """The small model with QuickGELU, as OpenCLIP itself builds it: real and seeded, it has learned nothing."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / f"{SMALL_NAME}.json").write_text(json.dumps(SMALL))
+    (folder / f"{SMALL_NAME}-quickgelu.json").write_text(json.dumps(SMALL | {"quick_gelu": True}))
+    open_clip.add_model_config(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return open_clip.create_model(f"{SMALL_NAME}-quickgelu").eval()
+
+
+@pytest.fixture(scope="session")
+def clip_weights(clip_model, tmp_path_factory) -> Path:
+    """Its weights in a file whose name says that they are OpenAI's."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "small.openai.safetensors"
+    save_file(clip_model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_run(clip_weights, tmp_path_factory, train, flags) -> Path:
+    """The folder of a run with its targets. Not to be changed."""
+    output = tmp_path_factory.mktemp("clip_run")
+    words = flags(clip_targets=None, clip_weights=clip_weights, clip_model=SMALL_NAME, epochs=4)
+    assert train(output, words) == 0
+    return output / "run"

@@ -11,7 +11,19 @@ from torchmetrics.functional.image import (
 )
 
 from hnerv.errors import UserError
-from hnerv.losses import LOSSES, TERMS, cosine_loss, formula, pixel_loss
+from hnerv.losses import (
+    CLIP_LOSSES,
+    CLIP_TERMS,
+    LOSSES,
+    STILL,
+    TERMS,
+    Embedded,
+    clip_loss,
+    compares_frames,
+    cosine_loss,
+    formula,
+    pixel_loss,
+)
 
 SIZE = (104, 112)
 BETAS = torch.tensor([0.0448, 0.2856, 0.3001, 0.2363])
@@ -151,3 +163,45 @@ def test_cosine_loss_has_finite_gradients_at_equality_and_at_zero(scale):
     loss.backward()
     assert loss >= 0
     assert pred.grad.isfinite().all()
+
+
+def embedded(seed: int, frames: int = 3) -> Embedded:
+    draw = torch.Generator().manual_seed(seed)
+    return Embedded(*(F.normalize(torch.randn(frames, 4, 16, generator=draw), dim=-1) for _ in range(2)))
+
+
+@pytest.mark.parametrize("name", CLIP_LOSSES)
+def test_a_clip_loss_is_zero_where_all_is_true_and_has_finite_gradients(name):
+    here, near = embedded(0), embedded(1)
+    found = clip_loss(name, here, near)
+    assert found > 0 and found.dtype == torch.float32
+    exact = [Embedded(e.target.clone().requires_grad_(), e.target) for e in (here, near)]
+    loss = clip_loss(name, *exact)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert all(e.pred.grad is None or e.pred.grad.isfinite().all() for e in exact)
+    assert (exact[1].pred.grad is not None) == compares_frames(name)
+
+
+def test_motion_by_hand():
+    """What is common to both frames costs nothing; a difference is weighed by the true one."""
+    here, near = embedded(2, 4), embedded(3)
+    total = 0.0
+    for b in range(3):  # the fourth is a blend
+        for p in range(4):
+            found = [float(x) for x in here.pred[b, p] - near.pred[b, p]]
+            true = [float(x) for x in here.target[b, p] - near.target[b, p]]
+            error = sum((f - t) ** 2 for f, t in zip(found, true, strict=True))
+            total += error / (sum(t**2 for t in true) + STILL) / 12
+    assert CLIP_TERMS["motion"](here, near).item() == pytest.approx(total, rel=1e-5)
+    shift = 0.3 * torch.ones(16)
+    moved = (Embedded(e.target + shift, e.target) for e in (here, near))
+    assert CLIP_TERMS["motion"](*moved).item() == pytest.approx(0, abs=1e-6)
+    assert clip_loss("motion", here, near).item() == pytest.approx(cosine_loss(*here).item() + 0.05 * total, rel=1e-5)
+
+
+def test_only_what_compares_frames_wants_them():
+    here = embedded(0)
+    for name in CLIP_LOSSES:
+        if not compares_frames(name):
+            assert clip_loss(name, here) == clip_loss(name, here, embedded(1))

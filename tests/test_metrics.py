@@ -244,6 +244,30 @@ def test_retrieval_among_few():
     assert [column.item() for column in alone] == [0, 1, 1]
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 24])
+def test_a_query_from_elsewhere_should_find_its_nearest_true_patch(monkeypatch, at_once):
+    monkeypatch.setattr(metrics, "_SIMILARITIES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(5)
+    frame, patch = (x.flatten() for x in torch.meshgrid(torch.arange(9), torch.arange(4), indexing="ij"))
+    target = torch.randn(36, 8, generator=generator)
+    pred = target + 0.9 * torch.randn(36, 8, generator=generator)
+    queries = torch.randn(50, 8, generator=generator)
+    got = metrics.query_retrieval(queries, pred, target, frame, patch)
+    for query, rank, overlap, spearman in zip(queries, *got, strict=True):
+        ours, truth = ([float(query @ key / key.norm()) for key in keys] for keys in (pred, target))
+        orders = [sorted(range(36), key=lambda k: -similar[k]) for similar in (ours, truth)]
+        home = orders[1][0]
+        hits = [patch[k] == patch[home] and abs(frame[k] - frame[home]) <= 1 for k in orders[0]]
+        assert rank == hits.index(True)
+        assert overlap == pytest.approx(len({*orders[0][:10]} & {*orders[1][:10]}) / 10)
+        assert spearman == pytest.approx(spearman_corrcoef(torch.tensor(ours), torch.tensor(truth)).item(), abs=1e-4)
+    assert got.rank.float().std() > 0
+    own = metrics.query_retrieval(target, pred, target, frame, patch)
+    assert all(torch.equal(a, b) for a, b in zip(own, metrics.retrieval(pred, target, frame, patch), strict=True))
+    perfect = metrics.query_retrieval(queries, target, target, frame, patch)
+    assert (perfect.rank == 0).all() and (perfect.overlap == 1).all() and (perfect.spearman == 1).all()
+
+
 def test_bits_per_pixel():
     assert metrics.bits_per_pixel(1_500_000, 132, 640, 1280) == pytest.approx(0.111, abs=5e-4)
     assert metrics.bits_per_pixel(1, 1, 2, 4) == 1

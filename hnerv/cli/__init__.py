@@ -59,10 +59,10 @@ def add_device(parser: Parser) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
 
 
-def add_model(parser: Parser) -> None:
-    """What holds a model: a verb reads it, and no video."""
+def add_model(parser: Parser, more: str = "") -> None:
+    """What holds a model: a verb reads it, and no video. `more` says what else the verb takes."""
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help=".hnerv file, checkpoint, or run folder (its latest.pt)"
+        "path", type=Path, metavar="PATH", help=f".hnerv file, checkpoint, or run folder (its latest.pt){more}"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device, add_model
+from hnerv.cli.collection import answer_across, open_folder
 from hnerv.errors import UserError
 from hnerv.files import check_output
 from hnerv.flags import Parser
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    add_model(parser)
+    add_model(parser, "; or a folder of many, which are searched together")
     add = parser.add_argument
     add(
         "query", nargs="*", metavar="QUERY",
@@ -43,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
         "be repeated",
     )  # fmt: skip
     add("--top", type=int, default=5, help="hits that are listed (5)")
+    add("--per-patch", action="store_true", help="a hit for every patch, not one for all patches of the same shot")
     add(
         "--prompts", default="plain", choices=("plain", "ensemble"),
         help="ensemble: the mean embedding of sentences around the text (plain)",
@@ -59,19 +61,24 @@ def run(ask: argparse.Namespace) -> None:
     """Answers the query of the command line, or those that are typed. Raises UserError."""
     _check(ask)
     from hnerv.command import pick_device
-    from hnerv.search import Encoder, open_index
+    from hnerv.search import Encoder, is_collection, open_index
 
     device = pick_device(ask.device)
-    index = open_index(ask.path, device)
+    if is_collection(ask.path):
+        opened, answer = open_folder(ask, device), answer_across
+        index = opened.teacher(device)
+    else:
+        opened = index = open_index(ask.path, device)
+        answer = _answer
     encoder = Encoder(index, ask.clip_weights, device)
     if _asks(ask):
-        _answer(ask, index, _given(ask, index, encoder), encoder.texts(ask.unwanted, ask.prompts), device)
+        answer(ask, opened, _given(ask, index, encoder), encoder.texts(ask.unwanted, ask.prompts), device)
         return
     encoder.check_text()
     encoder.teacher()  # what is slow, or fails, comes before the first prompt
     unwanted = encoder.texts(ask.unwanted, ask.prompts)
     for line in _lines():
-        _answer(ask, index, encoder.texts([line], ask.prompts), unwanted, device)
+        answer(ask, opened, encoder.texts([line], ask.prompts), unwanted, device)
 
 
 def _asks(ask: argparse.Namespace) -> bool:
@@ -130,7 +137,7 @@ def _answer(
     vectors = torch.stack([query.vector for query in wanted])
     against = torch.stack([query.vector for query in unwanted]) if unwanted else None
     scores = score_patches(index.embeddings, vectors, against).numpy()
-    hits = find_hits(scores, ask.top)
+    hits = find_hits(scores, ask.top, ask.per_patch)
     title = " + ".join(query.label for query in wanted) + "".join(f" - {query.label}" for query in unwanted)
     if ask.json:
         found = {

@@ -2,7 +2,7 @@
 
 from hnerv.evaluation.combining import combined
 from hnerv.evaluation.cost import cost_of
-from hnerv.evaluation.files import write_files
+from hnerv.evaluation.files import add_to_summary, write_files
 from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
 from hnerv.evaluation.opening import OpenedRun, load_weights, open_run
@@ -14,6 +14,7 @@ __all__ = [
     "OpenedRun",
     "Report",
     "SplitReport",
+    "add_to_summary",
     "combined",
     "cost_of",
     "eval_values",

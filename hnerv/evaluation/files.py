@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import Cost
@@ -26,6 +28,16 @@ def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]
         write_csv(folder, report)
     except OSError as error:
         raise UserError(f"cannot write the evaluation to {folder} ({error}): free space or permission") from error
+    return summary
+
+
+def add_to_summary(folder: Path, summary: dict[str, object], name: str, values: object) -> dict[str, object]:
+    """The summary with `values` under `name`, written over the one in eval/ of a run's folder. Raises UserError."""
+    summary = {**summary, name: values}
+    try:
+        write_json(folder / "eval" / "summary.json", summary)
+    except OSError as error:
+        raise UserError(f"cannot write the evaluation to {folder / 'eval'} ({error}): free space") from error
     return summary
 
 

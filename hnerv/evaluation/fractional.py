@@ -5,15 +5,12 @@ B frames, P patches, h w patch, H W frame, in pixels.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from hnerv.dataset import FrameStore
 from hnerv.errors import UserError
 from hnerv.evaluation.measure import Report, frames_bar, in_batches, whole_batch
-from hnerv.files import write_json
 from hnerv.geometry import PatchGrid, Window
 from hnerv.metrics import frame_mse, psnr, round8
 from hnerv.model import DualHeadHNeRV
@@ -89,13 +86,3 @@ def fractional_table(values: dict[str, dict[str, float]], grid: PatchGrid, unsee
             cells += f"{f'{split[kind]:.3f}{gap}' if kind in split else '-':>20}"
         lines.append(f"{f'  {kind} positions ({count})':36}{cells}")
     return "\n".join(lines)
-
-
-def add_to_summary(folder: Path, summary: dict[str, object], values: dict[str, dict[str, float]]) -> dict[str, object]:
-    """The summary with `fractional` in it, written over the one in eval/ of a run's folder. Raises UserError."""
-    summary = {**summary, "fractional": values}
-    try:
-        write_json(folder / "eval" / "summary.json", summary)
-    except OSError as error:
-        raise UserError(f"cannot write the evaluation to {folder / 'eval'} ({error}): free space") from error
-    return summary

@@ -139,7 +139,7 @@ def comparison(truth: np.ndarray, rgb: np.ndarray, caption: str) -> np.ndarray:
 def patch_maps(report: Report, rows: int, cols: int) -> dict[str, np.ndarray]:
     """{end of the tag: picture} of the patches of a frame and of the patches over time, for pixels and semantics."""
     found = {}
-    quantities = {"psnr": ("PSNR", "dB", ".1f"), "clip_sim": ("CLIP similarity", "", ".2f")}
+    quantities = {"psnr": ("PSNR", "dB", ".1f"), "clip_sim": ("similarity to the targets", "", ".2f")}
     for key, (title, unit, form) in quantities.items():
         values = {name: _quantity(split, key) for name, split in report.splits()}
         if values["train"] is not None:
@@ -165,7 +165,7 @@ def _grid_map(
         captioned(cell_map(m, low, high, form, cell), [split_label(name, report.unseen)]) for name, m in means.items()
     ]
     picture = stacked([side_by_side(maps), scale_bar(low, high, form, unit)])
-    return captioned(picture, [f"{title} of each patch, mean over the frames"])
+    return captioned(picture, [f"{title}, each patch, mean over the frames"])
 
 
 def _timeline(report: Report, values: dict[str, np.ndarray], title: str, unit: str, form: str) -> np.ndarray:

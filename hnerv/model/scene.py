@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hnerv.config import ModelConfig, VideoConfig
@@ -54,6 +55,16 @@ class Scene:
         if fault := _fault(data):
             raise UserError(f"the scene of this checkpoint is damaged ({fault}): take another one")
         return cls(**{**data, "train": tuple(data["train"]), "val": tuple(data["val"])})
+
+
+def joined_scene(scenes: Sequence[Scene]) -> Scene:
+    """That of several videos of one geometry, one after the other; the frame rate is that of the first."""
+    frames, train, val = 0, [], []
+    for scene in scenes:
+        train += [frames + position for position in scene.train]
+        val += [frames + position for position in scene.val]
+        frames += scene.frames
+    return dataclasses.replace(scenes[0], frames=frames, train=tuple(train), val=tuple(val))
 
 
 def _fault(data: dict) -> str:

@@ -244,7 +244,11 @@ RULES = (
 
 def findings_of(run: RunData) -> list[Finding]:
     """Gravest first; in the order of the rules where they are as grave."""
-    found = [*_circumstances(run), *(finding for rule in RULES if (finding := rule.judge(run)))]
+    found = [
+        *_circumstances(run),
+        *_beside_baselines(run),
+        *(finding for rule in RULES if (finding := rule.judge(run))),
+    ]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -275,6 +279,23 @@ def _circumstances(run: RunData) -> list[Finding]:
         advice = "eval.py was given other frames than the run was trained on: give it the video of the run by --data."
         found.append(Finding("warning", "other pixels", "", str(run.summary.get("video", "")), "", advice))
     return found
+
+
+def _beside_baselines(run: RunData) -> list[Finding]:
+    """Whether the CLIP head is closer to the targets than the mean embedding, and than a table of as many bytes."""
+    from hnerv.semantics.comparing import MEAN, PCA
+
+    centred = {row.name: row.unseen["centred"] for row in run.beside if "centred" in row.unseen}
+    rivals = {name: centred[name] for name in (MEAN, PCA) if name in centred}
+    if not rivals or run.summary.get("epoch") != run.values_epoch:
+        return []
+    ours = centred[run.beside[0].name]
+    best = max(rivals.values())
+    value = f"{ours:.3f} against {' and '.join(f'{number:.3f} of the {name}' for name, number in rivals.items())}"
+    advice = "" if ours > best else "Its bytes are better spent on a table: a longer run, --clip-hidden, --clip-site."
+    return [
+        Finding("good" if ours > best else "watch", "centred similarity beside the baselines", "", value, "", advice)
+    ]
 
 
 def _not_clip(run: RunData) -> Finding:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 
 from hnerv.errors import UserError
-from hnerv.evaluation import cost_of, evaluate, open_run, write_files
+from hnerv.evaluation import add_to_summary, cost_of, evaluate, open_run, write_files
 from hnerv.report.page import Story
 from hnerv.report.pictures import draw_frames, pick_frames
 from hnerv.report.plots import disambiguated
 from hnerv.report.reading import RunData, is_current, read_run
+from hnerv.semantics import as_dict, measure
 
 PICTURE_BYTES = 3_000_000
 """Of all pictures of a page together."""
@@ -57,6 +58,9 @@ def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> St
             write_files(opened, report, cost_of(opened.model))
         except UserError as error:
             return Story(run, [], [f"Its evaluation could not be kept: {error}"])
+        run = read_run(run.folder, run.name)
+    if opened.model.clip_head is not None and not run.beside:
+        add_to_summary(run.folder, run.summary, "semantics", as_dict(measure(opened, progress=True)))
         run = read_run(run.folder, run.name)
     chosen = pick_frames(run.frames, wishes.frames, like)
     return Story(run, draw_frames(opened, run.frames, chosen, budget), [])

@@ -37,6 +37,14 @@ class Cells(NamedTuple):
     cells: list[list[str]]
 
 
+class Table(NamedTuple):
+    """`heads` are those of the columns after the first, rows are (name, cells)."""
+
+    heads: list[str]
+    rows: list[tuple[str, list[str]]]
+    note: str
+
+
 class Told(NamedTuple):
     """What the template needs of one run."""
 
@@ -48,6 +56,7 @@ class Told(NamedTuple):
     missing: list[str]
     settings: dict[str, dict[str, str]]
     made: list[tuple[str, str]]
+    beside: Table | None
 
 
 def render(stories: list[Story]) -> str:
@@ -118,7 +127,27 @@ def _told(story: Story) -> Told:
         missing=story.missing,
         settings={name: {k: _plain(v) for k, v in knobs.items()} for name, knobs in run.settings().items()},
         made=_made(run),
+        beside=beside_table(run),
     )
+
+
+def beside_table(run: RunData) -> Table | None:
+    """The CLIP head and its baselines, training / unseen in a cell; None where they were not measured."""
+    if not run.beside:
+        return None
+    shown = [name for name in BESIDE if any(name in values for row in run.beside for values in row.splits.values())]
+    texts = [name for name in BESIDE if any(name in row.texts for row in run.beside)]
+    heads = ["bytes", *shown, *(f"texts: {name}" for name in texts)]
+    rows = []
+    for row in run.beside:
+        cells = ["–" if row.size is None else f"{row.size:,}"]
+        cells += [" / ".join(_shown(row.splits.get(s, {}).get(n), "{:.3f}") for s in ("train", "val")) for n in shown]
+        cells += [_shown(row.texts.get(name), "{:.3f}") for name in texts]
+        rows.append((row.name, cells))
+    found = run.summary["semantics"]
+    count = f" {found['queries']} texts were looked for." if texts else ""
+    note = f"Training / unseen frames, by eval.py at epoch {run.summary.get('epoch')}; the bytes of the head are "
+    return Table(heads, rows, f"{note}{found.get('head_bytes_are')}.{count}")
 
 
 def short_targets(label: str, most: int = 64) -> str:
@@ -165,6 +194,9 @@ def estimated_rate(run: RunData) -> float:
     scene = run.record["scene"]
     return bits_per_pixel(coded_parameters(run), scene["frames"], scene["height"], scene["width"])
 
+
+BESIDE = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman")
+"""Measures of `hnerv semantics` that the page shows."""
 
 GROUPS = (
     ("Frame by frame", "The grey line joins the frames in time; unseen frames were not trained on.", frame_plots),

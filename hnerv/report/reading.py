@@ -28,10 +28,28 @@ class Row(NamedTuple):
         return self.split == "train"
 
 
+class Beside(NamedTuple):
+    """A means of having embeddings, the CLIP head or a baseline, as `hnerv semantics` measures it.
+
+    `size` in bytes, None where they are the true ones; `splits` {'train', 'val': {measure: value}}, `texts` {measure:
+    value} of text queries, empty where there are none.
+    """
+
+    name: str
+    size: int | None
+    splits: dict[str, dict[str, float]]
+    texts: dict[str, float]
+
+    @property
+    def unseen(self) -> dict[str, float]:
+        """Of unseen frames where there are any, otherwise of those that were trained on."""
+        return self.splits.get("val") or self.splits.get("train", {})
+
+
 class RunData(NamedTuple):
     """`values` are those of the last evaluation, {Eval/ tag: value}, and `values_epoch` is its epoch (0: none).
 
-    `summary`, `frames` and `patches` are eval.py's, empty where it has not been run.
+    `summary`, `frames`, `patches` and `beside` (the CLIP head first) are eval.py's, empty where it has not been run.
     """
 
     folder: Path
@@ -44,6 +62,7 @@ class RunData(NamedTuple):
     frames: list[Row]
     patches: list[Row]
     environment: dict
+    beside: tuple[Beside, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -91,6 +110,7 @@ def read_run(folder: Path, name: str = "") -> RunData:
         frames=_rows(folder / "eval" / "per_frame.csv"),
         patches=_rows(folder / "eval" / "per_patch.csv"),
         environment=starts[-1] if starts else {},
+        beside=_beside(folder / "eval" / "summary.json", summary),
     )
 
 
@@ -139,6 +159,24 @@ def _summary(path: Path) -> dict:
     if not isinstance(found, dict):
         raise UserError(f"{path} is no summary of eval.py: delete it, and run eval.py again")
     return found
+
+
+def _beside(path: Path, summary: dict) -> tuple[Beside, ...]:
+    """Raises UserError where the rows are not those that eval.py writes."""
+    try:
+        return tuple(_beside_row(row) for row in summary.get("semantics", {"rows": ()})["rows"])
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged at 'semantics': delete it, and run eval.py again") from error
+
+
+def _beside_row(row: dict) -> Beside:
+    size = None if row["bytes"] is None else int(row["bytes"])
+    splits = {name: _numbers(values) for name, values in row["splits"].items()}
+    return Beside(str(row["name"]), size, splits, _numbers(row.get("texts", {})))
+
+
+def _numbers(values: dict) -> dict[str, float]:
+    return {str(name): float(value) for name, value in values.items()}
 
 
 def _last_evaluation(curves: dict[str, Curve], summary: dict) -> tuple[dict[str, float], int]:

@@ -16,14 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hnerv.clip.targets import default_cache_dir
-from hnerv.codec import Bitstream, is_container
+from hnerv.codec import Bitstream, is_container, open_film
 from hnerv.config import Config
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing, sha256_of
-from hnerv.model import DualHeadHNeRV, Scene
+from hnerv.model import DualHeadHNeRV, Scene, joined_scene
+from hnerv.segments import is_segmented, parts_of
 
 INDEX_VERSION = 1
 """To be raised when what an index holds, or the arithmetic behind it, changes."""
@@ -56,9 +57,13 @@ class Index(NamedTuple):
 def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     """The index of a .hnerv file, a checkpoint or a run folder (its latest.pt); its video is not looked for.
 
+    That of a run in segments is put together from those of its segments, each of which is kept beside its checkpoint.
+
     Taken from beside the file or from the cache folder if one of them was made of this very content and is sound,
     else computed and, with `keep`, put there. Raises UserError when the model cannot be read or has no CLIP head.
     """
+    if is_segmented(path):
+        return _joined(path, [open_index(part.path, device, keep) for part in parts_of(path)])
     path = checkpoint_of(path)
     digest = _digest(path)
     places = index_places(path, digest)
@@ -69,6 +74,17 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     if keep:
         _write(places, index, digest)
     return index
+
+
+def map_index(path: Path, digest: str, device: torch.device) -> Index:
+    """That of a file of this sha256, as it is kept: not checked again, its embeddings read as they are used.
+
+    Where none is kept it is what `open_index` finds. Raises UserError.
+    """
+    for place in index_places(path, digest):
+        if found := _read(place, path, digest, check=False):
+            return found
+    return open_index(path, device)
 
 
 def index_places(path: Path, digest: str) -> tuple[Path, Path]:
@@ -101,15 +117,29 @@ def _digest(path: Path) -> str:
 
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
-        stream = Bitstream(path)
-        _check_head(path, stream.record)
-        model, record = stream.model(("clip_head",)), stream.record
-    else:
-        model, record, *_ = open_checkpoint(path)
-        _check_head(path, record)
-        model.keep_for_embed()
+        return _joined(path, [_of_stream(stream, device) for _, stream in open_film(path).streams()])
+    model, record, *_ = open_checkpoint(path)
+    _check_head(path, record)
+    model.keep_for_embed()
+    return _of_model(path, model, record, device)
+
+
+def _of_stream(stream: Bitstream, device: torch.device) -> Index:
+    _check_head(stream.path, stream.record)
+    return _of_model(stream.path, stream.model(("clip_head",)), stream.record, device)
+
+
+def _of_model(path: Path, model: DualHeadHNeRV, record: dict, device: torch.device) -> Index:
     model = model.eval().to(device, memory_format=torch.channels_last)
     return Index(path, predict_embeddings(model), {key: record[key] for key in _KEYS})
+
+
+def _joined(path: Path, parts: list[Index]) -> Index:
+    """One index of those of a video's segments, in order; the configuration is that of the first."""
+    if len(parts) == 1:
+        return parts[0]._replace(path=path)
+    record = {**parts[0].record, "scene": joined_scene([part.scene for part in parts]).to_dict()}
+    return Index(path, torch.cat([part.embeddings for part in parts]), record)
 
 
 def _check_head(path: Path, record: dict) -> None:
@@ -117,7 +147,7 @@ def _check_head(path: Path, record: dict) -> None:
         raise UserError(f"{path} has no CLIP head, so nothing in it can be searched: train a run with CLIP targets")
 
 
-def _read(place: Path, path: Path, digest: str) -> Index | None:
+def _read(place: Path, path: Path, digest: str, check: bool = True) -> Index | None:
     """None where there is no index, one of another file or version, or none that is sound."""
     from safetensors import SafetensorError, safe_open
 
@@ -126,7 +156,7 @@ def _read(place: Path, path: Path, digest: str) -> Index | None:
             facts, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
         if (facts["version"], facts["source"]) != (str(INDEX_VERSION), digest):
             return None
-        if facts["checksum"] != _checksum(embeddings, facts["record"]):
+        if check and facts["checksum"] != _checksum(embeddings, facts["record"]):
             raise ValueError("its checksum is wrong")
         return Index(path, embeddings, json.loads(facts["record"]))
     except (FileNotFoundError, NotADirectoryError):

@@ -13,40 +13,66 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hnerv.codec import Bitstream, is_container, play
+from hnerv.codec import is_container, open_film, play, play_film
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import open_checkpoint
+from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
-from hnerv.search.report import time_code
+from hnerv.search.report import patch_list, time_code
+from hnerv.segments import parts_of
 
 TILE_WIDTH = 480
 COLUMNS = 3
 _MARGIN, _LINE, _FONT = 12, 22, 15
 _PAPER, _INK, _FRAME = (24, 24, 26), (235, 235, 235), (255, 214, 0)
+_BOLD = ((0, (0, 0, 0)), (1, _FRAME), (2, _FRAME), (3, _FRAME), (4, (0, 0, 0)))
+_THIN = ((0, (0, 0, 0)), (1, _INK), (2, (0, 0, 0)))
+"""Outlines, from the edge of a patch inwards: (pixels from it, colour)."""
 _RAMP = np.array([[20, 40, 120], [30, 120, 180], [90, 190, 140], [245, 215, 80], [230, 70, 40]], dtype=np.float64)
 """Colours from the least to the greatest score of the video."""
 
 
 def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> dict[int, np.ndarray]:
-    """{frame: (H, W, 3) uint8} of a .hnerv file or a checkpoint; of a file only what these frames need is read."""
+    """{frame: (H, W, 3) uint8} of a .hnerv file, a checkpoint or a run in segments; only what they need is read."""
     wanted = sorted(set(frames))
-    model = Bitstream(path).model(("rgb_head",), wanted) if is_container(path) else open_checkpoint(path).model
-    model = model.eval().to(device, memory_format=torch.channels_last)
-    return dict(zip(wanted, play(model, wanted), strict=True))
+    if is_container(path):
+        return dict(zip(wanted, play_film(open_film(path), wanted, device), strict=True))
+    found: dict[int, np.ndarray] = {}
+    for part in parts_of(path):
+        inner = [frame for frame in wanted if not part.count or part.first <= frame < part.first + part.count]
+        if inner:
+            model = open_checkpoint(checkpoint_of(part.path)).model.eval()
+            model = model.to(device, memory_format=torch.channels_last)
+            pictures = play(model, [frame - part.first for frame in inner])
+            found |= dict(zip(inner, pictures, strict=True))
+    return found
 
 
 def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
-    """Writes the frames of the hits as a PNG file, best first, the patch of each outlined. Raises UserError."""
-    scene = index.scene
-    pictures = decode_frames(index.path, [hit.frame for hit in hits], device)
+    """Writes the frames of the hits as a PNG file, best first, the patch of each outlined, others of it thinly.
+
+    Raises UserError.
+    """
+    contact_sheet_across(path, [("", index, hit) for hit in hits], title, device)
+
+
+def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], title: str, device: torch.device) -> None:
+    """`contact_sheet` of hits in several models, each with the name that it is to bear. Raises UserError."""
+    wanted: dict[Path, list[int]] = {}
+    for _, index, hit in hits:
+        wanted.setdefault(index.path, []).append(hit.frame)
+    pictures = {model: decode_frames(model, frames, device) for model, frames in wanted.items()}
     tiles = []
-    for number, hit in enumerate(hits, start=1):
-        image, scale = _scaled(pictures[hit.frame])
-        _outline(image, scene.grid.origin_of(hit.patch), scene.grid.patch_size, scale)
-        text = f"{number}. {time_code(hit.frame, scene.fps)}, frame {hit.frame}, patch {hit.patch}"
-        tiles.append((image, f"{text}: {hit.score:.4f}, z {hit.z:.2f}"))
+    for number, (name, index, hit) in enumerate(hits, start=1):
+        grid = index.scene.grid
+        image, scale = _scaled(pictures[index.path][hit.frame])
+        for patch in hit.also:
+            _outline(image, grid.origin_of(patch), grid.patch_size, scale, _THIN)
+        _outline(image, grid.origin_of(hit.patch), grid.patch_size, scale)
+        text = f"{number}. {name and f'{name}, '}{time_code(hit.frame, index.scene.fps)}, frame {hit.frame}"
+        others = f", also {patch_list(hit)}" if hit.also else ""
+        tiles.append((image, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}{others}"))
     _save(path, _sheet(tiles, title))
 
 
@@ -82,21 +108,27 @@ def _scaled(picture: np.ndarray, width: int = TILE_WIDTH) -> tuple[Image.Image, 
     return Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), width / own
 
 
-def _outline(image: Image.Image, origin: tuple[int, int], size: tuple[int, int], scale: float) -> None:
+def _outline(
+    image: Image.Image,
+    origin: tuple[int, int],
+    size: tuple[int, int],
+    scale: float,
+    lines: Sequence[tuple[int, tuple[int, int, int]]] = _BOLD,
+) -> None:
     """A bright frame between two dark ones, to be seen on any picture; it lies inside the patch."""
     top, left, bottom, right = (round(scale * v) for v in (*origin, origin[0] + size[0], origin[1] + size[1]))
     pen = ImageDraw.Draw(image)
-    for inset, colour in ((0, (0, 0, 0)), (1, _FRAME), (2, _FRAME), (3, _FRAME), (4, (0, 0, 0))):
+    for inset, colour in lines:
         box = left + inset, top + inset, right - 1 - inset, bottom - 1 - inset
         if box[2] > box[0] and box[3] > box[1]:
             pen.rectangle(box, outline=colour)
 
 
 def _sheet(tiles: Sequence[tuple[Image.Image, str]], title: str) -> Image.Image:
-    """Images of one size and their captions under a title."""
+    """Images of one width and their captions under a title."""
     cols = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // cols)
-    width, height = tiles[0][0].size
+    width, height = tiles[0][0].width, max(image.height for image, _ in tiles)
     step = width + _MARGIN, height + _LINE + _MARGIN
     top = _MARGIN + _LINE
     sheet = Image.new("RGB", (_MARGIN + cols * step[0], top + _MARGIN + rows * step[1]), _PAPER)

@@ -1,6 +1,6 @@
 """An opened run -> the embeddings of its CLIP head and of its rivals, measured alike.
 
-N frames of a video, P patches, D embedding dimensions.
+N frames of a video, P patches, D embedding dimensions, Q text queries.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from torch import Tensor
 from hnerv.clip import Teacher
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, OpenedRun, predict
+from hnerv.evaluation import FRAMES_AT_ONCE, OpenedRun, predict, whole_batch
 from hnerv.evaluation.measure import ClipMeasures, clip_measures, frames_bar, in_batches
-from hnerv.metrics import round8
+from hnerv.metrics import query_retrieval, round8
 from hnerv.model import DualHeadHNeRV
 from hnerv.semantics.baselines import interpolated, mean_embedding, pca_table
 
 ESTIMATED_BITS = 6
 """Per parameter of a head that no file holds yet."""
+
+RETRIEVAL = ("found", "found5", "found10", "overlap", "spearman")
+"""Fields of ClipMeasures that ask for a ranking."""
 
 HEAD, MEAN, NEIGHBOURS, PCA, ENCODER = "CLIP head", "mean", "neighbours", "PCA table", "encoder on decoded"
 
@@ -30,22 +33,28 @@ class Row(NamedTuple):
 
     `size` in bytes, None where the embeddings are the true ones. `gmac` is 1e9 multiply-accumulates per patch. Of
     `ranks` False, all embeddings are equal, and no retrieval can be measured. `splits` are 'train' and 'val', or one.
+    `texts` {name: mean over the queries} of RETRIEVAL's names, empty where there are none, or where nothing is ranked.
     """
 
     name: str
     size: int | None
     gmac: float
     splits: dict[str, dict[str, float]]
-    ranks: bool = True
+    ranks: bool
+    texts: dict[str, float]
 
 
 class Comparison(NamedTuple):
-    """Rows, the head first; what the targets are; whether the head's bytes are those of a file; notes for people."""
+    """Rows, the head first; what the targets are; whether the head's bytes are those of a file; notes for people.
+
+    `queries` is how many texts were looked for, 0: none.
+    """
 
     rows: list[Row]
     targets: str
     measured_bytes: bool
     notes: list[str]
+    queries: int
 
 
 class _Rival(NamedTuple):
@@ -58,8 +67,17 @@ class _Rival(NamedTuple):
 
 
 @torch.no_grad()
-def compare(run: OpenedRun, head_bytes: int = 0, teacher: Teacher | None = None, progress: bool = False) -> Comparison:
+def compare(
+    run: OpenedRun,
+    head_bytes: int = 0,
+    teacher: Teacher | None = None,
+    texts: Tensor | None = None,
+    progress: bool = False,
+) -> Comparison:
     """`head_bytes` are those of the coded CLIP head, 0: estimated; `teacher` is the encoder of the targets, if at hand.
+
+    `texts` (Q, D) are embeddings of queries on the CPU: what each finds among the true embeddings of the whole video
+    (training and unseen frames) is what it should find among those of a row.
 
     Every prediction comes from the model alone. Raises UserError where there is no CLIP head.
     """
@@ -86,13 +104,18 @@ def compare(run: OpenedRun, head_bytes: int = 0, teacher: Teacher | None = None,
     if made.encoder is not None:
         rivals.append(_Rival(ENCODER, made.encoder, 0, _gmac_of_encoder(model, teacher)))
         notes.append(f"{ENCODER}: the encoder itself, which a reader must have, is not counted in bytes")
-    rows = [_row(rival, truth, model) for rival in rivals]
-    return Comparison(rows, targets_label(run.record), bool(head_bytes), notes)
+    rows = [_row(rival, truth, model, texts) for rival in rivals]
+    count = 0 if texts is None else len(texts)
+    notes.extend(_TEXT_NOTES if count else ())
+    return Comparison(rows, targets_label(run.record), bool(head_bytes), notes, count)
 
 
 _FIXED_NOTES = (
     f"{MEAN}: the same for every patch, so it ranks nothing",
     f"{NEIGHBOURS}: blends of the true embeddings of the two nearest training frames, uncompressed: a bar, not a rival",
+)
+_TEXT_NOTES = (
+    "text queries: found is the patch that is nearest by the true embeddings, or the same patch of a frame beside it",
 )
 
 
@@ -140,21 +163,24 @@ class _Made(NamedTuple):
 
 
 def _embeddings(run: OpenedRun, teacher: Teacher | None, progress: bool) -> _Made:
-    """Of every frame, from the model alone, as an evaluation decodes it."""
+    """Of every frame, from the model alone, as an evaluation decodes it; without a teacher no pixel is decoded."""
     grid, device, frames = run.model.scene.grid, _device(run.model), run.model.scene.frames
     heads, encoders = [], []
-    with frames_bar("decode", frames, progress) as bar:
+    with frames_bar("decode" if teacher else "embed", frames, progress) as bar:
         for where in in_batches(torch.arange(frames), bar):
-            found = predict(run.model, where.float().to(device))
+            times = where.float().to(device)
+            if teacher is None:
+                heads.append(run.model.embed(times[whole_batch(len(times)).to(device)])[: len(times)].cpu())
+                continue
+            found = predict(run.model, times)
             heads.append(found.clip.cpu())
-            if teacher is not None:
-                patches = grid.split((round8(found.rgb) * 255).round().to(torch.uint8))
-                encoders.append(teacher.encode_patches(patches.flatten(0, 1)).cpu().unflatten(0, patches.shape[:2]))
+            patches = grid.split((round8(found.rgb) * 255).round().to(torch.uint8))
+            encoders.append(teacher.encode_patches(patches.flatten(0, 1)).cpu().unflatten(0, patches.shape[:2]))
     assert len(heads) == -(-frames // FRAMES_AT_ONCE)
     return _Made(torch.cat(heads), torch.cat(encoders) if encoders else None)
 
 
-def _row(rival: _Rival, truth: Tensor, model: DualHeadHNeRV) -> Row:
+def _row(rival: _Rival, truth: Tensor, model: DualHeadHNeRV, texts: Tensor | None) -> Row:
     """Measured as an evaluation does: queries search all frames that train or are unseen."""
     positions = {"train": torch.tensor(model.scene.train), "val": torch.tensor(model.scene.val, dtype=torch.long)}
     where = torch.cat([*positions.values()])
@@ -168,7 +194,23 @@ def _row(rival: _Rival, truth: Tensor, model: DualHeadHNeRV) -> Row:
         for name, part in zip(positions, parts, strict=True)
         if len(positions[name]) and name in rival.splits
     }
-    return Row(rival.name, rival.size, rival.gmac, splits, rival.ranks)
+    of_texts = {}
+    if texts is not None and rival.ranks and "train" in rival.splits:
+        of_texts = text_measures(texts, rival.embeddings[where], truth[where], where)
+    return Row(rival.name, rival.size, rival.gmac, splits, rival.ranks, of_texts)
+
+
+def text_measures(texts: Tensor, predicted: Tensor, truth: Tensor, where: Tensor) -> dict[str, float]:
+    """texts (Q, D); predicted, truth (F, P, D) of frames at the positions where (F,) -> {name of RETRIEVAL: mean}."""
+    patches = torch.arange(truth.shape[1]).expand(truth.shape[:2])
+    frames = where[:, None].expand_as(patches)
+    embeddings = predicted.flatten(0, 1), truth.flatten(0, 1)
+    found = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
+    hits = [(found.rank < top).double() for top in (1, 5, 10)]
+    return {
+        name: column.mean().item()
+        for name, column in zip(RETRIEVAL, (*hits, found.overlap, found.spearman), strict=True)
+    }
 
 
 def _device(model: DualHeadHNeRV) -> torch.device:

@@ -20,7 +20,7 @@ from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
-from hnerv.losses import cosine_loss, pixel_loss
+from hnerv.losses import Embedded, clip_loss, compares_frames, pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
 from hnerv.schedule import parse_lr
@@ -57,6 +57,18 @@ class LossTerms(NamedTuple):
     total: Tensor
     pixel: Tensor
     clip: Tensor
+
+
+NEAR = (2, 6)
+"""How many training frames away a near frame is, at least and at most: a frame beside it may be taken for it."""
+
+
+def near_places(places: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """Places (F,) among `count` training frames -> a place near each, drawn, to either side; at the ends inwards."""
+    away = torch.randint(NEAR[0], NEAR[1] + 1, places.shape, generator=draw)
+    away = torch.where(torch.randint(2, places.shape, generator=draw) == 1, away, -away)
+    inside = (places + away >= 0) & (places + away < count)
+    return torch.where(inside, places + away, places - away).clamp(0, count - 1)
 
 
 class Trainer:
@@ -148,9 +160,10 @@ class Trainer:
         """What is left of the epoch, in an order drawn from seed and epoch."""
         draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + self.epoch)
         order = self.train_positions[torch.randperm(len(self.train_positions), generator=draw)]
-        steps = zip(order.split(self.config.train.batch_size), self.blends(draw), strict=True)
-        for positions, between in itertools.islice(steps, self.step_in_epoch, None):
-            yield self.store.batch(positions, between)
+        steps = zip(order.split(self.config.train.batch_size), self.blends(draw), self.near(order, draw), strict=True)
+        for positions, between, near in itertools.islice(steps, self.step_in_epoch, None):
+            batch = self.store.batch(positions, between)
+            yield batch if near is None else batch._replace(near=self.store.near(near))
 
     def blends(self, draw: torch.Generator) -> list[Tensor]:
         """For each step of an epoch the positions (1 or 0,) between training frames that it is also given."""
@@ -160,6 +173,22 @@ class Trainer:
         drawn = self.between[torch.randint(len(self.between), (self.steps_per_epoch,), generator=draw)]
         return [drawn[i : i + 1 if i % every == 0 else i] for i in range(self.steps_per_epoch)]
 
+    def near(self, order: Tensor, draw: torch.Generator) -> list[Tensor | None]:
+        """For each step the positions of training frames near those of `order` (F,), if its loss compares frames."""
+        if self.model.clip_head is None or not compares_frames(self.config.loss.clip_loss):
+            return [None] * self.steps_per_epoch
+        places = torch.searchsorted(self.train_positions, order)
+        near = self.train_positions[near_places(places, len(self.train_positions), draw)]
+        return list(near.split(self.config.train.batch_size))
+
+    def clip_loss(self, predicted: Tensor, batch: Batch) -> Tensor:
+        """Of predicted (B, P, D), without its weight; near frames are embedded for it."""
+        near = None
+        if batch.near is not None:
+            with torch.autocast(**self.autocast):
+                near = Embedded(self.model.embed(batch.near.times), batch.near.clip)
+        return clip_loss(self.config.loss.clip_loss, Embedded(predicted, batch.clip), near)
+
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step -> a row of COLUMNS, on the device."""
         self.clock.mark("data")
@@ -168,7 +197,7 @@ class Trainer:
         with torch.autocast(**self.autocast):
             prediction = self.model(batch.times, batch.frames, clip=objective.active)
         pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
-        clip = cosine_loss(prediction.clip, batch.clip) if objective.active else pixel.new_zeros(())
+        clip = self.clip_loss(prediction.clip, batch) if objective.active else pixel.new_zeros(())
         terms = LossTerms(pixel + objective.weight * clip, pixel, clip)
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.mark("forward")

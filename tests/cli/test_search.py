@@ -22,7 +22,7 @@ def parse(*words: str):
 def test_the_defaults():
     ask = parse("a.hnerv")
     assert (ask.path, ask.query, ask.unwanted, ask.image, ask.embedding) == (Path("a.hnerv"), [], [], [], [])
-    assert (ask.top, ask.prompts, ask.clip_weights, ask.json) == (5, "plain", "", False)
+    assert (ask.top, ask.prompts, ask.clip_weights, ask.json, ask.per_patch) == (5, "plain", "", False, False)
     assert (ask.save, ask.heatmap, ask.device) == (None, None, "auto")
 
 
@@ -86,7 +86,10 @@ def test_a_run_is_searched_and_drawn(finished, targets_file, tmp_path, capsys):
     assert all(np.array(Image.open(tmp_path / name)).std() > 5 for name in ("sheet.png", "heat.png"))
     main(["search", *words, "--json"])
     hits = json.loads(capsys.readouterr().out)["hits"]
-    assert [str(hit["frame"]) for hit in hits] == [line.split()[2] for line in out[2:4]]
+    assert [str(hit["frame"]) for hit in hits] == [line.split()[2] for line in out[2:-1]]
+    main(["search", *words, "--json", "--per-patch", "--top", "100"])
+    peaks = json.loads(capsys.readouterr().out)["hits"]
+    assert len(peaks) > len(hits) and hits[0] | {"also": []} == peaks[0]
 
 
 def test_the_terminal_is_prompted(finished, tmp_path, capsys, monkeypatch):

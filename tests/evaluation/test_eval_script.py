@@ -69,6 +69,20 @@ def test_the_summary(run, summary, finished):
     assert json.loads((run / "eval" / "summary.json").read_text()) == found
 
 
+def test_the_baselines_stand_in_the_summary_and_in_the_table(run, summary, evaluate, capsys):
+    found = summary(run)
+    rows = {row["name"]: row for row in found["semantics"]["rows"]}
+    assert list(rows) == ["CLIP head", "mean", "neighbours", "PCA table"]
+    for split in ("train", "val"):
+        ours = rows["CLIP head"]["splits"][split]
+        assert ours["recall@5"] == pytest.approx(found[f"Eval/Frame/{split}_clip_recall5"], abs=1e-6)
+    assert rows["PCA table"]["bytes"] <= rows["CLIP head"]["bytes"]
+    assert evaluate(run) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in rows) and "text queries: left out, the targets come from a file" in out
+    assert "semantics" not in summary(run, "--clip-targets", "none")
+
+
 def test_the_tables_agree_with_each_other_and_with_the_tags(run, summary):
     found = summary(run)
     frames, patches = (

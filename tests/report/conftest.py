@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hnerv.config import Config
-from hnerv.report.reading import Row, RunData
+from hnerv.report.reading import Beside, Row, RunData
 
 HEALTHY = {
     "Eval/Frame/train_psnr": 33.0,
@@ -84,6 +84,24 @@ def numbers(rows, tmp_path: Path) -> Callable[..., RunData]:
             frames=rows(), patches=rows(patches=8), environment={"commit": "abc", "torch": "2"},
         )  # fmt: skip
         return plain._replace(**changes)
+
+    return build
+
+
+@pytest.fixture
+def beside() -> Callable[..., dict]:
+    """beside(head=0.9, table=0.8) -> the changes that give a run baselines of these centred similarities."""
+
+    def build(head: float = 0.9, table: float = 0.8) -> dict:
+        split = {"cosine": 0.95, "recall@1": 0.5}
+        rows = (
+            Beside("CLIP head", 1234, {s: {**split, "centred": head} for s in ("train", "val")}, {"recall@1": 0.25}),
+            Beside("mean", 16, {s: {"cosine": 0.7, "centred": 0.01} for s in ("train", "val")}, {}),
+            Beside("neighbours", None, {"val": {**split, "centred": 0.99}}, {}),
+            Beside("PCA table", 1200, {s: {**split, "centred": table} for s in ("train", "val")}, {"recall@1": 0.125}),
+        )
+        summary = {"epoch": 6, "decode_fps": 50.0, "semantics": {"queries": 8, "head_bytes_are": "estimated"}}
+        return {"beside": rows, "summary": summary}
 
     return build
 

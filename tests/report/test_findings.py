@@ -104,6 +104,16 @@ def test_the_circumstances(numbers):
     assert "no evaluation yet" in levels(numbers()._replace(values={}))
 
 
+@pytest.mark.parametrize(("head", "table", "level"), [(0.9, 0.8, "good"), (0.8, 0.9, "watch"), (0.005, -1, "watch")])
+def test_the_head_beside_its_baselines(numbers, beside, head, table, level):
+    run = numbers(**beside(head, table))
+    (finding,) = [f for f in findings_of(run) if f.name == "centred similarity beside the baselines"]
+    assert finding.level == level and bool(finding.advice) == (level == "watch")
+    assert finding.value == f"{head:.3f} against 0.010 of the mean and {table:.3f} of the PCA table"
+    older = run._replace(summary=run.summary | {"epoch": 3})
+    assert all(f.name != finding.name for f in findings_of(older))
+
+
 def test_words():
     assert Range(high=3).words(" dB") == "at most 3 dB" and Range(low=0.85).words("") == "at least 0.85"
     assert Range(0.1, 10).words("") == "0.1 to 10"

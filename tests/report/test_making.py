@@ -35,6 +35,16 @@ def test_an_evaluation_that_is_current_is_kept(run, evaluate, snapshot):
     assert snapshot(run) == before
 
 
+def test_an_evaluation_without_baselines_is_completed(run, evaluate):
+    assert evaluate(run) == 0
+    path = run / "eval" / "summary.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "semantics"}))
+    (story,) = tell([run], WISHES)
+    assert [row.name for row in story.run.beside] == ["CLIP head", "mean", "neighbours", "PCA table"]
+    assert json.loads(path.read_text()) == whole
+
+
 def test_an_old_evaluation_is_made_anew(run, evaluate):
     assert evaluate(run / "checkpoints" / "best.pt") == 0
     tell([run], WISHES)

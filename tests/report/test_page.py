@@ -83,6 +83,21 @@ def test_several_runs_side_by_side(numbers, shown):
     assert all(a.startswith(("data:", "#")) for a in addresses(text))
 
 
+def test_the_baselines_stand_beside_the_head(numbers, beside):
+    text = render([Story(numbers(**beside()), [], [])])
+    (table,) = re.findall(r'aria-label="Baselines of run">(.*?)</table>', text, flags=re.DOTALL)
+    assert re.findall(r'scope="col">(.*?)</th>', table) == ["bytes", "cosine", "centred", "recall@1", "texts: recall@1"]
+    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line) for line in re.findall(r"<tr><th .*?</tr>", table)]
+    assert rows == [
+        ["CLIP head", "1,234", "0.950 / 0.950", "0.900 / 0.900", "0.500 / 0.500", "0.250"],
+        ["mean", "16", "0.700 / 0.700", "0.010 / 0.010", "– / –", "–"],
+        ["neighbours", "–", "– / 0.950", "– / 0.990", "– / 0.500", "–"],
+        ["PCA table", "1,200", "0.950 / 0.950", "0.800 / 0.800", "0.500 / 0.500", "0.125"],
+    ]
+    assert "at epoch 6; the bytes of the head are estimated. 8 texts were looked for." in text
+    assert "Beside the CLIP head</h3>" not in render([Story(numbers(), [], [])])
+
+
 def test_equal_configurations(numbers):
     text = render([Story(numbers("a"), [], []), Story(numbers("b"), [], [])])
     assert "the runs have the same configuration" in text

@@ -32,6 +32,24 @@ def test_after_eval(run, evaluate):
     assert data.values["Eval/Frame/train_psnr"] == pytest.approx(mean, abs=1e-5)
 
 
+def test_the_baselines_of_an_evaluation(run, evaluate):
+    assert read_run(run).beside == () and evaluate(run) == 0
+    data = read_run(run)
+    assert [row.name for row in data.beside] == ["CLIP head", "mean", "neighbours", "PCA table"]
+    head = data.beside[0]
+    assert head.splits["val"]["centred"] == pytest.approx(data.values["Eval/Frame/val_clip_sim_centred"], abs=1e-6)
+    assert head.unseen == head.splits["val"] and head.texts == {}
+
+
+@pytest.mark.parametrize("found", [7, {}, {"rows": 7}, {"rows": [{}]}, {"rows": [{"name": "a", "bytes": "b"}]}])
+def test_damaged_baselines_are_named(run, evaluate, found):
+    assert evaluate(run) == 0
+    path = run / "eval" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"semantics": found}))
+    with pytest.raises(UserError, match="is damaged at 'semantics': delete it"):
+        read_run(run)
+
+
 def test_the_later_evaluation_counts(run, evaluate):
     assert evaluate(run) == 0
     path = run / "eval" / "summary.json"

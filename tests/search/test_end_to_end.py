@@ -100,14 +100,17 @@ def test_a_text_in_a_folder_that_holds_only_the_file(alone, search, text_of, cli
     path = alone()
     found = search(path, "a silver refrigerator", "--clip-weights", clip_weights)
     check(found, brute_force(path, [(1.0, text_of("a silver refrigerator"))]))
-    assert found["query"] == ["a silver refrigerator"] and found["not"] == [] and len(found["hits"]) == 5
+    assert found["query"] == ["a silver refrigerator"] and found["not"] == [] and found["hits"]
+    peaks = search(path, "a silver refrigerator", "--clip-weights", clip_weights, "--per-patch")["hits"]
+    assert len(peaks) == 5 and alike([peaks[0]], [found["hits"][0] | {"also": []}])
     assert found["targets"].startswith("OpenCLIP hnerv-small-quickgelu")
 
 
 def test_several_texts_and_unwanted_ones(alone, search, text_of, clip_weights):
     path = alone()
     found = search(
-        path, "a dog", "grass", "--not", "a cat", "--not", "water", "--top", 3, "--clip-weights", clip_weights
+        *(path, "a dog", "grass", "--not", "a cat", "--not", "water", "--top", 3),
+        *("--per-patch", "--clip-weights", clip_weights),
     )
     wanted, unwanted = ("a dog", "grass"), ("a cat", "water")
     directions = [(0.5, text_of(text)) for text in wanted] + [(-0.5, text_of(text)) for text in unwanted]
@@ -194,11 +197,12 @@ def test_queries_from_the_terminal(alone, search, clip_weights, capsys, monkeypa
 
 def test_the_table(alone, clip_weights, capsys, search):
     path = alone()
-    hits = search(path, "a dog", "--clip-weights", clip_weights, "--top", 2)["hits"]
-    main(["search", str(path), "a dog", "--not", "a cat", "--clip-weights", str(clip_weights), "--top", "2"])
+    few = ["--clip-weights", str(clip_weights), "--top", "2", "--per-patch"]
+    hits = search(path, "a dog", *few)["hits"]
+    main(["search", str(path), "a dog", "--not", "a cat", *few])
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "a dog - a cat" and len(out) == 5 and out[-1].startswith("similarity is that of: OpenCLIP")
-    main(["search", str(path), "a dog", "--clip-weights", str(clip_weights), "--top", "2"])
+    main(["search", str(path), "a dog", *few])
     rows = capsys.readouterr().out.splitlines()[2:4]
     for row, hit in zip(rows, hits, strict=True):
         for cell in (hit["time"], f"{hit['score']:.4f}", f"{hit['z']:.2f}", f"{hit['first']}-{hit['last']}"):

@@ -195,3 +195,23 @@ def test_refusals(tmp_path, train, flags):
     assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
     with pytest.raises(UserError, match="has no CLIP head"):
         open_index(tmp_path / "run", CPU)
+
+
+def test_a_video_in_segments_has_one_index(divided, tmp_path):
+    """Of the folder and of the file: what its segments predict, one after the other."""
+    from hnerv.cli import main
+    from hnerv.search.pictures import decode_frames
+
+    parts = [open_index(run, CPU, keep=False) for run in sorted((divided / "segments").iterdir())]
+    whole = open_index(divided, CPU, keep=False)
+    assert torch.equal(whole.embeddings, torch.cat([part.embeddings for part in parts]))
+    assert whole.scene.frames == 12 and whole.scene.train == (0, 1, 4, 5, 8, 9) and whole.scene.val == (3, 7, 11)
+    path = tmp_path / "film.hnerv"
+    main(["encode", str(divided), "-o", str(path), "--weight-bits", "16", "--latent-bits", "16", "--no-measure"])
+    coded = open_index(path, CPU)
+    assert coded.scene == whole.scene and coded.embeddings.shape == whole.embeddings.shape
+    assert (coded.embeddings - whole.embeddings).abs().max() < 0.05
+    assert torch.equal(open_index(path, CPU).embeddings, coded.embeddings)
+    pictures = [decode_frames(place, [2, 9], CPU) for place in (path, divided)]
+    assert list(pictures[0]) == list(pictures[1]) == [2, 9]
+    assert abs(pictures[0][9].astype(int) - pictures[1][9]).max() < 12

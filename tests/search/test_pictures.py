@@ -84,6 +84,22 @@ def test_the_sheet_outlines_the_patch_of_every_hit(alone, tmp_path):
     assert np.array_equal(inside, expected[row:, col:][: patch - 20, : patch - 20])
 
 
+def test_other_patches_of_a_hit_are_outlined_thinly(alone, tmp_path):
+    index = open_index(alone(), CPU)
+    hit = Hit(2, 0, 0.9, 3.0, 1, 4)
+    for name, also in (("one", ()), ("two", (7,))):
+        contact_sheet(tmp_path / f"{name}.png", index, [hit._replace(also=also)], "a dog", CPU)
+    one, two = (np.array(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two"))
+    ((top, left, *_),) = outlines(two)
+    assert outlines(one) == outlines(two)
+    side, origin = pictures.TILE_WIDTH // 4, (top - 1, left - 1)
+    changed = (one != two).any(-1)
+    rows, cols = np.nonzero(changed[: origin[0] + 2 * side])  # above the caption, which changes too
+    box = (rows.min() - origin[0], cols.min() - origin[1], rows.max() - origin[0], cols.max() - origin[1])
+    assert box == (side, 3 * side, 2 * side - 1, 4 * side - 1)
+    assert not changed[origin[0] + side + 3 : origin[0] + 2 * side - 3, origin[1] + 3 * side + 3 : -15].any()
+
+
 def test_the_heat_map_shows_the_best_frame_and_its_best_patch(alone, tmp_path):
     index = open_index(alone(), CPU)
     scores = np.zeros((12, 8))

@@ -81,3 +81,10 @@ def test_a_run_leaves_them(finished):
     assert {line.split("\t")[3] for line in lines[1:]} == {"train", "val"}
     vectors = np.loadtxt(finished / "tensorboard" / "projector" / "vectors.tsv", delimiter="\t")
     assert vectors.shape == (160, 8) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
+
+
+def test_points_are_not_called_clip(tmp_path, points):
+    """They are so only if the targets are."""
+    write_points(tmp_path, points)
+    config = (tmp_path / "projector_config.pbtxt").read_text()
+    assert "embeddings of the patches" in config and "CLIP" not in config

@@ -289,3 +289,10 @@ def test_the_ramp_shows_in_clip_weight(tmp_path, train, flags, events_of):
     assert train(tmp_path, flags(clip_ramp_epochs=2)) == 0
     weights = [v for _, v in events_of(tmp_path / "run" / "tensorboard")["Train/clip_weight"]]
     assert weights == pytest.approx([0, 0, LAMBDA / 2, LAMBDA, LAMBDA])
+
+
+def test_a_similarity_is_to_the_targets_whatever_they_are():
+    """The names hold 'clip', what they mean is not CLIP's where the targets are not."""
+    said = [tag[-1] for tag in tags().values()]
+    assert not [text for text in said if "CLIP similarity" in text or "CLIP embedding" in text]
+    assert sum("similarity" in text for text in said) > 10
