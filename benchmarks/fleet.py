@@ -186,7 +186,9 @@ def marks(folder: Path) -> dict:
     return read_marks(folder / "faults" / "running.json")
 
 
-def a_worker(raylets: Container[int], names: Container[str]) -> tuple[int, str, int] | None:
+def a_worker(
+    raylets: Container[int], names: Container[str], begins: str = "ray::hnerv "
+) -> tuple[int, str, int] | None:
     """(pid, clip, raylet) of a worker that trains one of these clips: a child of one of these, named by its task."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -194,8 +196,9 @@ def a_worker(raylets: Container[int], names: Container[str]) -> tuple[int, str, 
             parent = int(path.with_name("stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-        if title.startswith("ray::hnerv ") and parent in raylets and title.split()[1] in names:
-            return int(path.parent.name), title.split()[1], parent
+        name = title.removeprefix("ray::hnerv ").split(".")[0]
+        if title.startswith(begins) and parent in raylets and name in names:
+            return int(path.parent.name), name, parent
     return None
 
 

@@ -65,6 +65,11 @@ class Attempt:
     mark: Mark = Mark(0, 0, 0)
     handle: object = None
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the end of the run is not on the driver's disk, though its worker says that it is reached."""
+        return self.mark.saved < self.mark.steps or not self.mark.steps
+
 
 class Driver:
     """One fleet under way. `run` is the loop."""
@@ -213,6 +218,8 @@ class Driver:
             self.fail(job.video, result.cause)
         elif job.entry == "plan":
             self.divide(job.video, result.plan)
+        elif attempt.is_short:
+            self.begin_again(attempt, "what it handed over last is lost")
         else:
             self.finish(job, result)
 
@@ -300,7 +307,8 @@ class Driver:
         """One that had ended before it heard of the stop counts as done."""
         mark, job = attempt.mark, attempt.job
         del self.at_work[job.standing_as]
-        if isinstance(result, Outcome) and result.state == "finished" and job.entry == "train":
+        ended = isinstance(result, Outcome) and result.state == "finished"
+        if ended and job.entry == "train" and not attempt.is_short:
             self.guarded(job.video, lambda: self.finish(job, result))
         else:
             self.ledger.note(job.standing_as, "stopped", repeated=max(mark.step - mark.saved, 0))

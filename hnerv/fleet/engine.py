@@ -122,9 +122,11 @@ class Cluster:
         from ray.exceptions import RayError
 
         try:
-            return self._ray.get(self._box.take.remote(), timeout=60)
+            return self._ray.get(self._box.take.remote(), timeout=300)
         except RayError as error:
             logging.getLogger("hnerv").warning("the box of the workers is lost (%s): a new one", type(error).__name__)
+            with contextlib.suppress(Exception):  # whoever still has it is to hear of it
+                self._ray.kill(self._box)
             self._box = self._new_box()
             return {}
 

@@ -110,7 +110,9 @@ def lines(rows: list[Row], most: int = 60) -> str:
     head = f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
     body = [line(row, width) for row in shown]
     more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
-    return "\n".join([head, *body, *more, "* an estimate at 8 bits a parameter", summary(rows)])
+    targets = sorted({row.targets for row in rows if row.targets})
+    meaning = [f"* an estimate at 8 bits a parameter; similarities are to: {'; '.join(targets) or 'nothing yet'}"]
+    return "\n".join([head, *body, *more, *meaning, summary(rows)])
 
 
 def line(row: Row, width: int = 0) -> str:

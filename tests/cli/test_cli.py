@@ -9,7 +9,7 @@ import pytest
 
 from hnerv.cli import VERBS, build_parser
 
-HEAVY = "torch torchvision numpy open_clip matplotlib av decord PIL tensorboard tqdm constriction"
+HEAVY = "torch torchvision numpy open_clip matplotlib av decord PIL tensorboard tqdm constriction ray fsspec"
 
 
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)

@@ -94,9 +94,11 @@ def long(films, words, tmp_path) -> tuple[Path, list[str]]:
     return manifest(tmp_path / "fleet.jsonl", {"data": "films/film1"}), words(epochs=80, eval_freq=40, params_freq=40)
 
 
-def test_a_killed_worker_costs_the_steps_since_its_checkpoint(
-    fleet, cluster, films, long, train, tmp_path, bench, when, capsys
+@pytest.mark.parametrize("victim", ["worker", "box"])
+def test_a_killed_process_costs_the_steps_since_the_checkpoint(
+    fleet, cluster, films, long, train, tmp_path, bench, when, capsys, victim
 ):
+    """Be it the worker, or the actor through which it hands over."""
     (source, flags), output, killed = long, tmp_path / "fleet", []
     ready = begun(output)
 
@@ -104,9 +106,10 @@ def test_a_killed_worker_costs_the_steps_since_its_checkpoint(
         killed.append(found[1])
         os.kill(found[0], signal.SIGKILL)
 
-    when(lambda: ready() and bench.a_worker(cluster.raylets, ["film1"]), kill)
+    title, names = ("ray::hnerv ", ["film1"]) if victim == "worker" else ("ray::Box", ["ray::Box"])
+    when(lambda: ready() and bench.a_worker(cluster.raylets, names, title), kill)
     assert fleet(source, output, *flags) == 0
-    assert killed == ["film1"]
+    assert len(killed) == 1
     (row,) = table.read_rows(output)
     assert row.retries == 1 and 0 <= row.repeated_steps < 3 * 80
     assert f"1 retries, {row.repeated_steps} steps repeated" in capsys.readouterr().out
