@@ -14,7 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-EXTRAS = {"wandb": "--report-to wandb", "nvidia-ml-py": "GPU utilisation"}
+EXTRAS = {
+    "wandb": "--report-to wandb",
+    "nvidia-ml-py": "GPU utilisation",
+    "ray": "hnerv fleet",
+    "fsspec": "videos behind an address",
+}
 """Optional distribution -> what it is for."""
 ENCODERS = ("libx264", "libx265", "libsvtav1")
 LOW_MEMORY = 2e9

@@ -131,6 +131,8 @@ def read_frames(data: str, chosen: range) -> Iterator[np.ndarray]:
 def _open_source(data: str) -> _Source:
     if data in CLIPS:
         return _file_source(clip_path(data), data)
+    if is_remote(data):
+        raise UserError(f"{data} is an address, which is fetched whole for each segment: download it, or hnerv fleet")
     path = _resolved(data)
     if path is None:
         raise UserError(

@@ -11,7 +11,7 @@ import pytest
 from hnerv.errors import UserError
 from hnerv.fleet import places
 from hnerv.fleet.places import Absent, Place, locate, mark_of, place_of, receive, scratch, send
-from hnerv.video import load_video
+from hnerv.video import frame_count, load_video
 from hnerv.video.remote import fetch, is_remote
 
 
@@ -77,6 +77,8 @@ def test_an_address_is_fetched_by_a_worker_and_by_load_video(tmp_path, film):
     assert path.read_bytes() == (film / "0.png").read_bytes() and locate(place, None) == path
     video = load_video(address)
     assert video.source == address and video.digest == load_video(str(film / "0.png")).digest
+    with pytest.raises(UserError, match="is an address"):
+        frame_count(address)
 
 
 @pytest.mark.parametrize("address", ["file:///nowhere/at/all.mp4", "nosuchthing://x/y.mp4"])
