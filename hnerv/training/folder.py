@@ -34,7 +34,6 @@ PACKAGES = (
     "pillow",
     "decord",
     "av",
-    "pytorch_optimizer",
 )
 
 
