@@ -46,14 +46,13 @@ class ShuffledConv2d(nn.Conv2d):
         super().__init__(inputs, outputs * stride**2, kernel, padding=kernel // 2)
         self.upsampling = stride
 
-    def forward(self, x: Tensor, gain: float = 1, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """(B, C, h, w) -> (B, C', s h, s w), `gain` times the convolution; `act`, pointwise, may work in place."""
+    def forward(self, x: Tensor, gain: float = 1) -> Tensor:
+        """(B, C, h, w) -> (B, C', s h, s w), `gain` times the convolution."""
         s = self.upsampling
         weight, bias = (self.weight, self.bias) if gain == 1 else (gain * self.weight, gain * self.bias)
         weight = weight.permute(0, 2, 3, 1).unflatten(0, (-1, s * s)).transpose(0, 1).flatten(0, 1)
         bias = bias.unflatten(0, (-1, s * s)).t().flatten()
-        y = F.conv2d(x, weight.permute(0, 3, 1, 2), bias, padding=self.padding)
-        y = (act(y) if act else y).permute(0, 2, 3, 1)
+        y = F.conv2d(x, weight.permute(0, 3, 1, 2), bias, padding=self.padding).permute(0, 2, 3, 1)
         y = y.unflatten(3, (s, s, -1)).transpose(2, 3)  # (B, h, s, w, s, C')
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
@@ -91,7 +90,7 @@ class RgbHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, s h, s w) in [0, 1]."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.conv(x.float(), gain=2, act=torch.sigmoid_)  # = (1 + tanh(conv(x))) / 2
+            return torch.sigmoid(self.conv(x.float(), gain=2))  # = (1 + tanh(conv(x))) / 2
 
 
 def stage_widths(width: int, config: ModelConfig) -> list[int]:
