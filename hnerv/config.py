@@ -146,7 +146,8 @@ class TrainConfig:
     optimizer: str = knob("soap", "optimiser", choices=("soap", "adam", "adamw"))
     weight_decay: float = knob(0.0, "weight decay of the optimiser")
     blend_freq: int = knob(
-        1, "every so many steps one frame more: the blend of two training frames, at a time between them; 0: none"
+        1,
+        "every so many steps one frame more: two training frames blended along their motion; 0: none",
     )
     grad_clip: float = knob(1.0, "largest L2 norm of the gradient; 0: no clipping")
     seed: int = knob(0, "seed of the initialisation, the order of frames and a random teacher")

@@ -19,6 +19,7 @@ from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_size
 from hnerv.model.build import MAX_WIDTH
 from hnerv.model.scene import Scene, frame_multiple
+from hnerv.motion import between as between_frames
 from hnerv.video import Video, data_split, load_video
 
 
@@ -170,14 +171,12 @@ class FrameStore:
         frames = frames.to(device) if frames.nbytes < room else frames
         # Channels last, as the network computes: layouts that meet cost several times the arithmetic on them.
         self._frames = frames.permute(0, 2, 3, 1).contiguous()
+        self._made: dict[int, Tensor] = {}
         self._clip = None if material.targets is None else material.targets.embeddings.to(device)
 
     def frames(self, positions: Tensor) -> Tensor:
         """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
-        picked = self._frames.index_select(0, positions.to(self._frames.device, non_blocking=True))
-        if picked.device.type != self.device.type:
-            picked = picked.pin_memory().to(self.device, non_blocking=True)
-        return picked.permute(0, 3, 1, 2).float().div_(255)
+        return self._unit(self._levels(positions))
 
     def clip(self, positions: Tensor) -> Tensor | None:
         """Positions (B,) -> targets (B, P, D) on the device; None without targets."""
@@ -186,22 +185,45 @@ class FrameStore:
     def batch(self, positions: Tensor, between: Tensor | None = None) -> Batch:
         """Positions (B,), and `between` (E,) that lie between training frames -> a Batch of B + E on the device.
 
-        What stands for the latter is the linear blend of the two nearest training frames, and of their targets: the
-        frames of the video that lie there are not read.
+        What stands for the latter is made of the two nearest training frames, and of their targets: the frames of the
+        video that lie there are not read.
         """
-        batch = Batch(self._times(positions), self.frames(positions), self.clip(positions), len(positions))
+        times, real = self._times(positions), len(positions)
         if between is None or not len(between):
-            return batch
-        after = torch.searchsorted(self._train, between)
+            return Batch(times, self.frames(positions), self.clip(positions), real)
+        drawn = [self._picture(position) for position in between.tolist()]
+        frames = self._unit(torch.cat([self._levels(positions), *drawn]))
+        times = torch.cat([times, self._times(between)])
+        if self._clip is None:
+            return Batch(times, frames, None, real)
+        low, high, share = self._neighbours(between)
+        clip = torch.lerp(self.clip(low), self.clip(high), share.view(-1, 1, 1))
+        return Batch(times, frames, torch.cat([self.clip(positions), F.normalize(clip, dim=-1)]), real)
+
+    def _levels(self, positions: Tensor) -> Tensor:
+        """Positions (B,) -> (B, H, W, 3) uint8, where the frames are kept."""
+        return self._frames.index_select(0, positions.to(self._frames.device, non_blocking=True))
+
+    def _unit(self, levels: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
+        if levels.device.type != self.device.type:
+            levels = levels.pin_memory().to(self.device, non_blocking=True)
+        return levels.permute(0, 3, 1, 2).float().div_(255)
+
+    def _picture(self, position: int) -> Tensor:
+        """(1, H, W, 3) uint8, beside the frames: made when it is first asked for, alone, so always the same."""
+        if position not in self._made:
+            low, high, share = self._neighbours(torch.tensor([position]))
+            picture = between_frames(self.frames(low), self.frames(high), share)
+            levels = picture.mul(255).round().byte().permute(0, 2, 3, 1).contiguous()
+            self._made[position] = levels.to(self._frames.device)
+        return self._made[position]
+
+    def _neighbours(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (E,) -> the training frames before and after, and the share (E,) of the way, on the device."""
+        after = torch.searchsorted(self._train, positions)
         low, high = self._train[after - 1], self._train[after]
-        share = ((between - low) / (high - low)).to(self.device, non_blocking=True)
-        pairs = torch.cat([low, high])
-        frames = torch.cat([batch.frames, _blend(self.frames(pairs), share)])
-        times = torch.cat([batch.times, self._times(between)])
-        if batch.clip is None:
-            return Batch(times, frames, None, batch.real)
-        clip = F.normalize(_blend(self.clip(pairs), share), dim=-1)
-        return Batch(times, frames, torch.cat([batch.clip, clip]), batch.real)
+        return low, high, ((positions - low) / (high - low)).to(self.device, non_blocking=True)
 
     def near(self, positions: Tensor) -> Near:
         """Positions (B,) -> their times and targets, on the device. A run without targets has none."""
@@ -209,9 +231,3 @@ class FrameStore:
 
     def _times(self, positions: Tensor) -> Tensor:
         return positions.to(self.device, non_blocking=True).float()
-
-
-def _blend(pairs: Tensor, share: Tensor) -> Tensor:
-    """pairs (2 E, ...), the earlier ones first, share (E,) of the later ones -> (E, ...)."""
-    low, high = pairs.chunk(2)
-    return torch.lerp(low, high, share.view(-1, *[1] * (low.dim() - 1)))

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from hnerv import motion
 from hnerv.clip import Targets
 from hnerv.config import Config
 from hnerv.dataset import FrameStore, Material, load_material, pin_targets, targets_label
 from hnerv.errors import UserError
 from hnerv.geometry import plan_crop
+from hnerv.metrics import round8
 from hnerv.model import Scene
 from hnerv.video import Video, data_split
 from hnerv.video.clips import clip_path
@@ -220,7 +222,7 @@ def test_targets_of_noise_are_blended_to_unit_norm(material):
     mean = (embeddings[1] + embeddings[3]) / 2
     assert torch.allclose(batch.clip[2], mean / mean.norm(dim=-1, keepdim=True), atol=1e-6)
     pixels = material.video.frames.float() / 255
-    assert torch.allclose(batch.frames[2], (pixels[1] + pixels[3]) / 2, atol=1e-6)
+    assert torch.equal(batch.frames[2:], round8(motion.between(pixels[1:2], pixels[3:], torch.tensor([0.5]))))
     assert torch.equal(batch.frames[:2], pixels[[3, 0]]) and torch.equal(batch.clip[:2], embeddings[[3, 0]])
 
 

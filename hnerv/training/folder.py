@@ -35,7 +35,6 @@ PACKAGES = (
     "pillow",
     "decord",
     "av",
-    "pytorch_optimizer",
 )
 
 

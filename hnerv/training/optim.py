@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hnerv.config import TrainConfig
 from hnerv.model import DualHeadHNeRV
+from hnerv.training.soap import Soap
 
 GROUPS = ("rgb_head", "clip_head", "decoder", "embedding")
 
@@ -41,11 +42,9 @@ def _soap(groups: list[dict], **settings: float) -> torch.optim.Optimizer:
     Axes longer than 300, the outputs of a convolution before its pixel shuffle, are not preconditioned either: that
     costs more time than it gains.
     """
-    from pytorch_optimizer import SOAP
-
     for group in groups:
         group["max_precondition_dim"] = 0 if group["codes"] else 300
-    return SOAP(groups, betas=(0.9, 0.95), **settings)
+    return Soap(groups, **settings)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -51,7 +51,6 @@ def run(words: list[str], moment: int, counter: Path) -> int:
 
 
 def main() -> None:
-    import pytorch_optimizer  # noqa: F401
     import torch
     import torch.utils.tensorboard  # noqa: F401
 

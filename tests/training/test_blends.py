@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hnerv import motion
 from hnerv.dataset import Batch, Material
-from hnerv.metrics import patch_mse, psnr
+from hnerv.metrics import patch_mse, psnr, round8
 
 SPLITS = ["4_5_6", "1_1_2", "9_9_10", "6_6_10"]
 
@@ -107,7 +108,8 @@ def test_a_blend_is_of_the_nearest_training_frames(make, film):
     for batch in batches_of(trainer, 5):
         position = int(batch.times[-1])
         share = (position - 3) / 3
-        assert torch.allclose(batch.frames[-1], (1 - share) * pixels(3) + share * pixels(6), atol=1e-6)
+        picture = motion.between(pixels(3)[None], pixels(6)[None], torch.tensor([share]))
+        assert torch.equal(batch.frames[-1:], round8(picture))
         pair = trainer.store.clip(torch.tensor([3, 6]))
         mean = (1 - share) * pair[0] + share * pair[1]
         assert torch.allclose(batch.clip[-1], mean / mean.norm(dim=-1, keepdim=True), atol=1e-6)

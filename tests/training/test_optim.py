@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import pytest
 import torch
@@ -113,14 +112,6 @@ def test_codes_of_a_grid_have_their_own_rate(make, name):
 def test_a_network_has_one_rate(make, embedding, name):
     groups = make(embedding=embedding, optimizer=name).optimizer.param_groups
     assert {group["lr_factor"] for group in groups} == {1}
-
-
-def test_torch_s_own_optimizers_do_not_need_the_library(make, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
-    for name in ("adam", "adamw"):
-        run(make(optimizer=name), 0, 1)
-    with pytest.raises(ImportError):
-        make(optimizer="soap")
 
 
 def bases(trainer, parameter) -> list[bool]:
