@@ -92,7 +92,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 class Sender:
-    """What of a run folder the other side has, and what it still lacks."""
+    """What of a run folder the other side has, and what it still lacks; `received` was just unpacked into it."""
 
     def __init__(self, folder: Path, received: Parcel = Parcel()) -> None:  # noqa: B008 (a tuple)
         self.folder = folder
@@ -101,7 +101,7 @@ class Sender:
             for name, piece in received.pieces.items()
             if _is_log(name)
         }
-        self._files: dict[str, tuple[int, int]] = {}
+        self._files = {name: _mark(folder / name) for name in received.pieces if not _is_log(name)}
         self._known = set(received.pieces)
 
     def changes(self) -> Parcel:
@@ -130,12 +130,17 @@ class Sender:
         return Piece(size, data[size:]) if grown else Piece(0, data)
 
     def _file(self, name: str, path: Path) -> Piece | None:
-        state = path.stat()
-        mark = state.st_size, state.st_mtime_ns
+        mark = _mark(path)
         if self._files.get(name) == mark:
             return None
         self._files[name] = mark
         return Piece(0, path.read_bytes())
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """Of a content: a file that is written anew is another inode, however soon it follows the last."""
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _is_log(name: str) -> bool:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from hnerv.segments import Plan, Wishes
     from hnerv.training import Trainer
 
-SHARE = 100
-"""A checkpoint is handed over when that took, the last time, no more than the SHAREth part of the time since."""
+SHARE, ALLOWANCE = 100, 2.0
+"""Checkpoints are handed over while that has taken no more than ALLOWANCE seconds and a SHAREth of the run's time."""
 BEAT = 1.0
 """Seconds between two words on how far a run is."""
 
@@ -83,7 +83,8 @@ class Courier(Protocol):
 def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> Outcome:
     """Trains a run from what `parcel` holds of it to its end. Faults of the video or the run are an outcome."""
     start = time.monotonic()
-    with _one_line(task) as outcome:
+    with _one_line() as outcome:
+        _check_version(task)
         set_up_torch(task.threads)
         sys.argv = task.command
         folder = _fresh_folder()
@@ -129,7 +130,8 @@ def _initial(task: Task, folder: Path) -> Path | None:
 
 def plan(task: Task, wishes: Wishes, sent: bytes | None) -> Outcome:
     """Divides a video into segments, which means to decode it where scenes are wanted."""
-    with _one_line(task) as outcome:
+    with _one_line() as outcome:
+        _check_version(task)
         set_up_torch(task.threads)
         from hnerv.fleet.places import locate
         from hnerv.segments import plan_video
@@ -145,15 +147,18 @@ def nothing(task: Task, *given: object) -> Outcome:
     return Outcome("finished", task.job)
 
 
+def _check_version(task: Task) -> None:
+    if task.version != __version__:
+        raise UserError(f"the worker has hnerv {__version__}, the driver {task.version}: install the same on both")
+
+
 @contextlib.contextmanager
-def _one_line(task: Task) -> Iterator[list[Outcome]]:
+def _one_line() -> Iterator[list[Outcome]]:
     """A list to put the outcome into; what the block raises becomes one."""
     from hnerv.fleet.places import Absent
 
     outcome: list[Outcome] = []
     try:
-        if task.version != __version__:
-            raise UserError(f"the worker has hnerv {__version__}, the driver {task.version}: install the same on both")
         yield outcome
     except Absent as error:
         outcome.append(Outcome("absent", f"{error} is not there on the worker"))
@@ -173,7 +178,7 @@ class Handing:
         self.trainer: Trainer | None = None
         self.step_saved = 0
         self.effort = Effort()
-        self._cost, self._last = 0.0, time.monotonic()
+        self._start = time.monotonic()
         self._ended = threading.Event()
         self._beat = threading.Thread(target=self._tell_now_and_then, daemon=True)
 
@@ -183,7 +188,7 @@ class Handing:
             self.trainer = trainer
             self.step_saved = trainer.global_step if self.resumed else 0
             self._beat.start()
-        elif time.monotonic() - self._last >= SHARE * self._cost:
+        elif self.effort.handing <= ALLOWANCE + (time.monotonic() - self._start) / SHARE:
             self.all()
         self._tell()
 
@@ -193,10 +198,10 @@ class Handing:
         saved = self.trainer.global_step if self.trainer else self.step_saved
         parcel = self.sender.changes()
         self.courier.hand(parcel, saved)
-        self.step_saved, self._last = saved, time.monotonic()
-        self._cost = self._last - start
+        self.step_saved = saved
         _, handing, times, sent = self.effort
-        self.effort = Effort(0.0, round(handing + self._cost, 3), times + 1, sent + parcel.size)
+        handing += time.monotonic() - start
+        self.effort = Effort(0.0, round(handing, 3), times + 1, sent + parcel.size)
 
     def end(self) -> None:
         """Says no more."""
