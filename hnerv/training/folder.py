@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, differences
-from hnerv.dataset import check_targets, pin_targets
+from hnerv.dataset import check_record, check_targets, pin_targets
 from hnerv.errors import UserError
 from hnerv.files import read_json, replacing, write_json
 from hnerv.flags import Choice
@@ -72,13 +72,12 @@ class RunFolder:
         return folder
 
     def known(self) -> dict | None:
-        """The record of the run that is already here and stays; None for a fresh run."""
+        """The record of the run that is already here and stays; None for a fresh run. Raises UserError."""
         path = self.path / "config.json"
         if self.overwrite or not path.exists():
             return None
         record = read_json(path)
-        if not isinstance(record, dict) or not {"config", "targets"} <= set(record):
-            raise UserError(f"{path} is not the record of a run: restore it, or --overwrite to move its folder aside")
+        check_record(path, record)
         return record
 
     def pinned(self, config: Config) -> Config:
