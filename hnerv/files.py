@@ -34,6 +34,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def cache_folder() -> Path:
+    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv. It need not be there."""
+    if own := os.environ.get("HNERV_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnerv"
+
+
 def check_place(path: Path) -> None:
     """Asked before minutes go into what `path` is to hold. Raises UserError where it could not be written."""
     above = path.absolute() if path.is_dir() else path.absolute().parent

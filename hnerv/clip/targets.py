@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 from hnerv.clip.teacher import Teacher, build_teacher
 from hnerv.clip.weights import Weights, identify, locate, warn_of_doubt
 from hnerv.errors import UserError
-from hnerv.files import replacing, sha256_of
+from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.geometry import PatchGrid
 
 PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
@@ -65,7 +64,7 @@ def clip_targets(
     if targets_file:
         return read_targets_file(Path(targets_file), len(frames), grid)
     assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
-    folder = (cache_dir or default_cache_dir()) / "targets"
+    folder = (cache_dir or cache_folder()) / "targets"
     spec = identify(weights, model, seed)
     if spec.kind == "clip" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
         warn_of_doubt(spec)
@@ -147,13 +146,6 @@ def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, 
             for batch in grid.split(frames[start : start + step]).flatten(0, 1).split(batch_size):
                 yield teacher.encode_patches(batch).cpu()
                 bar.update(len(batch))
-
-
-def default_cache_dir() -> Path:
-    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv."""
-    if own := os.environ.get("HNERV_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnerv"
 
 
 def cache_path(folder: Path, digest: str, grid: PatchGrid, spec: Weights) -> Path:

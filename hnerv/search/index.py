@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.clip.targets import default_cache_dir
 from hnerv.codec import Bitstream, is_container
 from hnerv.config import Config
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
-from hnerv.files import replacing, sha256_of
+from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene
 
 INDEX_VERSION = 1
@@ -73,7 +72,7 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
 
 def index_places(path: Path, digest: str) -> tuple[Path, Path]:
     """Where the index of a file of this sha256 is kept: beside it, or where that cannot be written, in the cache."""
-    cached = default_cache_dir() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
+    cached = cache_folder() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
     return path.with_name(f"{path.name}.index.safetensors"), cached
 
 

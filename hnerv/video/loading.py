@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import mmap
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hnerv.errors import UserError
+from hnerv.files import cache_folder
 from hnerv.geometry import CropPlan, plan_crop
 from hnerv.video.clips import CLIPS, clip_path
 from hnerv.video.images import SUFFIXES, common_size, list_images, read_images
@@ -28,10 +32,12 @@ from hnerv.video.reading import DecordFailed, read_decord, read_pyav
 _log = logging.getLogger("hnerv")
 _FOLDER_FPS = 24.0
 _MORE = 1_000_000_000
+IN_MEMORY = 4 << 30
+"""Bytes of frames; what takes more, or a quarter of this machine's memory, lies in a file under the cache."""
 
 
 class Video(NamedTuple):
-    """Frames in memory and where they came from."""
+    """Frames, in memory or mapped from a file, and where they came from."""
 
     frames: Tensor
     """(N, 3, H, W) uint8 RGB, after crop and resize. Pixels as stored: a pixel aspect ratio is not applied."""
@@ -81,9 +87,10 @@ def load_video(
     A clip's name wins over a file of the same name, which is written ./bunny. `crop` and `resize` are as in
     `hnerv.geometry.plan_crop`; resizing is bicubic with antialias on the cropped frame, rounded to 8 bits. `frames` is
     a Python slice 'start:stop:step' of positions in the source, empty for all. Phone videos come out upright.
-    Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for this
-    machine's memory, when its images differ in size or are transparent, and for a crop, size or range that does not
-    fit. A file cut short or damaged is read up to there when `frames` asks for no more.
+    Frames too many for memory lie in a file without a name, as in `IN_MEMORY`.
+    Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for memory
+    and the disk of the cache, when its images differ in size or are transparent, and for a crop, size or range that
+    does not fit. A file cut short or damaged is read up to there when `frames` asks for no more.
     """
     slice_positions(frames, 0)
     source = _open_source(data)
@@ -196,15 +203,33 @@ def _fit(frame: np.ndarray, plan: CropPlan) -> Tensor:
 
 
 def _allocate(count: int, plan: CropPlan) -> Tensor:
-    needed = count * 3 * plan.out_height * plan.out_width
-    memory = memory_bytes()
-    if needed > memory:
+    """(N, 3, H, W) uint8, channels last in memory, as the readers give them. Raises UserError."""
+    size = count, plan.out_height, plan.out_width, 3
+    needed = math.prod(size)
+    if needed <= min(IN_MEMORY, memory_bytes() // 4):
+        return torch.empty(size, dtype=torch.uint8).permute(0, 3, 1, 2)
+    try:
+        return _on_disk(needed).view(size).permute(0, 3, 1, 2)
+    except OSError as error:
         raise UserError(
-            f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, this machine has "
-            f"{memory / 1e9:.1f} GB: choose fewer with --frames or smaller ones with --resize"
-        )
-    size = count, 3, plan.out_height, plan.out_width
-    return torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)  # as the readers give them
+            f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, which {cache_folder()} "
+            f"cannot hold ({error.strerror}): choose fewer with --frames or smaller ones with --resize, or set "
+            "HNERV_CACHE to a folder on a larger disk"
+        ) from error
+
+
+def _on_disk(size: int) -> Tensor:
+    """(size,) uint8 in a file of the cache that has no name: the system frees it, however the process ends.
+
+    What was read of it stays in memory while there is room, and is no obstacle where there is none. Raises OSError.
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=cache_folder()) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up later would kill the process
+        else:
+            file.truncate(size)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
 
 
 def memory_bytes() -> int:
