@@ -17,7 +17,7 @@ def train(ask: Invocation) -> None:
     """Load, build, fit, report."""
     ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
     log = ask.log
-    set_up_torch(ask.threads)
+    set_up_torch(ask.threads, ask.deterministic)
     import torch
 
     from hnerv import training

@@ -76,16 +76,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_up_torch(threads: int) -> None:
+def set_up_torch(threads: int, deterministic: bool = False) -> None:
     """CPU threads, 0 for torch's own choice; and fp32 that is fp32, not TF32, on CUDA. Raises UserError below 0.
 
-    To be called before anything imports torch: OpenMP's threads would else spin for long while they wait, and a step
-    takes several times as long as soon as another process wants one of the cores.
+    With `deterministic`, CUDA takes the same bits from the same run, and an operation that cannot raises; the CPU does
+    so anyway. To be called before anything imports torch: OpenMP's threads would else spin for long while they wait,
+    and a step takes several times as long as soon as another process wants one of the cores; and cuBLAS reads its
+    workspace when CUDA starts.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = False
 
     if threads < 0:
         raise UserError(f"--threads {threads} is below 0")

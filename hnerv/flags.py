@@ -105,6 +105,7 @@ class Invocation:
     overwrite: bool
     debug: bool
     logging: dict[str, object] = dataclasses.field(default_factory=dict)
+    deterministic: bool = False
     max_minutes: float = 0.0
     on_divergence: str = "stop"
 
@@ -155,6 +156,10 @@ def train_parser() -> Parser:
     run.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs (output)")
     run.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
+    run.add_argument(
+        "--deterministic", action="store_true",
+        help="the same bits each time on CUDA too, with the same GPU and versions; slower there, no change on the CPU",
+    )  # fmt: skip
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
     run.add_argument(
         "--max-minutes", type=_minutes, default=0.0, metavar="N",
