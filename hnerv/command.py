@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hnerv.errors import Interrupted, RunError, UserError
+from hnerv.errors import Interrupted, RunError, UserError, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         place = f"{error.filename}: " if error.filename else ""
         cause = " ".join(f"{place}{error.strerror or error}".split())
-        sys.stderr.write(f"{prog}: {cause}: give another path, or mend what the system says\n")
+        sys.stderr.write(f"{prog}: {shortened(cause)}: give another path, or mend what the system says\n")
         sys.exit(2 if error.errno in _WRONG_PATH else 1)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped; nothing that was saved is lost\n")

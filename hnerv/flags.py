@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
+from hnerv.errors import shortened
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, preset
 from hnerv.schedule import SCHEDULES
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)} (--help lists every flag)\n")
 
     def _unknown(self, word: str) -> str:
         flags = list(self._option_string_actions)

@@ -145,6 +145,14 @@ def test_deterministic_until_it_is_no_longer_asked_for(monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
 
 
+@pytest.mark.parametrize("words", [["9" * 5000], ["--threads", "9" * 5000 + "x"], ["--" + "9" * 5000]], ids=len)
+def test_a_word_of_pages_is_not_repeated_whole(words, run_script, hnerv_main, capsys):
+    assert run_script("eval", words) == run_script("train_patch_dual", ["--exp-id", "x", *words]) == 2
+    assert hnerv_main("info", *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(30 < len(line) < 2200 for line in lines)
+
+
 def test_a_sentence_that_quotes_pages_keeps_its_ends():
     text = str(UserError(f"the format is {'9' * 100_000}: update hnerv"))
     assert len(text) < 2100 and text.startswith("the format is 9") and text.endswith("9: update hnerv")
