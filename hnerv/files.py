@@ -17,11 +17,12 @@ from hnerv.errors import UserError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of `path` at the end of a block that succeeds.
 
-    Until then it is `.NAME.PID.tmp` in the same folder, which is made if need be: no reader sees half a file, and a
-    block, disk or rename that fails leaves the old one, no temporary one, and its own error.
+    Until then it is `.NAME.PID.tmp` in the same folder, which is made if need be, a long NAME cut: no reader sees half
+    a file, and a block, disk or rename that fails leaves the old one, no temporary one, and its own error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
