@@ -140,9 +140,12 @@ def _image_source(path: Path, name: str, images: list[Path]) -> _Source:
 def _file_source(path: Path, name: str) -> _Source:
     probe = probe_video(path)
     readers = [_Reader("decord", lambda: read_decord(probe)), _Reader("pyav", lambda: read_pyav(probe))]
-    if probe.trouble:
+    trouble = probe.trouble
+    if not trouble and probe.count * math.prod(probe.size) * 3 > _room():
+        trouble = "decord decodes ahead without a bound, and not all of its frames fit into memory"
+    if trouble:
         del readers[0]
-    return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, probe.trouble, readers)
+    return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, trouble, readers)
 
 
 def _say_pyav(path: Path, reason: str) -> None:
@@ -206,7 +209,7 @@ def _allocate(count: int, plan: CropPlan) -> Tensor:
     """(N, 3, H, W) uint8, channels last in memory, as the readers give them. Raises UserError."""
     size = count, plan.out_height, plan.out_width, 3
     needed = math.prod(size)
-    if needed <= min(IN_MEMORY, memory_bytes() // 4):
+    if needed <= _room():
         return torch.empty(size, dtype=torch.uint8).permute(0, 3, 1, 2)
     try:
         return _on_disk(needed).view(size).permute(0, 3, 1, 2)
@@ -230,6 +233,11 @@ def _on_disk(size: int) -> Tensor:
         else:
             file.truncate(size)
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+
+
+def _room() -> int:
+    """Bytes of frames that may be held in memory."""
+    return min(IN_MEMORY, memory_bytes() // 4)
 
 
 def memory_bytes() -> int:

@@ -107,9 +107,15 @@ def test_frames_beyond_the_share_of_memory_lie_in_a_file_without_a_name(plain: P
         with monkeypatch.context() as patch:
             patch.setattr(loading, "IN_MEMORY", inside.frames.nbytes - 1)
             mapped = load_video(str(plain), **how)
-        assert mapped.frames.equal(inside.frames) and mapped._replace(frames=None) == inside._replace(frames=None)
+        assert mapped.frames.equal(inside.frames) and mapped.digest == inside.digest
         assert mapped.frames.is_contiguous(memory_format=torch.channels_last)
         assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_video_beyond_the_share_of_memory_is_read_by_pyav(plain: Path, monkeypatch, caplog) -> None:
+    assert load_video(str(plain)).reader == "decord" and not caplog.text
+    monkeypatch.setattr(loading, "IN_MEMORY", 12 * 3 * 64 * 96 - 1)
+    assert load_video(str(plain), frames="0:2").reader == "pyav" and "decord decodes ahead" in caplog.text
 
 
 def test_a_small_machine_holds_less_in_memory(plain: Path, tmp_path, monkeypatch) -> None:
