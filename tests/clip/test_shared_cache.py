@@ -34,14 +34,16 @@ spec = identify("random", "ViT-B-32", 0)
 made = targets.Targets(known, spec.source, spec.kind, spec.model, spec.weights)
 for _ in sys.stdin:
     child = os.fork()
-    if not child:
-        while True:
-            targets._write_cache(folder, "video", PatchGrid(64, 96, 2, 3), spec, made)
-    print(child, flush=True)
+    written = 0
+    while not child:
+        targets._write_cache(folder, "video", PatchGrid(64, 96, 2, 3), spec, made)
+        written += 1
+        if written == 1:
+            print(os.getpid(), flush=True)
     os.waitpid(child, 0)
     print("gone", flush=True)
 """
-"""For each line that it reads: a process that writes the targets again and again until it is killed."""
+"""For each line that it reads: a process that writes the targets until it is killed; prints its number when it has."""
 
 
 def compute(folder: Path):
@@ -92,9 +94,9 @@ def test_a_cache_that_another_process_writes_meanwhile(tmp_path, writing, known,
 def test_a_cache_that_a_killed_process_was_writing(tmp_path, writing, known, warned):
     """Killed at random moments; what is found, whole or half, gives the right embeddings."""
     draw, folder = random.Random(0), tmp_path / "cache" / "targets"
-    for _ in range(12):
+    for _ in range(8):
         with writing():
             time.sleep(draw.random() / 50)
         assert torch.equal(compute(tmp_path / "cache").embeddings, known[0])
-    assert len(list(folder.glob(".*.tmp"))) > 2, "some were killed in the middle"
+    assert list(folder.glob(".*.tmp")), "none was killed in the middle"
     assert not [text for text in warned() if "damaged" in text or "not cached" in text]
