@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
-from hnerv.errors import UserError
+from hnerv.errors import UserError, shortened
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, preset
 from hnerv.schedule import SCHEDULES
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)} (--help lists every flag)\n")
 
     def _unknown(self, word: str) -> str:
         flags = list(self._option_string_actions)
@@ -110,6 +110,7 @@ class Invocation:
     segment_frames: int = 0
     segment_scenes: bool = False
     segment_init: str = "none"
+    deterministic: bool = False
     max_minutes: float = 0.0
     on_divergence: str = "stop"
 
@@ -128,8 +129,10 @@ class Invocation:
     @property
     def in_segments(self) -> bool:
         """Whether the video is to be divided. Raises UserError for wishes about segments where there are none."""
-        if self.segment_frames < 0 or self.segment_frames == 1:
-            raise UserError(f"--segment-frames {self.segment_frames}: a segment has at least two frames; 0: no limit")
+        if self.segment_frames and self.segment_frames < 3:
+            raise UserError(
+                f"--segment-frames {self.segment_frames}: a segment takes at least three frames; 0: no limit"
+            )
         divided = bool(self.segment_frames or self.segment_scenes)
         if self.segment_init != "none" and not divided:
             raise UserError("--segment-init is for a video in segments: give --segment-frames N or --segment-scenes")
@@ -141,7 +144,8 @@ class Invocation:
         return LogConfig(**self.logging)
 
     def _preset_of_run(self) -> str:
-        path = self.output / self.exp_id / "config.json"
+        folder = self.output / self.exp_id
+        path = folder / ("segments/00000/config.json" if self.segment_frames or self.segment_scenes else "config.json")
         record = read_json(path) if path.is_file() and not self.overwrite else None
         name = record.get("preset", "") if isinstance(record, dict) else ""
         return name if name in PRESETS else ""
@@ -170,6 +174,10 @@ def train_parser() -> Parser:
     run.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs (output)")
     run.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
+    run.add_argument(
+        "--deterministic", action="store_true",
+        help="the same bits each time on CUDA too, with the same GPU and versions; slower there, no change on the CPU",
+    )  # fmt: skip
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
     run.add_argument(
         "--segment-frames", type=int, default=0, metavar="N",

@@ -11,6 +11,7 @@ from torch import Tensor
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import LogConfig
 from hnerv.dataset import FrameStore, load_material, pin_targets
+from hnerv.errors import UserError
 from hnerv.files import sha256_of
 from hnerv.flags import Choice
 from hnerv.model import LATENTS, DualHeadHNeRV, build_model
@@ -42,6 +43,8 @@ class How(NamedTuple):
     limits: Limits
     like: dict | None = None
     initial: Path | None = None
+    frames: int = 0
+    """How many the video has to give; 0: any number."""
 
 
 def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
@@ -50,11 +53,16 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
-    device, log, limits, like, initial = how
+    device, log, limits, like, initial, frames = how
     check_settings(config, log)
     pinned = folder.pinned(config)
     material = load_material(pin_targets(pinned, like) if like else pinned, device, progress=True)
     check_scene(material.scene)
+    if frames and material.scene.frames != frames:
+        raise UserError(
+            f"{config.video.data} gives {material.scene.frames} frames for --frames {config.video.frames}, {frames} "
+            "were planned: repair the file, or give a range that is whole under another --exp-id"
+        )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
     record = run_record(choice.preset, config, material, model)
