@@ -13,6 +13,9 @@ from hnerv.flags import eval_parser
 if TYPE_CHECKING:
     import torch
 
+    from hnerv.evaluation import OpenedRun
+    from hnerv.evaluation.whole import PartResult
+
 
 def main() -> None:
     """The command: parse, measure, end with one line when it fails."""
@@ -42,7 +45,8 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     from hnerv.semantics import as_dict, text_of
     from hnerv.semantics import measure as measure_semantics
 
-    ((_, run),) = open_parts(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets)
+    ((_, opened),) = open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets)
+    run = opened()
     fractional, grid = ask.positions == "fractional", run.model.scene.grid
     if fractional:
         check_half_grid(grid)
@@ -74,29 +78,38 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
 def measure_whole(ask: argparse.Namespace, device: torch.device) -> None:
     """A video in segments; one is in memory at a time."""
     from hnerv.codec import open_parts, whole_folder
-    from hnerv.evaluation import cost_of, evaluate, table, write_files, write_images
-    from hnerv.evaluation.whole import PartResult, combined_cost, write_whole
+    from hnerv.evaluation import table
+    from hnerv.evaluation.whole import combined_cost, write_whole
 
     if ask.positions == "fractional":
         raise UserError("--positions fractional is measured of one segment: give its folder or its file")
     parts = []
-    for first, run in open_parts(ask.path, device, data=ask.data, unseen=ask.unseen, clip_targets=ask.clip_targets):
-        report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
-        cost, scene = cost_of(run.model, run.coded_bytes), run.model.scene
-        parts.append(PartResult(first, scene.frames, run.folder, write_files(run, report, cost), cost))
-        if ask.images:
-            write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
+    for first, opened in open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets):
+        parts.append(measure_part(first, opened(), ask.images))
     folder, size = whole_folder(ask.path), 0 if ask.path.is_dir() else ask.path.stat().st_size
-    cost = combined_cost(parts, size, scene.height * scene.width)
+    cost = combined_cost(parts, size)
     summary = write_whole(folder, ask.path, parts, cost, size)
     if ask.json:
         print(json.dumps(summary, indent=2))
         return
-    print(table(summary, summary["targets"], report.unseen))
+    print(table(summary, summary["targets"], ask.unseen))
     print(cost.line(device))
     if not summary["same_pixels_as_trained_on"]:
         print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {summary['video']}")
     print(f"files:     {folder / 'eval'}, of {len(parts)} segments, whose own are beside them")
+
+
+def measure_part(first: int, run: OpenedRun, images: bool) -> PartResult:
+    """A segment whose first frame is frame `first` of the whole: its files, and what the whole needs to know."""
+    from hnerv.evaluation import cost_of, evaluate, write_files, write_images
+    from hnerv.evaluation.whole import PartResult
+
+    report = evaluate(run.model, run.store, run.config.model.unseen, progress=True)
+    cost, scene = cost_of(run.model, run.coded_bytes), run.model.scene
+    if images:
+        write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)
+    summary = write_files(run, report, cost)
+    return PartResult(first, scene.frames, scene.height * scene.width, run.folder, summary, cost)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hnerv.errors import Interrupted, RunError, UserError
+from hnerv.errors import Interrupted, RunError, UserError, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         place = f"{error.filename}: " if error.filename else ""
         cause = " ".join(f"{place}{error.strerror or error}".split())
-        sys.stderr.write(f"{prog}: {cause}: give another path, or mend what the system says\n")
+        sys.stderr.write(f"{prog}: {shortened(cause)}: give another path, or mend what the system says\n")
         sys.exit(2 if error.errno in _WRONG_PATH else 1)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped; nothing that was saved is lost\n")
@@ -76,16 +76,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_up_torch(threads: int) -> None:
+def set_up_torch(threads: int, deterministic: bool = False) -> None:
     """CPU threads, 0 for torch's own choice; and fp32 that is fp32, not TF32, on CUDA. Raises UserError below 0.
 
-    To be called before anything imports torch: OpenMP's threads would else spin for long while they wait, and a step
-    takes several times as long as soon as another process wants one of the cores.
+    With `deterministic`, CUDA takes the same bits from the same run, and an operation that cannot raises; the CPU does
+    so anyway. To be called before anything imports torch: OpenMP's threads would else spin for long while they wait,
+    and a step takes several times as long as soon as another process wants one of the cores; and cuBLAS reads its
+    workspace when CUDA starts.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = False
 
     if threads < 0:
         raise UserError(f"--threads {threads} is below 0")

@@ -209,9 +209,9 @@ def memory() -> tuple[int, int]:
 
 def check_disk(output: Path) -> Iterator[Check]:
     """Where runs go, and where targets and weights are cached."""
-    from hnerv.clip.targets import default_cache_dir
+    from hnerv.files import cache_folder
 
-    for name, folder, other in (("runs", output, "--output"), ("cache", default_cache_dir(), "HNERV_CACHE")):
+    for name, folder, other in (("runs", output, "--output"), ("cache", cache_folder(), "HNERV_CACHE")):
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         free = shutil.disk_usage(place).free
         says = f"{folder}: {free / 1e9:.1f} GB free"

@@ -3,14 +3,17 @@
 MOST_CHARACTERS = 2000
 
 
+def shortened(text: str) -> str:
+    """A sentence; of one that quotes pages of what it was given, the cause and the mend at its two ends."""
+    half = MOST_CHARACTERS // 2
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+
+
 class UserError(ValueError):
     """A fault of the input or the surroundings, found before anything was written. Exit status 2."""
 
     def __str__(self) -> str:
-        """The sentence; of one that quotes pages of a damaged file, the cause and the mend at its two ends."""
-        text = super().__str__()
-        half = MOST_CHARACTERS // 2
-        return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+        return shortened(super().__str__())
 
 
 class RunError(RuntimeError):

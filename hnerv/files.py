@@ -17,11 +17,12 @@ from hnerv.errors import UserError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of `path` at the end of a block that succeeds.
 
-    Until then it is `.NAME.PID.tmp` in the same folder, which is made if need be: no reader sees half a file, and a
-    block, disk or rename that fails leaves the old one, no temporary one, and its own error.
+    Until then it is `.NAME.PID.tmp` in the same folder, which is made if need be, a long NAME cut: no reader sees half
+    a file, and a block, disk or rename that fails leaves the old one, no temporary one, and its own error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -32,6 +33,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> Path:
+    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv. It need not be there."""
+    if own := os.environ.get("HNERV_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnerv"
 
 
 def check_place(path: Path) -> None:
@@ -60,10 +68,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def move_aside(path: Path) -> None:
-    """x -> x.old1, or the first number that is free. Raises OSError."""
+def move_aside(path: Path) -> Path:
+    """x -> x.old1, or the first number that is free; returns that. Raises OSError."""
     number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.old{n}").exists())
-    os.replace(path, path.with_name(f"{path.name}.old{number}"))
+    aside = path.with_name(f"{path.name}.old{number}")
+    os.replace(path, aside)
+    return aside
 
 
 def write_json(path: Path, data: object) -> None:

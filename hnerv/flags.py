@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
-from hnerv.errors import UserError
+from hnerv.errors import UserError, shortened
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, preset
 from hnerv.schedule import SCHEDULES
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)} (--help lists every flag)\n")
 
     def _unknown(self, word: str) -> str:
         flags = list(self._option_string_actions)
@@ -110,6 +110,7 @@ class Invocation:
     segment_frames: int = 0
     segment_scenes: bool = False
     segment_init: str = "none"
+    deterministic: bool = False
     max_minutes: float = 0.0
     on_divergence: str = "stop"
 
@@ -136,7 +137,8 @@ class Invocation:
         return LogConfig(**self.logging)
 
     def _preset_of_run(self) -> str:
-        path = self.output / self.exp_id / "config.json"
+        folder = self.output / self.exp_id
+        path = folder / ("segments/00000/config.json" if self.segment_frames or self.segment_scenes else "config.json")
         record = read_json(path) if path.is_file() and not self.overwrite else None
         name = record.get("preset", "") if isinstance(record, dict) else ""
         return name if name in PRESETS else ""
@@ -165,6 +167,10 @@ def train_parser() -> Parser:
     run.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs (output)")
     run.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
     run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
+    run.add_argument(
+        "--deterministic", action="store_true",
+        help="the same bits each time on CUDA too, with the same GPU and versions; slower there, no change on the CPU",
+    )  # fmt: skip
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
     add_segments(run)
     run.add_argument(
@@ -199,8 +205,8 @@ def add_segments(run: argparse._ArgumentGroup) -> None:
 
 def check_segments(frames: int, scenes: bool, init: str) -> bool:
     """Whether these --segment- flags divide a video. Raises UserError where they do not go together."""
-    if frames < 0 or frames == 1:
-        raise UserError(f"--segment-frames {frames}: a segment has at least two frames; 0: no limit")
+    if frames and frames < 3:
+        raise UserError(f"--segment-frames {frames}: a segment takes at least three frames; 0: no limit")
     if init not in SEGMENT_INITS:
         raise UserError(f"--segment-init {init[:40]!r} does not exist: choose from {', '.join(SEGMENT_INITS)}")
     divided = bool(frames or scenes)

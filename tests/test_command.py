@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 
 import pytest
 import torch
@@ -131,6 +132,25 @@ def test_threads():
         assert torch.get_num_threads() == 2
     with pytest.raises(UserError, match="^--threads -1 is below 0$"):
         set_up_torch(-1)
+
+
+def test_deterministic_until_it_is_no_longer_asked_for(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    set_up_torch(0)
+    assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    set_up_torch(0, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+    set_up_torch(0)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize("words", [["9" * 5000], ["--threads", "9" * 5000 + "x"], ["--" + "9" * 5000]], ids=len)
+def test_a_word_of_pages_is_not_repeated_whole(words, run_script, hnerv_main, capsys):
+    assert run_script("eval", words) == run_script("train_patch_dual", ["--exp-id", "x", *words]) == 2
+    assert hnerv_main("info", *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(30 < len(line) < 2200 for line in lines)
 
 
 def test_a_sentence_that_quotes_pages_keeps_its_ends():

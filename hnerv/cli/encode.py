@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +39,12 @@ def add_arguments(parser: Parser) -> None:
     add("--finetune-lr", type=float, default=2e-4, help="peak learning rate of these (0.0002)")
     add("--rate-weight", type=float, default=0.0, help="pixel loss that a bit per parameter is worth in these (0)")
     add("--learn-steps", action="store_true", help="fine-tuning learns the quantisation steps too")
-    add("--target-bpp", type=float, default=0.0, help="coarsen the steps until the whole file takes no more; 0: as is")
+    add(
+        "--target-bpp",
+        type=float,
+        default=0.0,
+        help="coarsen the steps until the file takes no more (of a video in segments: each of them); 0: as is",
+    )
     add("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where the run found it")
     add("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
     add("--no-measure", action="store_true", help="leave out the evaluation, and so the video")
@@ -47,7 +54,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures what was read. Raises UserError before anything is written."""
-    from hnerv.codec import check_options, write_film
+    from hnerv.codec import check_options, check_trained, write_film
     from hnerv.command import pick_device
     from hnerv.segments import parts_of
 
@@ -59,11 +66,12 @@ def run(ask: argparse.Namespace) -> None:
     if ask.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: name the target file, or --no-measure")
     parts = parts_of(ask.run)
+    check_trained(parts)
     if len(parts) == 1:
         show_all([code(ask, parts[0], options, device, ask.output)], ask.output)
     else:
-        with tempfile.TemporaryDirectory(prefix=f".{ask.output.name}.", dir=ask.output.parent) as folder:
-            files = [Path(folder) / f"{number:05d}.hnerv" for number in range(len(parts))]
+        with working_folder(ask.output) as folder:
+            files = [folder / f"{number:05d}.hnerv" for number in range(len(parts))]
             coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
             write_film(ask.output, files)
         show_all(coded, ask.output)
@@ -84,6 +92,18 @@ def options_of(ask: argparse.Namespace) -> Options:
         tuning=Tuning(ask.finetune_epochs, ask.finetune_lr, ask.rate_weight, ask.learn_steps),
         target_bpp=ask.target_bpp,
     )
+
+
+@contextlib.contextmanager
+def working_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside the file, gone afterwards. Raises UserError."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=".hnerv-", dir=output.parent)
+    except OSError as error:
+        raise UserError(f"cannot write beside {output} ({error.strerror}): choose another -o") from error
+    with made as folder:
+        yield Path(folder)
 
 
 class Coded(NamedTuple):
@@ -123,7 +143,7 @@ def code_and_measure(
     from hnerv.evaluation import eval_values, evaluate, open_run
     from hnerv.segments import targets_of
 
-    run = open_run(part.path, device, data=ask.data, clip_targets=targets_of(ask.clip_targets, part))
+    run = open_run(part.path, device, data=ask.data, clip_targets=targets_of(ask.clip_targets, part.first, part.count))
     before = {} if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))
     note = {"epoch": run.epoch, "step": run.step}
     write_container(output, encode_run(run.model, run.record, options, run.store, note, progress=True))

@@ -21,7 +21,7 @@ def run(ask: argparse.Namespace) -> None:
     from hnerv.codec.segmented import open_film
 
     film = open_film(ask.file)
-    for _, stream in film.streams():
+    for _, stream in film.streams:
         stream.check()
     if ask.json:
         print(json.dumps(as_dict(film), indent=2))

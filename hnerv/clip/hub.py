@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 PROBE_SECONDS = 5.0
 GIVE_UP_SECONDS = 9.0
+SAY_SECONDS = 8.0
+_log = logging.getLogger("hnerv")
 
 
 class HubUnavailable(Exception):
@@ -28,13 +33,15 @@ def fetch(repo: str, files: Sequence[str]) -> str:
     """Download the first of `files` that the hub serves for `repo` and return its path in the local cache.
 
     The hub's client retries a dead line for minutes, so it is asked only after a short probe: a hub that cannot be
-    reached costs at most GIVE_UP_SECONDS, and nothing where HF_HUB_OFFLINE is set. Raises HubUnavailable.
+    reached costs at most GIVE_UP_SECONDS, and nothing where HF_HUB_OFFLINE is set. A download that lasts is spoken of
+    every SAY_SECONDS; its client gives up one that stands still, after a minute. Raises HubUnavailable.
     """
     from huggingface_hub import hf_hub_download
 
     name = served(repo, files)
     try:
-        return hf_hub_download(repo, name)
+        with _spoken_of(f"{repo}/{name}"):
+            return hf_hub_download(repo, name)
     except Exception as error:  # the client's HTTP library, and so its exceptions, differ between its versions
         raise HubUnavailable(f"the download of {repo}/{name} failed ({_brief(error)})") from error
 
@@ -79,6 +86,24 @@ def _within(seconds: float, work: Callable[[], str]) -> str:
     if isinstance(outcome[0], Exception):
         raise HubUnavailable(f"the hub cannot be reached ({_brief(outcome[0])})") from outcome[0]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def _spoken_of(what: str) -> Iterator[None]:
+    done = threading.Event()
+
+    def say() -> None:
+        start = time.monotonic()
+        while not done.wait(SAY_SECONDS):
+            _log.warning("%s is being downloaded from the hub, for %.0f s now", what, time.monotonic() - start)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _brief(error: Exception) -> str:

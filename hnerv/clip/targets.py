@@ -5,10 +5,10 @@ Legend: N frames, P patches in a frame (row-major), D embedding dimensions, H W 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from hnerv.clip.teacher import Teacher, build_teacher
 from hnerv.clip.weights import Weights, identify, locate, warn_of_doubt
 from hnerv.errors import UserError
-from hnerv.files import replacing, sha256_of
+from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.geometry import PatchGrid
 
 PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
@@ -66,7 +66,7 @@ def clip_targets(
     if targets_file:
         return read_targets_file(targets_file, len(frames), grid)
     assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
-    folder = (cache_dir or default_cache_dir()) / "targets"
+    folder = (cache_dir or cache_folder()) / "targets"
     spec = identify(weights, model, seed)
     if spec.kind == "clip" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
         warn_of_doubt(spec)
@@ -82,8 +82,10 @@ def clip_targets(
 
 
 def rows_of_file(name: str, first: int, count: int) -> str:
-    """How --clip-targets names the entries of a segment in the file of the whole video: FILE@FIRST:STOP."""
-    return f"{name}@{first}:{first + count}"
+    """How --clip-targets names `count` entries from `first` on of those that `name` names: FILE@FIRST:STOP."""
+    path, rows = _path_and_rows(name)
+    start = (rows.start or 0) + first
+    return f"{path}@{start}:{start + count}"
 
 
 def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets:
@@ -113,8 +115,14 @@ def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets
     if embeddings is None:
         raise UserError(f"{flag} has no tensor 'embeddings' but {', '.join(keys) or 'none'}: store them by that name")
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
-    label = f"{path.name} sha256:{sha256_of(path)}"
+    label = f"{path.name} sha256:{_known_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}"
     return Targets(_unit(flag, embeddings), source, "file", "", label)
+
+
+@functools.lru_cache(maxsize=4)
+def _known_sha256(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size and time of change: that of a long video is read through once for all its segments."""
+    return sha256_of(path)
 
 
 def _path_and_rows(name: str) -> tuple[Path, slice]:
@@ -163,13 +171,6 @@ def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, 
             for batch in grid.split(frames[start : start + step]).flatten(0, 1).split(batch_size):
                 yield teacher.encode_patches(batch).cpu()
                 bar.update(len(batch))
-
-
-def default_cache_dir() -> Path:
-    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv."""
-    if own := os.environ.get("HNERV_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnerv"
 
 
 def cache_path(folder: Path, digest: str, grid: PatchGrid, spec: Weights) -> Path:

@@ -42,10 +42,19 @@ def build_teacher(spec: Weights, device: str | torch.device = "cpu") -> Teacher:
             net = _random_model()
         else:
             net = _empty_model(spec)
-            _fill(net, read_state(Path(spec.path)), spec)
+            _fill(net, _read(spec), spec)
     teacher = Teacher(net.to(device), spec)
     warn_of_doubt(spec)
     return teacher
+
+
+def _read(spec: Weights) -> dict[str, Tensor]:
+    try:
+        return read_state(Path(spec.path))
+    except UserError as error:
+        if not spec.repo:
+            raise
+        raise UserError(f"{error}; this one came from the hub: delete it, and it is fetched anew") from error
 
 
 class Teacher:

@@ -3,7 +3,7 @@
 from hnerv.codec.container import is_container, write_container
 from hnerv.codec.encoding import Options, check_options, encode_run
 from hnerv.codec.file import Bitstream, Part, coded_weights, encode_model, summed_by_part
-from hnerv.codec.opening import has_parts, open_parts, open_stream, whole_folder
+from hnerv.codec.opening import check_trained, has_parts, open_parts, open_stream, whole_folder
 from hnerv.codec.playing import play, play_film, play_patch
 from hnerv.codec.segmented import FilePart, Film, open_film, write_film
 
@@ -14,6 +14,7 @@ __all__ = [
     "Options",
     "Part",
     "check_options",
+    "check_trained",
     "coded_weights",
     "encode_model",
     "encode_run",

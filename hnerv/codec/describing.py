@@ -16,7 +16,7 @@ def rate_of(film: Film) -> float:
 def all_parts(film: Film) -> list[Part]:
     """Header and sections, those of all segments; their sizes sum to that of the file."""
     index = [Part("index", 0, film.header_bytes)] if film.header_bytes else []
-    return index + [part for _, stream in film.streams() for part in stream.parts()]
+    return index + [part for _, stream in film.streams for part in stream.parts()]
 
 
 def parts_table(film: Film) -> str:
@@ -41,7 +41,7 @@ def segments_table(film: Film) -> str:
 
 def origin_lines(film: Film) -> str:
     """What it shows and how it was made; of one in segments, how the first was."""
-    streams = [stream for _, stream in film.streams()]
+    streams = [stream for _, stream in film.streams]
     record, scenes, grid = streams[0].record, [stream.scene for stream in streams], film.grid
     top, left, height, width, *size = record["video"]["crop"]
     made = ", ".join(f"{key} {value}" for key, value in streams[0].encoder.items())
@@ -73,7 +73,7 @@ def as_dict(film: Film) -> dict[str, object]:
             "encoder": stream.encoder,
             "record": stream.record,
         }
-        for part, stream in film.streams()
+        for part, stream in film.streams
     ]
     if film.header_bytes:
         return whole | {"index_bytes": film.header_bytes, "segments": segments}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from hnerv.codec.file import Bitstream
 from hnerv.codec.segmented import open_film
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
-from hnerv.evaluation.opening import Origin, with_material
+from hnerv.evaluation.opening import Origin, checkpoint_of, with_material
 from hnerv.segments import Part, is_segmented, parts_of, targets_of
 
 
@@ -28,23 +29,41 @@ def open_stream(
 
 def open_parts(
     path: Path, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = ""
-) -> Iterator[tuple[int, OpenedRun]]:
-    """The position of the first frame, and the opened run, of every segment of a file, a checkpoint or a run folder.
+) -> Iterator[tuple[int, Callable[[], OpenedRun]]]:
+    """The position of the first frame of every segment of a file, a checkpoint or a run folder, and what opens it.
 
-    One at a time; of what has no segments the only one. Raises UserError.
+    Of what has no segments there is one. Raises UserError, before the first, where some are not trained.
     """
-    if not is_container(path):
-        for part in parts_of(path):
-            yield part.first, open_run(part.path, device, data, unseen, targets_of(clip_targets, part))
+    if is_container(path):
+        yield from _parts_of_film(path, device, data, unseen, clip_targets)
         return
+    parts = parts_of(path)
+    check_trained(parts)
+    for part in parts:
+        rows = targets_of(clip_targets, part.first, part.count)
+        yield part.first, functools.partial(open_run, part.path, device, data, unseen, rows)
+
+
+def _parts_of_film(
+    path: Path, device: torch.device, data: str, unseen: str, clip_targets: str
+) -> Iterator[tuple[int, Callable[[], OpenedRun]]]:
     film, folder = open_film(path), path.with_name(f"{path.stem}_eval")
-    for number, (part, stream) in enumerate(film.streams()):
-        if len(film.parts) > 1:
-            rows = targets_of(clip_targets, Part(path, part.first, part.frames))
+    for number, part in enumerate(film.parts):
+        rows, place = clip_targets, folder
+        if film.header_bytes:
+            rows = targets_of(clip_targets, part.first, part.frames)
             place = folder / "segments" / f"{number:05d}"
-        else:
-            rows, place = clip_targets, folder
-        yield part.first, _opened(stream, place, device, data, unseen, rows)
+        yield part.first, functools.partial(_opened, film.stream(part), place, device, data, unseen, rows)
+
+
+def check_trained(parts: Sequence[Part]) -> None:
+    """Raises UserError where segments of a run have no checkpoint yet."""
+    missing = [part.path for part in parts if part.count and not checkpoint_of(part.path).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(parts)} segments are not trained yet, the first is {missing[0]}: give the "
+            "training command again"
+        )
 
 
 def has_parts(path: Path) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from hnerv.codec.segmented import Film
+from hnerv.codec.segmented import FilePart, Film
+from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
 
@@ -41,6 +43,22 @@ def play_film(
     film: Film, frames: Sequence[int], device: torch.device, patch: int | None = None
 ) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB of a file, or of one `patch` of each (h, w, 3); one segment is in memory at a time."""
-    for part, inner in film.by_part(frames):
-        model = film.stream(part).model(("rgb_head",), range(min(inner), max(inner) + 1)).to(device)
+    for part, group in film.by_part(frames):
+        with _placed(film, part):
+            stream = film.stream(part)  # what its index promises is checked before the positions are counted
+        inner = [frame - part.first for frame in group]
+        with _placed(film, part):
+            model = stream.model(("rgb_head",), range(min(inner), max(inner) + 1)).to(device)
         yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
+
+
+@contextlib.contextmanager
+def _placed(film: Film, part: FilePart) -> Iterator[None]:
+    """A UserError of a segment says which frames of the whole it is about."""
+    try:
+        yield
+    except UserError as error:
+        if len(film.parts) == 1:
+            raise
+        last = part.first + part.frames - 1
+        raise UserError(f"{error} (frames {part.first} to {last}; others may be sound)") from error

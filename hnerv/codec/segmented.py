@@ -6,9 +6,11 @@ FORMAT.md, «Segments», is its definition. Opening reads the index alone; a seg
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.geometry import PatchGrid
 from hnerv.model import Scene
+from hnerv.model.scene import LARGEST
 
 FACTS = ("height", "width", "rows", "cols", "fps", "clip_dim")
 """What all segments of a file have in common, as `Scene` calls it."""
@@ -32,7 +35,8 @@ class FilePart(NamedTuple):
     size: int
 
 
-class Film(NamedTuple):
+@dataclass(frozen=True)
+class Film:
     """An opened file. `facts` are FACTS of every segment; `header_bytes` what stands in front of the first one."""
 
     path: Path
@@ -64,17 +68,16 @@ class Film(NamedTuple):
             )
         return stream
 
-    def streams(self) -> Iterator[tuple[FilePart, Bitstream]]:
-        """All segments in order."""
-        for part in self.parts:
-            yield part, self.stream(part)
+    @functools.cached_property
+    def streams(self) -> list[tuple[FilePart, Bitstream]]:
+        """All segments in order, their headers read."""
+        return [(part, self.stream(part)) for part in self.parts]
 
-    def by_part(self, frames: Sequence[int]) -> Iterator[tuple[FilePart, list[int]]]:
-        """Frames of the whole -> the segment of each stretch of them, with their positions in it."""
+    def by_part(self, frames: Sequence[int]) -> Iterator[tuple[FilePart, Iterator[int]]]:
+        """Frames of the whole, each stretch of them with the segment that holds it."""
         firsts = [part.first for part in self.parts]
         for number, group in itertools.groupby(frames, lambda frame: bisect.bisect_right(firsts, frame) - 1):
-            part = self.parts[number]
-            yield part, [frame - part.first for frame in group]
+            yield self.parts[number], group
 
 
 def facts_of(scene: Scene) -> dict:
@@ -102,12 +105,13 @@ def write_film(path: Path, files: Sequence[Path]) -> None:
 
     Whole or not at all, and never more than a buffer of it in memory. Raises UserError.
     """
-    streams = [Bitstream(file) for file in files]
-    facts = facts_of(streams[0].scene)
-    for stream in streams:
+    facts, rows = None, []
+    for file in files:
+        stream = Bitstream(file)
+        facts = facts or facts_of(stream.scene)
         if facts_of(stream.scene) != facts:
-            raise UserError(f"{stream.path} has another geometry than {files[0]}: segments of one file are alike")
-    rows = [[stream.scene.frames, stream.size] for stream in streams]
+            raise UserError(f"{file} has another geometry than {files[0]}: segments of one file are alike")
+        rows.append([stream.scene.frames, stream.size])
     header = {"facts": facts, "segments": rows}
     try:
         with replacing(path) as whole:
@@ -122,7 +126,7 @@ def write_film(path: Path, files: Sequence[Path]) -> None:
 def _parts(rows: list, offset: int) -> list[FilePart]:
     parts, first = [], 0
     for frames, size in rows:
-        if type(frames) is not int or type(size) is not int or frames < 1 or size < 1:
+        if type(frames) is not int or type(size) is not int or frames < 1 or size < 1 or first + frames > LARGEST:
             raise ValueError(f"segment {len(parts)}")
         parts.append(FilePart(first, frames, offset, size))
         first, offset = first + frames, offset + size

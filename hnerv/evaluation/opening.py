@@ -14,6 +14,7 @@ from hnerv.config import Config
 from hnerv.dataset import FrameStore, check_targets, load_material, pin_targets
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
+from hnerv.segments import is_segmented
 from hnerv.video import CLIPS, is_remote
 
 NO_TARGETS = "none"
@@ -81,6 +82,8 @@ def checkpoint_of(path: Path) -> Path:
     """A run folder means its latest.pt. Raises UserError for a folder of runs."""
     if not path.is_dir():
         return path
+    if is_segmented(path):
+        raise UserError(f"{path} holds a video in segments, this takes one: give {path / 'segments' / '00000'}")
     runs = sorted(inner.parent.name for inner in path.glob("*/config.json"))
     if runs and not (path / "checkpoints").exists():
         raise UserError(f"{path} holds runs, it is none: give one of {', '.join(runs[:5])}, as in {path / runs[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,17 +19,18 @@ _TABLES = ("per_frame.csv", "per_patch.csv")
 
 
 class PartResult(NamedTuple):
-    """A segment that was evaluated: position of its first frame, its frames, its folder, its summary and cost."""
+    """A segment that was evaluated: position of its first frame, its frames, their pixels, folder, summary, cost."""
 
     first: int
     frames: int
+    pixels: int
     folder: Path
     summary: dict
     cost: Cost
 
 
-def combined_cost(parts: Sequence[PartResult], coded_bytes: int = 0, pixels: int = 0) -> Cost:
-    """Of all segments: parameters are sums, rates over all `pixels` (of a frame), arithmetic and speed means by frame.
+def combined_cost(parts: Sequence[PartResult], coded_bytes: int = 0) -> Cost:
+    """Of all segments: parameters are sums, rates over all pixels, arithmetic and speed means by frame.
 
     `coded_bytes` is the size of the file, index included, where there is one.
     """
@@ -40,7 +42,7 @@ def combined_cost(parts: Sequence[PartResult], coded_bytes: int = 0, pixels: int
     estimate = sum(part.cost.bpp_estimate_8bit * part.frames for part in parts) / frames
     gmac = sum(part.cost.gmac_per_frame * part.frames for part in parts) / frames
     seconds = sum(part.frames / part.cost.decode_fps for part in parts)
-    rate = 8 * coded_bytes / (frames * pixels) if coded_bytes else None
+    rate = 8 * coded_bytes / (frames * parts[0].pixels) if coded_bytes else None
     return Cost(parameters, rate, estimate, gmac, frames / seconds)
 
 
@@ -67,11 +69,11 @@ def write_whole(folder: Path, path: Path, parts: Sequence[PartResult], cost: Cos
     }
     try:
         place.mkdir(parents=True, exist_ok=True)
-        write_json(place / "summary.json", summary)
         for name in _TABLES:
             _join(place / name, [(part.first, part.folder / "eval" / name) for part in parts])
         _write_segments(place / "segments.csv", parts)
         _write_events(folder, values, epoch)
+        write_json(place / "summary.json", summary)
     except OSError as error:
         raise UserError(f"cannot write the evaluation to {place} ({error}): free space or permission") from error
     return summary
@@ -96,23 +98,13 @@ def _join(path: Path, tables: Sequence[tuple[int, Path]]) -> None:
 def _write_segments(path: Path, parts: Sequence[PartResult]) -> None:
     """A row per segment: where it is, and its values by tag."""
     tags = list(dict.fromkeys(tag for part in parts for tag in _tags(part.summary)))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["segment", "first", "frames", *tags])
+    for number, part in enumerate(parts):
+        writer.writerow([number, part.first, part.frames, *(part.summary.get(tag, "") for tag in tags)])
     with replacing(path) as file:
-        text = _Text(file)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["segment", "first", "frames", *tags])
-        for number, part in enumerate(parts):
-            row = [part.summary.get(tag, "") for tag in tags]
-            writer.writerow([number, part.first, part.frames, *row])
-
-
-class _Text:
-    """What csv writes to."""
-
-    def __init__(self, file) -> None:
-        self.file = file
-
-    def write(self, text: str) -> None:
-        self.file.write(text.encode())
+        file.write(text.getvalue().encode())
 
 
 def _write_events(folder: Path, values: dict[str, float], epoch: int) -> None:

@@ -135,7 +135,7 @@ class Driver:
         place = place_of(job.video.data)
         task = Task(
             job.name, attempt.number, job.choice, orders.log, orders.device, orders.threads, place,
-            str(self.output / job.name), orders.command,
+            str(self.output / job.name), orders.command, job.frames,
         )  # fmt: skip
         sent = self.posted.get(job.video.name)
         if job.entry == "plan":
@@ -263,7 +263,10 @@ class Driver:
         self.posted.pop(video.name, None)
         if not (done := self.ledger.standing.get(video.name)) or done.state != "finished":
             folder = self.output / video.name
-            values = close_segments(folder, video.choice) if in_segments(video) else numbers_of(folder)
+            if in_segments(video):
+                values = close_segments(folder, video.choice, self.orders.log.report_to)
+            else:
+                values = numbers_of(folder)
             effort = self.efforts.pop(video.name, Effort())
             self.ledger.note(video.name, "finished", values=values, effort=effort._asdict())
             self.say(table.line(self.row(video)))

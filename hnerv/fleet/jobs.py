@@ -28,6 +28,8 @@ class Job(NamedTuple):
     entry: str = "train"
     first: str = ""
     before: str = ""
+    frames: int = 0
+    """How many the video has to give for it; 0: any number."""
 
     @property
     def standing_as(self) -> str:
@@ -63,8 +65,8 @@ def segment_jobs(video: Video, plan: Plan) -> list[Job]:
     choices = [choice_of(segment, video.choice) for segment in plan.segments]
     befores = ["", *names]
     return [
-        Job(name, video, choice, "train", "" if name == names[0] else names[0], before)
-        for name, choice, before in zip(names, choices, befores, strict=False)
+        Job(name, video, choice, "train", "" if name == names[0] else names[0], before, segment.count)
+        for name, choice, before, segment in zip(names, choices, befores, plan.segments, strict=False)
     ]
 
 

@@ -19,11 +19,11 @@ def numbers_of(folder: Path) -> dict[str, object]:
     return _numbers([read_run(folder)], None)
 
 
-def close_segments(folder: Path, choice: Choice) -> dict[str, object]:
+def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, object]:
     """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
     runs = [read_run(part.path) for part in parts_of(folder)]
     whole = combined([run.values for run in runs])
-    log_whole(SegmentedFolder(folder), whole, choice, len(runs))
+    log_whole(SegmentedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
     return _numbers(runs, whole)
 
 

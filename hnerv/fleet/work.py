@@ -44,6 +44,8 @@ class Task(NamedTuple):
     place: Place
     folder: str
     command: list[str]
+    frames: int = 0
+    """How many the video has to give; 0: any number."""
     like: dict | None = None
     """Record of the run on whose targets this one is trained too."""
     initial: bytes | None = None
@@ -112,7 +114,7 @@ def _train(task: Task, folder: Path, sent: bytes | None, handing: Handing) -> Ou
     found = Found(path, task.place.source) if path else None
     device = pick_device(task.device)
     initial = _initial(task, folder.parent)
-    how = How(device, task.log, Limits(), task.like, initial, found, handing.saved)
+    how = How(device, task.log, Limits(), task.like, initial, task.frames, found, handing.saved)
     train_run(task.choice, RunFolder(folder, False), how)
     handing.all()
     return Outcome("finished")

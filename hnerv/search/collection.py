@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hnerv.clip.targets import default_cache_dir
 from hnerv.errors import UserError
 from hnerv.evaluation.opening import checkpoint_of
-from hnerv.files import sha256_of
+from hnerv.files import cache_folder, sha256_of
 from hnerv.search.index import Index, map_index, open_index
 from hnerv.search.members import files_of, members_of
 from hnerv.search.vectors import (
@@ -130,7 +129,7 @@ def open_collection(folder: Path, device: torch.device) -> Collection:
 def places_of(folder: Path) -> tuple[Path, Path]:
     """Where the index of a folder is kept: in it, or where that cannot be written, in the cache."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-    return folder / NAME, default_cache_dir() / "collections" / f"{name}.faiss"
+    return folder / NAME, cache_folder() / "collections" / f"{name}.faiss"
 
 
 def teacher_key(index: Index) -> str:
@@ -283,6 +282,8 @@ def _rows(folder: Path, member: Member, device: torch.device) -> np.ndarray:
 
 def _opened(folder: Path, member: Member, device: torch.device) -> Index:
     path = folder / member.path
+    if is_segmented(path) and _digest(path) != member.digest:
+        raise UserError(f"{path} has changed while it was read: search again")
     index = open_index(path, device) if is_segmented(path) else map_index(checkpoint_of(path), member.digest, device)
     if index.embeddings.shape[:2] != (member.frames, member.patches):
         raise UserError(f"{folder / member.path} has changed while it was read: search again")

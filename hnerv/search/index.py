@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.clip.targets import default_cache_dir
 from hnerv.codec import Bitstream, is_container, open_film
 from hnerv.config import Config
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
-from hnerv.files import replacing, sha256_of
+from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
 from hnerv.segments import is_segmented, parts_of
 
@@ -63,7 +63,9 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     else computed and, with `keep`, put there. Raises UserError when the model cannot be read or has no CLIP head.
     """
     if is_segmented(path):
-        return _joined(path, [open_index(part.path, device, keep) for part in parts_of(path)])
+        parts = parts_of(path)
+        found = (open_index(part.path, device, keep) for part in parts)
+        return _joined(path, found, sum(part.count for part in parts))
     path = checkpoint_of(path)
     digest = _digest(path)
     places = index_places(path, digest)
@@ -89,7 +91,7 @@ def map_index(path: Path, digest: str, device: torch.device) -> Index:
 
 def index_places(path: Path, digest: str) -> tuple[Path, Path]:
     """Where the index of a file of this sha256 is kept: beside it, or where that cannot be written, in the cache."""
-    cached = default_cache_dir() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
+    cached = cache_folder() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
     return path.with_name(f"{path.name}.index.safetensors"), cached
 
 
@@ -117,7 +119,8 @@ def _digest(path: Path) -> str:
 
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
-        return _joined(path, [_of_stream(stream, device) for _, stream in open_film(path).streams()])
+        film = open_film(path)
+        return _joined(path, (_of_stream(film.stream(part), device) for part in film.parts), film.frames)
     model, record, *_ = open_checkpoint(path)
     _check_head(path, record)
     model.keep_for_embed()
@@ -134,12 +137,24 @@ def _of_model(path: Path, model: DualHeadHNeRV, record: dict, device: torch.devi
     return Index(path, predict_embeddings(model), {key: record[key] for key in _KEYS})
 
 
-def _joined(path: Path, parts: list[Index]) -> Index:
-    """One index of those of a video's segments, in order; the configuration is that of the first."""
-    if len(parts) == 1:
-        return parts[0]._replace(path=path)
-    record = {**parts[0].record, "scene": joined_scene([part.scene for part in parts]).to_dict()}
-    return Index(path, torch.cat([part.embeddings for part in parts]), record)
+def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
+    """One index of those of a video's segments, `frames` in all, in order; the configuration is that of the first.
+
+    No second copy of the embeddings is made. Raises UserError where the segments do not have so many frames.
+    """
+    scenes, record, whole = [], {}, None
+    at = 0
+    for part in parts:
+        count, *shape = part.embeddings.shape
+        whole, record = (torch.empty(frames, *shape), part.record) if whole is None else (whole, record)
+        if at + count > frames or whole.shape[1:] != part.embeddings.shape[1:]:
+            raise UserError(f"the segments of {path} do not go together: encode or train it again")
+        whole[at : at + count] = part.embeddings
+        at += count
+        scenes.append(part.scene)
+    if at != frames:
+        raise UserError(f"the segments of {path} have {at} frames, not {frames}: encode or train it again")
+    return Index(path, whole, {**record, "scene": joined_scene(scenes).to_dict()})
 
 
 def _check_head(path: Path, record: dict) -> None:
@@ -185,6 +200,6 @@ def _write(places: tuple[Path, Path], index: Index, digest: str) -> None:
 
 
 def _checksum(embeddings: Tensor, text: str) -> str:
-    whole = hashlib.sha256(embeddings.contiguous().numpy().tobytes())
+    whole = hashlib.sha256(embeddings.contiguous().numpy().data)
     whole.update(f"{tuple(embeddings.shape)}{text}".encode())
     return whole.hexdigest()

@@ -17,11 +17,13 @@ CELLS = 16
 LEAST, TIMES, AROUND = 12.0, 4.0, 12
 """A cut changes the cells by LEAST of 255 on average, and by TIMES the median of AROUND frames before and behind."""
 SHORTEST = 8
-"""Frames from one cut to the next, at least: a flash is none, and a segment needs frames to learn from."""
+"""Frames from one cut to the next, at least: a flash begins one scene, not two."""
 
 
 def find_cuts(data: str, chosen: range, progress: bool = False) -> list[int]:
     """Positions among the `chosen` frames, above 0, at which a scene begins. Raises UserError for a damaged video."""
+    if chosen.step < 0:
+        return sorted(len(chosen) - cut for cut in find_cuts(data, chosen[::-1], progress))
     frames = tqdm(read_frames(data, chosen), "scenes", len(chosen), unit="frame", disable=None if progress else True)
     return cuts_of(differences(frames))
 

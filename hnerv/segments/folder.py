@@ -67,6 +67,7 @@ def write_plan(path: Path, plan: Plan) -> None:
             "format": FORMAT,
             **{f"segment_{key}": value for key, value in plan.wishes._asdict().items()},
             "frames": plan.frames,
+            "total": plan.total,
             "segments": [segment._asdict() for segment in plan.segments],
         },
     )
@@ -83,9 +84,11 @@ def read_plan(path: Path) -> Plan:
         if [type(value) for value in wishes] != [int, bool, str] or wishes.init not in SEGMENT_INITS:
             raise ValueError("its wishes")
         _check(data["frames"], segments)
+        if type(data["total"]) is not int:
+            raise ValueError("its frames")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no plan of segments ({error}): restore it, or start another --exp-id") from error
-    return Plan(wishes, data["frames"], segments)
+    return Plan(wishes, data["frames"], data["total"], segments)
 
 
 def _check(frames: object, segments: tuple[Segment, ...]) -> None:
@@ -101,6 +104,6 @@ def _check(frames: object, segments: tuple[Segment, ...]) -> None:
         raise ValueError("it has no segments")
 
 
-def targets_of(name: str, part: Part) -> str:
-    """--clip-targets of the whole as that of one segment; as it is where there are no segments, or no file is named."""
-    return rows_of_file(name, part.first, part.count) if part.count and name not in ("", "none") else name
+def targets_of(name: str, first: int, count: int) -> str:
+    """--clip-targets of the whole as that of one segment; as it is where `count` is 0, or no file is named."""
+    return rows_of_file(name, first, count) if count and name not in ("", "none") else name

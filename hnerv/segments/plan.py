@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.segments.cuts import find_cuts
-from hnerv.video import frame_count, slice_positions
+from hnerv.video import frame_count, seeks, slice_positions
+
+_log = logging.getLogger("hnerv")
 
 
 class Wishes(NamedTuple):
@@ -33,10 +36,11 @@ class Segment(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A divided video: what was asked for, the slice of the source that was divided, the segments in order."""
+    """A divided video: what was asked for, the slice that was divided of a source of `total` frames, its segments."""
 
     wishes: Wishes
     frames: str
+    total: int
     segments: tuple[Segment, ...]
 
     @property
@@ -50,11 +54,17 @@ def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False) -
 
     Raises UserError for a video that cannot be read, or of which `frames` chooses none.
     """
-    chosen = slice_positions(frames, frame_count(data))
+    total = frame_count(data, frames)
+    chosen = slice_positions(frames, total)
     if not chosen:
         raise UserError(f"--frames {frames!r} selects no frame of {data}: give a wider start:stop:step")
+    if not seeks(data):
+        _log.warning(
+            "%s cannot be read from its middle: every segment decodes all that is before it; ffmpeg -i %s -c copy "
+            "out.mkv may mend that", data, data,
+        )  # fmt: skip
     cuts = find_cuts(data, chosen, progress) if wishes.scenes else []
-    return Plan(wishes, frames, divide(chosen, wishes.frames, cuts))
+    return Plan(wishes, frames, total, divide(chosen, wishes.frames, cuts))
 
 
 def divide(chosen: range, longest: int, cuts: Sequence[int] = ()) -> tuple[Segment, ...]:

@@ -11,14 +11,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, differences
-from hnerv.dataset import check_targets, pin_targets
+from hnerv.dataset import check_record, check_targets, pin_targets
 from hnerv.errors import UserError
 from hnerv.files import move_aside, read_json, replacing, write_json
 from hnerv.flags import Choice
@@ -70,13 +70,12 @@ class RunFolder:
         return folder
 
     def known(self) -> dict | None:
-        """The record of the run that is already here and stays; None for a fresh run."""
+        """The record of the run that is already here and stays; None for a fresh run. Raises UserError."""
         path = self.path / "config.json"
         if self.overwrite or not path.exists():
             return None
         record = read_json(path)
-        if not isinstance(record, dict) or not {"config", "targets"} <= set(record):
-            raise UserError(f"{path} is not the record of a run: restore it, or --overwrite to move its folder aside")
+        check_record(path, record)
         return record
 
     def pinned(self, config: Config) -> Config:
@@ -148,18 +147,18 @@ class RunFolder:
         return f"evaluate:  python eval.py {self.latest}\nwatch:     tensorboard --logdir {events_folder(self.path)}"
 
 
-def folder_name(exp_id: str, choice: Choice, output: Path) -> str:
-    """--exp-id with `{params}` filled in. Raises UserError for a name that leads out of `output`."""
-    name = exp_id.replace("{params}", params_name(choice))
+def folder_name(exp_id: str, choice: Choice, output: Path, more: Sequence[str] = ()) -> str:
+    """--exp-id, `{params}` filled in, `more` words among them. Raises UserError where it leads out of `output`."""
+    name = exp_id.replace("{params}", params_name(choice, more))
     _check_name(exp_id, name, output)
     return name
 
 
-def params_name(choice: Choice) -> str:
-    """The preset and the settings that differ from it, as a folder name of at most 200 characters."""
+def params_name(choice: Choice, more: Sequence[str] = ()) -> str:
+    """The preset, the settings that differ from it and `more` words, as a folder name of at most 200 characters."""
     changed = differences(choice.config, choice.base)
     words = [choice.preset] * bool(choice.preset)
-    words += [f"{key}={_plain(ours)}" for key, (ours, _) in sorted(changed.items())]
+    words += [f"{key}={_plain(ours)}" for key, (ours, _) in sorted(changed.items())] + [*more]
     name = re.sub(r"[^\w.=,+-]", "-", ",".join(words)) or "default"
     if len(name) > 200:
         name = name[:180] + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -37,7 +37,8 @@ class StepProfiler:
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
-        self._profile, self._first = profile(activities=activities, record_shapes=True), step
+        # acc_events: torch 2.11 warns where it is not said
+        self._profile, self._first = profile(activities=activities, record_shapes=True, acc_events=True), step
         self._profile.start()
 
     def _stop(self) -> None:

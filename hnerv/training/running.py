@@ -12,6 +12,7 @@ from torch import Tensor
 from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, LogConfig
 from hnerv.dataset import FrameStore, Material, load_material, pin_targets
+from hnerv.errors import UserError
 from hnerv.files import sha256_of
 from hnerv.flags import Choice
 from hnerv.model import LATENTS, DualHeadHNeRV, build_model
@@ -51,6 +52,8 @@ class How(NamedTuple):
     limits: Limits
     like: dict | None = None
     initial: Path | None = None
+    frames: int = 0
+    """How many the video has to give; 0: any number."""
     found: Found | None = None
     saved: Callable[[Trainer], None] = lambda trainer: None
 
@@ -61,11 +64,16 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
-    device, log, limits, like, initial, found, saved = how
+    device, log, limits, like, initial, frames, found, saved = how
     check_settings(config, log)
     pinned = folder.pinned(config)
     material = _material(pin_targets(pinned, like) if like else pinned, device, found)
     check_scene(material.scene)
+    if frames and material.scene.frames != frames:
+        raise UserError(
+            f"{config.video.data} gives {material.scene.frames} frames for --frames {config.video.frames}, {frames} "
+            "were planned: repair the file, or give a range that is whole under another --exp-id"
+        )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
     record = run_record(choice.preset, config, material, model)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from hnerv.checkpoint import load_checkpoint
-from hnerv.clip.targets import rows_of_file
 from hnerv.errors import UserError
 from hnerv.evaluation.combining import combined
 from hnerv.files import move_aside
 from hnerv.flags import Choice, Invocation
-from hnerv.segments import Plan, Segment, SegmentedFolder, Wishes, plan_video, read_plan, write_plan
+from hnerv.segments import Plan, Segment, SegmentedFolder, Wishes, plan_video, read_plan, targets_of, write_plan
 from hnerv.tracking import RunLogger, events_folder, metrics_file
 from hnerv.training import lock
+from hnerv.training.checks import check_settings
 from hnerv.training.folder import RunFolder, folder_name, refuse_unwritable
 from hnerv.training.limits import Limits
 from hnerv.training.running import Finished, How, train_run
+from hnerv.video import frame_count
 
 
 class Whole(NamedTuple):
@@ -37,42 +37,40 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
     Finished segments are taken as they are, their video is not read again. Raises as `train_run`, and UserError where
     the folder holds something else.
     """
-    folder = SegmentedFolder(ask.output / folder_name(ask.exp_id, choice, ask.output))
-    plan, fresh = _plan(folder, ask, choice)
+    check_settings(choice.config, ask.log)
+    wishes = Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init)
+    folder = SegmentedFolder(ask.output / folder_name(ask.exp_id, choice, ask.output, _words(wishes)))
     refuse_unwritable(folder.path)
-    with _claimed(folder, plan, fresh, ask.overwrite):
-        done = []
+    with _claimed(folder, ask.overwrite):
+        plan, done = _plan(folder, wishes, choice), []
         for segment in plan.segments:
             print(f"\nsegment  {segment.number + 1} of {len(plan.segments)}: frames {segment.frames}", flush=True)
-            before = folder.child(plan.segments[segment.number - 1]) if segment.number else None
-            how = How(device, ask.log, limits, done[0].record if done else None)
-            done.append(_train_one(folder, segment, choice, before, plan.wishes.init, how))
+            how = How(device, ask.log, limits, done[0].record if done else None, frames=segment.count)
+            done.append(_train_one(folder, segment, choice, done[-1] if done else None, wishes.init, how))
         values = combined([finished.values for finished in done])
-        log_whole(folder, values, choice, len(done))
+        log_whole(folder, values, choice.config.train.epochs, len(done), ask.log.report_to)
     return Whole(folder, done[0].record, values)
 
 
 def choice_of(segment: Segment, choice: Choice) -> Choice:
     """What is trained in one segment of a video."""
-    targets = choice.config.clip.clip_targets
-    rows = rows_of_file(targets, segment.first, segment.count) if targets else ""
+    rows = targets_of(choice.config.clip.clip_targets, segment.first, segment.count)
     return choice._replace(config=choice.config.replaced({"frames": segment.frames, "clip_targets": rows}))
 
 
 def _train_one(
-    folder: SegmentedFolder, segment: Segment, choice: Choice, before: Path | None, init: str, how: How
+    folder: SegmentedFolder, segment: Segment, choice: Choice, before: Finished | None, init: str, how: How
 ) -> Finished:
-    """`before` is the run of the segment in front of it, None for the first."""
-    ours, initial = choice_of(segment, choice), None
-    if init == "previous" and before:
-        initial = before / "checkpoints" / "latest.pt"
-        width = load_checkpoint(initial)["run"]["model"]["width"]  # of equal width, whatever their frames
-        ours = ours._replace(config=ours.config.replaced({"dec_width": width}))
+    """`before` is what became of the segment in front of it, None for the first."""
+    ours, warm = choice_of(segment, choice), init == "previous" and before is not None
+    if warm:  # of equal width, whatever their frames
+        ours = ours._replace(config=ours.config.replaced({"dec_width": before.record["model"]["width"]}))
     run = RunFolder.at(folder.path / "segments", segment.name, ours, overwrite=False)
-    finished = finished_run(run)
-    if finished:
+    if finished := finished_run(run):
         print("finished before")
-    return finished or train_run(ours, run, how._replace(initial=initial))
+        return finished
+    source = folder.path / "segments" / f"{segment.number - 1:05d}" / "checkpoints" / "latest.pt"
+    return train_run(ours, run, how._replace(initial=source if warm else None))
 
 
 def finished_run(run: RunFolder) -> Finished | None:
@@ -85,59 +83,72 @@ def finished_run(run: RunFolder) -> Finished | None:
     return Finished(state["run"], state["evaluation"])
 
 
-def _plan(folder: SegmentedFolder, ask: Invocation, choice: Choice) -> tuple[Plan, bool]:
-    """The plan that the folder holds, or a new one, and whether it is new. Raises UserError where the wishes differ."""
-    video, wishes = choice.config.video, Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init)
-    if folder.plan.is_file() and not ask.overwrite:
+def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
+    """The plan that the folder holds, else a new one, written. Raises UserError where it is of another division."""
+    video = choice.config.video
+    if folder.plan.is_file():
         plan = read_plan(folder.plan)
         if (plan.wishes, plan.frames) != (wishes, video.frames):
             raise UserError(
-                f"{folder.path} holds a run in segments that were asked for otherwise ({_told(plan.wishes)}, --frames "
-                f"{plan.frames or 'all'}): give these to resume it, choose another --exp-id, or --overwrite"
+                f"{folder.path} holds a run in segments that were asked for otherwise ({' '.join(_words(plan.wishes))} "
+                f"frames={plan.frames or 'all'}): give these to resume it, choose another --exp-id, or --overwrite"
             )
-        return plan, False
-    if folder.path.is_dir() and not ask.overwrite and any(folder.path.iterdir()):
+        if (count := frame_count(video.data)) != plan.total:
+            raise UserError(
+                f"{folder.path} was begun on a video of {plan.total} frames, {video.data} has {count}: restore the "
+                "video, or choose another --exp-id"
+            )
+        return plan
+    if any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise UserError(
             f"{folder.path} holds something that is no run in segments: choose another --exp-id, or --overwrite to "
             "move it aside"
         )
-    return plan_video(video.data, video.frames, wishes, progress=True), True
+    plan = plan_video(video.data, video.frames, wishes, progress=True)
+    write_plan(folder.plan, plan)
+    return plan
 
 
-def _told(wishes: Wishes) -> str:
-    scenes = " --segment-scenes" if wishes.scenes else ""
-    return f"--segment-frames {wishes.frames}{scenes} --segment-init {wishes.init}"
+def _words(wishes: Wishes) -> list[str]:
+    """As `{params}` and messages have them; those that were not asked for are left out."""
+    return [f"segment_{name}={value}" for name, value in wishes._asdict().items() if value not in (0, False, "none")]
 
 
 @contextlib.contextmanager
-def _claimed(folder: SegmentedFolder, plan: Plan, fresh: bool, overwrite: bool) -> Iterator[None]:
-    """The folder with its plan, locked. A new one in which nothing could be trained is gone again afterwards."""
+def _claimed(folder: SegmentedFolder, overwrite: bool) -> Iterator[None]:
+    """The folder, locked; one that is to be overwritten moved aside.
+
+    Where a UserError leaves it without a segment it is as it was before.
+    """
+    aside = None
     if overwrite and folder.path.exists():
         with lock.locked(folder.path):
             pass
-        move_aside(folder.path)
+        aside = move_aside(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with lock.locked(folder.path):
-            if fresh:
-                write_plan(folder.plan, plan)
+            for half_written in folder.path.glob(".*.tmp"):
+                half_written.unlink()
             try:
                 yield
             except UserError:
-                if fresh and not (folder.path / "segments").exists():
-                    folder.plan.unlink()
+                if not (folder.path / "segments").exists():
+                    folder.plan.unlink(missing_ok=True)
                 raise
     finally:
         with contextlib.suppress(OSError):
             folder.path.rmdir()  # where nothing is in it
+            if aside:
+                aside.rename(folder.path)
 
 
-def log_whole(folder: SegmentedFolder, values: dict[str, float], choice: Choice, parts: int) -> None:
+def log_whole(folder: SegmentedFolder, values: dict[str, float], epochs: int, segments: int, report_to: str) -> None:
     """The values of the whole, in the folder's own TensorBoard and metrics.jsonl, in place of earlier ones."""
-    events, lines, epochs = events_folder(folder.path), metrics_file(folder.path), choice.config.train.epochs
+    events, lines = events_folder(folder.path), metrics_file(folder.path)
     for old in (*events.glob("events.*"), lines):
         old.unlink(missing_ok=True)
-    with RunLogger(events, lines, 0) as logger:
+    with RunLogger(events, lines, 0, report_to) as logger:
         logger.scalars(values, epochs)
-        logger.text("Model/Info/run", f"{parts} segments; `Eval/` is of all their frames together.", epochs)
-        logger.record("eval", {"epoch": epochs, "segments": parts, **values})
+        logger.text("Model/Info/run", f"{segments} segments; `Eval/` is of all their frames together.", epochs)
+        logger.record("eval", {"epoch": epochs, "segments": segments, **values})

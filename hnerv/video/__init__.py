@@ -1,7 +1,7 @@
 """Videos from files, folders of images and named clips as uint8 frames, and back; which frames train and validate."""
 
 from hnerv.video.clips import CLIPS
-from hnerv.video.loading import Video, frame_count, load_video, read_frames, slice_positions
+from hnerv.video.loading import Video, frame_count, load_video, read_frames, seeks, slice_positions
 from hnerv.video.remote import is_remote
 from hnerv.video.split import DataSplit, data_split
 from hnerv.video.writing import FrameWriter, check_target, open_writer
@@ -18,5 +18,6 @@ __all__ = [
     "load_video",
     "open_writer",
     "read_frames",
+    "seeks",
     "slice_positions",
 ]

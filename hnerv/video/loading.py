@@ -10,8 +10,11 @@ import functools
 import hashlib
 import itertools
 import logging
+import math
+import mmap
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hnerv.errors import UserError
+from hnerv.files import cache_folder
 from hnerv.geometry import CropPlan, plan_crop
 from hnerv.video.clips import CLIPS, clip_path
 from hnerv.video.images import SUFFIXES, common_size, list_images, read_images
@@ -34,10 +38,12 @@ _FOLDER_FPS = 24.0
 _MORE = 1_000_000_000
 SEEK_FROM = 256
 """First frame from which on a file is not decoded from its start: below, that costs little and finds its damage."""
+IN_MEMORY = 4 << 30
+"""Bytes of frames; what takes more, or a quarter of this machine's memory, lies in a file under the cache."""
 
 
 class Video(NamedTuple):
-    """Frames in memory and where they came from."""
+    """Frames, in memory or mapped from a file, and where they came from."""
 
     frames: Tensor
     """(N, 3, H, W) uint8 RGB, after crop and resize. Pixels as stored: a pixel aspect ratio is not applied."""
@@ -88,10 +94,11 @@ def load_video(
     A clip's name wins over a file of the same name, which is written ./bunny. `crop` and `resize` are as in
     `hnerv.geometry.plan_crop`; resizing is bicubic with antialias on the cropped frame, rounded to 8 bits. `frames` is
     a Python slice 'start:stop:step' of positions in the source, empty for all. Phone videos come out upright.
-    Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for this
-    machine's memory, when its images differ in size or are transparent, and for a crop, size or range that does not
-    fit. A file cut short or damaged is read up to there when `frames` asks for no more. An address (s3://, https://)
-    is fetched for the time it is read.
+    Frames too many for memory lie in a file without a name, as in `IN_MEMORY`. An address (s3://, https://) is fetched
+    for the time it is read.
+    Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for memory
+    and the disk of the cache, when its images differ in size or are transparent, and for a crop, size or range that
+    does not fit. A file cut short or damaged is read up to there when `frames` asks for no more.
     """
     if is_remote(data):
         with fetched(data) as path:
@@ -101,11 +108,7 @@ def load_video(
     slice_positions(frames, 0)
     source = _open_source(data)
     plan = plan_crop(source.size, crop, resize, multiple)
-    if source.cut and not _ends_before(frames, source.count):
-        raise UserError(
-            f"{source.path} is cut short, {source.count} frames of it can be read: give --frames 0:{source.count}, or "
-            "copy or download it again"
-        )
+    _check_whole(source, frames)
     pixels, reader = _read_with_first_able(source, plan, frames)
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
     for frame in pixels:
@@ -113,9 +116,16 @@ def load_video(
     return Video(pixels, source.fps, source.name, str(source.path), reader, plan, digest.hexdigest())
 
 
-def frame_count(data: str) -> int:
-    """Frames that a source promises, those before its cut where it is cut short. Raises UserError."""
-    return _open_source(data).count
+def frame_count(data: str, frames: str = "") -> int:
+    """Frames that a source promises. Raises UserError where it is cut short before those that `frames` chooses."""
+    source = _open_source(data)
+    _check_whole(source, frames)
+    return source.count
+
+
+def seeks(data: str) -> bool:
+    """Whether a source is read from its middle without decoding all that is before. Raises UserError."""
+    return _open_source(data).readers[-1].seeks
 
 
 def read_frames(data: str, chosen: range) -> Iterator[np.ndarray]:
@@ -123,9 +133,23 @@ def read_frames(data: str, chosen: range) -> Iterator[np.ndarray]:
 
     For what does not need all of them in memory.
     """
-    reader = _open_source(data).readers[-1]
-    start = chosen.start if reader.seeks and chosen.start >= SEEK_FROM else 0
-    yield from itertools.islice(reader.frames(start), chosen.start - start, chosen.stop - start, chosen.step)
+    reader, done = _open_source(data).readers[-1], 0
+    if reader.seeks and chosen.start >= SEEK_FROM:
+        with contextlib.suppress(SeekFailed):
+            for frame in itertools.islice(reader.frames(chosen.start), 0, chosen.stop - chosen.start, chosen.step):
+                yield frame
+                done += 1
+            return
+    left = chosen[done:]
+    yield from itertools.islice(reader.frames(0), left.start, left.stop, left.step)
+
+
+def _check_whole(source: _Source, frames: str) -> None:
+    if source.cut and not _ends_before(frames, source.count):
+        raise UserError(
+            f"{source.path} is cut short, {source.count} frames of it can be read: give --frames 0:{source.count}, or "
+            "copy or download it again"
+        )
 
 
 def _open_source(data: str) -> _Source:
@@ -166,9 +190,12 @@ def _file_source(path: Path, name: str) -> _Source:
         _Reader("decord", lambda start: read_decord(probe), False),
         _Reader("pyav", lambda start: read_pyav_from(probe, start) if start else read_pyav(probe), bool(probe.index)),
     ]
-    if probe.trouble:
+    trouble = probe.trouble
+    if not trouble and probe.count * math.prod(probe.size) * 3 > _room():
+        trouble = "decord decodes ahead without a bound, and not all of its frames fit into memory"
+    if trouble:
         del readers[0]
-    return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, probe.trouble, readers)
+    return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, trouble, readers)
 
 
 @functools.lru_cache(maxsize=4)
@@ -250,15 +277,38 @@ def _fit(frame: np.ndarray, plan: CropPlan) -> Tensor:
 
 
 def _allocate(count: int, plan: CropPlan) -> Tensor:
-    needed = count * 3 * plan.out_height * plan.out_width
-    memory = memory_bytes()
-    if needed > memory:
+    """(N, 3, H, W) uint8, channels last in memory, as the readers give them. Raises UserError."""
+    size = count, plan.out_height, plan.out_width, 3
+    needed = math.prod(size)
+    if needed <= _room():
+        return torch.empty(size, dtype=torch.uint8).permute(0, 3, 1, 2)
+    try:
+        return _on_disk(needed).view(size).permute(0, 3, 1, 2)
+    except OSError as error:
         raise UserError(
-            f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, this machine has "
-            f"{memory / 1e9:.1f} GB: choose fewer with --frames or smaller ones with --resize"
-        )
-    size = count, 3, plan.out_height, plan.out_width
-    return torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)  # as the readers give them
+            f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, which {cache_folder()} "
+            f"cannot hold ({error.strerror}): choose fewer with --frames or smaller ones with --resize, or set "
+            "HNERV_CACHE to a folder on a larger disk"
+        ) from error
+
+
+def _on_disk(size: int) -> Tensor:
+    """(size,) uint8 in a file of the cache that has no name: the system frees it, however the process ends.
+
+    What was read of it stays in memory while there is room, and is no obstacle where there is none. Raises OSError.
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=cache_folder()) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up later would kill the process
+        else:
+            file.truncate(size)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+
+
+def _room() -> int:
+    """Bytes of frames that may be held in memory."""
+    return min(IN_MEMORY, memory_bytes() // 4)
 
 
 def memory_bytes() -> int:

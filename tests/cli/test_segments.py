@@ -56,7 +56,7 @@ def test_decode(film_file, divided, tmp_path, capsys):
     found = {p.name: np.array(Image.open(p)) for p in (tmp_path / "png").iterdir()}
     assert sorted(found) == [f"{k:05d}.png" for k in range(3, 9)]
     film = open_film(film_file)
-    for part, stream in film.streams():
+    for part, stream in film.streams:
         for k, picture in enumerate(play(stream.model(), range(4))):
             name = f"{part.first + k:05d}.png"
             assert name not in found or np.array_equal(found[name], picture)
@@ -128,5 +128,5 @@ def test_where_a_segment_is_missing_nothing_is_written(divided, tmp_path, capsys
     shutil.rmtree(tmp_path / "run" / "segments" / "00001")
     with pytest.raises(SystemExit) as end:
         main(["encode", str(tmp_path / "run"), "-o", str(tmp_path / "x.hnerv"), "--no-measure"])
-    assert end.value.code == 2 and "no such checkpoint" in capsys.readouterr().err
+    assert end.value.code == 2 and "1 of 3 segments are not trained yet" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

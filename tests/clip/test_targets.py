@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hnerv.clip import clip_targets, load_teacher
-from hnerv.clip.targets import cache_path, default_cache_dir, read_targets_file
+from hnerv.clip.targets import cache_path, read_targets_file
 from hnerv.clip.weights import identify
 from hnerv.errors import UserError
+from hnerv.files import cache_folder
 from hnerv.geometry import PatchGrid
 
 GRID = PatchGrid(64, 96, 2, 3)
@@ -32,7 +33,7 @@ def compute(put):
 
 
 def cache_files():
-    return sorted((default_cache_dir() / "targets").iterdir())
+    return sorted((cache_folder() / "targets").iterdir())
 
 
 def test_each_target_is_the_embedding_of_its_own_pixels(compute, put):
@@ -129,12 +130,12 @@ def test_a_write_that_fails_leaves_nothing_behind(compute, monkeypatch, warned):
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "own"))
-    assert default_cache_dir() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("HNERV_CACHE")
-    assert default_cache_dir() == tmp_path / "xdg" / "hnerv"
+    assert cache_folder() == tmp_path / "xdg" / "hnerv"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "hnerv"
+    assert cache_folder() == tmp_path / ".cache" / "hnerv"
     name = cache_path(tmp_path, "video", GRID, identify("random", "ViT-B-32", 0)).name
     assert len(name) == 64 + len(".safetensors")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_damage_elsewhere_does_not_matter(joined, pictures, tmp_path):
     path = tmp_path / "damaged.hnerv"
     path.write_bytes(data)
     assert np.array_equal(np.stack(list(play_film(open_film(path), range(24), CPU))), pictures[:24])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="damaged.*frames 24 to 35; others may be sound"):
         list(play_film(open_film(path), range(24, 36), CPU))
 
 
@@ -141,6 +142,8 @@ def test_forged_by_nobody(joined, tmp_path):
         {"segments": [[12.0, 10]]},
         {"segments": [[12, 10, 3]]},
         {"segments": [[12, 1 << 70]]},
+        {"segments": [[10**30, 10]]},
+        {"segments": [[10**9, 10]]},
         {"facts": {}},
         {"facts": None},
     ],
@@ -163,6 +166,18 @@ def test_an_index_that_lies(joined, tmp_path):
     rows[0][1], rows[1][1] = rows[0][1] + 1, rows[1][1] - 1
     with pytest.raises(UserError):
         list(play_film(open_film(forged(joined, tmp_path / "c.hnerv", segments=rows)), [0], CPU))
+
+
+def test_a_part_that_promises_too_much_takes_no_memory(joined, tmp_path):
+    film = open_film(joined)
+    rows = [[p.frames, p.size] for p in film.parts]
+    rows[1][0] = 16_000_000
+    path = forged(joined, tmp_path / "huge.hnerv", segments=rows)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="another segment at frame 12"):
+        list(play_film(open_film(path), range(12, 16_000_000), CPU))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
 
 
 def test_other_geometry_is_no_segment_of_it(coded, tmp_path, train, flags):

@@ -86,7 +86,7 @@ def test_a_folder_holds_files_and_folders_of_images(films, tmp_path):
         ({"data": "a", "name": "fleet.csv"}, "means something else"),
         ({"data": "a", "name": 5}, "no text"),
         ({"data": "a", "segment_frames": "2"}, "segment_frames '2' is no int"),
-        ({"data": "a", "segment_frames": 1}, "at least two frames"),
+        ({"data": "a", "segment_frames": 1}, "at least three frames"),
         ({"data": "a", "segment_init": "previous"}, "--segment-init is for a video in segments"),
         ({"data": "x/first.mp4"}, "'first' is taken by .*line 1"),
         ({"data": "a", "name": "FIRST"}, "is taken by"),

@@ -75,7 +75,7 @@ def mutated() -> Callable[..., st.SearchStrategy]:
 def _changed(tree, changes: list):
     tree = copy.deepcopy(tree)
     for steps, how, value, of_type in changes:
-        _change(tree, steps, how, value, of_type)
+        _change(tree, steps, how, copy.deepcopy(value), of_type)  # drawn again, it would be put into itself
     return tree
 
 

@@ -53,7 +53,7 @@ def test_a_run_a_file_and_nothing_are_no_collections(tmp_path):
 
 def test_a_run_in_segments_is_one(tmp_path):
     folder = SegmentedFolder(tmp_path / "talk")
-    write_plan(folder.plan, Plan(Wishes(frames=4), "", divide(range(8), 4)))
+    write_plan(folder.plan, Plan(Wishes(frames=4), "", 8, divide(range(8), 4)))
     for name in ("00000", "00001"):
         assert members_of(tmp_path) == []
         (folder.path / "segments" / name / "checkpoints").mkdir(parents=True)

@@ -9,7 +9,7 @@ import pytest
 from hnerv.errors import UserError
 from hnerv.segments import Part, Plan, SegmentedFolder, Wishes, divide, is_segmented, parts_of, read_plan, write_plan
 
-PLAN = Plan(Wishes(frames=4, scenes=True, init="previous"), "5:", divide(range(5, 17), 4, [2]))
+PLAN = Plan(Wishes(frames=4, scenes=True, init="previous"), "5:", 17, divide(range(5, 17), 4, [2]))
 
 
 def test_what_went_in_comes_out(tmp_path):
@@ -27,6 +27,7 @@ def test_what_went_in_comes_out(tmp_path):
         {"segments": []},
         {"segments": 3},
         {"frames": None},
+        {"total": "17"},
         {"segment_frames": "4"},
         {"segment_init": "first"},
         {"segments": [{"number": 0, "frames": "0:4", "first": 0}]},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import av
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,3 +53,51 @@ def test_a_video():
     assert plan.count == 100 and [s.frames for s in plan.segments] == ["10:35", "35:60", "60:85", "85:110"]
     with pytest.raises(UserError, match="selects no frame of bunny"):
         plan_video("bunny", "500:", Wishes(frames=30))
+
+
+def test_a_file_that_is_cut_short_is_refused_as_a_whole(tmp_path):
+    from hnerv.video import open_writer
+
+    path = tmp_path / "whole.mp4"
+    with open_writer(path, (64, 96), 24.0) as writer:
+        for k in range(60):
+            writer.write(np.random.default_rng(k).integers(0, 255, (64, 96, 3)).astype(np.uint8))
+    data = path.read_bytes()
+    assert plan_video(str(path), "", Wishes(frames=20)).count == 60
+    remuxed = tmp_path / "cut.mkv"
+    with av.open(str(path)) as source, av.open(str(remuxed), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    data = remuxed.read_bytes()
+    remuxed.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="is cut short, .* frames of it can be read"):
+        plan_video(str(remuxed), "", Wishes(frames=20))
+    assert plan_video(str(remuxed), "0:20", Wishes(frames=10)).count == 20
+
+
+def test_what_cannot_be_read_from_its_middle_is_said(tmp_path, caplog):
+    from hnerv.video import open_writer
+
+    path = tmp_path / "whole.mp4"
+    with open_writer(path, (64, 96), 24.0) as writer:
+        for k in range(20):
+            writer.write(np.full((64, 96, 3), 10 * k, np.uint8))
+    plan_video(str(path), "", Wishes(frames=10))
+    assert not caplog.text
+    stream = tmp_path / "stream.ts"
+    with av.open(str(path)) as source, av.open(str(stream), "w") as target:
+        out = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = out
+                target.mux(packet)
+    plan_video(str(stream), "", Wishes(frames=10))
+    assert "cannot be read from its middle" in caplog.text
+
+
+def test_backwards_with_scenes():
+    plan = plan_video("bikes", "::-1", Wishes(scenes=True))
+    assert [s.first for s in plan.segments] == [0, 8, 63, 113, 174, 220]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,32 @@ def test_a_broken_config_json_is_one_line(tmp_path, text):
     with pytest.raises(UserError) as error:
         at(tmp_path, "run")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("video", None),
+        ("video", {"source": 3, "digest": "", "crop": [0] * 6}),
+        ("scene", {"frames": 12}),
+        ("model", {"width": "8"}),
+        ("model", {"width": -1}),
+        ("targets", "none"),
+        ("targets", {"kind": 1}),
+        ("preset", 3),
+        ("config", {"model": {}}),
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_one_line_for_the_command(tmp_path, finished, train, flags, capsys, snapshot, part, value):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    before = snapshot(tmp_path)
+    assert train(tmp_path, flags()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert part in line or "is damaged" in line or "does not fit this version" in line, line
+    assert snapshot(tmp_path) == before
 
 
 def test_a_finished_run_started_again_changes_nothing_and_prints_its_table(

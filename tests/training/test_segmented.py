@@ -11,6 +11,7 @@ import torch
 
 from hnerv.config import Config
 from hnerv.dataset import load_material
+from hnerv.flags import parse_train
 from hnerv.model import LATENTS, build_model
 from hnerv.training.running import start_from
 
@@ -67,13 +68,13 @@ def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--segment-frames", "6"], "asked for otherwise (--segment-frames 4 --segment-init none, --frames all)"),
+        (["--segment-frames", "6"], "asked for otherwise (segment_frames=4 frames=all)"),
         (["--segment-frames", "4", "--segment-scenes"], "asked for otherwise"),
         (["--segment-frames", "4", "--frames", "0:8"], "asked for otherwise"),
         (["--segment-frames", "4", "--segment-init", "previous"], "asked for otherwise"),
         (["--segment-frames", "4", "--lr", "0.5"], "another configuration (lr 0.004 there, 0.5 here)"),
         ([], "holds a run in segments: give its --segment- flags"),
-        (["--segment-frames", "1"], "a segment has at least two frames"),
+        (["--segment-frames", "1"], "a segment takes at least three frames"),
         (["--segment-init", "previous"], "is for a video in segments"),
     ],
 )
@@ -99,6 +100,61 @@ def test_overwrite_moves_the_whole_aside(divided, tmp_path, train, flags):
 def test_where_nothing_can_be_trained_nothing_is_left(tmp_path, train, flags, capsys):
     assert train(tmp_path, [*flags(crop="30x60"), *SEGMENTS]) == 2
     assert "--crop" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_where_nothing_can_be_trained_the_old_run_stays(divided, tmp_path, train, flags):
+    shutil.copytree(divided, tmp_path / "run")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    assert train(tmp_path, [*flags(data_split="2_3_4", crop="30x60"), *SEGMENTS, "--overwrite"]) == 2
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".segments.json.77.tmp"]])
+def test_killed_before_its_plan_was_written(left, divided, tmp_path, train, flags):
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).write_text("{")
+    assert train(tmp_path, [*flags(data_split="2_3_4"), *SEGMENTS]) == 0
+    assert same(weights(tmp_path / "run/segments/00002"), weights(divided / "segments/00002"))
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_video_of_another_length_is_refused(divided, tmp_path, train, flags, make_film, capsys):
+    """Though the segments that are left to train would not notice."""
+    film = make_film(tmp_path / "film")
+    words = [*flags(data=film, data_split="2_3_4", clip_weights="none", clip_targets=None), *SEGMENTS]
+    assert train(tmp_path, words) == 0
+    (film / "11.png").unlink()
+    assert train(tmp_path, words) == 2
+    assert "was begun on a video of 12 frames" in capsys.readouterr().err
+
+
+def test_params_name_the_division(tmp_path, train, flags):
+    words = flags(data_split="2_3_4", epochs=2)
+    assert train(tmp_path, [*words, *SEGMENTS, "--output", tmp_path], exp_id="{params}") == 0
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert folder.name.endswith("segment_frames=4") or len(folder.name) > 150
+
+
+def test_no_log_where_none_is_wanted(tmp_path, train, flags):
+    assert train(tmp_path, [*flags(data_split="2_3_4", epochs=2), *SEGMENTS, "--report-to", "none"]) == 0
+    assert not list(tmp_path.rglob("events.*")) and (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+def test_the_preset_of_a_run_is_found_again(tmp_path):
+    place = tmp_path / "run" / "segments" / "00000"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text('{"preset": "bunny-3m"}')
+    asked = parse_train(["--exp-id", "run", "--output", str(tmp_path), *SEGMENTS])
+    assert asked.resolve(cuda=False).preset == "bunny-3m"
+
+
+def test_rows_of_rows(tmp_path, train, flags, targets_file):
+    """A range of the video and the same range of its targets, divided."""
+    words = flags(data_split="2_3_4", frames="4:12", clip_targets=f"{targets_file}@4:12", epochs=2)
+    assert train(tmp_path, [*words, *SEGMENTS]) == 0
+    record = json.loads((tmp_path / "run/segments/00001/config.json").read_text())
+    assert record["config"]["clip"]["clip_targets"] == f"{targets_file}@8:12"
 
 
 def test_weights_of_the_segment_before(divided, tmp_path, train, flags):

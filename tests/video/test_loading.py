@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,52 @@ def test_neither_path_nor_clip(data: str, tmp_path: Path, monkeypatch: pytest.Mo
         load_video(data)
 
 
-def test_more_than_the_memory(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "memory_bytes", lambda: 200_000)
-    with pytest.raises(UserError, match=r"12 frames of 64x96 take 0\.0 GB, this machine has .* fewer with --frames or"):
+def test_frames_beyond_the_share_of_memory_lie_in_a_file_without_a_name(plain: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
+    for how in ({}, {"resize": "32x48"}, {"frames": "::-2"}):
+        inside = load_video(str(plain), **how)
+        with monkeypatch.context() as patch:
+            patch.setattr(loading, "IN_MEMORY", inside.frames.nbytes - 1)
+            mapped = load_video(str(plain), **how)
+        assert mapped.frames.equal(inside.frames) and mapped.digest == inside.digest
+        assert mapped.frames.is_contiguous(memory_format=torch.channels_last)
+        assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_video_beyond_the_share_of_memory_is_read_by_pyav(plain: Path, monkeypatch, caplog) -> None:
+    assert load_video(str(plain)).reader == "decord" and not caplog.text
+    monkeypatch.setattr(loading, "IN_MEMORY", 12 * 3 * 64 * 96 - 1)
+    assert load_video(str(plain), frames="0:2").reader == "pyav" and "decord decodes ahead" in caplog.text
+
+
+def test_a_small_machine_holds_less_in_memory(plain: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
+    needed = 12 * 3 * 64 * 96
+    monkeypatch.setattr(loading, "memory_bytes", lambda: 4 * needed)
+    load_video(str(plain))
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(loading, "memory_bytes", lambda: 4 * needed - 1)
+    load_video(str(plain))
+    assert (tmp_path / "cache").exists()
+
+
+def test_more_than_memory_and_disk(plain: Path, tmp_path, monkeypatch) -> None:
+    """A limit on the size of files stands for a full disk; a file where the cache should be, for one of another."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(loading, "IN_MEMORY", 0)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"12 frames of 64x96 take 0\.0 GB, which .* cannot hold .*--frames or"):
+            load_video(str(plain))
+        assert len(load_video(str(plain), frames="0:10").frames) == 10
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot hold \(File exists\): .* or set HNERV_CACHE to a folder on"):
         load_video(str(plain))
-    assert len(load_video(str(plain), frames="0:10").frames) == 10
 
 
 @pytest.mark.parametrize(("announced", "frames"), [(11, ""), (13, ""), (13, "-3:"), (11, "-3:-1"), (13, "::-1")])
