@@ -36,6 +36,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="faults in a row without a new checkpoint that it survives (3)",
     )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="the same bits each time on CUDA too, which is slower",
+    )
     add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and end")
     add_segments(group)
     add_configuration(parser, without=("data",))
@@ -61,7 +66,7 @@ def run(ask: argparse.Namespace) -> None:
     needs = Needs(ask.cpus_per_task, ask.gpus_per_task, bytes_of(ask.memory_per_task))
     threads = ask.threads or max(int(ask.cpus_per_task), 1)
     device = "cuda" if ask.gpus_per_task else "cpu"
-    orders = Orders(log, device, threads, ask.retries, sys.argv)
+    orders = Orders(log, device, threads, ask.retries, sys.argv, ask.deterministic)
     defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init))
     run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
     print(f"evaluate:  python eval.py {ask.output}/NAME\nwatch:     tensorboard --logdir {ask.output}")

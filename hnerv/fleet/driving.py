@@ -46,13 +46,14 @@ PATIENCE = 60.0
 
 
 class Orders(NamedTuple):
-    """What holds for every task: what is logged, where it computes, threads, tries that bring nothing, command."""
+    """What holds for every task: what is logged, where it computes, threads, fruitless tries, command, CUDA."""
 
     log: LogConfig
     device: str
     threads: int
     retries: int
     command: list[str]
+    deterministic: bool = False
 
 
 @dataclass
@@ -151,7 +152,7 @@ class Driver:
 
     def with_neighbours(self, task: Task, job: Job) -> Task:
         """With what a segment needs of the runs of others."""
-        task = task._replace(choice=with_width(job, self.output))
+        task = task._replace(choice=with_width(job, self.output), deterministic=self.orders.deterministic)
         if job.first and finds_targets(job.choice):
             task = task._replace(like=read_json(self.output / job.first / "config.json"))
         if job.follows:

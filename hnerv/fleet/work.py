@@ -51,6 +51,7 @@ class Task(NamedTuple):
     initial: bytes | None = None
     """Checkpoint of the segment in front, whose weights a fresh run begins with."""
     initial_name: str = ""
+    deterministic: bool = False
     version: str = __version__
 
 
@@ -87,7 +88,7 @@ def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> O
     start = time.monotonic()
     with _one_line() as outcome:
         _check_version(task)
-        set_up_torch(task.threads)
+        set_up_torch(task.threads, task.deterministic)
         sys.argv = task.command
         folder = _fresh_folder()
         unpack(parcel, folder)
