@@ -21,6 +21,10 @@ from hnerv.fleet.work import Outcome, Task, nothing, plan, train
 ENTRIES = {"train": train, "plan": plan, "nothing": nothing}
 
 
+TRIES = 3
+"""To connect to a ray:// address."""
+
+
 class Needs(NamedTuple):
     """What one task takes of a node: CPUs, GPUs (a fraction shares one), bytes of memory (0: not looked at)."""
 
@@ -188,9 +192,9 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
     quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
-        ray.init(**where, **quiet)
+        _init(ray, TRIES if address.startswith("ray://") else 1, **where, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        cause = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise UserError(
             f"no Ray at {address or 'this machine'} ({cause[0][:300]}): check --address, start Ray"
         ) from error
@@ -205,6 +209,18 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
         raise RunError(f"the cluster is gone ({error}): the same command goes on once it is back") from error
     finally:
         ray.shutdown()
+
+
+def _init(ray, tries: int, **words: object) -> None:
+    """ray.init, begun again where the server of a ray:// address could not start its process for this client."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(**words)
+            return
+        except ConnectionError:
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def _wanted(needs: Needs) -> str:
