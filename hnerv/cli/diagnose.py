@@ -19,9 +19,9 @@ def add_arguments(parser: Parser) -> None:
 def run(ask: argparse.Namespace) -> None:
     """Reads what training and eval.py wrote; exit status 1 when a warning stands."""
     from hnerv.report.findings import findings_of, has_warning
-    from hnerv.report.reading import read_run
+    from hnerv.report.wholes import read_any
 
-    data = read_run(ask.run)
+    data = read_any(ask.run)
     found = findings_of(data)
     if ask.json:
         print(json.dumps([finding._asdict() for finding in found], indent=2))

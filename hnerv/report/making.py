@@ -9,15 +9,19 @@ from typing import NamedTuple
 import torch
 
 from hnerv.errors import UserError
-from hnerv.evaluation import add_to_summary, cost_of, evaluate, open_run, write_files
+from hnerv.evaluation import OpenedRun, add_to_summary, cost_of, evaluate, open_run, write_files
 from hnerv.report.page import Story
 from hnerv.report.pictures import draw_frames, pick_frames
 from hnerv.report.plots import disambiguated
 from hnerv.report.reading import RunData, is_current, read_run
+from hnerv.report.wholes import Segment, read_any, segments_of
+from hnerv.segments import is_segmented, targets_of
 from hnerv.semantics import as_dict, measure
 
 PICTURE_BYTES = 3_000_000
 """Of all pictures of a page together."""
+MOST_SENTENCES = 3
+"""On what a page lacks: of many segments without their video, the first ones say enough."""
 
 
 class Wishes(NamedTuple):
@@ -35,7 +39,7 @@ def tell(folders: list[Path], wishes: Wishes) -> list[Story]:
     What cannot be had (the video is gone, say) is told in the story. Raises UserError for a folder that is no run.
     """
     names = disambiguated((folder.resolve().name for folder in folders), map(str, folders))
-    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = [read_any(folder, name) for folder, name in zip(folders, names, strict=True)]
     stories: list[Story] = []
     for run in runs:
         like = next((story.frames_shown for story in stories if story.shown), ())
@@ -44,26 +48,67 @@ def tell(folders: list[Path], wishes: Wishes) -> list[Story]:
 
 
 def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> Story:
-    """`like` are the frames that an earlier run of the page shows: the same are shown of this one, if it has them."""
+    """`like` are the frames that an earlier run of the page shows: the same are shown of this one, if it has them.
+
+    Of a run in segments one is in memory at a time: all are evaluated, then those opened again whose frames are shown.
+    """
+    divided, missing, opened = is_segmented(run.folder), [], None
+    for segment in segments_of(run.folder):
+        opened = None
+        try:
+            opened = _evaluated(segment.run, wishes, segment.first if divided else None)
+        except _Lacking as lack:
+            missing.append(str(lack))
+    segments, run = segments_of(run.folder), read_any(run.folder, run.name)
+    parts = tuple(segments) if divided else ()
+    if missing:
+        return Story(run, [], missing[:MOST_SENTENCES], parts)
+    chosen, shown = pick_frames(run.frames, wishes.frames, like), []
+    for segment in segments:
+        mine = {frame - segment.first: why for frame, why in chosen.items() if frame in _frames(segment)}
+        if mine:
+            opened = _opened(segment.run, wishes, segment.first) if divided else opened
+            drawn = draw_frames(opened, segment.run.frames, mine, budget * len(mine) // len(chosen))
+            shown += [shot._replace(row=shot.row._replace(frame=shot.row.frame + segment.first)) for shot in drawn]
+    return Story(run, shown, [], parts)
+
+
+class _Lacking(Exception):
+    """A sentence on what the page lacks."""
+
+
+def _frames(segment: Segment) -> set[int]:
+    """Those that were measured, as the whole counts them."""
+    return {segment.first + row.frame for row in segment.run.frames}
+
+
+def _opened(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
+    """`first` is that of a segment, None where there are none. Raises UserError."""
+    rows = wishes.clip_targets
+    if first is not None:
+        rows = targets_of(rows, first, run.record["scene"]["frames"])
+    return open_run(run.folder, wishes.device, data=wishes.data, clip_targets=rows)
+
+
+def _evaluated(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
+    """The run with an evaluation of its checkpoint in its folder. Raises _Lacking."""
     checkpoint = run.folder / "checkpoints" / "latest.pt"
     if not checkpoint.is_file():
-        return Story(run, [], [f"There is no {checkpoint}: the page has what training logged, and no pictures."])
+        raise _Lacking(f"There is no {checkpoint}: the page has what training logged, and no pictures.")
     try:
-        opened = open_run(run.folder, wishes.device, data=wishes.data, clip_targets=wishes.clip_targets)
+        opened = _opened(run, wishes, first)
     except UserError as error:
-        return Story(run, [], [_without_model(run, error)])
-    if not is_current(run.folder, opened.epoch, checkpoint):
-        report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
-        try:
+        raise _Lacking(_without_model(run, error)) from error
+    try:
+        if not is_current(run.folder, opened.epoch, checkpoint):
+            report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
             write_files(opened, report, cost_of(opened.model))
-        except UserError as error:
-            return Story(run, [], [f"Its evaluation could not be kept: {error}"])
-        run = read_run(run.folder, run.name)
-    if opened.model.clip_head is not None and not run.beside:
-        add_to_summary(run.folder, run.summary, "semantics", as_dict(measure(opened, progress=True)))
-        run = read_run(run.folder, run.name)
-    chosen = pick_frames(run.frames, wishes.frames, like)
-    return Story(run, draw_frames(opened, run.frames, chosen, budget), [])
+            run = read_run(run.folder, run.name)
+        if opened.model.clip_head is not None and not run.beside and first is None:
+            add_to_summary(run.folder, run.summary, "semantics", as_dict(measure(opened, progress=True)))
+    except UserError as error:
+        raise _Lacking(f"Its evaluation could not be kept: {error}") from error
+    return opened
 
 
 def _without_model(run: RunData, error: UserError) -> str:

@@ -15,14 +15,19 @@ from hnerv.report.findings import RULES, Finding, findings_of
 from hnerv.report.pictures import ERROR_TOP, Shown
 from hnerv.report.plots import Plot, distribution_plots, frame_plots, patch_plots, training_plots
 from hnerv.report.reading import RunData
+from hnerv.report.wholes import Segment
 
 
 class Story(NamedTuple):
-    """A run and what is told of it. `missing` are sentences on what the page lacks and how to get it."""
+    """A run and what is told of it. `missing` are sentences on what the page lacks and how to get it.
+
+    `segments` are those of a video that is divided, in order.
+    """
 
     run: RunData
     shown: list[Shown]
     missing: list[str]
+    segments: tuple[Segment, ...] = ()
 
     @property
     def frames_shown(self) -> list[int]:
@@ -57,6 +62,7 @@ class Told(NamedTuple):
     settings: dict[str, dict[str, str]]
     made: list[tuple[str, str]]
     beside: Table | None
+    segments: Table | None
 
 
 def render(stories: list[Story]) -> str:
@@ -128,7 +134,21 @@ def _told(story: Story) -> Told:
         settings={name: {k: _plain(v) for k, v in knobs.items()} for name, knobs in run.settings().items()},
         made=_made(run),
         beside=beside_table(run),
+        segments=segments_table(story.segments),
     )
+
+
+def segments_table(segments: tuple[Segment, ...]) -> Table | None:
+    """A row per segment, training / unseen in a cell; None where a video is not divided."""
+    if not segments:
+        return None
+    shown = [row for row in SPLIT_ROWS if any(row[2].format("train") in part.run.values for part in segments)]
+    rows = []
+    for first, run in segments:
+        frames = f"{first}–{first + run.record['scene']['frames'] - 1}"
+        pairs = ([_shown(run.values.get(tag.format(s)), form) for s in ("train", "val")] for *_, tag, form in shown)
+        rows.append((run.name, [frames, str(run.epoch), *map(" / ".join, pairs)]))
+    return Table(["frames", "epochs", *(label for label, *_ in shown)], rows, "")
 
 
 def beside_table(run: RunData) -> Table | None:

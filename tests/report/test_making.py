@@ -11,6 +11,8 @@ import torch
 
 from hnerv.errors import UserError
 from hnerv.report.making import Wishes, tell
+from hnerv.report.page import render
+from hnerv.report.wholes import read_any
 
 WISHES = Wishes(torch.device("cpu"))
 pytestmark = pytest.mark.usefixtures("evaluate")  # which measures speed for a moment only
@@ -96,3 +98,38 @@ def test_several_runs_show_the_same_frames_and_have_names_of_their_own(run, tmp_
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run"):
         tell([tmp_path], WISHES)
+
+
+def test_a_run_in_segments_is_one_story(divided, tmp_path):
+    """Evaluated segment by segment; frames, curves and numbers are those of the whole."""
+    shutil.copytree(divided, tmp_path / "run")
+    (story,) = tell([tmp_path / "run"], Wishes(torch.device("cpu")))
+    run = story.run
+    assert [segment.first for segment in story.segments] == [0, 4, 8] and not story.missing
+    assert [row.frame for row in run.frames] == [0, 1, 3, 4, 5, 7, 8, 9, 11] and len(run.patches) == 72
+    assert {shot.row.frame for shot in story.shown} == {row.frame for row in run.frames}
+    assert run.record["scene"]["frames"] == 12 and run.epoch == 5
+    seen = [row.values["psnr_frame"] for row in run.frames if row.seen]
+    assert run.values["Eval/Frame/train_psnr_frame"] == pytest.approx(sum(seen) / len(seen), abs=1e-5)
+    parts = [read_any(path) for path in sorted((tmp_path / "run" / "segments").iterdir())]
+    assert run.curves["Train/PSNR"][-1][1] == pytest.approx(sum(p.curves["Train/PSNR"][-1][1] for p in parts) / 3)
+    text = render([story])
+    assert text.count('<th scope="row">0000') == 3 and "Segments" in text
+
+
+def test_a_run_in_segments_without_its_video(divided, tmp_path):
+    shutil.copytree(divided, tmp_path / "run")
+    (story,) = tell([tmp_path / "run"], Wishes(torch.device("cpu"), data=str(tmp_path / "gone.mp4")))
+    assert len(story.missing) == 3 and not story.shown and len(story.segments) == 3
+    assert "could not be opened" in story.missing[0]
+
+
+def test_segments_that_are_not_trained_yet(divided, tmp_path):
+    shutil.copytree(divided, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "segments" / "00001")
+    (story,) = tell([tmp_path / "run"], Wishes(torch.device("cpu")))
+    assert [row.frame for row in story.run.frames] == [0, 1, 3, 8, 9, 11]
+    for name in ("00000", "00002"):
+        shutil.rmtree(tmp_path / "run" / "segments" / name)
+    with pytest.raises(UserError, match="no segment of .* was begun"):
+        tell([tmp_path / "run"], Wishes(torch.device("cpu")))
