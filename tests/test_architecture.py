@@ -27,6 +27,7 @@ TIERS = (
     "codec comparison",
     "search",
     "semantics",
+    "measuring",
     "report",
     "fleet",
     "doctor",

@@ -13,6 +13,9 @@ from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
 
+SPARSE = 4
+"""Times as many frames from the first to the last: from there on only what each of them needs is read."""
+
 
 @torch.no_grad()
 def play(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[np.ndarray]:
@@ -47,8 +50,9 @@ def play_film(
         with _placed(film, part):
             stream = film.stream(part)  # what its index promises is checked before the positions are counted
         inner = [frame - part.first for frame in group]
+        span = range(min(inner), max(inner) + 1)
         with _placed(film, part):
-            model = stream.model(("rgb_head",), range(min(inner), max(inner) + 1)).to(device)
+            model = stream.model(("rgb_head",), span if len(span) < SPARSE * len(inner) else inner).to(device)
         yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
 
 

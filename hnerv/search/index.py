@@ -154,7 +154,9 @@ def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
         scenes.append(part.scene)
     if at != frames:
         raise UserError(f"the segments of {path} have {at} frames, not {frames}: encode or train it again")
-    return Index(path, whole, {**record, "scene": joined_scene(scenes).to_dict()})
+    if len(scenes) > 1:
+        record = {**record, "scene": joined_scene(scenes).to_dict()}
+    return Index(path, whole, record)
 
 
 def _check_head(path: Path, record: dict) -> None:
