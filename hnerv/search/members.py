@@ -55,11 +55,11 @@ def _under(folder: Path) -> list[Path]:
         return files
     if is_run(folder):
         return [folder] if _has_models(folder) else []
-    found = files
+    found = list(files)
     for path in inside:
         apart = path.name.startswith(".") or path.name in names or path.is_symlink() or ASIDE.fullmatch(path.name)
         if not apart and path.is_dir():
-            found = found + _under(path)
+            found.extend(_under(path))
     return found
 
 
