@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -76,6 +77,8 @@ def check(ask: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     if ask.output is None:
         raise UserError("-o is missing: name the folder of the fleet")
+    if not all(math.isfinite(number) for number in (ask.cpus_per_task, ask.gpus_per_task)):
+        raise UserError("--cpus-per-task and --gpus-per-task are finite numbers: give 1, or 0.25")
     if ask.cpus_per_task < 0 or ask.gpus_per_task < 0 or ask.retries < 0 or ask.threads < 0:
         raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads are not below 0")
     if ask.cpus_per_task + ask.gpus_per_task == 0:

@@ -28,7 +28,7 @@ from hnerv.fleet.jobs import (
     segment_jobs,
     with_width,
 )  # fmt: skip
-from hnerv.fleet.ledger import Ledger, Mark
+from hnerv.fleet.ledger import Ledger, Mark, Standing
 from hnerv.fleet.manifest import Video
 from hnerv.fleet.numbers import close_segments, numbers_of
 from hnerv.fleet.parcels import LATEST, Parcel, pack, unpack
@@ -58,11 +58,16 @@ class Orders(NamedTuple):
 
 @dataclass
 class Attempt:
-    """A job at work. `fruitless` counts the attempts in a row that ended by a fault and brought no newer checkpoint."""
+    """A job at work. `fruitless` counts the attempts in a row that ended by a fault and brought no newer checkpoint.
+
+    `kept` is the step of the newest checkpoint that came, by whatever attempt; `sent`: it was given the video.
+    """
 
     job: Job
     number: int = 0
     fruitless: int = 0
+    kept: int = 0
+    sent: bool = False
     mark: Mark = Mark(0, 0, 0)
     handle: object = None
 
@@ -95,7 +100,8 @@ class Driver:
         """Until no job is left. Raises Interrupted after SIGINT or SIGTERM, everything saved and handed over."""
         self.tell_lost_by_the_last_driver()
         for video in self.videos:
-            self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)))
+            # A refusal is no event: with the right flags what is finished still is.
+            self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)), note=False)
         with StopSignals() as stop, self.bar:
             while (self.waiting or self.at_work) and not stop.asked:
                 self.submit_some()
@@ -139,9 +145,12 @@ class Driver:
             str(self.output / job.name), orders.command, job.frames,
         )  # fmt: skip
         sent = self.posted.get(job.video.name)
+        attempt.sent = sent is not None
         if job.entry == "plan":
             given = [job.video.wishes, sent]
         else:
+            for half in (self.output / job.name).rglob(".*.tmp"):  # of a driver that was killed while it wrote
+                half.unlink(missing_ok=True)
             run_folder(job, self.output)
             task = self.with_neighbours(task, job)
             given = [pack(self.output / job.name), sent]
@@ -178,15 +187,17 @@ class Driver:
         for (name, number), news in self.cluster.news().items():
             attempt = self.at_work.get(name)
             if attempt and attempt.number == number:
-                self.keep(attempt, news)
+                self.guarded(attempt.job.video, lambda: self.keep(attempt, news))  # noqa: B023 (called at once)
 
     def keep(self, attempt: Attempt, news: News) -> None:
         """Writes what was handed over into the run's folder."""
-        if news.parcel:
+        if news.parcel is not None:
             self.write(attempt.job, news.parcel)
-            attempt.fruitless = 0
+            if LATEST in news.parcel.pieces and news.saved > attempt.kept:
+                attempt.kept, attempt.fruitless = news.saved, 0
             self.release(attempt.job.video)
-        attempt.mark = Mark(max(attempt.mark.step, news.step), news.saved, news.steps or attempt.mark.steps)
+        mark = attempt.mark
+        attempt.mark = Mark(max(mark.step, news.step), max(mark.saved, news.saved), news.steps or mark.steps)
 
     def release(self, video: Video) -> None:
         """Puts those segments of a video in line whose turn has come."""
@@ -227,19 +238,20 @@ class Driver:
     def begin_again(self, attempt: Attempt, cause: str) -> None:
         """A fault of a worker or node: the work since the last checkpoint is done again."""
         job, mark = attempt.job, attempt.mark
-        self.ledger.note(job.standing_as, "lost", cause=cause, repeated=max(mark.step - mark.saved, 0))
         attempt.fruitless += 1
         if attempt.fruitless > self.orders.retries:
             self.fail(job.video, f"ended {attempt.fruitless} times without a new checkpoint, by {cause}")
         else:
+            self.ledger.note(job.standing_as, "lost", cause=cause, repeated=max(mark.step - mark.saved, 0))
             self.waiting.appendleft(attempt)
 
     def post(self, attempt: Attempt, cause: str) -> None:
         """The worker does not see the video: sends it, once for all tasks."""
         video = attempt.job.video
-        if video.name in self.posted:
+        if attempt.sent:
             raise UserError(f"{cause}, though it was sent")
-        self.posted[video.name] = self.cluster.put(send(place_of(video.data)))
+        if video.name not in self.posted:
+            self.posted[video.name] = self.cluster.put(send(place_of(video.data)))
         self.waiting.appendleft(attempt)
 
     def divide(self, video: Video, plan: Plan) -> None:
@@ -273,29 +285,35 @@ class Driver:
             self.say(table.line(self.row(video)))
         self.bar.update(1)
 
-    def fail(self, video: Video, cause: str) -> None:
-        """A video that cannot be trained; the others go on."""
+    def fail(self, video: Video, cause: str, note: bool = True) -> None:
+        """A video that cannot be trained; the others go on. The ledger keeps it if `note`."""
+        if video.name in self.failed:
+            return
         self.open.pop(video.name, None)
         self.posted.pop(video.name, None)
         self.held.pop(video.name, None)
         self.failed[video.name] = cause
-        self.ledger.note(video.name, "failed", cause=cause)
+        if note:
+            self.ledger.note(video.name, "failed", cause=cause)
         self.cluster.cancel([one.handle for one in self.at_work.values() if one.job.video.name == video.name])
         self.say(f"{video.name}  failed: {cause}")
         self.bar.update(1)
 
-    def guarded(self, video: Video, call) -> None:
+    def guarded(self, video: Video, call, note: bool = True) -> None:
         """A fault of one video is no fault of the others."""
         try:
             call()
-        except UserError as error:
-            self.fail(video, " ".join(str(error).split()))
+        except ConnectionError:  # of the cluster
+            raise
+        except (UserError, OSError, ValueError) as error:
+            self.fail(video, " ".join(str(error).split()), note)
 
     def stop(self, stop: StopSignals) -> None:
         """Lets the tasks save and hand over, and raises Interrupted."""
         self.waiting.clear()
-        self.say(f"stopping {len(self.at_work)} tasks, which save and hand over")
-        self.cluster.cancel([attempt.handle for attempt in self.at_work.values()])
+        going = [one.handle for one in self.at_work.values() if one.job.video.name not in self.failed]
+        self.say(f"stopping {len(going)} tasks, which save and hand over")
+        self.cluster.cancel(going)
         deadline = time.monotonic() + PATIENCE
         while self.at_work and time.monotonic() < deadline:
             handles = {attempt.handle: attempt for attempt in self.at_work.values()}
@@ -304,14 +322,14 @@ class Driver:
             for handle, result in ended:
                 self.settle_stopped(handles[handle], result)
         self.ledger.mark({name: one.mark for name, one in self.at_work.items() if one.mark.steps}, 0)
-        done = sum(video.name not in self.open for video in self.videos)
+        done = sum(video.name not in self.open and video.name not in self.failed for video in self.videos)
         raise stop.interruption(f"stopped, {done} of {len(self.videos)} videos are done; the same command goes on")
 
     def settle_stopped(self, attempt: Attempt, result: Outcome | Fault) -> None:
         """One that had ended before it heard of the stop counts as done."""
         mark, job = attempt.mark, attempt.job
         del self.at_work[job.standing_as]
-        ended = isinstance(result, Outcome) and result.state == "finished"
+        ended = isinstance(result, Outcome) and result.state == "finished" and job.video.name not in self.failed
         if ended and job.entry == "train" and not attempt.is_short:
             self.guarded(job.video, lambda: self.finish(job, result))
         else:
@@ -320,6 +338,8 @@ class Driver:
     def tell_lost_by_the_last_driver(self) -> None:
         """A driver that was killed left marks: what its workers had not handed over is done again."""
         for name, mark in self.ledger.left().items():
+            if is_done(name, self.ledger.standing, self.output):  # after the marks were last written
+                continue
             repeated = max(mark.step - mark.saved, 0)
             self.ledger.note(name, "lost", cause="the driver ended", repeated=repeated)
         self.ledger.mark({}, 0)
@@ -327,8 +347,10 @@ class Driver:
     def row(self, video: Video) -> table.Row:
         """Of the table."""
         names = dict.fromkeys([video.name, *self.jobs.get(video.name, ())])
-        standing = self.ledger.standing
-        return table.rows_of([video.name], {name: standing[name] for name in names if name in standing}, {})[0]
+        standing = {name: self.ledger.standing[name] for name in names if name in self.ledger.standing}
+        if cause := self.failed.get(video.name):
+            standing[video.name] = standing.get(video.name, Standing())._replace(state="failed", cause=cause)
+        return table.rows_of([video.name], standing, {})[0]
 
     def say(self, line: str) -> None:
         """A line that does not break the bar."""

@@ -205,6 +205,8 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
         if not cluster.slots():
             logging.getLogger("hnerv").warning("no node has %s for a task yet: waiting for one", _wanted(needs))
         yield cluster
+    except BrokenPipeError:  # of whoever reads our lines, not of the cluster
+        raise
     except ConnectionError as error:
         raise RunError(f"the cluster is gone ({error}): the same command goes on once it is back") from error
     finally:

@@ -48,7 +48,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.path, self.running = folder / "fleet.jsonl", folder / "running.json"
         self.standing = read_standing(self.path)
-        self._marked: dict[str, Mark] = {}
+        self._marked = read_marks(self.running)
         self._looked = 0.0
 
     def note(self, job: str, what: str, **facts: object) -> None:

@@ -26,6 +26,8 @@ RESERVED = {
 }  # fmt: skip
 """No part of a name: what a fleet's folder, or a run's, holds beside runs."""
 _PART = re.compile(r"[^\W_][\w.,=+@ -]*", re.ASCII)
+_ASIDE = re.compile(r"\.(old\d+)$", re.ASCII)
+"""Ends the name of a run that was moved aside, which a search leaves out."""
 _SEGMENT_KEYS = {f"segment_{name}": name for name in Wishes._fields}
 
 
@@ -57,7 +59,7 @@ def read_videos(source: Path, defaults: Defaults) -> list[Video]:
     videos, seen = [], {}
     for where, row in rows:
         video = _video(where, row, defaults, source)
-        _check_unique(where, video.name, seen)
+        _check_unique(where, video.name, seen, source.is_dir())
         videos.append(video)
     if not videos:
         raise UserError(f"{source} names no video: give a folder with {', '.join(sorted(VIDEOS)[:4])} … or JSON lines")
@@ -65,10 +67,11 @@ def read_videos(source: Path, defaults: Defaults) -> list[Video]:
 
 
 def write_manifest(path: Path, videos: list[Video]) -> None:
-    """A manifest that says the same without a command line. Inverse of `read_videos`."""
+    """A manifest that says the same without a command line, wherever it lies. Inverse of `read_videos`."""
     with replacing(path) as file:
         for video in videos:
-            row = {"name": video.name, "data": video.data, "preset": video.choice.preset}
+            data = video.data if video.data in CLIPS or is_remote(video.data) else os.path.abspath(video.data)
+            row = {"name": video.name, "data": data, "preset": video.choice.preset}
             row |= {key: value for key, value in video.choice.config.flat().items() if key != "data"}
             row |= {key: getattr(video.wishes, name) for key, name in _SEGMENT_KEYS.items()}
             file.write(json.dumps(row).encode() + b"\n")
@@ -78,7 +81,8 @@ def default_name(data: str) -> str:
     """The stem of a path or an address, as a name: what a name may not hold becomes a hyphen."""
     last = PurePosixPath(data.rstrip("/").replace(os.sep, "/")).name
     stem = last.rsplit(".", 1)[0] if "." in last.lstrip(".") else last
-    return re.sub(r"^[^A-Za-z0-9]+", "", re.sub(r"[^A-Za-z0-9_.,=+@ -]", "-", stem))[:200] or "video"
+    name = re.sub(r"^[^A-Za-z0-9]+", "", re.sub(r"[^A-Za-z0-9_.,=+@ -]", "-", stem))[:200] or "video"
+    return _ASIDE.sub(r"-\1", name)
 
 
 def check_name(name: object) -> None:
@@ -91,6 +95,8 @@ def check_name(name: object) -> None:
                 f"the name {name[:60]!r} is not made of letters, digits and _.,=+@- (at most 200 a part, / between "
                 "parts, a letter or digit first): choose another"
             )
+        if _ASIDE.search(part):
+            raise UserError(f"the name {name[:60]!r} ends as that of a run moved aside does: choose another")
         if part.casefold() in RESERVED:
             raise UserError(f"the name {name[:60]!r} holds {part!r}, which means something else there: choose another")
 
@@ -121,9 +127,19 @@ def _row(where: str, line: str) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f'{where}: no JSON ({error}): one object a line, as in {{"data": "a.mp4"}}') from error
-    if not isinstance(row, dict) or not isinstance(row.get("data"), str) or not row["data"]:
-        raise UserError(f'{where}: no object with a text "data": write {{"data": "a.mp4"}}, and flags beside it')
-    return {key.removeprefix("--").replace("-", "_"): value for key, value in row.items()}
+    told = f'{where}: no object with a text "data": write {{"data": "a.mp4"}}, and flags beside it'
+    if not isinstance(row, dict):
+        raise UserError(told)
+    found = {key.removeprefix("--").replace("-", "_"): value for key, value in row.items()}
+    if len(found) < len(row):
+        raise UserError(f"{where}: the same key twice, with hyphens and without: leave one out")
+    if not isinstance(found.get("data"), str) or not found["data"]:
+        raise UserError(told)
+    if not found["data"].isprintable():
+        raise UserError(
+            f"{where}: the data {found['data'][:60]!r} holds what cannot be printed: give a path or address"
+        )
+    return found
 
 
 def _video(where: str, row: dict, defaults: Defaults, source: Path) -> Video:
@@ -141,7 +157,10 @@ def _located(data: str, source: Path) -> str:
     """A path of a manifest is as seen from the manifest's folder."""
     if data in CLIPS or is_remote(data) or source.is_dir():
         return data
-    return str(source.parent / Path(data).expanduser())
+    try:
+        return str(source.parent / Path(data).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"the data {data[:60]!r} is in no one's home ({error}): give the whole path") from error
 
 
 def _wishes(row: dict, defaults: Wishes) -> Wishes:
@@ -168,12 +187,13 @@ def _choice(row: dict, data: str, defaults: Defaults) -> Choice:
     return Choice(name, base, Config.from_dict(changed))
 
 
-def _check_unique(where: str, name: str, seen: dict[str, str]) -> None:
+def _check_unique(where: str, name: str, seen: dict[str, str], in_folder: bool) -> None:
     """Raises UserError where a run would lie in the folder of another, on any file system."""
     key = name.casefold()
     parents = ["/".join(key.split("/")[:depth]) for depth in range(1, key.count("/") + 2)]
     clash = next((seen[parent] for parent in parents if parent in seen), None) or seen.get(f"{key}/")
     if clash:
-        raise UserError(f'{where}: the name {name!r} is taken by {clash}: give each its own "name"')
+        mend = "rename one, or write a manifest" if in_folder else 'give each its own "name"'
+        raise UserError(f"{where}: the name {name!r} is taken by {clash}: {mend}")
     seen[key] = where
     seen.update({f"{parent}/": where for parent in parents[:-1]})

@@ -11,7 +11,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hnerv.errors import RunError
+from hnerv.errors import RunError, UserError
 from hnerv.files import replacing
 
 LATEST = "checkpoints/latest.pt"
@@ -60,7 +60,10 @@ def merged(first: Parcel, second: Parcel) -> Parcel:
 
 
 def unpack(parcel: Parcel, folder: Path) -> None:
-    """Writes a parcel into a run folder, its checkpoint last. Raises RunError for a log that lacks what came before."""
+    """Writes a parcel into a run folder, its checkpoint last.
+
+    Raises RunError for a log that lacks what came before, UserError for a name that leads out of the folder.
+    """
     for name in parcel.gone:
         _inside(folder, name).unlink(missing_ok=True)
     order = {name: number for number, name in enumerate(LAST, start=1)}
@@ -87,7 +90,7 @@ def _append(path: Path, piece: Piece) -> None:
 def _inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or parts[0].startswith("/"):
-        raise RunError(f"{name!r} is no file of a run folder")
+        raise UserError(f"{name!r} is no file of a run folder: a worker that hands it over is none of ours")
     return folder.joinpath(*parts)
 
 

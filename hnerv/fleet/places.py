@@ -43,7 +43,10 @@ def place_of(data: str) -> Place:
     """As the driver sees it. Raises UserError for a file that cannot be read."""
     if data in CLIPS or is_remote(data):
         return Place(data, data)
-    path = Path(data).expanduser().resolve()
+    try:
+        path = Path(data).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{data!r} is no path ({error}): give another") from error
     return Place(data, str(path), mark_of(path))
 
 
@@ -79,7 +82,7 @@ def send(place: Place) -> bytes:
             "the workers see it under the same path, or give an address (s3://, https://)"
         )
     text = io.BytesIO()
-    with tarfile.open(fileobj=text, mode="w") as archive:
+    with tarfile.open(fileobj=text, mode="w", dereference=True) as archive:
         for file in files:
             archive.add(file, f"{path.name}/{file.name}" if path.is_dir() else path.name, recursive=False)
     return text.getvalue()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.errors import RunError, UserError
+from hnerv.errors import Interrupted, RunError, UserError
 from hnerv.files import check_place
 from hnerv.fleet import table
 from hnerv.fleet.driving import Driver, Orders
@@ -38,8 +38,14 @@ def run_fleet(source: Path, output: Path, defaults: Defaults, orders: Orders, wh
             driver = Driver(cluster, output, videos, orders)
             try:
                 driver.run()
-            finally:
-                rows = write_table(output, videos, driver)
+            except Interrupted:
+                write_table(output, videos, driver)
+                raise
+            except BaseException:
+                with contextlib.suppress(UserError, OSError):  # what ended the fleet is told first
+                    write_table(output, videos, driver)
+                raise
+            rows = write_table(output, videos, driver)
     check_failures(videos, driver)
     return rows
 
@@ -75,4 +81,6 @@ def held(output: Path) -> Iterator[None]:
             raise UserError(
                 f"another fleet is at work in {output}: wait until it ends, or choose another -o"
             ) from error
+        for half in output.glob(".*.tmp"):  # of a driver that was killed while it wrote
+            half.unlink(missing_ok=True)
         yield

@@ -174,6 +174,8 @@ def test_without_ray_it_is_one_line(films, words, tmp_path, hnerv_main, monkeypa
         (["-o", "x", "--retries", "-1"], "not below 0"),
         (["-o", "x", "--cpus-per-task", "0"], "--cpus-per-task 0 needs"),
         (["-o", "x", "--gpus-per-task", "1.5"], "a fraction of one, or a whole number"),
+        (["-o", "x", "--cpus-per-task", "nan"], "finite numbers"),
+        (["-o", "x", "--gpus-per-task", "inf"], "finite numbers"),
         (["-o", "x", "--memory-per-task", "much"], "no size"),
         (["-o", "x", "--segment-init", "previous"], "--segment-init is for"),
         (["-o", "x", "--epochs", "0"], "--epochs 0 is below 1"),

@@ -66,7 +66,6 @@ def test_a_line_that_a_killed_driver_left_torn_counts_for_nothing(folder, cut):
 def test_marks_survive_a_driver_and_are_cleared(folder):
     assert Ledger(folder).left() == {"three": Mark(30, 20, 120)}
     ledger = Ledger(folder)
-    ledger._marked = ledger.left()
     ledger.mark({}, 0)
     assert ledger.left() == {}
 

@@ -54,6 +54,19 @@ def test_what_is_written_says_the_same_without_a_command_line(manifest, tmp_path
     ]
 
 
+def test_what_is_written_says_the_same_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    (tmp_path / "m.jsonl").write_text('{"data": "videos/a.mp4"}\n{"data": "bunny"}\n{"data": "s3://b/c.mp4"}\n')
+    monkeypatch.chdir(tmp_path)
+    for source, others in (Path("videos"), []), (Path("m.jsonl"), ["bunny", "s3://b/c.mp4"]):
+        write_manifest(Path("fleet/manifest.jsonl"), read_videos(source, Defaults()))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir("/")
+            again = read_videos(tmp_path / "fleet" / "manifest.jsonl", Defaults())
+        assert [video.data for video in again] == [str(tmp_path / "videos" / "a.mp4"), *others]
+
+
 def test_a_folder_holds_files_and_folders_of_images(films, tmp_path):
     for name in ("b.mp4", "A.MKV", "notes.txt", ".hidden.mp4"):
         (films / name).write_bytes(b"")
@@ -62,6 +75,9 @@ def test_a_folder_holds_files_and_folders_of_images(films, tmp_path):
     assert names == ["A", "b", "film0", "film1"]
     with pytest.raises(UserError, match="names no video"):
         read_videos(films / "empty", Defaults())
+    (films / "b.mkv").write_bytes(b"")
+    with pytest.raises(UserError, match="rename one, or write a manifest"):
+        read_videos(films, Defaults())
     with pytest.raises(UserError, match="neither a folder of videos nor a manifest"):
         read_videos(tmp_path / "none", Defaults())
 
@@ -73,6 +89,12 @@ def test_a_folder_holds_files_and_folders_of_images(films, tmp_path):
         ("[1]", 'no object with a text "data"'),
         ({"name": "x"}, "data"),
         ({"data": 3}, "data"),
+        ({"data": "a", "--data": 5}, "the same key twice"),
+        ({"--data": 5}, 'no object with a text "data"'),
+        ({"data": "~nosuchuser/x"}, "in no one's home"),
+        ({"data": "a\0b"}, "cannot be printed"),
+        ('{"data": "\\ud800"}', "cannot be printed"),
+        ({"data": "a", "name": "x.old1"}, "ends as that of a run moved aside"),
         ({"data": "a", "epochs": "many"}, "train.epochs of the configuration is 'many', not of type int"),
         ({"data": "a", "epochs": True}, "epochs"),
         ({"data": "a", "epochs": 0}, "--epochs 0 is below 1"),
@@ -126,7 +148,14 @@ def test_names_stay_inside_and_default_names_are_names(text):
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [("a/b.tar.mp4", "b.tar"), ("s3://x/y/z.mp4", "z"), ("dir/", "dir"), ("ümlaut é.mp4", "mlaut -"), (".mp4", "mp4")],
+    [
+        ("a/b.tar.mp4", "b.tar"),
+        ("s3://x/y/z.mp4", "z"),
+        ("dir/", "dir"),
+        ("ümlaut é.mp4", "mlaut -"),
+        (".mp4", "mp4"),
+        ("a.old1.mp4", "a-old1"),
+    ],
 )
 def test_default_names(data, name):
     assert default_name(data) == name

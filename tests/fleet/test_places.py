@@ -52,6 +52,17 @@ def test_what_is_sent_arrives_with_the_same_frames(tmp_path, make_film, kind):
     assert locate(place, send(place)).name == path.name
 
 
+def test_a_folder_of_linked_images_is_sent_as_images(tmp_path, make_film):
+    film = make_film(tmp_path / "film", count=2)
+    (tmp_path / "links").mkdir()
+    for image in film.iterdir():
+        (tmp_path / "links" / image.name).symlink_to(image)
+    place = place_of(str(tmp_path / "links"))
+    there = receive(send(place), place, tmp_path / "there")
+    assert load_video(str(there)).digest == load_video(str(film)).digest
+    assert not any(image.is_symlink() for image in there.iterdir())
+
+
 def test_a_video_too_large_to_be_sent(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"12345")
     monkeypatch.setattr(places, "MOST", 4)
