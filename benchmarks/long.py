@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--segment-frames", type=int, default=250)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--modelsize", default="0.1", help="of a segment, in millions")
+    parser.add_argument("--modelsize", default="0.2", help="of a segment, in millions")
     parser.add_argument("--folder", type=Path, help="where the work is done and removed; default: the system's")
     return parser.parse_args()
 

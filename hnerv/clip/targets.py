@@ -88,6 +88,25 @@ def rows_of_file(name: str, first: int, count: int) -> str:
     return f"{path}@{start}:{start + count}"
 
 
+def check_rows(name: str, frames: int) -> None:
+    """Raises UserError where a file of targets (or FILE@FIRST:STOP) is not for as many frames; '' names none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not name:
+        return
+    path, rows = _path_and_rows(name)
+    try:
+        with safe_open(path, "pt") as file:
+            count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
+    except (SafetensorError, OSError, IndexError):
+        return  # what `read_targets_file` refuses, with the cause
+    if count != frames:
+        raise UserError(
+            f"--clip-targets {name} is for {count} frames, {frames} are trained: name those of these frames, as in "
+            f"{path}@60:{60 + frames}"
+        )
+
+
 def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets:
     """Targets from a .safetensors file with `embeddings` (N, P, D) of any float type, normalised here.
 

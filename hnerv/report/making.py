@@ -15,7 +15,7 @@ from hnerv.report.pictures import draw_frames, pick_frames
 from hnerv.report.plots import disambiguated
 from hnerv.report.reading import RunData, is_current, read_run
 from hnerv.report.wholes import Segment, read_any, segments_of
-from hnerv.segments import is_segmented, targets_of
+from hnerv.segments import is_segmented, parts_of, targets_of
 from hnerv.semantics import as_dict, measure
 
 PICTURE_BYTES = 3_000_000
@@ -61,6 +61,10 @@ def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> St
             missing.append(str(lack))
     segments, run = segments_of(run.folder), read_any(run.folder, run.name)
     parts = tuple(segments) if divided else ()
+    if divided and (unbegun := len(parts_of(run.folder)) - len(parts)):
+        missing.insert(
+            0, f"{unbegun} of {unbegun + len(parts)} segments are not begun: give the training command again."
+        )
     if missing:
         return Story(run, [], missing[:MOST_SENTENCES], parts)
     chosen, shown = pick_frames(run.frames, wishes.frames, like), []

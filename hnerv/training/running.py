@@ -23,14 +23,19 @@ from hnerv.training.folder import RunFolder
 from hnerv.training.limits import Limits
 from hnerv.training.report import announce, run_record
 from hnerv.training.rollback import fit
+from hnerv.training.signals import StopSignals
 from hnerv.training.trainer import Trainer
 
 
 class Finished(NamedTuple):
-    """A run that was trained to its end: its record, and the {Eval/ tag: value} of its last evaluation."""
+    """A run that was trained to its end: its record, and the {Eval/ tag: value} of its last evaluation.
+
+    `asked` is a wish to stop that came too late for this run: it is for whoever would train another one.
+    """
 
     record: dict
     values: dict[str, float]
+    asked: StopSignals | None = None
 
 
 class Found(NamedTuple):
@@ -90,7 +95,7 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
         saved(trainer)
         with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
             fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)
-    return Finished(record, trainer.evaluation)
+    return Finished(record, trainer.evaluation, trainer.asked)
 
 
 def _material(config: Config, device: torch.device, found: Found | None) -> Material:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from hnerv.checkpoint import load_checkpoint
+from hnerv.clip.targets import check_rows
 from hnerv.errors import UserError
 from hnerv.evaluation.combining import combined
 from hnerv.files import move_aside
@@ -43,10 +44,16 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
     refuse_unwritable(folder.path)
     with _claimed(folder, ask.overwrite):
         plan, done = _plan(folder, wishes, choice), []
+        check_rows(choice.config.clip.clip_targets, plan.count)
         for segment in plan.segments:
             print(f"\nsegment  {segment.number + 1} of {len(plan.segments)}: frames {segment.frames}", flush=True)
             how = How(device, ask.log, limits, done[0].record if done else None, frames=segment.count)
             done.append(_train_one(folder, segment, choice, done[-1] if done else None, wishes.init, how))
+            if (asked := done[-1].asked) and len(done) < len(plan.segments):
+                raise asked.interruption(
+                    f"stopped after segment {len(done)} of {len(plan.segments)}, which is saved; the same command "
+                    "without --overwrite goes on"
+                )
         values = combined([finished.values for finished in done])
         log_whole(folder, values, choice.config.train.epochs, len(done), ask.log.report_to)
     return Whole(folder, done[0].record, values)
@@ -90,8 +97,9 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
         plan = read_plan(folder.plan)
         if (plan.wishes, plan.frames) != (wishes, video.frames):
             raise UserError(
-                f"{folder.path} holds a run in segments that were asked for otherwise ({' '.join(_words(plan.wishes))} "
-                f"frames={plan.frames or 'all'}): give these to resume it, choose another --exp-id, or --overwrite"
+                f"{folder.path} holds a run in segments that were asked for otherwise ({_told(plan)} there, "
+                f"{_told(plan._replace(wishes=wishes, frames=video.frames))} here): give the former to resume it, "
+                "choose another --exp-id, or --overwrite"
             )
         if (count := frame_count(video.data)) != plan.total:
             raise UserError(
@@ -112,6 +120,12 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
 def _words(wishes: Wishes) -> list[str]:
     """As `{params}` and messages have them; those that were not asked for are left out."""
     return [f"segment_{name}={value}" for name, value in wishes._asdict().items() if value not in (0, False, "none")]
+
+
+def _told(plan: Plan) -> str:
+    wishes = plan.wishes
+    scenes = "--segment-scenes " if wishes.scenes else ""
+    return f"--segment-frames {wishes.frames} {scenes}--segment-init {wishes.init} --frames {plan.frames or 'all'}"
 
 
 @contextlib.contextmanager

@@ -97,6 +97,8 @@ class Trainer:
         self.best = self.peak = float("-inf")
         self.rollbacks, self.lr_scale = 0, 1.0
         self.codes_step = -1
+        self.asked: StopSignals | None = None
+        """A wish to stop that came when there was nothing left to train."""
         self.saved: Callable[[Trainer], None] = lambda trainer: None
         self.window = torch.zeros(0, dtype=torch.float64)
 
@@ -132,6 +134,7 @@ class Trainer:
                     self.stop(stop)
                 if self.due(self.config.train.checkpoint_freq):
                     self.save()
+            self.asked = stop if stop.asked else None
 
     @property
     def global_step(self) -> int:

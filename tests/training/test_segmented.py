@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--segment-frames", "6"], "asked for otherwise (segment_frames=4 frames=all)"),
+        (["--segment-frames", "6"], "asked for otherwise (--segment-frames 4 --segment-init none --frames all there"),
         (["--segment-frames", "4", "--segment-scenes"], "asked for otherwise"),
         (["--segment-frames", "4", "--frames", "0:8"], "asked for otherwise"),
         (["--segment-frames", "4", "--segment-init", "previous"], "asked for otherwise"),
@@ -147,6 +148,33 @@ def test_the_preset_of_a_run_is_found_again(tmp_path):
     (place / "config.json").write_text('{"preset": "bunny-3m"}')
     asked = parse_train(["--exp-id", "run", "--output", str(tmp_path), *SEGMENTS])
     assert asked.resolve(cuda=False).preset == "bunny-3m"
+
+
+def test_targets_of_other_frames_are_refused(tmp_path, train, flags, targets_file, capsys):
+    """Frames 4 to 11 and a file of all twelve: the first eight of it are of other frames."""
+    assert train(tmp_path, [*flags(data_split="2_3_4", frames="4:12"), *SEGMENTS]) == 2
+    assert "is for 12 frames, 8 are trained" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_wish_to_stop_in_the_last_evaluation_ends_the_whole(divided, tmp_path, train, flags, monkeypatch, capsys):
+    """The segment is finished and saved, the next one is not begun."""
+    from hnerv.training.trainer import Trainer
+
+    honest = Trainer.evaluate
+
+    def evaluate(trainer):
+        honest(trainer)
+        if trainer.epoch == trainer.config.train.epochs:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    words = [*flags(data_split="2_3_4"), *SEGMENTS]
+    assert train(tmp_path, words) == 143
+    assert "stopped after segment 1 of 3" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run" / "segments").iterdir()] == ["00000"]
+    monkeypatch.undo()
+    assert train(tmp_path, words) == 0
+    assert same(weights(tmp_path / "run/segments/00001"), weights(divided / "segments/00001"))
 
 
 def test_rows_of_rows(tmp_path, train, flags, targets_file):
