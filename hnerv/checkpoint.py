@@ -91,12 +91,18 @@ def _mend(path: Path) -> str:
     return "give the folder of a run, or another of its checkpoints"
 
 
+_FOLDER = 0x10
+"""Of the attributes that MS-DOS gave to files: torch reads nothing from an entry that has it, and says nothing."""
+
+
 def _check_sums(path: Path) -> None:
     """torch reads the archive without looking at its check sums, so a flipped bit would pass as a weight."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise zipfile.BadZipFile(f"{entry.filename} is compressed, which could inflate without end")
+            if entry.external_attr & _FOLDER:
+                raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise zipfile.BadZipFile("it promises more than it holds")
         if damaged := archive.testzip():
