@@ -15,8 +15,8 @@ from hnerv.errors import RunError, UserError
 from hnerv.files import replacing
 
 LATEST = "checkpoints/latest.pt"
-LAST = ("config.json", "checkpoints/best.pt", LATEST)
-"""The order in which these are written, after everything else."""
+ORDER = {"config.json": -1, "checkpoints/best.pt": 1, LATEST: 2}
+"""Of everything else, 0: the record first, so that a folder that was begun is known, and the checkpoint last."""
 _READ = 1 << 20
 
 
@@ -66,8 +66,7 @@ def unpack(parcel: Parcel, folder: Path) -> None:
     """
     for name in parcel.gone:
         _inside(folder, name).unlink(missing_ok=True)
-    order = {name: number for number, name in enumerate(LAST, start=1)}
-    for name in sorted(parcel.pieces, key=lambda name: (order.get(name, 0), name)):
+    for name in sorted(parcel.pieces, key=lambda name: (ORDER.get(name, 0), name)):
         piece, path = parcel.pieces[name], _inside(folder, name)
         if piece.start:
             _append(path, piece)

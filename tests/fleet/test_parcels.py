@@ -77,7 +77,7 @@ def test_the_checkpoint_is_written_last(tmp_path, monkeypatch):
     monkeypatch.setattr(parcels, "replacing", lambda path: order.append(path.name) or real(path))
     names = (LATEST, "checkpoints/best.pt", "metrics.jsonl", "tensorboard/events.a", "config.json")
     unpack(Parcel({name: Piece(0, b"x") for name in names}), tmp_path)
-    assert order[-2:] == ["best.pt", "latest.pt"] and len(order) == 5
+    assert order[0] == "config.json" and order[-2:] == ["best.pt", "latest.pt"] and len(order) == 5
 
 
 def test_best_travels_to_a_worker_only_where_latest_is_missing(tmp_path):
