@@ -7,9 +7,8 @@ from importlib import resources
 from pathlib import Path
 
 from hnerv import __version__
-from hnerv.errors import UserError
-from hnerv.files import replacing
 from hnerv.fleet.table import Row, summary
+from hnerv.report.page import save_page
 
 HEADS = (
     "video", "state", "PSNR, dB", "unseen, dB", "rate, bpp (estimate)", "similarity", "seconds", "retries",
@@ -21,13 +20,7 @@ MOST = 5000
 
 def write_page(path: Path, title: str, rows: list[Row]) -> int:
     """Writes the page, whole or not at all; returns its bytes. Raises UserError."""
-    text = render(title, rows).encode("utf-8", errors="replace")
-    try:
-        with replacing(path) as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): give another file by --out") from error
-    return len(text)
+    return save_page(path, render(title, rows))
 
 
 def render(title: str, rows: list[Row]) -> str:

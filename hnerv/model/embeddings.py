@@ -40,7 +40,10 @@ class Embedding(nn.Module):
         """What a bitstream does not hold is gone afterwards; frames can no longer be embedded, only times."""
 
     def slices(self, tensor: str, frames: range) -> range:
-        """Which slices along the first axis of `tensor`, whose axis is time, these neighbouring frames are made of."""
+        """Which slices along the first axis of `tensor`, whose axis is time, these neighbouring frames are made of.
+
+        Raises NotImplementedError where no tensor of the embedding has time as an axis: nobody asks there.
+        """
         raise NotImplementedError
 
 

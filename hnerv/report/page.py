@@ -93,13 +93,18 @@ def render(stories: list[Story]) -> str:
 
 def write_page(path: Path, stories: list[Story]) -> int:
     """Writes the page, whole or not at all; returns its bytes. Raises UserError."""
-    text = render(stories).encode("utf-8", errors="replace")
+    return save_page(path, render(stories))
+
+
+def save_page(path: Path, text: str) -> int:
+    """Any page, whole or not at all; returns its bytes. Raises UserError."""
+    data = text.encode("utf-8", errors="replace")
     try:
         with replacing(path) as file:
-            file.write(text)
+            file.write(data)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}): give another file by --out") from error
-    return len(text)
+    return len(data)
 
 
 def summary_rows(runs: list[RunData]) -> list[Cells]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -38,3 +39,15 @@ def alone(coded, tmp_path):
         return Path(shutil.copy(coded[kind], folder / "clip.hnerv"))
 
     return copy
+
+
+@pytest.fixture
+def search(capsys):
+    """search(*words) -> what `hnerv search --json` prints."""
+
+    def call(*words):
+        capsys.readouterr()
+        main(["search", *map(str, words), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -327,18 +326,6 @@ def test_two_processes_build_at_once(own):
     assert [(out, process.returncode) for (out, _), process in zip(ends, both, strict=True)] == [("3\n", 0)] * 2, ends
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
     assert not list(own.glob(".*"))
-
-
-@pytest.fixture
-def search(capsys):
-    """search(*words) -> what `hnerv search --json` prints."""
-
-    def call(*words):
-        capsys.readouterr()
-        main(["search", *map(str, words), "--json"])
-        return json.loads(capsys.readouterr().out)
-
-    return call
 
 
 def test_a_text_over_a_folder(own, search, clip_model, clip_weights, capsys):

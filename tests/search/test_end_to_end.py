@@ -23,18 +23,6 @@ from hnerv.search.queries import PROMPTS
 
 
 @pytest.fixture
-def search(capsys):
-    """search(*words) -> what `hnerv search --json` prints."""
-
-    def call(*words):
-        capsys.readouterr()
-        main(["search", *map(str, words), "--json"])
-        return json.loads(capsys.readouterr().out)
-
-    return call
-
-
-@pytest.fixture
 def refused(capsys):
     """refused(*words) -> the one line of `hnerv search` on stderr."""
 

@@ -55,6 +55,16 @@ def test_a_video():
         plan_video("bunny", "500:", Wishes(frames=30))
 
 
+def remux(path, other) -> None:
+    """The same packets in another container."""
+    with av.open(str(path)) as source, av.open(str(other), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+
+
 def test_a_file_that_is_cut_short_is_refused_as_a_whole(tmp_path):
     from hnerv.video import open_writer
 
@@ -65,12 +75,7 @@ def test_a_file_that_is_cut_short_is_refused_as_a_whole(tmp_path):
     data = path.read_bytes()
     assert plan_video(str(path), "", Wishes(frames=20)).count == 60
     remuxed = tmp_path / "cut.mkv"
-    with av.open(str(path)) as source, av.open(str(remuxed), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
+    remux(path, remuxed)
     data = remuxed.read_bytes()
     remuxed.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is cut short, .* frames of it can be read"):
@@ -88,12 +93,7 @@ def test_what_cannot_be_read_from_its_middle_is_said(tmp_path, caplog):
     plan_video(str(path), "", Wishes(frames=10))
     assert not caplog.text
     stream = tmp_path / "stream.ts"
-    with av.open(str(path)) as source, av.open(str(stream), "w") as target:
-        out = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = out
-                target.mux(packet)
+    remux(path, stream)
     plan_video(str(stream), "", Wishes(frames=10))
     assert "cannot be read from its middle" in caplog.text
 
