@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import io
 import logging
@@ -76,6 +77,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Parameters of mallopt(3), from malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Freed blocks below 256 MB stay with the process, where the C library is glibc.
+
+    By its defaults glibc hands large ones back to the system, and each step of a large model asks for all of its maps
+    anew, page by page: that took two fifths of a step of 1.5M parameters at 640x1280.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, or another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_THRESHOLD, 256 << 20)
+        libc.mallopt(TRIM_THRESHOLD, -1)
+
+
 def set_up_torch(threads: int, deterministic: bool = False) -> None:
     """CPU threads, 0 for torch's own choice; and fp32 that is fp32, not TF32, on CUDA. Raises UserError below 0.
 
@@ -85,6 +102,7 @@ def set_up_torch(threads: int, deterministic: bool = False) -> None:
     workspace when CUDA starts.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    keep_freed_memory()
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch

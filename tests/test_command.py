@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -132,6 +135,21 @@ def test_threads():
         assert torch.get_num_threads() == 2
     with pytest.raises(UserError, match="^--threads -1 is below 0$"):
         set_up_torch(-1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_for_the_next_step():
+    script = (
+        "import torch, pathlib; from hnerv.command import keep_freed_memory; {}\n"
+        "held = lambda: int(pathlib.Path('/proc/self/statm').read_text().split()[1])\n"
+        "before = held(); torch.ones(16, 1 << 20); print(held() - before)"  # 64 MB
+    )
+    calls = ["pass", "keep_freed_memory()"]
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", script.format(call)], capture_output=True, check=True).stdout)
+        for call in calls
+    )
+    assert given_back < 4000 < 16_000 < kept  # pages of 4 kB
 
 
 def test_deterministic_until_it_is_no_longer_asked_for(monkeypatch):

@@ -124,12 +124,12 @@ class Decoder(nn.Module):
         self.site = config.clip_site
         self.site_scale = math.prod(config.strides[self.site :])
 
-    def forward(self, codes: Tensor) -> Features:
-        """codes (B, C, h0, w0) of whole canvases -> features of whole canvases."""
-        x = site = self.act(self.stem(codes))
-        for number, stage in enumerate(self.stages, start=1):
+    def forward(self, codes: Tensor, drawn: int | None = None) -> Features:
+        """codes (B, C, h0, w0) of whole canvases -> features of whole canvases: `last` of the first `drawn` alone."""
+        site = self.to_site(codes)
+        x = site[:drawn]
+        for stage in self.stages[self.site :]:
             x = stage(x)
-            site = x if number == self.site else site
         return Features(x, site)
 
     def to_site(self, codes: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ def interpolate_knots(knots: Tensor, place: Tensor) -> Tensor:
     low = place.floor().clamp(0, max(len(knots) - 2, 0)).long()
     high = (low + 1).clamp(max=len(knots) - 1)
     share = (place - low).reshape(-1, *[1] * (knots.dim() - 1)).to(knots.dtype)
-    return torch.lerp(knots[low], knots[high], share)
+    both = knots.index_select(0, torch.cat([low, high]))  # one gather, and one scatter of its gradient
+    return torch.lerp(both[: len(low)], both[len(low) :], share)
 
 
 def _initial_knots(*shape: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,7 +19,10 @@ from hnerv.model.scene import Scene
 
 
 class Prediction(NamedTuple):
-    """rgb (B, 3, H, W) of frames or (B, 3, h, w) of a patch, in [0, 1]; clip (B, P, D) or (B, D), of unit norm."""
+    """rgb (B, 3, H, W) of frames or (B, 3, h, w) of a patch, in [0, 1]; clip (B, P, D) or (B, D), of unit norm.
+
+    Where N more times were embedded only, clip is (B + N, P, D).
+    """
 
     rgb: Tensor
     clip: Tensor | None
@@ -63,16 +67,20 @@ class DualHeadHNeRV(nn.Module):
         whole = self.embedding.canvases == 1
         self.canvas = grid if whole else PatchGrid(*grid.patch_size, 1, 1)
 
-    def forward(self, times: Tensor, frames: Tensor | None = None, clip: bool = True) -> Prediction:
+    def forward(
+        self, times: Tensor, frames: Tensor | None = None, clip: bool = True, embedded: Tensor | None = None
+    ) -> Prediction:
         """times (B,) in [0, N - 1] -> whole frames. `frames` (B, 3, H, W) in [0, 1] are read by `encoder` alone.
 
-        Without `clip` the CLIP head is not computed.
+        Without `clip` the CLIP head is not computed. The times `embedded` are not drawn, as in `embed`; `encoder`,
+        which must be given their frames, cannot take any.
         """
-        codes = self.embedding(times, frames)
-        features = self.decoder(codes.flatten(0, 1))
+        drawn, canvases = len(times), self.embedding.canvases
+        codes = self.embedding(times if embedded is None else torch.cat([times, embedded]), frames)
+        features = self.decoder(codes.flatten(0, 1), drawn * canvases)
         rgb = self.rgb_head(features.last)
-        if self.embedding.canvases > 1:
-            rgb = self.scene.grid.merge(rgb.unflatten(0, codes.shape[:2]))
+        if canvases > 1:
+            rgb = self.scene.grid.merge(rgb.unflatten(0, (drawn, canvases)))
         if not clip or self.clip_head is None:
             return Prediction(rgb, None)
         return Prediction(rgb, self._embed(features.site, codes.shape[:2]))

@@ -185,20 +185,19 @@ class Trainer:
         return list(near.split(self.config.train.batch_size))
 
     def clip_loss(self, predicted: Tensor, batch: Batch) -> Tensor:
-        """Of predicted (B, P, D), without its weight; near frames are embedded for it."""
-        near = None
-        if batch.near is not None:
-            with torch.autocast(**self.autocast):
-                near = Embedded(self.model.embed(batch.near.times), batch.near.clip)
-        return clip_loss(self.config.loss.clip_loss, Embedded(predicted, batch.clip), near)
+        """Of predicted (B + N, P, D), those of N near frames last; without its weight."""
+        here = len(batch.times)
+        near = None if batch.near is None else Embedded(predicted[here:], batch.near.clip)
+        return clip_loss(self.config.loss.clip_loss, Embedded(predicted[:here], batch.clip), near)
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step -> a row of COLUMNS, on the device."""
         self.clock.mark("data")
         objective = self.objective
         set_learning_rate(self.optimizer, self.learning_rate)
+        near = batch.near.times if batch.near is not None and objective.active else None
         with torch.autocast(**self.autocast):
-            prediction = self.model(batch.times, batch.frames, clip=objective.active)
+            prediction = self.model(batch.times, batch.frames, clip=objective.active, embedded=near)
         pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
         clip = self.clip_loss(prediction.clip, batch) if objective.active else pixel.new_zeros(())
         terms = LossTerms(pixel + objective.weight * clip, pixel, clip)

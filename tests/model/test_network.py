@@ -254,6 +254,18 @@ def test_embed_is_the_clip_of_forward_and_runs_no_stage_behind_its_site(make, em
     assert torch.equal(model.embed(TIMES), expected)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("embedding", ["grid", "pe"])
+@torch.no_grad()
+def test_times_that_are_embedded_only_stand_behind_those_that_are_drawn(make, embedding, shape):
+    times = {"times": (1, 1)} if embedding == "pe" else {}
+    model = make(**of_embedding(embedding, {**shape, **times}))
+    near = TIMES[1:] / 2
+    both, drawn = model(TIMES, embedded=near), model(TIMES)
+    assert torch.allclose(both.rgb, drawn.rgb, atol=1e-6)
+    assert torch.allclose(both.clip, torch.cat([drawn.clip, model.embed(near)]), atol=1e-6)
+
+
 def places(model) -> list[Window]:
     """Windows of a patch's size: at the corners of the frame and at odd places between."""
     scene, (height, width) = model.scene, model.scene.grid.patch_size
