@@ -31,7 +31,7 @@ def train(ask: Invocation) -> None:
         folder, record, values = train_segments(ask, choice, device, limits)
     else:
         folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
-        record, values, _ = train_run(choice, folder, How(device, log, limits))
+        record, values, _ = train_run(choice, folder, How(device, log, limits, compile=ask.compile))
     print(table(values, targets_label(record), choice.config.model.unseen))
     print(folder.next_commands())
 

@@ -61,6 +61,7 @@ LADDER: dict[str, dict[str, object]] = {
     "lr 0.004": {"lr": 0.004},
     "no blends": {"blend_freq": 0},
     "blends in every second step": {"blend_freq": 2},
+    "bf16": {"precision": "bf16"},
 }
 """Name -> what it changes of the scale; 'default' is the scale as it is."""
 

@@ -54,7 +54,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation
     # An output folder that is overwritten is not looked into for a preset.
     args = parser.parse_args(["--exp-id", "speed", "--overwrite", *(sys.argv[1:] if argv is None else argv)])
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in vars(args).items() if key in Config().flat()}
-    return args, Invocation("", args.preset, given, args.output, args.device, args.threads, True, args.debug)
+    own = args.output, args.device, args.threads, True, args.debug
+    return args, Invocation("", args.preset, given, *own, compile=args.compile)
 
 
 def measure(args: argparse.Namespace, ask: Invocation) -> dict:
@@ -77,7 +78,7 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     print(f"torch {env['torch']}, {env['cuda'] or 'CPU'}, {env['threads']} threads, commit {env['commit']}", flush=True)
     found: dict = {"environment": env, "config": config.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
-        found["training"] = training(config, device, rounds, folder)
+        found["training"] = training(config, device, rounds, folder, ask.compile)
         found["floor"] = floor(config, device, rounds, folder)
         if args.reference:
             found["reference"] = compare(args.reference, config, device, max(5, rounds), folder)
@@ -86,16 +87,19 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     return found
 
 
-def training(config: Config, device, rounds: int, folder: str) -> dict:
+def training(config: Config, device, rounds: int, folder: str, compile_it: bool = False) -> dict:
     """Steps as they come in training, an epoch with its log, decoding, memory."""
     import torch
 
     from hnerv.evaluation.cost import decode_fps
     from hnerv.model import coded_parameters
+    from hnerv.training.compiling import compiled
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = trainer_of(config, device, folder)
+    if compile_it:
+        trainer.network = compiled(trainer.model)
     model, patches = trainer.model, trainer.model.scene.grid.patches
     batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
     blocks = [block(trainer, batches, device) for _ in range(rounds + 1)][1:]

@@ -111,6 +111,7 @@ class Invocation:
     segment_scenes: bool = False
     segment_init: str = "none"
     deterministic: bool = False
+    compile: bool = False
     max_minutes: float = 0.0
     on_divergence: str = "stop"
 
@@ -171,6 +172,9 @@ def train_parser() -> Parser:
         "--deterministic", action="store_true",
         help="the same bits each time on CUDA too, with the same GPU and versions; slower there, no change on the CPU",
     )  # fmt: skip
+    run.add_argument(
+        "--compile", action="store_true", help="torch.compile the network: a minute first, then less work in each step"
+    )
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
     add_segments(run)
     run.add_argument(

@@ -18,6 +18,7 @@ from hnerv.flags import Choice
 from hnerv.model import LATENTS, DualHeadHNeRV, build_model
 from hnerv.tracking.console import Console
 from hnerv.training.checks import check_scene, check_settings
+from hnerv.training.compiling import compiled
 from hnerv.training.faults import device_errors
 from hnerv.training.folder import RunFolder
 from hnerv.training.limits import Limits
@@ -60,6 +61,7 @@ class How(NamedTuple):
     frames: int = 0
     """How many the video has to give; 0: any number."""
     found: Found | None = None
+    compile: bool = False
     saved: Callable[[Trainer], None] = lambda trainer: None
 
 
@@ -69,7 +71,7 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
-    device, log, limits, like, initial, frames, found, saved = how
+    device, log, limits, like, initial, frames, found, compile_it, saved = how
     check_settings(config, log)
     pinned = folder.pinned(config)
     material = _material(pin_targets(pinned, like) if like else pinned, device, found)
@@ -92,6 +94,8 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
             trainer.load_state(state)
             print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
         trainer.saved = saved
+        if compile_it:
+            trainer.network = compiled(model)
         saved(trainer)
         with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
             fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)

@@ -47,7 +47,8 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
         check_rows(choice.config.clip.clip_targets, plan.count)
         for segment in plan.segments:
             print(f"\nsegment  {segment.number + 1} of {len(plan.segments)}: frames {segment.frames}", flush=True)
-            how = How(device, ask.log, limits, done[0].record if done else None, frames=segment.count)
+            like = done[0].record if done else None
+            how = How(device, ask.log, limits, like, frames=segment.count, compile=ask.compile)
             done.append(_train_one(folder, segment, choice, done[-1] if done else None, wishes.init, how))
             if (asked := done[-1].asked) and len(done) < len(plan.segments):
                 raise asked.interruption(

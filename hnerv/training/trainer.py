@@ -23,6 +23,7 @@ from hnerv.evaluation.measure import Report
 from hnerv.losses import Embedded, clip_loss, compares_frames, pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.network import Prediction
 from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
@@ -80,6 +81,8 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.log, self.limits, self.clock = log, limits, Clock(store.device)
         self.model = model.to(store.device, memory_format=torch.channels_last)
+        self.network: Callable[..., Prediction] = self.model
+        """What a step calls: the model, or the same compiled."""
         self.store, self.config, self.folder, self.record = store, config, folder, record
         self.logger = NullLogger()
         self.parts = parameters_of(self.model)
@@ -197,7 +200,7 @@ class Trainer:
         set_learning_rate(self.optimizer, self.learning_rate)
         near = batch.near.times if batch.near is not None and objective.active else None
         with torch.autocast(**self.autocast):
-            prediction = self.model(batch.times, batch.frames, clip=objective.active, embedded=near)
+            prediction = self.network(batch.times, batch.frames, clip=objective.active, embedded=near)
         pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
         clip = self.clip_loss(prediction.clip, batch) if objective.active else pixel.new_zeros(())
         terms = LossTerms(pixel + objective.weight * clip, pixel, clip)

@@ -1,0 +1,60 @@
+"""`--compile`: the same steps to rounding, the same files, and one line where torch cannot compile."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+
+import pytest
+import torch
+
+from hnerv.errors import UserError
+from hnerv.training.compiling import compiled
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # all but the compiler
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.campaign,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
+            ],
+        ),
+    ],
+)
+def test_compiled_steps_are_those_of_the_model(make, monkeypatch, backend):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    settings = {"clip_loss": "motion", "pixel_loss_warmup_epochs": 0, "optimizer": "adam"}
+    plain, fast = make(**settings), make(**settings)
+    fast.network = compiled(fast.model)
+    batch = next(plain.remaining_batches())  # of one shape: each is compiled anew
+    for _ in range(2):
+        assert torch.allclose(fast.step(batch), plain.step(batch), rtol=1e-3, atol=1e-6)
+    ours, theirs = fast.state()["model"], plain.state()["model"]
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], atol=1e-4), name
+
+
+def no_compiler(graph, inputs):
+    raise RuntimeError("no working C++ compiler\nsecond line")
+
+
+def test_what_cannot_be_compiled_is_one_line(make, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
+    trainer = make()
+    trainer.network = compiled(trainer.model)
+    with pytest.raises(UserError, match=r"^--compile: .*no working C\+\+ compiler.*train without --compile$"):
+        trainer.step(next(trainer.remaining_batches()))
+
+
+@pytest.mark.parametrize("segments", [[], ["--segment-frames", "6"]], ids=["whole", "segments"])
+def test_the_flag_reaches_each_trainer(segments, train, flags, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("hnerv.training.running.compiled", lambda model: calls.append(model) or model)
+    words = flags(epochs=1, clip_targets=None, clip_weights="none", data_split="1_1_1")
+    assert train(tmp_path, [*words, "--compile", *segments]) == 0
+    assert len(calls) == (2 if segments else 1)
