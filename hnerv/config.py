@@ -167,6 +167,10 @@ class TrainConfig:
         for name in ("weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed"):
             _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
 
+    def in_bf16(self, device_type: str) -> bool:
+        """Whether the convolutions are, on such a device ('cpu', 'cuda')."""
+        return self.precision == "bf16" or (self.precision == "auto" and device_type == "cuda")
+
 
 @dataclass(frozen=True)
 class Config:

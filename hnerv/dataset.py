@@ -157,6 +157,11 @@ class Batch(NamedTuple):
     real: int
     near: Near | None = None
 
+    @property
+    def embedded(self) -> Tensor | None:
+        """Times (N,) that are embedded only: those of the near frames."""
+        return None if self.near is None else self.near.times
+
 
 class FrameStore:
     """The frames as uint8 and the targets, on the device where they fit, in host memory where they do not."""

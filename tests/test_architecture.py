@@ -21,6 +21,7 @@ TIERS = (
     "segments",
     "model",
     "dataset checkpoint",
+    "batches",
     "tracking",
     "evaluation",
     "training",

@@ -7,8 +7,8 @@ step in place of the rounding (Ballé et al. 2017): an estimate that only drives
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
+from hnerv.batches import Batches, clip_loss_of
 from hnerv.codec.quantise import Scale, as_bfloat16, dequantise_through, levels
 from hnerv.config import Config
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import UserError
-from hnerv.losses import cosine_loss, pixel_loss
+from hnerv.losses import pixel_loss
 from hnerv.model import LATENTS, DualHeadHNeRV
 
 LEAST_PROBABILITY = 1e-9
@@ -60,12 +61,14 @@ def finetune(
     peaks = (parameters.values(), tuning.lr), (steps.parameters(), tuning.lr), (rates.parameters(), 1e-2)
     groups = [{"params": list(params), "peak": peak} for params, peak in peaks]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
-    count = tuning.epochs * -(-len(model.scene.train) // config.train.batch_size)
+    batches, draw = Batches(store, model, config), torch.Generator().manual_seed(config.train.seed)
+    drawn = itertools.chain.from_iterable(batches.epoch(draw) for _ in range(tuning.epochs))
+    count = tuning.epochs * len(batches.sizes)
     with tqdm(total=count, desc="fine-tune", unit="step", disable=None if progress else True) as bar:
-        for number, batch in enumerate(_batches(store, model, config, tuning.epochs)):
+        for number, batch in enumerate(drawn):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1 + math.cos(math.pi * number / count)) / 2
-            loss = _loss(model, parameters, steps(), batch, config, uses_bf16(config, store))
+            loss = _loss(model, parameters, steps(), batch, config, config.train.in_bf16(store.device.type))
             if tuning.rate_weight:
                 loss = loss + tuning.rate_weight * rates(parameters, steps())
             optimizer.zero_grad(set_to_none=True)
@@ -87,11 +90,11 @@ def _loss(
     """pixel + lambda x CLIP of the rounded weights."""
     rounded = {name: dequantise_through(p, scales[name]) for name, p in parameters.items()}
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=bf16):
-        prediction = functional_call(model, rounded, (batch.times,))
+        prediction = functional_call(model, rounded, (batch.times,), {"embedded": batch.embedded})
     loss = pixel_loss(config.loss.pixel_loss, prediction.rgb, batch.frames)
     if prediction.clip is None:
         return loss
-    return loss + config.loss.clip_loss_weight * cosine_loss(prediction.clip, batch.clip)
+    return loss + config.loss.clip_loss_weight * clip_loss_of(config.loss.clip_loss, prediction.clip, batch)
 
 
 class Steps(nn.Module):
@@ -143,20 +146,3 @@ def _symbols(name: str, value: Tensor, scale: Scale) -> Tensor:
     """Before rounding; of latents, differences in time, as they are stored."""
     y = levels(value, scale)
     return y.diff(dim=0, prepend=y[:1].detach()) if LATENTS.fullmatch(name) else y
-
-
-def uses_bf16(config: Config, store: FrameStore) -> bool:
-    """As in training."""
-    return config.train.precision == "bf16" or (config.train.precision == "auto" and store.device.type == "cuda")
-
-
-def _batches(store: FrameStore, model: DualHeadHNeRV, config: Config, epochs: int) -> Iterator[Batch]:
-    """The training frames of each epoch in an order of its own, with a blend every `blend_freq` steps."""
-    draw = torch.Generator().manual_seed(config.train.seed)
-    train = torch.tensor(model.scene.train)
-    between = torch.tensor(model.scene.between if config.train.blend_freq else (), dtype=torch.long)
-    for _ in range(epochs):
-        order = train[torch.randperm(len(train), generator=draw)]
-        for number, positions in enumerate(order.split(config.train.batch_size)):
-            drawn = between[torch.randint(len(between), (1,), generator=draw)] if len(between) else None
-            yield store.batch(positions, drawn if drawn is not None and number % config.train.blend_freq == 0 else None)

@@ -5,7 +5,6 @@ B frames of a step, S steps of an epoch.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +13,14 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from hnerv.batches import Batches, clip_loss_of
 from hnerv.checkpoint import save_checkpoint
 from hnerv.config import Config, LogConfig, parse_steps
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
-from hnerv.losses import Embedded, clip_loss, compares_frames, pixel_loss
+from hnerv.losses import pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
 from hnerv.model.network import Prediction
@@ -60,18 +60,6 @@ class LossTerms(NamedTuple):
     clip: Tensor
 
 
-NEAR = (2, 6)
-"""How many training frames away a near frame is, at least and at most: a frame beside it may be taken for it."""
-
-
-def near_places(places: Tensor, count: int, draw: torch.Generator) -> Tensor:
-    """Places (F,) among `count` training frames -> a place near each, drawn, to either side; at the ends inwards."""
-    away = torch.randint(NEAR[0], NEAR[1] + 1, places.shape, generator=draw)
-    away = torch.where(torch.randint(2, places.shape, generator=draw) == 1, away, -away)
-    inside = (places + away >= 0) & (places + away < count)
-    return torch.where(inside, places + away, places - away).clamp(0, count - 1)
-
-
 class Trainer:
     """Fits `model` to the frames of `store`. Randomness comes from the seed and the epoch alone."""
 
@@ -88,11 +76,10 @@ class Trainer:
         self.parts = parameters_of(self.model)
         self.optimizer = build_optimizer(self.model, config.train)
         self.lr_factor = parse_lr(config.train.lr_type)
-        bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and store.device.type == "cuda")
-        self.autocast = {"device_type": store.device.type, "dtype": torch.bfloat16, "enabled": bf16}
-        self.train_positions = torch.tensor(model.scene.train)
-        self.between = torch.tensor(model.scene.between if model.embedding.at_any_time else (), dtype=torch.long)
-        self.steps_per_epoch = -(-len(model.scene.train) // config.train.batch_size)
+        kind = store.device.type
+        self.autocast = {"device_type": kind, "dtype": torch.bfloat16, "enabled": config.train.in_bf16(kind)}
+        self.batches = Batches(store, model, config)
+        self.steps_per_epoch = len(self.batches.sizes)
         self.epoch = self.step_in_epoch = 0
         self.records = torch.zeros(self.steps_per_epoch, len(COLUMNS), device=store.device)
         self.times: list[float] = []
@@ -165,44 +152,20 @@ class Trainer:
     def remaining_batches(self) -> Iterator[Batch]:
         """What is left of the epoch, in an order drawn from seed and epoch."""
         draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + self.epoch)
-        order = self.train_positions[torch.randperm(len(self.train_positions), generator=draw)]
-        steps = zip(order.split(self.config.train.batch_size), self.blends(draw), self.near(order, draw), strict=True)
-        for positions, between, near in itertools.islice(steps, self.step_in_epoch, None):
-            batch = self.store.batch(positions, between)
-            yield batch if near is None else batch._replace(near=self.store.near(near))
-
-    def blends(self, draw: torch.Generator) -> list[Tensor]:
-        """For each step of an epoch the positions (1 or 0,) between training frames that it is also given."""
-        every = self.config.train.blend_freq
-        if not every or not len(self.between):
-            return [self.between[:0]] * self.steps_per_epoch
-        drawn = self.between[torch.randint(len(self.between), (self.steps_per_epoch,), generator=draw)]
-        return [drawn[i : i + 1 if i % every == 0 else i] for i in range(self.steps_per_epoch)]
-
-    def near(self, order: Tensor, draw: torch.Generator) -> list[Tensor | None]:
-        """For each step the positions of training frames near those of `order` (F,), if its loss compares frames."""
-        if self.model.clip_head is None or not compares_frames(self.config.loss.clip_loss):
-            return [None] * self.steps_per_epoch
-        places = torch.searchsorted(self.train_positions, order)
-        near = self.train_positions[near_places(places, len(self.train_positions), draw)]
-        return list(near.split(self.config.train.batch_size))
-
-    def clip_loss(self, predicted: Tensor, batch: Batch) -> Tensor:
-        """Of predicted (B + N, P, D), those of N near frames last; without its weight."""
-        here = len(batch.times)
-        near = None if batch.near is None else Embedded(predicted[here:], batch.near.clip)
-        return clip_loss(self.config.loss.clip_loss, Embedded(predicted[:here], batch.clip), near)
+        return self.batches.epoch(draw, self.step_in_epoch)
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step -> a row of COLUMNS, on the device."""
         self.clock.mark("data")
         objective = self.objective
         set_learning_rate(self.optimizer, self.learning_rate)
-        near = batch.near.times if batch.near is not None and objective.active else None
+        embedded = batch.embedded if objective.active else None
         with torch.autocast(**self.autocast):
-            prediction = self.network(batch.times, batch.frames, clip=objective.active, embedded=near)
+            prediction = self.network(batch.times, batch.frames, clip=objective.active, embedded=embedded)
         pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
-        clip = self.clip_loss(prediction.clip, batch) if objective.active else pixel.new_zeros(())
+        clip = pixel.new_zeros(())
+        if objective.active:
+            clip = clip_loss_of(self.config.loss.clip_loss, prediction.clip, batch)
         terms = LossTerms(pixel + objective.weight * clip, pixel, clip)
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.mark("forward")
@@ -231,7 +194,7 @@ class Trainer:
         rows = self.records.cpu().double()
         self.check_finite(rows)
         self.check_weights()
-        sizes = torch.tensor([len(part) for part in self.train_positions.split(self.config.train.batch_size)])
+        sizes = self.batches.sizes
         means = dict(zip(COLUMNS, (rows * sizes[:, None] / sizes.sum()).sum(0).tolist(), strict=True))
         norms = dict(zip(COLUMNS[4:], rows[:, 4:].mean(0).tolist(), strict=True))
         self.check_quality(means["psnr"])
@@ -262,7 +225,7 @@ class Trainer:
         if has_head:
             values |= clip_values(means, self.objective)
         values |= clipping_values(rows[:, COLUMNS.index("total_norm")], self.config.train.grad_clip)
-        patches = len(self.train_positions) * self.model.scene.grid.patches
+        patches = len(self.model.scene.train) * self.model.scene.grid.patches
         return values | stability_values(self.window) | self.clock.close(patches)
 
     def check_finite(self, rows: Tensor) -> None:

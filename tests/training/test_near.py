@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hnerv.batches import NEAR, near_places
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.losses import Embedded, clip_loss
-from hnerv.training.trainer import NEAR, near_places
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 200])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hnerv.batches import clip_loss_of
 from hnerv.errors import RunError, UserError
-from hnerv.losses import clip_loss, cosine_loss, pixel_loss
+from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.schedule import parse_lr
 from hnerv.training import trainer as trainer_module
@@ -246,7 +247,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
     def test_the_first_clip_loss(self, make, console, monkeypatch, optimizer):
         """At the step where the optimiser meets the CLIP head."""
-        monkeypatch.setattr(trainer_module, "clip_loss", lambda *args: clip_loss(*args) * float("nan"))
+        monkeypatch.setattr(trainer_module, "clip_loss_of", lambda *args: clip_loss_of(*args) * float("nan"))
         trainer = make(optimizer=optimizer)
         with pytest.raises(RunError, match=r"Train_Batch/clip_loss is nan at step 7 \(epoch 3\); the last good"):
             trainer.fit(trainer.logger, console)
