@@ -18,9 +18,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Reads what training and eval.py wrote; exit status 1 when a warning stands."""
+    from hnerv.fleet.table import check_no_fleet
     from hnerv.report.findings import findings_of, has_warning
     from hnerv.report.wholes import read_any
 
+    check_no_fleet(ask.run)
     data = read_any(ask.run)
     found = findings_of(data)
     if ask.json:

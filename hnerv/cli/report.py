@@ -42,6 +42,8 @@ def run(ask: argparse.Namespace) -> None:
         size = fleet_page(path, ask.runs[0].resolve().name, table.read_rows(ask.runs[0]))
         print(f"report:    {path} ({size / 1e6:.1f} MB)")
         return
+    for folder in ask.runs:
+        table.check_no_fleet(folder)
     stories = tell(ask.runs, Wishes(pick_device(ask.device), ask.data, ask.clip_targets, ask.frames))
     for story in stories:
         for sentence in story.missing:

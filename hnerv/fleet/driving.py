@@ -242,7 +242,7 @@ class Driver:
         if attempt.fruitless > self.orders.retries:
             self.fail(job.video, f"ended {attempt.fruitless} times without a new checkpoint, by {cause}")
         else:
-            self.ledger.note(job.standing_as, "lost", cause=cause, repeated=max(mark.step - mark.saved, 0))
+            self.ledger.note(job.standing_as, "lost", cause=cause, **mark.facts())
             self.waiting.appendleft(attempt)
 
     def post(self, attempt: Attempt, cause: str) -> None:
@@ -333,15 +333,14 @@ class Driver:
         if ended and job.entry == "train" and not attempt.is_short:
             self.guarded(job.video, lambda: self.finish(job, result))
         else:
-            self.ledger.note(job.standing_as, "stopped", repeated=max(mark.step - mark.saved, 0))
+            self.ledger.note(job.standing_as, "stopped", **mark.facts())
 
     def tell_lost_by_the_last_driver(self) -> None:
         """A driver that was killed left marks: what its workers had not handed over is done again."""
         for name, mark in self.ledger.left().items():
             if is_done(name, self.ledger.standing, self.output):  # after the marks were last written
                 continue
-            repeated = max(mark.step - mark.saved, 0)
-            self.ledger.note(name, "lost", cause="the driver ended", repeated=repeated)
+            self.ledger.note(name, "lost", cause="the driver ended", **mark.facts())
         self.ledger.mark({}, 0)
 
     def row(self, video: Video) -> table.Row:
@@ -350,7 +349,7 @@ class Driver:
         standing = {name: self.ledger.standing[name] for name in names if name in self.ledger.standing}
         if cause := self.failed.get(video.name):
             standing[video.name] = standing.get(video.name, Standing())._replace(state="failed", cause=cause)
-        return table.rows_of([video.name], standing, {})[0]
+        return table.rows_of(self.output, [video.name], standing, {})[0]
 
     def say(self, line: str) -> None:
         """A line that does not break the bar."""

@@ -24,6 +24,8 @@ class Standing(NamedTuple):
     repeated: int = 0
     """Steps that were trained, lost, and trained again."""
     values: dict[str, float] = {}  # noqa: RUF012 (never changed)
+    progress: float = 0.0
+    """Share of its steps that the newest checkpoint on the driver's disk has behind it, 0 to 1."""
 
     def after(self, line: dict) -> Standing:
         """That after an event."""
@@ -31,7 +33,9 @@ class Standing(NamedTuple):
         state = what if what in ("finished", "failed") else "begun"
         lost = what == "lost"
         repeated = self.repeated + int(line.get("repeated", 0))
-        return Standing(state, line.get("cause", ""), self.retries + lost, repeated, line.get("values", {}))
+        steps = line.get("steps", 0)
+        progress = 1.0 if what == "finished" else line["saved"] / steps if steps else self.progress
+        return Standing(state, line.get("cause", ""), self.retries + lost, repeated, line.get("values", {}), progress)
 
 
 class Mark(NamedTuple):
@@ -40,6 +44,10 @@ class Mark(NamedTuple):
     step: int
     saved: int
     steps: int
+
+    def facts(self) -> dict[str, int]:
+        """What the event that ends an attempt tells of it: the steps that are done again, those saved, all of them."""
+        return {"repeated": max(self.step - self.saved, 0), "saved": self.saved, "steps": self.steps}
 
 
 class Ledger:

@@ -46,6 +46,17 @@ def is_fleet(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / "fleet.jsonl").is_file()
 
 
+def check_no_fleet(folder: Path) -> None:
+    """Raises UserError for the output folder of a fleet, where one run is wanted."""
+    if is_fleet(folder):
+        name = next((row.name for row in read_rows(folder) if _is_begun(folder / row.name)), "NAME")
+        raise UserError(f"{folder} holds a fleet, this takes one run: give one of the fleet's, as in {folder / name}")
+
+
+def _is_begun(run: Path) -> bool:
+    return (run / "config.json").is_file() or (run / "segments.json").is_file()
+
+
 def read_rows(folder: Path) -> list[Row]:
     """Of every video, in the order of the manifest. Raises UserError for a folder that holds no fleet."""
     if not (folder / MANIFEST).is_file():
@@ -54,29 +65,43 @@ def read_rows(folder: Path) -> list[Row]:
         names = [json.loads(line)["name"] for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): start the fleet's command again") from error
-    return rows_of(names, read_standing(folder / "fleet.jsonl"), read_marks(folder / "running.json"))
+    return rows_of(folder, names, read_standing(folder / "fleet.jsonl"), read_marks(folder / "running.json"))
 
 
-def rows_of(names: Iterable[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> list[Row]:
+def rows_of(folder: Path, names: Iterable[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> list[Row]:
     """Videos, by name; a job is the video itself, or NAME/segments/00000, which count for their video."""
     inner: dict[str, list[str]] = {}
     for job in {**standing, **marks}:
         inner.setdefault(job.split("/segments/")[0], []).append(job)
-    return [_row(name, inner.get(name, []), standing, marks) for name in names]
+    return [_row(folder, name, inner.get(name, []), standing, marks) for name in names]
 
 
-def _row(name: str, jobs: list[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> Row:
+def _row(folder: Path, name: str, jobs: list[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> Row:
     own = standing.get(name)
     ours = [standing[job] for job in jobs if job in standing]
     state = "waiting" if not jobs else own.state if own else "begun"
     values = own.values if own and state == "finished" else {}
     cause = own.cause if own else next((one.cause for one in ours if one.cause), "")
-    far = [marks[job].step / max(marks[job].steps, 1) for job in jobs if job in marks]
+    far = {job: standing[job].progress for job in jobs if job in standing}
+    far |= {job: marks[job].step / max(marks[job].steps, 1) for job in jobs if job in marks}
     return Row(
         name, state, *(values.get(key) for key in VALUES), sum(one.retries for one in ours),
-        sum(one.repeated for one in ours), 1.0 if state == "finished" else max(far, default=0.0), cause,
+        sum(one.repeated for one in ours), 1.0 if state == "finished" else _progress(folder, name, far), cause,
         values.get("targets", ""),
     )  # fmt: skip
+
+
+def _progress(folder: Path, name: str, far: dict[str, float]) -> float:
+    """Of a video whose jobs have come so `far`; a segment counts by its frames, as its steps do."""
+    if not any("/segments/" in job for job in far):
+        return far.get(name, 0.0)
+    from hnerv.segments import parts_of  # imports torch, which the table of other videos does without
+
+    try:
+        frames = {f"{name}/segments/{part.path.name}": part.count for part in parts_of(folder / name)}
+    except UserError:  # of a plan that is damaged: the fleet's command says so
+        return 0.0
+    return sum(far.get(job, 0.0) * count for job, count in frames.items()) / max(sum(frames.values()), 1)
 
 
 def write_table(folder: Path, rows: list[Row]) -> Path:

@@ -121,6 +121,18 @@ def test_a_stop_after_a_segment_failed(begin):
     assert driver.cluster.cancelled == [] and driver.ledger.standing["v"].cause == "why"
 
 
+def test_a_stop_keeps_how_far_it_came(begin):
+    driver = begin()
+    driver.cluster.heard = {("v", 1): News(None, 45, 100, 40)}
+    with driving.StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            driver.stop(stop)
+    row = driver.row(driver.videos[0])
+    assert (row.state, row.progress, row.repeated_steps) == ("begun", 0.4, 5)
+    assert driver.ledger.left() == {}
+
+
 def test_a_refusal_is_no_event(begin, monkeypatch):
     """Other flags than those of a finished run: it is finished all the same once these are right."""
     driver = begin(submitted=False)

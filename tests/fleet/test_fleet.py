@@ -124,7 +124,7 @@ def test_a_stopped_driver_keeps_all_that_was_trained(fleet, films, long, train, 
     assert "0 of 1 videos are done; the same command goes on" in capsys.readouterr().err
     assert read_marks(output / "running.json") == {} and not (output / ".lock").exists()
     stopped = torch.load(output / "film1" / LATEST)["progress"]["step"]
-    assert 0 < stopped < 3 * 80
+    assert 0 < stopped < 3 * 80 and table.read_rows(output)[0].progress == stopped / (3 * 80)
     assert fleet(source, output, *flags) == 0
     assert table.read_rows(output)[0].repeated_steps == 0
     assert train(tmp_path / "single", [*flags, "--data", films / "film1"]) == 0

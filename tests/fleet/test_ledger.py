@@ -10,6 +10,7 @@ import pytest
 from hnerv.errors import UserError
 from hnerv.fleet import table
 from hnerv.fleet.ledger import Ledger, Mark, mend_end, read_standing
+from hnerv.segments import Plan, SegmentedFolder, Wishes, divide, write_plan
 
 
 @pytest.fixture
@@ -75,6 +76,44 @@ def test_a_video_that_is_tried_again_is_not_failed_any_more(folder):
     ledger.note("two", "finished", values={"psnr": 1.0})
     two = table.read_rows(folder)[1]
     assert (two.state, two.cause, two.psnr) == ("finished", "", 1.0)
+
+
+def test_what_a_stopped_driver_had_trained_is_shown(folder):
+    """An attempt that ended before its first word takes nothing back."""
+    ledger = Ledger(folder)
+    ledger.note("three", "stopped", **Mark(50, 48, 120).facts())
+    ledger.mark({}, 0)
+    ledger.note("three", "lost", cause="NodeDiedError", **Mark(0, 0, 0).facts())
+    three = table.read_rows(folder)[2]
+    assert (three.state, three.progress, three.repeated_steps) == ("begun", 0.4, 2)
+    assert " 40% done" in table.line(three)
+
+
+def test_segments_count_by_their_frames(folder):
+    """The first, of ten frames, is finished, the second, of five, is half done, the third is not begun."""
+    plan = Plan(Wishes(10, False, "none"), "", 20, divide(range(20), 10, [10, 15]))
+    run = SegmentedFolder(folder / "four")
+    run.path.mkdir()
+    write_plan(run.plan, plan)
+    ledger = Ledger(folder)
+    ledger.note("four/segments/00000", "finished")
+    ledger.note("four/segments/00001", "stopped", **Mark(30, 30, 60).facts())
+    assert table.read_rows(folder)[3].progress == (10 + 5 / 2) / 20
+    ledger.mark({"four/segments/00002": Mark(12, 0, 60)}, 0)
+    assert table.read_rows(folder)[3].progress == (10 + 5 / 2 + 5 / 5) / 20
+    run.plan.write_text("{")
+    assert table.read_rows(folder)[3].progress == 0
+
+
+def test_diagnose_names_a_run_of_the_fleet(folder, hnerv_main, capsys):
+    assert hnerv_main("diagnose", folder) == 2
+    told = f"{folder} holds a fleet, this takes one run: give one of the fleet's, as in {folder}"
+    assert capsys.readouterr().err == f"hnerv diagnose: {told}/NAME\n"
+    (folder / "two").mkdir()
+    (folder / "two" / "config.json").write_text("{}")
+    for verb in ("diagnose", "report"):
+        assert hnerv_main(verb, folder, *[folder / "two"] * (verb == "report")) == 2
+        assert capsys.readouterr().err == f"hnerv {verb}: {told}/two\n"
 
 
 def test_a_folder_without_a_fleet(tmp_path, hnerv_main, capsys):
