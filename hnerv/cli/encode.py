@@ -54,6 +54,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures what was read. Raises UserError before anything is written."""
+    from hnerv.clip import warned_once
     from hnerv.codec import check_options, check_trained, write_film
     from hnerv.command import pick_device
     from hnerv.segments import parts_of
@@ -70,7 +71,7 @@ def run(ask: argparse.Namespace) -> None:
     if len(parts) == 1:
         show_all([code(ask, parts[0], options, device, ask.output)], ask.output)
     else:
-        with working_folder(ask.output) as folder:
+        with working_folder(ask.output) as folder, warned_once():
             files = [folder / f"{number:05d}.hnerv" for number in range(len(parts))]
             coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
             write_film(ask.output, files)

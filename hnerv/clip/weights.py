@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import logging
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +26,8 @@ CONFIG_NAME = "open_clip_config.json"
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # only OpenAI's own files carry these
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 _log = logging.getLogger("hnerv")
+_NOT_CLIP = {"subject": "NOT CLIP"}
+"""What both warnings of the random encoder are about: `auto` gives the first, then the run knows what it found."""
 
 
 class Preprocess(NamedTuple):
@@ -85,6 +89,7 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
         _log.warning(
             "NOT CLIP: the targets are a RANDOM encoder's (seed %d), without meaning; no number of them is CLIP's",
             seed,
+            extra=_NOT_CLIP,
         )
     if not spec.repo:
         return spec
@@ -103,6 +108,7 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
             "%d) stands in, whose targets have no meaning; no number of them is CLIP's. "
             "For CLIP make the hub reachable, or give --clip-weights FILE or --clip-targets FILE",
             *(spec.weights, spec.model, error, seed),
+            extra=_NOT_CLIP,
         )
         return random_weights(seed)
 
@@ -115,7 +121,25 @@ def random_weights(seed: int) -> Weights:
 def warn_of_doubt(spec: Weights) -> None:
     """For when the weights are in use: of weights that fail, their error says enough."""
     if spec.doubt:
-        _log.warning("%s", spec.doubt)
+        _log.warning("%s", spec.doubt, extra={"subject": spec.doubt})
+
+
+@contextlib.contextmanager
+def warned_once() -> Iterator[None]:
+    """Within the block what the targets of a video are is warned of once, though each of its segments asks for them."""
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        subject = getattr(record, "subject", "")
+        known = subject in told
+        told.update([subject] * bool(subject))
+        return not known
+
+    _log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        _log.removeFilter(is_new)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from hnerv.clip import warned_once
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, add_to_summary, cost_of, evaluate, open_run, write_files
 from hnerv.report.page import Story
@@ -43,7 +44,8 @@ def tell(folders: list[Path], wishes: Wishes) -> list[Story]:
     stories: list[Story] = []
     for run in runs:
         like = next((story.frames_shown for story in stories if story.shown), ())
-        stories.append(_story(run, wishes, PICTURE_BYTES // len(runs), like))
+        with warned_once():
+            stories.append(_story(run, wishes, PICTURE_BYTES // len(runs), like))
     return stories
 
 

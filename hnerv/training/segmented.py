@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from hnerv.checkpoint import load_checkpoint
+from hnerv.clip import warned_once
 from hnerv.clip.targets import check_rows
 from hnerv.errors import UserError
 from hnerv.evaluation.combining import combined
@@ -42,7 +43,7 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
     wishes = Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init)
     folder = SegmentedFolder(ask.output / folder_name(ask.exp_id, choice, ask.output, _words(wishes)))
     refuse_unwritable(folder.path)
-    with _claimed(folder, ask.overwrite):
+    with _claimed(folder, ask.overwrite), warned_once():
         plan, done = _plan(folder, wishes, choice), []
         check_rows(choice.config.clip.clip_targets, plan.count)
         for segment in plan.segments:

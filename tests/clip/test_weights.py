@@ -11,7 +11,17 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from hnerv.clip.weights import AUTO_TAG, OPENAI_KEYS, Preprocess, identify, locate, read_state
+from hnerv.clip.weights import (
+    AUTO_TAG,
+    OPENAI_KEYS,
+    Preprocess,
+    Weights,
+    identify,
+    locate,
+    read_state,
+    warn_of_doubt,
+    warned_once,
+)  # fmt: skip
 from hnerv.errors import UserError
 
 
@@ -199,3 +209,21 @@ def test_an_explicit_tag_that_cannot_be_had_names_the_ways_out(warned, monkeypat
 def test_random_on_request_warns_shortly(warned):
     assert locate(identify("random", "hnerv-tiny", 5), 5, fall_back=False).weights == "random:5"
     assert len(warned()) == 1 and warned()[0].startswith("NOT CLIP: the targets are a RANDOM encoder's (seed 5)")
+
+
+def test_what_segments_share_is_warned_of_once(put, warned, monkeypatch):
+    """The first asks for `auto`, the others for what it found; an activation in doubt is another subject."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    doubtful = Weights("clip", "tiny", "tiny sha256:0", "tiny", doubt="nothing tells whether")
+
+    def ask_twice() -> None:
+        locate(identify(AUTO_TAG, "hnerv-tiny", 3), 3, fall_back=True)
+        locate(identify("random", "hnerv-tiny", 3), 3, fall_back=False)
+        warn_of_doubt(doubtful)
+        warn_of_doubt(doubtful)
+
+    with warned_once():
+        ask_twice()
+    assert [text[:8] for text in warned()] == ["NOT CLIP", "nothing "] and "openai" in warned()[0]
+    ask_twice()
+    assert len(warned()) == 6

@@ -231,3 +231,17 @@ def test_all_segments_share_the_targets_that_the_first_found(tmp_path, train, fl
 
     monkeypatch.setattr(targets, "identify", identify)
     assert train(tmp_path, words) == 0
+
+
+def test_that_the_targets_are_not_clip_is_said_once(tmp_path, train, flags, evaluate, hnerv_main, caplog):
+    words = flags(data_split="2_3_4", epochs=1, clip_targets=None, clip_weights="random")
+    path = tmp_path / "run"
+    for command in (
+        lambda: train(tmp_path, [*words, *SEGMENTS]),
+        lambda: evaluate(path),
+        lambda: hnerv_main("encode", path, "-o", tmp_path / "run.hnerv"),
+        lambda: hnerv_main("report", path),
+    ):
+        caplog.clear()
+        assert command() == 0
+        assert [record.getMessage()[:9] for record in caplog.records] == ["NOT CLIP:"]
