@@ -40,11 +40,11 @@ def segments_table(film: Film) -> str:
 
 
 def origin_lines(film: Film) -> str:
-    """What it shows and how it was made; of one in segments, how the first was."""
+    """What it shows and how it was made; what differs between its segments from the least to the most."""
     streams = [stream for _, stream in film.streams]
     record, scenes, grid = streams[0].record, [stream.scene for stream in streams], film.grid
     top, left, height, width, *size = record["video"]["crop"]
-    made = ", ".join(f"{key} {value}" for key, value in streams[0].encoder.items())
+    made = ", ".join(f"{key} {_span([s.encoder.get(key) for s in streams])}" for key in streams[0].encoder)
     trained, unseen = (sum(len(getattr(scene, split)) for scene in scenes) for split in ("train", "val"))
     widths = ", ".join(map(str, sorted({stream.record["model"]["width"] for stream in streams})))
     return "\n".join(
@@ -56,9 +56,17 @@ def origin_lines(film: Film) -> str:
             f"patches  {grid.rows}x{grid.cols} of {grid.height // grid.rows}x{grid.width // grid.cols}",
             f"targets  {targets_label(record)}",
             f"model    {streams[0].config.model.embedding}, width {widths}",
-            f"encoder  {made}",
+            f"encoder  {'of each segment: ' if film.header_bytes else ''}{made}",
         )
     )
+
+
+def _span(values: list) -> str:
+    """One value where all are the same, of numbers the least and the most, else all of them."""
+    texts = dict.fromkeys(map(str, values))
+    if len(texts) > 1 and all(isinstance(value, int | float) for value in values):
+        return f"{min(values)} to {max(values)}"
+    return " or ".join(texts)
 
 
 def as_dict(film: Film) -> dict[str, object]:

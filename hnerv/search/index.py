@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.codec import Bitstream, is_container, open_film
+from hnerv.codec import Bitstream, check_trained, is_container, open_film
 from hnerv.config import Config
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
@@ -60,10 +60,12 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     That of a run in segments is put together from those of its segments, each of which is kept beside its checkpoint.
 
     Taken from beside the file or from the cache folder if one of them was made of this very content and is sound,
-    else computed and, with `keep`, put there. Raises UserError when the model cannot be read or has no CLIP head.
+    else computed and, with `keep`, put there. Raises UserError when the model cannot be read, has no CLIP head or lacks
+    segments that are not trained yet.
     """
     if is_segmented(path):
         parts = parts_of(path)
+        check_trained(parts)
         found = (open_index(part.path, device, keep) for part in parts)
         return _joined(path, found, sum(part.count for part in parts))
     path = checkpoint_of(path)

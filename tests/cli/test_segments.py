@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hnerv.checkpoint import load_checkpoint, save_checkpoint
 from hnerv.cli import main
 from hnerv.codec import open_film, play
 from hnerv.evaluation import evaluate as measured
@@ -130,3 +131,32 @@ def test_where_a_segment_is_missing_nothing_is_written(divided, tmp_path, capsys
         main(["encode", str(tmp_path / "run"), "-o", str(tmp_path / "x.hnerv"), "--no-measure"])
     assert end.value.code == 2 and "1 of 3 segments are not trained yet" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_info_says_how_far_each_segment_was_trained(divided, tmp_path, capsys):
+    shutil.copytree(divided, tmp_path / "run")
+    path = tmp_path / "run" / "segments" / "00001" / "checkpoints" / "latest.pt"
+    state = load_checkpoint(path)
+    state["progress"] |= {"epoch": 3, "step": 3}
+    save_checkpoint(path, {key: value for key, value in state.items() if key != "format"})
+    main(["encode", str(tmp_path / "run"), "-o", str(tmp_path / "x.hnerv"), "--no-measure"])
+    capsys.readouterr()
+    main(["info", str(tmp_path / "x.hnerv")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder")]
+    assert line.startswith("encoder  of each segment: hnerv ")
+    assert ", epoch 3 to 5, step 3 to 5, weight_bits 8, " in line
+
+
+@pytest.mark.parametrize("verb", ["search", "embed"])
+def test_a_search_of_a_run_that_lacks_segments_says_so(verb, divided, targets_file, tmp_path, capsys):
+    shutil.copytree(divided, tmp_path / "run")
+    for name in ("00001", "00002"):
+        shutil.rmtree(tmp_path / "run" / "segments" / name)
+    words = {"search": ["--embedding", f"{targets_file}:3,2"], "embed": ["-o", str(tmp_path / "e.safetensors")]}[verb]
+    with pytest.raises(SystemExit) as end:
+        main([verb, str(tmp_path / "run"), *words])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"hnerv {verb}: 2 of 3 segments are not trained yet, the first is {tmp_path / 'run/segments/00001'}: give the "
+        "training command again\n"
+    )
