@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnerv.errors import UserError
@@ -51,3 +53,9 @@ def answer_across(
     if ask.save:
         drawn = [(found.member.path, found.index, found.hit) for found in hits]
         contact_sheet_across(ask.save, drawn, title, device)
+        tell_drawn(ask, "hits", ask.save)
+
+
+def tell_drawn(ask: argparse.Namespace, what: str, path: Path) -> None:
+    """What was drawn, and where; on stderr where stdout is JSON."""
+    print(f"{what} drawn in {path}", file=sys.stderr if ask.json else sys.stdout, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device, add_model
-from hnerv.cli.collection import answer_across, open_folder
+from hnerv.cli.collection import answer_across, open_folder, tell_drawn
 from hnerv.errors import UserError
 from hnerv.files import check_output
 from hnerv.flags import Parser
@@ -152,5 +152,7 @@ def _answer(
         print(f"{title}\n{hits_table(hits, index.scene)}\nsimilarity is that of: {index.targets}", flush=True)
     if ask.save:
         contact_sheet(ask.save, index, hits, title, device)
+        tell_drawn(ask, "hits", ask.save)
     if ask.heatmap:
         heat_map(ask.heatmap, index, scores, title, device)
+        tell_drawn(ask, "scores of the best frame", ask.heatmap)

@@ -82,10 +82,15 @@ def test_a_run_is_searched_and_drawn(finished, targets_file, tmp_path, capsys):
     drawn = ["--save", str(tmp_path / "sheet.png"), "--heatmap", str(tmp_path / "heat.png")]
     main(["search", *words, *drawn])
     out = capsys.readouterr().out.splitlines()
+    told = [f"hits drawn in {tmp_path / 'sheet.png'}", f"scores of the best frame drawn in {tmp_path / 'heat.png'}"]
+    assert out[-2:] == told
+    del out[-2:]
     assert out[0] == "targets.safetensors:3,2" and out[-1] == "similarity is that of: file targets.safetensors"
     assert all(np.array(Image.open(tmp_path / name)).std() > 5 for name in ("sheet.png", "heat.png"))
-    main(["search", *words, "--json"])
-    hits = json.loads(capsys.readouterr().out)["hits"]
+    main(["search", *words, "--json", *drawn, "--overwrite"])
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-2:] == told
+    hits = json.loads(printed.out)["hits"]
     assert [str(hit["frame"]) for hit in hits] == [line.split()[2] for line in out[2:-1]]
     main(["search", *words, "--json", "--per-patch", "--top", "100"])
     peaks = json.loads(capsys.readouterr().out)["hits"]

@@ -355,7 +355,9 @@ def test_weights_beside_the_index_are_found(own, search, clip_weights, capsys):
 
 def test_the_hits_are_drawn(own, tmp_path, capsys):
     main(["search", str(own), "a red car", "--top", "60", "--save", str(tmp_path / "sheet.png")])
-    assert len({line.split()[1] for line in capsys.readouterr().out.splitlines()[2:-1]}) > 1, "of several videos"
+    *lines, _, told = capsys.readouterr().out.splitlines()
+    assert len({line.split()[1] for line in lines[2:]}) > 1, "of several videos"
+    assert told == f"hits drawn in {tmp_path / 'sheet.png'}"
     assert np.array(Image.open(tmp_path / "sheet.png")).std() > 5
     with pytest.raises(SystemExit) as stop:
         main(["search", str(own), "a red car", "--heatmap", str(tmp_path / "heat.png")])
