@@ -9,6 +9,7 @@ import math
 import re
 import sys
 import typing
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,8 @@ class Parser(argparse.ArgumentParser):
         words = _words(sys.argv[1:] if args is None else args)
         known, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(self._unknown(unknown[0]))
+            verb = self._verb_of(known)
+            verb.error(verb._unknown(unknown[0]))
         return known
 
     def parse_known_args(self, args=None, namespace=None):
@@ -56,13 +58,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {shortened(message)} (--help lists every flag)\n")
 
+    def _verb_of(self, known: argparse.Namespace) -> Parser:
+        """The parser of the verb that was given; this one where there are no verbs."""
+        verbs = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return verbs[0].choices[getattr(known, verbs[0].dest)] if verbs else self
+
     def _unknown(self, word: str) -> str:
-        flags = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                flags += [flag for verb in action.choices.values() for flag in verb._option_string_actions]
+        flags = self._option_string_actions
         close = difflib.get_close_matches(word.split("=")[0], flags, n=1)
-        return f"unknown argument {word!r}" + (f", did you mean {close[0]}?" if close else "")
+        meant = close and not isinstance(flags[close[0]], LeftOut)
+        return f"unknown argument {word!r}" + (f", did you mean {close[0]}?" if meant else "")
+
+
+class LeftOut(argparse.Action):
+    """A flag of other commands that a user may expect of this one: refused with what to give `instead`."""
+
+    def __init__(self, option_strings: list[str], dest: str, instead: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self.instead = instead
+
+    def __call__(self, parser, namespace, values, option_string=None) -> typing.NoReturn:
+        parser.error(f"{option_string} is no flag of {parser.prog}: {self.instead}")
 
 
 def _words(given: list[str]) -> list[str]:
@@ -228,8 +244,13 @@ def parse_train(argv: list[str] | None = None) -> Invocation:
     return Invocation(settings=settings, logging=logging, **own)
 
 
-def add_configuration(parser: Parser, without: tuple[str, ...] = ()) -> None:
-    """The flags of a configuration and of what is logged, for another command; inverse: `settings_of`."""
+def add_configuration(parser: Parser, without: dict[str, str]) -> None:
+    """The flags of a configuration and of what is logged, for another command; inverse: `settings_of`.
+
+    Those `without` which it does are refused, with what to give instead: {name of the field: that}.
+    """
+    for name, instead in without.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action=LeftOut, instead=instead)
     for name, section in SECTIONS.items():
         _add_section(parser.add_argument_group(TITLES[name]), section, without)
 
@@ -294,7 +315,7 @@ def markdown() -> str:
     return "\n\n".join(parts)
 
 
-def _add_section(group: argparse._ArgumentGroup, section: type, without: tuple[str, ...] = ()) -> None:
+def _add_section(group: argparse._ArgumentGroup, section: type, without: Container[str] = ()) -> None:
     hints = typing.get_type_hints(section)
     for knob in dataclasses.fields(section):
         if knob.name in without:

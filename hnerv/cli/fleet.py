@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and end")
     add_segments(group)
-    add_configuration(parser, without=("data",))
+    add_configuration(parser, without={"data": "its videos are VIDEOS, a folder or a manifest, without a flag"})
 
 
 def run(ask: argparse.Namespace) -> None:

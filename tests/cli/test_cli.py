@@ -59,6 +59,11 @@ def test_every_flag_of_every_verb_is_explained(verb, capsys):
         (["encode", "run", "-o", "a.hnerv", "--steps", "huffman"], "invalid choice: 'huffman'"),
         (["encode", "run", "-o", "a.hnerv", "--weight-bit", "6"], "did you mean --weight-bits"),
         (["info", "a.hnerv", "--threads", "many"], "invalid int value: 'many'"),
+        (["info", "a.hnerv", "--weight-bits", "6"], "hnerv info: error: unknown argument '--weight-bits' ("),
+        (["fleet", "films", "-o", "f", "--data", "x"], "hnerv fleet: error: --data is no flag of hnerv fleet: its "),
+        (["fleet", "--data=x", "-o", "f"], "--data is no flag of hnerv fleet: its videos are VIDEOS, a folder or a "),
+        (["fleet", "films", "-o", "f", "--dat", "x"], "unknown argument '--dat' ("),
+        (["fleet", "films", "-o", "f", "--data-splt", "x"], "did you mean --data-split?"),
     ],
 )
 def test_what_is_no_command_ends_in_one_line(words, match, capsys, tmp_path, monkeypatch):
