@@ -189,7 +189,11 @@ def _by_title(plots: list[list[Plot]]) -> list[list[Plot | None]]:
 
 def _made(run: RunData) -> list[tuple[str, str]]:
     """(what, value): where the numbers come from."""
-    video, scene, found = run.record["video"], run.record["scene"], run.environment
+    from hnerv.training.report import command_line
+
+    video, scene, found = run.record["video"], run.record["scene"], dict(run.environment)
+    if isinstance(found.get("command"), list):
+        found["command"] = command_line(found["command"])
     return [
         ("video", f"{video['source']}, read by {video['reader']}"),
         ("frames", f"{scene['frames']} of {scene['height']}x{scene['width']}, {scene['fps']:g} per second"),

@@ -97,8 +97,13 @@ def log_graph(logger: NullLogger, model: DualHeadHNeRV) -> None:
 def environment_page(environment: dict) -> str:
     """One start of a run as Markdown."""
     rows = [f"| {key} | {value} |" for key, value in environment.items() if key != "command"]
-    command = " ".join(shlex.quote(word) for word in environment["command"])
-    return f"```\n{command}\n```\n\n| | |\n|---|---|\n" + "\n".join(rows)
+    return f"```\n{command_line(environment['command'])}\n```\n\n| | |\n|---|---|\n" + "\n".join(rows)
+
+
+def command_line(words: list[str]) -> str:
+    """The command of environment.json as a shell takes it."""
+    script = words[0].endswith(".py") if words else False
+    return shlex.join(["python"] * script + words)
 
 
 def targets_page(record: dict) -> str:

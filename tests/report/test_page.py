@@ -74,6 +74,12 @@ def test_texts_from_files_are_escaped(numbers, shown):
         assert all(a.startswith(("data:", "#")) for a in addresses(text))
 
 
+def test_the_command_can_be_pasted_into_a_shell(numbers):
+    run = numbers(environment={"command": ["train_patch_dual.py", "--exp-id", "a b", "--crop", ""]})
+    text = html.unescape(render([Story(run, [], [])]))
+    assert "<td>python train_patch_dual.py --exp-id 'a b' --crop ''</td>" in text
+
+
 def test_several_runs_side_by_side(numbers, shown):
     runs = [numbers("first"), numbers("second", settings={"lr": 0.5, "act": "gelu"}), numbers("third", kind="none")]
     text = render([Story(run, shown, []) for run in runs])

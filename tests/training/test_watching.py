@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from importlib import metadata
 
@@ -13,7 +14,7 @@ from hnerv.config import LogConfig
 from hnerv.tracking import NullLogger, images, tags
 from hnerv.training import Trainer
 from hnerv.training import trainer as trainer_module
-from hnerv.training.report import compared_tags, settings_of, targets_page
+from hnerv.training.report import command_line, compared_tags, settings_of, targets_page
 
 IMAGES = {name for name, tag in tags().items() if tag.kind == "image"}
 
@@ -181,3 +182,15 @@ def test_the_null_logger_has_the_whole_contract():
     methods = {name for name in vars(RunLogger) if not name.startswith("_")}
     assert methods <= set(vars(NullLogger)) | {"events", "metrics"}
     assert not NullLogger.shows and NullLogger.fresh
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["eval.py", "a b", "--data", ""], "python eval.py 'a b' --data ''"),
+        (["hnerv", "fleet", "x", "--exp-id", "it's"], """hnerv fleet x --exp-id 'it'"'"'s'"""),
+        ([], ""),
+    ],
+)
+def test_a_command_can_be_pasted_into_a_shell(words, line):
+    assert command_line(words) == line and shlex.split(line)[-len(words) or None :] == words
