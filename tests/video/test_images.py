@@ -140,9 +140,10 @@ def test_broken_image(tmp_path: Path, keep: int, suffix: str) -> None:
     path = tmp_path / f"f{suffix}"
     Image.fromarray(NOISE[0]).save(path)
     path.write_bytes(path.read_bytes()[:keep])
+    Image.fromarray(NOISE[1]).save(tmp_path / f"a{suffix}")
     with pytest.raises(UserError, match="cannot be read as PNG or JPEG .*take it out of the folder") as caught:
         load_video(str(tmp_path))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
