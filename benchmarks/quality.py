@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, median, stdev
 from typing import NamedTuple
 
 from ladder import CLIP_LADDER, LADDER, SCALES
@@ -155,15 +156,18 @@ def clock_of(device):
 
 
 def epoch_seconds(trainer) -> float:
-    """Seconds of an epoch, from twenty steps after five."""
+    """Seconds of an epoch: the median of nine rounds of ten steps (SOAP's period), so that a burst of other work in one
+    or two of them counts little.
+    """
     clock = clock_of(trainer.store.device)
     batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
-    for batch in itertools.islice(batches, 5):
-        trainer.step(batch).cpu()
-    start = clock()
-    for batch in itertools.islice(batches, 20):
-        trainer.step(batch).cpu()
-    return (clock() - start) / 20 * trainer.steps_per_epoch
+    rounds = []
+    for _ in range(10):
+        start = clock()
+        for batch in itertools.islice(batches, 10):
+            trainer.step(batch).cpu()
+        rounds.append((clock() - start) / 10)
+    return median(rounds[1:]) * trainer.steps_per_epoch
 
 
 def recorder(clock: Callable[[], float]):
@@ -242,8 +246,6 @@ COLUMNS = {
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line per variant, mean and deviation over seeds."""
-    from statistics import mean, stdev
-
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     lines = [f"| variant | seeds | epochs | parameters | {' | '.join(columns)} |", "|---" * (len(columns) + 4) + "|"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
