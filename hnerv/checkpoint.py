@@ -41,12 +41,12 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"{path} is corrupt or no checkpoint of hnerv ({cause}): {_mend(path)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is no checkpoint of hnerv: give one that train_patch_dual.py wrote")
-    if state["format"] != FORMAT:
+    if type(state["format"]) is not type(FORMAT) or state["format"] != FORMAT:
         raise UserError(
             f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it"
         )
     if set(state) != KEYS:
-        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS)}: {_mend(path)}")
+        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS, key=str)}: {_mend(path)}")
     for part, needed in (("run", RECORD_KEYS), ("progress", PROGRESS_KEYS)):
         if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
             raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: {_mend(path)}")

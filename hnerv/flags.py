@@ -47,8 +47,15 @@ class Parser(argparse.ArgumentParser):
         return known
 
     def parse_known_args(self, args=None, namespace=None):
-        """Words of a positional `*` may stand behind flags too, where argparse calls them unknown."""
+        """Words of a positional `*` may stand behind flags too, where argparse calls them unknown.
+
+        Of `--flag=--` argparse makes a flag with an empty list for its value.
+        """
         known, unknown = super().parse_known_args(args, namespace)
+        for action in (a for a in self._actions if a.option_strings):
+            value = getattr(known, action.dest, None)
+            if value is not action.default and (value == [] or isinstance(value, list) and [] in value):
+                self.error(f"argument {'/'.join(action.option_strings)}: '--' is no value")
         for many in (a for a in self._actions if not a.option_strings and a.nargs == "*"):
             words = [word for word in unknown if not word.startswith("-")]
             setattr(known, many.dest, [*getattr(known, many.dest), *words])

@@ -189,6 +189,9 @@ def test_dictionaries_of_others(tmp_path):
 
 def test_another_version(tmp_path):
     path = tmp_path / "new.pt"
+    for other in (torch.zeros(3), torch.tensor(FORMAT), [FORMAT], str(FORMAT)):
+        save_checkpoint(path, make_state() | {"format": other})
+        assert f", this version reads {FORMAT}: use the hnerv that wrote it" in one_line(path)
     save_checkpoint(path, make_state() | {"format": FORMAT + 1})
     assert f"has format {FORMAT + 1}, this version reads {FORMAT}: use the hnerv that wrote it" in one_line(path)
 

@@ -120,6 +120,13 @@ def test_a_malformed_line_gets_one_line(capsys, argv, message):
     )
 
 
+@pytest.mark.parametrize("word", ["--epochs=--", "--lr=--", "--dec-strides=--"])
+def test_two_hyphens_are_no_number(capsys, word):
+    """Of which argparse, up to Python 3.12, makes an empty list."""
+    line = refused(capsys, ["--exp-id", "a", word])
+    assert line.startswith(f"train_patch_dual.py: error: argument {word.split('=')[0]}: ") and "'--'" in line
+
+
 @pytest.mark.parametrize("flag", ["--embedding", "--pixel-loss", "--act", "--optimizer", "--precision", "--unseen"])
 def test_an_unknown_choice_lists_the_choices(capsys, flag):
     line = refused(capsys, ["--exp-id", "a", flag, "nonsense"])
