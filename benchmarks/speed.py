@@ -93,13 +93,12 @@ def training(config: Config, device, rounds: int, folder: str, compile_it: bool 
 
     from hnerv.evaluation.cost import decode_fps
     from hnerv.model import coded_parameters
-    from hnerv.training.compiling import compiled
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = trainer_of(config, device, folder)
     if compile_it:
-        trainer.network = compiled(trainer.model)
+        trainer.network = torch.compile(trainer.model)
     model, patches = trainer.model, trainer.model.scene.grid.patches
     batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
     blocks = [block(trainer, batches, device) for _ in range(rounds + 1)][1:]

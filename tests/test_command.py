@@ -135,6 +135,9 @@ def test_threads():
         assert torch.get_num_threads() == 2
     with pytest.raises(UserError, match="^--threads -1 is below 0$"):
         set_up_torch(-1)
+    for many in (1 << 17, 1 << 31, 10**30):
+        with pytest.raises(UserError, match=f"^--threads {many} is above "):
+            set_up_torch(many)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

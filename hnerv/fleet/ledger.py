@@ -34,7 +34,8 @@ class Standing(NamedTuple):
         lost = what == "lost"
         repeated = self.repeated + int(line.get("repeated", 0))
         steps = line.get("steps", 0)
-        progress = 1.0 if what == "finished" else line["saved"] / steps if steps else self.progress
+        share = line["saved"] / steps if steps else self.progress
+        progress = 1.0 if what == "finished" else share if 0 <= share <= 1 else 0.0
         return Standing(state, line.get("cause", ""), self.retries + lost, repeated, line.get("values", {}), progress)
 
 
@@ -99,7 +100,7 @@ def read_standing(path: Path) -> dict[str, Standing]:
                 line = json.loads(text)
                 job = line["job"]
                 standing[job] = standing.get(job, Standing()).after(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
     return standing
 

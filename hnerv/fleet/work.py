@@ -115,7 +115,7 @@ def _train(task: Task, folder: Path, sent: bytes | None, handing: Handing) -> Ou
     found = Found(path, task.place.source) if path else None
     device = pick_device(task.device)
     initial = _initial(task, folder.parent)
-    how = How(device, task.log, Limits(), task.like, initial, task.frames, found, handing.saved)
+    how = How(device, task.log, Limits(), task.like, initial, task.frames, found, saved=handing.saved)
     train_run(task.choice, RunFolder(folder, False), how)
     handing.all()
     return Outcome("finished")

@@ -193,7 +193,7 @@ def _made(run: RunData) -> list[tuple[str, str]]:
 
     video, scene, found = run.record["video"], run.record["scene"], dict(run.environment)
     if isinstance(found.get("command"), list):
-        found["command"] = command_line(found["command"])
+        found["command"] = command_line([str(word) for word in found["command"]])
     return [
         ("video", f"{video['source']}, read by {video['reader']}"),
         ("frames", f"{scene['frames']} of {scene['height']}x{scene['width']}, {scene['fps']:g} per second"),

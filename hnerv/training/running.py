@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,8 @@ class How(NamedTuple):
 def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     """Loads, builds, fits; goes on where the folder holds a checkpoint of the same run.
 
-    Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
+    Raises UserError before anything is written, but where torch cannot compile; RunError when the run cannot go on,
+    Interrupted when it was stopped.
     """
     config = choice.config
     device, log, limits, like, initial, frames, found, compile_it, saved = how
@@ -94,10 +96,9 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
             trainer.load_state(state)
             print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
         trainer.saved = saved
-        if compile_it:
-            trainer.network = compiled(model)
         saved(trainer)
-        with Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step) as console:
+        console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)
+        with console, compiled(trainer) if compile_it else contextlib.nullcontext():
             fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)
     return Finished(record, trainer.evaluation, trainer.asked)
 

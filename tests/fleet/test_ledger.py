@@ -64,6 +64,24 @@ def test_a_line_that_a_killed_driver_left_torn_counts_for_nothing(folder, cut):
     assert read_standing(path)["four"].state == "finished"
 
 
+@pytest.mark.parametrize(
+    ("facts", "progress"),
+    [
+        ('"saved": 40, "steps": 100', 0.4),
+        ('"saved": 400, "steps": 100', 0),
+        ('"saved": NaN, "steps": 1', 0),
+        (f'"saved": {"9" * 400}, "steps": 7', None),
+        ('"repeated": 1e999', None),
+        ('"saved": "x", "steps": 1', None),
+    ],
+)
+def test_numbers_that_no_driver_wrote(folder, facts, progress):
+    path = folder / "fleet.jsonl"
+    path.write_text(path.read_text() + f'{{"job": "five", "what": "stopped", {facts}}}\n')
+    five = read_standing(path).get("five")
+    assert (five and five.progress) == progress
+
+
 def test_marks_survive_a_driver_and_are_cleared(folder):
     assert Ledger(folder).left() == {"three": Mark(30, 20, 120)}
     ledger = Ledger(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 
@@ -29,10 +30,10 @@ def test_compiled_steps_are_those_of_the_model(make, monkeypatch, backend):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     settings = {"clip_loss": "motion", "pixel_loss_warmup_epochs": 0, "optimizer": "adam"}
     plain, fast = make(**settings), make(**settings)
-    fast.network = compiled(fast.model)
     batch = next(plain.remaining_batches())  # of one shape: each is compiled anew
-    for _ in range(2):
-        assert torch.allclose(fast.step(batch), plain.step(batch), rtol=1e-3, atol=1e-6)
+    with compiled(fast):
+        for _ in range(2):
+            assert torch.allclose(fast.step(batch), plain.step(batch), rtol=1e-3, atol=1e-6)
     ours, theirs = fast.state()["model"], plain.state()["model"]
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -46,15 +47,17 @@ def no_compiler(graph, inputs):
 def test_what_cannot_be_compiled_is_one_line(make, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
     trainer = make()
-    trainer.network = compiled(trainer.model)
-    with pytest.raises(UserError, match=r"^--compile: .*no working C\+\+ compiler.*train without --compile$"):
+    refused = pytest.raises(UserError, match=r"^--compile: .*no working C\+\+ compiler.*train without --compile$")
+    with refused, compiled(trainer):
         trainer.step(next(trainer.remaining_batches()))
 
 
 @pytest.mark.parametrize("segments", [[], ["--segment-frames", "6"]], ids=["whole", "segments"])
 def test_the_flag_reaches_each_trainer(segments, train, flags, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("hnerv.training.running.compiled", lambda model: calls.append(model) or model)
+    monkeypatch.setattr(
+        "hnerv.training.running.compiled", lambda trainer: calls.append(trainer) or contextlib.nullcontext()
+    )
     words = flags(epochs=1, clip_targets=None, clip_weights="none", data_split="1_1_1")
     assert train(tmp_path, [*words, "--compile", *segments]) == 0
     assert len(calls) == (2 if segments else 1)
