@@ -69,7 +69,7 @@ CLIP_LADDER: dict[str, dict[str, object]] = {
     "no CLIP head": {"clip_targets": "", "clip_weights": "none"},
     "CLIP head": {},
     "lambda 0.01": {"clip_loss_weight": 0.01},
-    "lambda 0.001": {"clip_loss_weight": 0.001},
+    "cosine alone": {"clip_loss": "cosine"},
     "lambda 0.05": {"clip_loss_weight": 0.05},
     "site 2": {"clip_site": 2},
     "one mean a patch": {"clip_pool": 1},
