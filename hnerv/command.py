@@ -8,9 +8,11 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnerv.errors import Interrupted, RunError, UserError, shortened
@@ -75,6 +77,16 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: torch {torch.__version__} finds {found}: use --device cpu, or mend the driver"
         )
     return device
+
+
+def next_commands(measured: Path, watched: Path) -> str:
+    """How to evaluate and to watch what was trained, as a shell takes it."""
+    return "\n".join(
+        (
+            f"evaluate:  {shlex.join(['python', 'eval.py', str(measured)])}",
+            f"watch:     {shlex.join(['tensorboard', '--logdir', str(watched)])}",
+        )
+    )
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1

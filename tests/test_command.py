@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from hnerv.command import one_line_errors, pick_device, set_up_torch
+from hnerv.command import next_commands, one_line_errors, pick_device, set_up_torch
 from hnerv.errors import Diverged, Interrupted, RunError, TimeUp, UserError
 
 
@@ -138,6 +140,12 @@ def test_threads():
     for many in (1 << 17, 1 << 31, 10**30):
         with pytest.raises(UserError, match=f"^--threads {many} is above "):
             set_up_torch(many)
+
+
+def test_the_next_commands_can_be_pasted_into_a_shell():
+    evaluate, watch = next_commands(Path("my run's $X/latest.pt"), Path("a b")).splitlines()
+    assert shlex.split(evaluate) == ["evaluate:", "python", "eval.py", "my run's $X/latest.pt"]
+    assert shlex.split(watch) == ["watch:", "tensorboard", "--logdir", "a b"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

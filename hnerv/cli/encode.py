@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,8 @@ def run(ask: argparse.Namespace) -> None:
             coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
             write_film(ask.output, files)
         show_all(coded, ask.output)
-    print(f"play it:   hnerv decode {ask.output} -o {ask.output.with_name(f'{ask.output.stem}_decoded.mp4')}")
+    played = ask.output.with_name(f"{ask.output.stem}_decoded.mp4")
+    print(f"play it:   {shlex.join(['hnerv', 'decode', str(ask.output), '-o', str(played)])}")
 
 
 def options_of(ask: argparse.Namespace) -> Options:

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from hnerv.command import MOST_THREADS, next_commands
 from hnerv.config import LogConfig
 from hnerv.errors import UserError
 from hnerv.flags import Parser, add_configuration, add_segments, settings_of
@@ -44,7 +45,12 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and end")
     add_segments(group)
-    add_configuration(parser, without={"data": "its videos are VIDEOS, a folder or a manifest, without a flag"})
+    without = {
+        "data": "its videos are VIDEOS, a folder or a manifest, without a flag",
+        "exp_id": "each run has the name of its video",
+        "compile": "each worker would compile for itself",
+    }
+    add_configuration(parser, without=without)
 
 
 def run(ask: argparse.Namespace) -> None:
@@ -70,7 +76,7 @@ def run(ask: argparse.Namespace) -> None:
     orders = Orders(log, device, threads, ask.retries, sys.argv, ask.deterministic)
     defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init))
     run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
-    print(f"evaluate:  python eval.py {ask.output}/NAME\nwatch:     tensorboard --logdir {ask.output}")
+    print(next_commands(ask.output / "NAME", ask.output))
 
 
 def check(ask: argparse.Namespace) -> None:
@@ -81,6 +87,10 @@ def check(ask: argparse.Namespace) -> None:
         raise UserError("--cpus-per-task and --gpus-per-task are finite numbers: give 1, or 0.25")
     if ask.cpus_per_task < 0 or ask.gpus_per_task < 0 or ask.retries < 0 or ask.threads < 0:
         raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads are not below 0")
+    if ask.threads > MOST_THREADS:
+        raise UserError(
+            f"--threads {ask.threads} is above {MOST_THREADS}: give at most as many as there are cores, or 0"
+        )
     if ask.cpus_per_task + ask.gpus_per_task == 0:
         raise UserError("--cpus-per-task 0 needs --gpus-per-task: otherwise all tasks would run at once")
     if ask.gpus_per_task > 1 and ask.gpus_per_task % 1:

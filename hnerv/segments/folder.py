@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.clip.targets import rows_of_file
+from hnerv.command import next_commands
 from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
 from hnerv.flags import SEGMENT_INITS
@@ -40,7 +41,7 @@ class SegmentedFolder:
 
     def next_commands(self) -> str:
         """What a user may want to do with a finished run."""
-        return f"evaluate:  python eval.py {self.path}\nwatch:     tensorboard --logdir {self.path}"
+        return next_commands(self.path, self.path)
 
 
 def is_segmented(path: Path) -> bool:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hnerv.checkpoint import load_checkpoint
+from hnerv.command import next_commands
 from hnerv.config import Config, differences
 from hnerv.dataset import check_record, check_targets, pin_targets
 from hnerv.errors import UserError
@@ -144,7 +145,7 @@ class RunFolder:
 
     def next_commands(self) -> str:
         """What a user may want to do with a finished run."""
-        return f"evaluate:  python eval.py {self.latest}\nwatch:     tensorboard --logdir {events_folder(self.path)}"
+        return next_commands(self.latest, events_folder(self.path))
 
 
 def folder_name(exp_id: str, choice: Choice, output: Path, more: Sequence[str] = ()) -> str:

@@ -45,8 +45,16 @@ def announce(record: dict, device: torch.device) -> str:
             f"model    {record['config']['model']['embedding']}, width {model['width']}, {total:,} coded parameters: "
             + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
             f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, an estimate at 8 bits per parameter",
+            *_untrained_head(record),
         )
     )
+
+
+def _untrained_head(record: dict) -> list[str]:
+    epochs, warmup = record["config"]["train"]["epochs"], record["config"]["loss"]["pixel_loss_warmup_epochs"]
+    if not record["targets"] or epochs > warmup:
+        return []
+    return [f"warm-up  all {epochs} epochs: the CLIP head is not trained (--pixel-loss-warmup-epochs {warmup})"]
 
 
 def log_start(logger: NullLogger, model: DualHeadHNeRV, record: dict, folder: Path, graph: bool) -> None:

@@ -69,8 +69,7 @@ class How(NamedTuple):
 def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     """Loads, builds, fits; goes on where the folder holds a checkpoint of the same run.
 
-    Raises UserError before anything is written, but where torch cannot compile; RunError when the run cannot go on,
-    Interrupted when it was stopped.
+    Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
     device, log, limits, like, initial, frames, found, compile_it, saved = how

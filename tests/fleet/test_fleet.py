@@ -180,12 +180,22 @@ def test_without_ray_it_is_one_line(films, words, tmp_path, hnerv_main, monkeypa
         (["-o", "x", "--segment-init", "previous"], "--segment-init is for"),
         (["-o", "x", "--epochs", "0"], "--epochs 0 is below 1"),
         (["-o", "x", "--preset", "none"], "none"),
+        (["-o", "x", "--compile"], "--compile is no flag of hnerv fleet: each worker"),
+        (["-o", "x", "--exp-id", "a"], "--exp-id is no flag of hnerv fleet: each run has the name of its video"),
     ],
 )
 def test_what_does_not_go_together_is_refused(films, hnerv_main, tmp_path, monkeypatch, capsys, flags, match):
     monkeypatch.chdir(tmp_path)
     assert hnerv_main("fleet", films, *flags) == 2
     assert match in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_more_threads_than_any_machine_has_are_refused(films, tmp_path, capsys):
+    from hnerv.cli import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["fleet", str(films), "-o", str(tmp_path / "x"), "--threads", "99999999999"])
+    assert "--threads 99999999999 is above" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):

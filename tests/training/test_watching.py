@@ -194,3 +194,9 @@ def test_the_null_logger_has_the_whole_contract():
 )
 def test_a_command_can_be_pasted_into_a_shell(words, line):
     assert command_line(words) == line and shlex.split(line)[-len(words) or None :] == words
+
+
+def test_a_run_that_is_all_warm_up_says_so(train, flags, tmp_path, capsys):
+    for warmup, said in ((1, False), (2, True)):
+        assert train(tmp_path / str(warmup), flags(epochs=2, pixel_loss_warmup_epochs=warmup)) == 0
+        assert ("all 2 epochs: the CLIP head is not trained" in capsys.readouterr().out) == said
