@@ -12,6 +12,8 @@ import torch
 from hnerv.errors import RunError
 from hnerv.training.compiling import compiled
 
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch, of Python 3.13.0
+
 
 @pytest.mark.parametrize(
     "backend",
