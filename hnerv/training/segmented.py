@@ -134,13 +134,14 @@ def _told(plan: Plan) -> str:
 def _claimed(folder: SegmentedFolder, overwrite: bool) -> Iterator[None]:
     """The folder, locked; one that is to be overwritten moved aside.
 
-    Where a UserError leaves it without a segment it is as it was before.
+    Where a UserError leaves it without a segment it is as it was before, and so are the folders above it.
     """
     aside = None
     if overwrite and folder.path.exists():
         with lock.locked(folder.path):
             pass
         aside = move_aside(folder.path)
+    made = [parent for parent in folder.path.parents if not parent.exists()]
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with lock.locked(folder.path):
@@ -157,6 +158,8 @@ def _claimed(folder: SegmentedFolder, overwrite: bool) -> Iterator[None]:
             folder.path.rmdir()  # where nothing is in it
             if aside:
                 aside.rename(folder.path)
+            for parent in made:
+                parent.rmdir()
 
 
 def log_whole(folder: SegmentedFolder, values: dict[str, float], epochs: int, segments: int, report_to: str) -> None:

@@ -245,3 +245,9 @@ def test_that_the_targets_are_not_clip_is_said_once(tmp_path, train, flags, eval
         caplog.clear()
         assert command() == 0
         assert [record.getMessage()[:9] for record in caplog.records] == ["NOT CLIP:"]
+
+
+def test_a_video_that_is_not_there_leaves_no_folder(train, flags, tmp_path):
+    words = flags(data=tmp_path / "gone.mp4", clip_targets=None, clip_weights="none")
+    assert train(tmp_path / "new" / "output", [*words, "--segment-frames", "6"]) == 2
+    assert not list(tmp_path.iterdir())
