@@ -17,7 +17,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings as hypothesis_settings  # noqa: E402
 from PIL import Image  # noqa: E402
+
+hypothesis_settings.register_profile("hnerv", deadline=None)  # a busy machine is no fault
+hypothesis_settings.load_profile("hnerv")
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES, HEIGHT, WIDTH, DIM = 12, 32, 64, 8
