@@ -39,6 +39,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def parse_args(self, args=None, namespace=None):
+        """As argparse's; of a word that it does not know, one line of the verb that was given, and status 2."""
         words = _words(sys.argv[1:] if args is None else args)
         known, unknown = self.parse_known_args(words, namespace)
         if unknown:
