@@ -156,7 +156,7 @@ def clock_of(device):
 
 
 def epoch_seconds(trainer) -> float:
-    """Seconds of an epoch: the median of nine rounds of ten steps (SOAP's period), so that a burst of other work in one
+    """Seconds of an epoch: the median of nine rounds of ten steps, so that a burst of other work in one
     or two of them counts little.
     """
     clock = clock_of(trainer.store.device)

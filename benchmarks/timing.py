@@ -10,7 +10,7 @@ from quality import new_trainer
 from hnerv.config import Config
 
 BLOCK = 10
-"""Steps timed together: a whole period of SOAP's preconditioner, and of the blends."""
+"""Steps timed together."""
 CLIP_DIM = 512
 
 

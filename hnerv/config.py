@@ -21,9 +21,15 @@ LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
 """No model that fits a machine has more: refused before anything of such a size is computed."""
 
 
-def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
-    """A field with its help text and, where the values are a closed set, its choices."""
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+def knob(
+    default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None,
+    retired: tuple[str, ...] = (),
+):  # fmt: skip
+    """A field with its help text and, where the values are a closed set, its choices.
+
+    Runs made before may hold what is `retired`; no new one can.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "retired": retired})
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class TrainConfig:
     lr: float = knob(0.004, "peak learning rate")
     lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + ", ".join(SCHEDULES))
     embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
-    optimizer: str = knob("soap", "optimiser", choices=("soap", "adam", "adamw"))
+    optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"), retired=("soap",))
     weight_decay: float = knob(0.0, "weight decay of the optimiser")
     blend_freq: int = knob(
         1,
@@ -333,7 +339,8 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
 def _check_value(knob_: dataclasses.Field, value: object) -> None:
     choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
     _check(
-        not choices or value in choices, f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}"
+        not choices or value in (*choices, *knob_.metadata["retired"]),
+        f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}",
     )
     numbers = value if isinstance(value, tuple) else (value,)
     _check(

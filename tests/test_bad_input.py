@@ -124,7 +124,7 @@ TRAINING: dict[str, tuple[Callable[[SimpleNamespace], dict], tuple[str, ...]]] =
     "an unknown loss": (lambda p: {"pixel_loss": "L3"}, ("L3", "Fusion10")),
     "an unknown preset": (lambda p: {"preset": "demos"}, ("demos", "bunny-1.5m")),
     "an unknown embedding": (lambda p: {"embedding": "hash"}, ("hash", "encoder")),
-    "an unknown optimizer": (lambda p: {"optimizer": "adamm"}, ("--optimizer", "'adamm'", "adamw", "soap")),
+    "an unknown optimizer": (lambda p: {"optimizer": "adamm"}, ("--optimizer", "'adamm'", "adamw", "muon")),
     "an optimizer of the library that is not in the table": (lambda p: {"optimizer": "lion"}, ("'lion'", "adamw")),
     "a blend every minus one steps": (lambda p: {"blend_freq": -1}, ("--blend-freq -1",)),
     "an unknown schedule": (lambda p: {"lr_type": "linear"}, ("--lr-type 'linear'", "cosine_")),

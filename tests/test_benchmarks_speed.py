@@ -87,10 +87,10 @@ def test_floor_is_positive(speed, config, tmp_path, embedding):
     grid = {"grid": "1x2"} if embedding == "pe" else {}
     config = config.replaced({"embedding": embedding, "clip_targets": "", "clip_weights": "auto", **grid})
     found = speed.floor(config, CPU, 1, str(tmp_path))
-    assert finite(found) and set(found) >= {"soap", "adam"}
-    for name in ("soap", "adam"):
+    assert finite(found) and set(found) >= {"muon", "adam"}
+    for name in ("muon", "adam"):
         assert found[name]["times_floor"] > 0 and found[name]["times_bare"] > 0
-    assert found["soap"]["moved_mb"] > found["adam"]["moved_mb"] > 0, "SOAP keeps the larger state"
+    assert found["adam"]["moved_mb"] > found["muon"]["moved_mb"] > 0, "Adam keeps the larger state"
 
 
 def test_counted_arithmetic_is_that_of_the_convolutions(speed, config, tmp_path):

@@ -198,7 +198,7 @@ CHECKS = [
     ("pixel_loss", "L3", f"--pixel-loss 'L3' does not exist: choose from {', '.join(LOSSES)}"),
     *(
         ("optimizer", name, f"--optimizer {name!r} does not exist: choose from {', '.join(OPTIMIZERS)}")
-        for name in ("adamm", "", "soap ", "SOAP", "lion")
+        for name in ("adamm", "", "muon ", "MUON", "lion")
     ),
     ("precision", "fp8", "--precision 'fp8' does not exist: choose from auto, fp32, bf16"),
 ]  # fmt: skip

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hnerv.config import TrainConfig
+from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV
-from hnerv.training.soap import Soap
+from hnerv.training.muon import Muon
 
 GROUPS = ("rgb_head", "clip_head", "decoder", "embedding")
 
@@ -33,28 +34,27 @@ def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Op
         for params, factor in ((network, 1.0), (codes, config.embed_lr_factor))
         if params
     ]
+    if config.optimizer not in OPTIMIZERS:
+        choices = ", ".join(OPTIMIZERS)
+        raise UserError(f"the run's optimiser {config.optimizer} is no more: train anew with one of {choices}")
     return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def _soap(groups: list[dict], **settings: float) -> torch.optim.Optimizer:
-    """SOAP on the network, Adam's own rule (no axis is preconditioned) on the codes.
-
-    Axes longer than 300, the outputs of a convolution before its pixel shuffle, are not preconditioned either: that
-    costs more time than it gains.
-    """
+def _muon(groups: list[dict], **settings: float) -> torch.optim.Optimizer:
+    """Muon on the network, Adam on the codes, whose elements are no matrices."""
     for group in groups:
-        group["max_precondition_dim"] = 0 if group["codes"] else 300
-    return Soap(groups, **settings)
+        group["orthogonal"] = not group["codes"]
+    return Muon(groups, **settings)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "soap": _soap,
+    "muon": _muon,
     "adam": partial(torch.optim.Adam, fused=True),
     "adamw": partial(torch.optim.AdamW, fused=True),
 }
 """Name -> constructor of groups, lr and weight_decay. The names are the choices of `TrainConfig.optimizer`.
 
-Source of SOAP: Vyas et al. 2024.
+Source of Muon: Jordan et al. 2024.
 """
 
 

@@ -176,18 +176,9 @@ class Trainer:
             real = slice(batch.real)
             quality = psnr(patch_mse(prediction.rgb[real], batch.frames[real], self.model.scene.grid)).mean()
             row = torch.cat([torch.stack([quality, terms.pixel, terms.clip, terms.total]), norms])
-        try:
-            self.optimizer.step()
-        except torch.linalg.LinAlgError as error:
-            self.no_update(row, error)
+        self.optimizer.step()
         self.clock.mark("optimizer")
         return row
-
-    def no_update(self, row: Tensor, error: Exception) -> NoReturn:
-        """Raises Diverged: SOAP's factorisations fail, most often because a gradient is not finite."""
-        self.records[self.step_in_epoch] = row
-        self.check_finite(self.records[: self.step_in_epoch + 1].cpu())
-        raise Diverged(f"the optimiser cannot go on ({error})", ": lower --lr, or choose --optimizer adam") from error
 
     def close_epoch(self, seconds: float) -> dict[str, float]:
         """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""

@@ -1,4 +1,4 @@
-"""Every optimiser of the table trains and comes back from a file; what SOAP and Muon treat alike, and what not."""
+"""Every optimiser of the table trains and comes back from a file; what Muon leaves to Adam."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from hnerv.checkpoint import load_checkpoint, save_checkpoint
-from hnerv.training.optim import OPTIMIZERS, clip_gradients, set_learning_rate
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.training.optim import OPTIMIZERS, build_optimizer, clip_gradients, set_learning_rate
 
 CONSTANT = {"lr": 0.001, "lr_type": "constant"}
 
@@ -46,7 +48,7 @@ def assert_equal(a: object, b: object) -> None:
 @pytest.mark.parametrize("embedding", ["grid", "encoder"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_trains_and_comes_back_bit_for_bit(make, name, embedding, tmp_path):
-    """Through a file, saved when SOAP has updated its bases once, and run past the second time."""
+    """Through a file, saved after the CLIP head has joined."""
     first, path = make(optimizer=name, embedding=embedding, **CONSTANT), tmp_path / "some.pt"
     losses = run(first, 0, 13)
     save_checkpoint(path, first.state())
@@ -114,48 +116,18 @@ def test_a_network_has_one_rate(make, embedding, name):
     assert {group["lr_factor"] for group in groups} == {1}
 
 
-def bases(trainer, parameter) -> list[bool]:
-    """Whether SOAP preconditions each axis."""
-    return [len(basis) > 0 for basis in trainer.optimizer.state[parameter]["Q"]]
-
-
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_soap_preconditions_the_axes_of_the_network_up_to_300(make, embedding):
-    trainer = make(optimizer="soap", embedding=embedding, dec_width=96)
-    run(trainer, 0, 9)
-    codes = {id(p) for p in getattr(trainer.model.embedding, "levels", [])}
-    network = [p for p in trainer.model.parameters() if id(p) not in codes]
-    assert max(max(p.shape) for p in network) > 300
-    for p in network:
-        assert bases(trainer, p) == ([False] if p.dim() == 1 else [side <= 300 for side in p.shape])
-
-
 @pytest.mark.parametrize("factor", [5.0, 1.0, 0.5])
-def test_soap_preconditions_no_axis_of_the_codes(make, factor):
-    trainer = make(optimizer="soap", embed_lr_factor=factor)
-    run(trainer, 0, 1)
-    for level in trainer.model.embedding.levels:
-        assert bases(trainer, level) == [False] * 4
+def test_muon_moves_matrices_of_the_network_and_no_codes(make, factor):
+    trainer = make(optimizer="muon", embed_lr_factor=factor)
+    run(trainer, 0, 9)
+    codes = {id(p) for p in trainer.model.embedding.levels}
+    for p in trainer.model.parameters():
+        wanted = {"momentum"} if id(p) not in codes and p.dim() > 1 else {"step", "mean", "square"}
+        assert set(trainer.optimizer.state[p]) == wanted
 
 
-def test_soap_has_new_bases_after_eleven_steps(make):
-    """Else the checkpoints of the tests above would hold only those of the first step."""
-    trainer = make(optimizer="soap")
-    weight = trainer.model.decoder.stages[0].conv.weight
-
-    def after(first: int, last: int) -> list[torch.Tensor]:
-        run(trainer, first, last)
-        return [basis.clone() for basis in trainer.optimizer.state[weight]["Q"]]
-
-    early, late, later = after(0, 2), after(2, 10), after(10, 12)
-    assert_equal(early, late)
-    assert not torch.equal(late[0], later[0]) and not torch.equal(late[1], later[1])
-    for basis in later:
-        assert torch.allclose(basis.T @ basis, torch.eye(len(basis)), atol=1e-5)
-
-
-def follow(trainer, parameters: list[nn.Parameter], skip: int, reference: type, **settings) -> None:
-    """Asserts that `trainer` moves `parameters` as `reference` does from its gradients, after `skip` steps.
+def follow(trainer, parameters: list[nn.Parameter], reference: type, **settings) -> None:
+    """Asserts that `trainer` moves `parameters` as `reference` does from its gradients.
 
     With an epsilon of next to nothing, which every library adds at another place.
     """
@@ -170,19 +142,26 @@ def follow(trainer, parameters: list[nn.Parameter], skip: int, reference: type, 
         run(trainer, number, number + 1)
         for p, twin in zip(parameters, twins, strict=True):
             twin.grad = p.grad
-        if number >= skip:
-            optimizer.step()
+        optimizer.step()
     for p, twin, start in zip(parameters, twins, before, strict=True):
         assert (twin - start).abs().max() > 0
         torch.testing.assert_close(p - start, twin - start, rtol=1e-4, atol=1e-3 * rates[id(p)])
 
 
-def test_soap_moves_codes_and_biases_as_adam_does(make):
-    """From its second step on: the first only begins the bases."""
-    trainer = make(optimizer="soap", weight_decay=0, **CONSTANT)
+def test_muon_moves_codes_and_biases_as_adam_does(make):
+    trainer = make(optimizer="muon", weight_decay=0, **CONSTANT)
     biases = [stage.conv.bias for stage in trainer.model.decoder.stages]
     betas = trainer.optimizer.param_groups[0]["betas"]
-    follow(trainer, [*trainer.model.embedding.levels, *biases], 1, torch.optim.Adam, betas=betas)
+    follow(trainer, [*trainer.model.embedding.levels, *biases], torch.optim.Adam, betas=betas)
+
+
+def test_an_optimiser_of_before_is_read_but_does_not_train(make):
+    trainer = make()
+    record = trainer.config.to_dict()
+    record["train"]["optimizer"] = "soap"
+    config = Config.from_dict(record)
+    with pytest.raises(UserError, match="optimiser soap is no more: .* muon, adam, adamw"):
+        build_optimizer(trainer.model, config.train)
 
 
 @pytest.mark.parametrize("largest", [0.0, 0.5, 1e6])

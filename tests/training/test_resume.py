@@ -74,7 +74,7 @@ def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train
     "changes",
     [
         {"optimizer": "adamw", "clip_ramp_epochs": 2},
-        {"optimizer": "soap", "epochs": 7, "embedding": "pe"},
+        {"epochs": 7, "embedding": "pe"},
         {"optimizer": "adam", "blend_freq": 1},
         {"checkpoint_freq": 3, "blend_freq": 0},
         {"blend_freq": 3, "batch_size": 1, "data_split": "1_1_2"},

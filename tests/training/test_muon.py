@@ -1,0 +1,107 @@
+"""Muon against singular value decompositions, and against torch's own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hnerv.training.muon import COEFFICIENTS, MATRIX_RATE, ROUNDS, Muon, orthogonal
+
+SHAPES = [(5, 7, 1, 1), (12, 5, 3, 3), (40, 12, 3, 3), (7, 1, 5, 5), (6, 7, 2, 3), (9, 7, 3), (9, 14), (14, 9)]
+"""Of convolutions, one of them depthwise, and of linear layers."""
+
+
+def by_decomposition(x: Tensor) -> Tensor:
+    """What the polynomial makes of the singular values of one matrix (O, I), each on its own."""
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    s = s / s.square().sum().sqrt()
+    a, b, c = COEFFICIENTS
+    for _ in range(ROUNDS):
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag(s) @ v
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (30, 5), (5, 30), (64, 64)], ids=str)
+@pytest.mark.parametrize("spread", [0, 3, 8])
+def test_orthogonal_against_decompositions(shape, spread):
+    """Singular values over `spread` decades, in fp32, of matrices whose sizes differ as much as gradients do."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1e-9, 1e-3, 1e4], dtype=torch.float64)
+    x = torch.randn(3, *shape, generator=draw, dtype=torch.float64) * torch.logspace(0, -spread, shape[1]).double()
+    x *= sizes[:, None, None]
+    expected = torch.stack([by_decomposition(one) for one in x])
+    torch.testing.assert_close(orthogonal(x.float()).double(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(orthogonal(x), expected, rtol=0, atol=1e-9)
+
+
+def test_singular_values_come_near_one():
+    x = torch.randn(3, 40, 20, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(x))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30])
+def test_hardly_any_gradient_hardly_moves(value):
+    assert orthogonal(torch.full((2, 4, 3), value)).abs().max() < 1.3
+    assert torch.equal(orthogonal(torch.zeros(2, 4, 3)), torch.zeros(2, 4, 3))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9), (16, 16)], ids=str)
+def test_it_moves_matrices_as_torch_does(shape, decay):
+    """Whose products are in bf16."""
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=draw)
+    weight, twin = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours = Muon([weight], lr=0.004, weight_decay=decay * MATRIX_RATE)
+    theirs = torch.optim.Muon([twin], lr=0.004 * MATRIX_RATE, weight_decay=decay, momentum=0.9)
+    for _ in range(20):
+        weight.grad = torch.randn(shape, generator=draw)
+        twin.grad = weight.grad.clone()
+        ours.step()
+        theirs.step()
+    moved = (weight - start).abs().max()
+    assert moved > 0.01
+    torch.testing.assert_close(weight, twin, rtol=0, atol=0.03 * moved.item())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_place_of_a_kernel_is_a_matrix(shape):
+    """Two steps by hand: momentum, Nesterov's look ahead, one matrix at a time, the size of a step."""
+    draw, rate = torch.Generator().manual_seed(0), 0.01
+    weight = nn.Parameter(torch.randn(shape, generator=draw, dtype=torch.float64))
+    expected, momentum = weight.detach().clone(), torch.zeros_like(weight)
+    optimizer = Muon([weight], lr=rate, momentum=0.8)
+    for _ in range(2):
+        weight.grad = torch.randn(shape, generator=draw, dtype=torch.float64)
+        optimizer.step()
+        momentum = 0.8 * momentum + 0.2 * weight.grad
+        ahead = 0.8 * momentum + 0.2 * weight.grad
+        change = torch.stack([by_decomposition(one) for one in ahead.flatten(2).permute(2, 0, 1)] if ahead.dim() > 2
+                             else [by_decomposition(ahead)]).permute(1, 2, 0).reshape(shape)  # fmt: skip
+        fan_in, longer = weight[0].numel(), max(shape[:2])
+        expected -= rate * MATRIX_RATE * math.sqrt(longer / fan_in) * change
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-9)
+
+
+def test_memory_layout_does_not_matter():
+    draw = torch.Generator().manual_seed(0)
+    start, grad = torch.randn(12, 5, 3, 3, generator=draw), torch.randn(12, 5, 3, 3, generator=draw)
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(start.clone(memory_format=layout))
+        weight.grad = grad.clone(memory_format=layout)
+        Muon([weight]).step()
+        moved.append(weight.detach().contiguous())
+    torch.testing.assert_close(*moved)
+
+
+def test_a_gradient_is_left_as_it_was():
+    weights = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3))]
+    for p in weights:
+        p.grad = torch.full_like(p, 0.5)
+    Muon(weights, weight_decay=0.1).step()
+    assert all(torch.equal(p.grad, torch.full_like(p, 0.5)) for p in weights)
