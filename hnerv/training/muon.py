@@ -13,7 +13,7 @@ from torch import Tensor
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """a, b, c of x -> a x + b x^3 + c x^5, which takes singular values in (0, 1] to between 0.7 and 1.2 in `ROUNDS`."""
 ROUNDS = 5
-MATRIX_RATE = 2.5
+MATRIX_RATE = 1.75
 """Learning rate of matrices relative to that of Adam's part."""
 
 
@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, lr: float = 0.008, momentum: float = 0.9, betas: tuple[float, float] = (0.9, 0.95),
+        self, params, lr: float = 0.008, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8, weight_decay: float = 0.0, orthogonal: bool = True,
     ) -> None:  # fmt: skip
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}

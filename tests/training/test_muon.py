@@ -57,7 +57,7 @@ def test_it_moves_matrices_as_torch_does(shape, decay):
     start = torch.randn(shape, generator=draw)
     weight, twin = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     ours = Muon([weight], lr=0.004, weight_decay=decay * MATRIX_RATE)
-    theirs = torch.optim.Muon([twin], lr=0.004 * MATRIX_RATE, weight_decay=decay, momentum=0.9)
+    theirs = torch.optim.Muon([twin], lr=0.004 * MATRIX_RATE, weight_decay=decay)
     for _ in range(20):
         weight.grad = torch.randn(shape, generator=draw)
         twin.grad = weight.grad.clone()
