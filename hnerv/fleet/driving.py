@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections import deque
@@ -94,6 +95,7 @@ class Driver:
         self.efforts: dict[str, Effort] = {}
         self.begun = 0
         self.posted: dict[str, object] = {}
+        self.width = max([len(video.name) for video in videos] + [len("video")])
         self.bar = tqdm(total=len(videos), unit="video", disable=not sys.stderr.isatty())
 
     def run(self) -> None:
@@ -102,6 +104,10 @@ class Driver:
         for video in self.videos:
             # A refusal is no event: with the right flags what is finished still is.
             self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)), note=False)
+        if self.waiting:
+            again = f"hnerv fleet {shlex.quote(str(self.output))} --status"
+            self.say(f"a line for each video that is done; `{again}` tells of all")
+            self.say(table.heading(self.width))
         with StopSignals() as stop, self.bar:
             while (self.waiting or self.at_work) and not stop.asked:
                 self.submit_some()
@@ -282,7 +288,7 @@ class Driver:
                 values = numbers_of(folder)
             effort = self.efforts.pop(video.name, Effort())
             self.ledger.note(video.name, "finished", values=values, effort=effort._asdict())
-            self.say(table.line(self.row(video)))
+            self.say(table.line(self.row(video), self.width))
         self.bar.update(1)
 
     def fail(self, video: Video, cause: str, note: bool = True) -> None:
@@ -296,7 +302,7 @@ class Driver:
         if note:
             self.ledger.note(video.name, "failed", cause=cause)
         self.cluster.cancel([one.handle for one in self.at_work.values() if one.job.video.name == video.name])
-        self.say(f"{video.name}  failed: {cause}")
+        self.say(f"{video.name:{self.width}}  failed: {cause}")
         self.bar.update(1)
 
     def guarded(self, video: Video, call, note: bool = True) -> None:

@@ -113,3 +113,18 @@ def run_folder(job: Job, output: Path) -> RunFolder:
     except UserError as error:
         cause = str(error).split(": choose another --exp-id")[0]
         raise UserError(f"{cause}: give its settings, or another name, or move it aside") from error
+
+
+def check_runs(videos: list[Video], output: Path) -> None:
+    """Raises UserError where every run that is there was made by other settings: the command is another fleet's."""
+    begun, causes = 0, []
+    for video in videos:
+        try:
+            there = [job for job in first_jobs(video, output) if (output / job.name / "config.json").is_file()]
+            begun += bool(there)
+            for job in there:
+                run_folder(job, output)
+        except UserError as error:
+            causes.append(str(error))
+    if causes and len(causes) >= begun:
+        raise UserError(f"no run in {output} goes on with these settings: {causes[0]}")

@@ -12,6 +12,7 @@ from hnerv.files import check_place
 from hnerv.fleet import table
 from hnerv.fleet.driving import Driver, Orders
 from hnerv.fleet.engine import Needs, connected
+from hnerv.fleet.jobs import check_runs
 from hnerv.fleet.ledger import mend_end
 from hnerv.fleet.manifest import Defaults, Video, read_videos, write_manifest
 from hnerv.training.lock import locked
@@ -33,6 +34,8 @@ def run_fleet(source: Path, output: Path, defaults: Defaults, orders: Orders, wh
     videos = read_videos(source, defaults)
     with held(output):
         mend_end(output / "fleet.jsonl")
+        check_runs(videos, output)
+        tell_dropped(output, videos)
         write_manifest(output / table.MANIFEST, videos)
         with connected(where.address, where.needs, where.debug) as cluster:
             driver = Driver(cluster, output, videos, orders)
@@ -48,6 +51,19 @@ def run_fleet(source: Path, output: Path, defaults: Defaults, orders: Orders, wh
             rows = write_table(output, videos, driver)
     check_failures(videos, driver)
     return rows
+
+
+def tell_dropped(output: Path, videos: list[Video]) -> None:
+    """One line where the folder's former list has videos that are not in this one."""
+    former, kept = [], {video.name for video in videos}
+    with contextlib.suppress(UserError):  # there is none, or it is damaged and is about to be written anew
+        former = table.names_of(output)
+    if dropped := [name for name in former if name not in kept]:
+        print(
+            f"{len(dropped)} of the {len(former)} videos that were in {output} are not in this list, such as "
+            f"{dropped[0]}: their runs stay, their rows go",
+            flush=True,
+        )
 
 
 def write_table(output: Path, videos: list[Video], driver: Driver) -> list[table.Row]:

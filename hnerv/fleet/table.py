@@ -59,13 +59,17 @@ def _is_begun(run: Path) -> bool:
 
 def read_rows(folder: Path) -> list[Row]:
     """Of every video, in the order of the manifest. Raises UserError for a folder that holds no fleet."""
+    return rows_of(folder, names_of(folder), read_standing(folder / "fleet.jsonl"), read_marks(folder / "running.json"))
+
+
+def names_of(folder: Path) -> list[str]:
+    """Of its videos, by the manifest. Raises UserError for a folder that holds no fleet."""
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no fleet, it has no {MANIFEST}: give the folder that -o named")
     try:
-        names = [json.loads(line)["name"] for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line)["name"] for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): start the fleet's command again") from error
-    return rows_of(folder, names, read_standing(folder / "fleet.jsonl"), read_marks(folder / "running.json"))
 
 
 def rows_of(folder: Path, names: Iterable[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> list[Row]:
@@ -132,12 +136,16 @@ def lines(rows: list[Row], most: int = 60) -> str:
     urgent = sorted(rows, key=lambda row: ("failed", "begun", "finished", "waiting").index(row.state))
     shown = rows if len(rows) <= most else urgent[:most]
     width = max([len(row.name) for row in shown] + [5])
-    head = f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
     body = [line(row, width) for row in shown]
     more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
     targets = sorted({row.targets for row in rows if row.targets})
     meaning = [f"* an estimate at 8 bits a parameter; similarities are to: {'; '.join(targets) or 'nothing yet'}"]
-    return "\n".join([head, *body, *more, *meaning, summary(rows)])
+    return "\n".join([heading(width), *body, *more, *meaning, summary(rows)])
+
+
+def heading(width: int = 0) -> str:
+    """Of the columns of `line`; `width` is that of the names."""
+    return f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
 
 
 def line(row: Row, width: int = 0) -> str:
