@@ -80,15 +80,23 @@ def orthogonal(x: Tensor) -> Tensor:
     """
     if x.shape[1] < x.shape[2]:
         return orthogonal(x.mT).mT
-    (a, b, c), gram = COEFFICIENTS, x.mT @ x
-    norm = (gram.diagonal(dim1=1, dim2=2).sum(1) + 1e-30).sqrt()[:, None, None]  # zeros stay zeros
-    factor = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device) / norm
-    for _ in range(ROUNDS):
-        now = factor @ gram @ factor  # the Gram matrix of x @ factor
-        change = torch.baddbmm(now, now, now, beta=b, alpha=c)
-        change.diagonal(dim1=1, dim2=2).add_(a)
+    gram = x.mT @ x
+    square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30  # zeros stay zeros
+    gram = gram / square
+    change = factor = _quintic(gram)
+    for _ in range(ROUNDS - 1):
+        gram = change @ gram @ change  # that of x @ factor
+        change = _quintic(gram)
         factor = factor @ change
-    return x @ factor
+    return x @ (factor / square.sqrt())
+
+
+def _quintic(gram: Tensor) -> Tensor:
+    """Gram matrices G (K, S, S) -> a + b G + c G^2, by which their matrices are multiplied in a round."""
+    a, b, c = COEFFICIENTS
+    change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    change.diagonal(dim1=1, dim2=2).add_(a)
+    return change
 
 
 def _places(x: Tensor) -> Tensor:
