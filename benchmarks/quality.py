@@ -156,9 +156,7 @@ def clock_of(device):
 
 
 def epoch_seconds(trainer) -> float:
-    """Seconds of an epoch: the median of nine rounds of ten steps, so that a burst of other work in one
-    or two of them counts little.
-    """
+    """Seconds of an epoch: the median of nine rounds of ten steps, so that a burst of other work counts little."""
     clock = clock_of(trainer.store.device)
     batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
     rounds = []

@@ -125,6 +125,7 @@ def set_up_torch(threads: int, deterministic: bool = False) -> None:
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as short
 
@@ -21,15 +22,24 @@ LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
 """No model that fits a machine has more: refused before anything of such a size is computed."""
 
 
-def knob(
-    default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None,
-    retired: tuple[str, ...] = (),
-):  # fmt: skip
-    """A field with its help text and, where the values are a closed set, its choices.
+def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
+    """A field with its help text and, where the values are a closed set, its choices."""
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
 
-    Runs made before may hold what is `retired`; no new one can.
-    """
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "retired": retired})
+
+RETIRED = {"optimizer": ("soap",)}
+"""{field: values} that records may hold and no new run can: such a run can be read, not resumed."""
+
+
+def check_current(config: Config) -> None:
+    """Raises UserError for a retired value, which nothing can be trained with."""
+    if gone := retired_among(config.flat()):
+        raise UserError(f"{', '.join(gone)} is no more: leave it out, or choose another (--help lists them)")
+
+
+def retired_among(values: Mapping[str, object]) -> list[str]:
+    """Those of {field: value} that are retired, as they were written: '--optimizer soap'."""
+    return [f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value in RETIRED.get(name, ())]
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ class TrainConfig:
     lr: float = knob(0.004, "peak learning rate")
     lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + ", ".join(SCHEDULES))
     embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
-    optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"), retired=("soap",))
+    optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"))
     weight_decay: float = knob(0.0, "weight decay of the optimiser")
     blend_freq: int = knob(
         1,
@@ -339,7 +349,7 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
 def _check_value(knob_: dataclasses.Field, value: object) -> None:
     choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
     _check(
-        not choices or value in (*choices, *knob_.metadata["retired"]),
+        not choices or value in (*choices, *RETIRED.get(knob_.name, ())),
         f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}",
     )
     numbers = value if isinstance(value, tuple) else (value,)

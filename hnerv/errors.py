@@ -16,6 +16,10 @@ class UserError(ValueError):
         return shortened(super().__str__())
 
 
+class OtherRun(UserError):
+    """What is to be gone on with was made by other settings than those given."""
+
+
 class RunError(RuntimeError):
     """A run that cannot go on; what it saved is intact. Exit status 1."""
 

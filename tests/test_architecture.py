@@ -116,12 +116,6 @@ def test_the_scripts_import_only_light_rooms_before_they_have_parsed(script):
     assert rooms_read(tree) <= set(LIGHT)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_library_of_optimizers_serves_the_tests_alone(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert "pytorch_optimizer" not in {name.split(".")[0] for name in imports_of(tree)}
-
-
 def test_an_arrow_that_points_up_is_seen():
     tree = ast.parse("def f():\n    from hnerv.model import build\n    import hnerv.training.trainer\n")
     assert rooms_read(tree) == {"model", "training"}

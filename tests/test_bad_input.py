@@ -125,7 +125,7 @@ TRAINING: dict[str, tuple[Callable[[SimpleNamespace], dict], tuple[str, ...]]] =
     "an unknown preset": (lambda p: {"preset": "demos"}, ("demos", "bunny-1.5m")),
     "an unknown embedding": (lambda p: {"embedding": "hash"}, ("hash", "encoder")),
     "an unknown optimizer": (lambda p: {"optimizer": "adamm"}, ("--optimizer", "'adamm'", "adamw", "muon")),
-    "an optimizer of the library that is not in the table": (lambda p: {"optimizer": "lion"}, ("'lion'", "adamw")),
+    "an optimizer of other libraries": (lambda p: {"optimizer": "lion"}, ("'lion'", "adamw")),
     "a blend every minus one steps": (lambda p: {"blend_freq": -1}, ("--blend-freq -1",)),
     "an unknown schedule": (lambda p: {"lr_type": "linear"}, ("--lr-type 'linear'", "cosine_")),
     "an unknown precision": (lambda p: {"precision": "fp8"}, ("fp8", "bf16")),

@@ -185,3 +185,11 @@ def test_a_word_of_pages_is_not_repeated_whole(words, run_script, hnerv_main, ca
 def test_a_sentence_that_quotes_pages_keeps_its_ends():
     text = str(UserError(f"the format is {'9' * 100_000}: update hnerv"))
     assert len(text) < 2100 and text.startswith("the format is 9") and text.endswith("9: update hnerv")
+
+
+def test_products_are_true_fp32_whatever_the_environment_asks_for():
+    script = "from hnerv.command import set_up_torch; set_up_torch(1); import torch; "
+    script += "print(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32)"
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment, text=True)
+    assert out.stdout.split() == ["highest", "False"]

@@ -95,7 +95,7 @@ class Driver:
         self.efforts: dict[str, Effort] = {}
         self.begun = 0
         self.posted: dict[str, object] = {}
-        self.width = max([len(video.name) for video in videos] + [len("video")])
+        self.width = min(max([len(video.name) for video in videos] + [len("video")]), 40)
         self.bar = tqdm(total=len(videos), unit="video", disable=not sys.stderr.isatty())
 
     def run(self) -> None:
@@ -106,7 +106,7 @@ class Driver:
             self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)), note=False)
         if self.waiting:
             again = f"hnerv fleet {shlex.quote(str(self.output))} --status"
-            self.say(f"a line for each video that is done; `{again}` tells of all")
+            self.say(f"a line for each video that ends; `{again}` shows all (bpp*: estimated, 8 bits a parameter)")
             self.say(table.heading(self.width))
         with StopSignals() as stop, self.bar:
             while (self.waiting or self.at_work) and not stop.asked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.errors import UserError
+from hnerv.errors import OtherRun, UserError
 from hnerv.files import read_json
 from hnerv.flags import Choice, check_segments
 from hnerv.fleet.ledger import Standing
@@ -49,8 +49,8 @@ def first_jobs(video: Video, output: Path) -> list[Job]:
     folder = SegmentedFolder(output / video.name)
     if folder.plan.is_file():
         return segment_jobs(video, known_plan(video, folder))
-    if folder.path.is_dir() and any(folder.path.iterdir()):
-        raise UserError(f"{folder.path} holds something that is no run in segments: move it aside, or name it anew")
+    if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
+        raise OtherRun(f"{folder.path} holds something that is no run in segments: move it aside, or name it anew")
     return [Job(video.name, video, video.choice, "plan")]
 
 
@@ -74,7 +74,7 @@ def known_plan(video: Video, folder: SegmentedFolder) -> Plan:
     """The plan that is there. Raises UserError for one that was made by other flags."""
     plan = read_plan(folder.plan)
     if plan.wishes != video.wishes or plan.frames != video.choice.config.video.frames:
-        raise UserError(
+        raise OtherRun(
             f"{folder.path} is divided by other --segment- flags or --frames: give those, or move it aside, or choose "
             "another name"
         )
@@ -111,20 +111,28 @@ def run_folder(job: Job, output: Path) -> RunFolder:
     try:
         return RunFolder.at(output, job.name, with_width(job, output), False)
     except UserError as error:
-        cause = str(error).split(": choose another --exp-id")[0]
-        raise UserError(f"{cause}: give its settings, or another name, or move it aside") from error
+        cause, _, mend = str(error).partition(": choose another --exp-id")
+        settings = "its settings, or " * ("to resume it" in mend)
+        raise type(error)(f"{cause}: give {settings}another name, or move it aside") from error
 
 
 def check_runs(videos: list[Video], output: Path) -> None:
-    """Raises UserError where every run that is there was made by other settings: the command is another fleet's."""
-    begun, causes = 0, []
+    """Raises UserError where all that has begun was made by other settings: the command is another fleet's.
+
+    A video that cannot be gone on with for another reason says nothing of that; it fails alone, in its turn.
+    """
+    differing = []
     for video in videos:
+        if not any((output / video.name / name).is_file() for name in ("config.json", "segments.json")):
+            continue
         try:
-            there = [job for job in first_jobs(video, output) if (output / job.name / "config.json").is_file()]
-            begun += bool(there)
-            for job in there:
-                run_folder(job, output)
-        except UserError as error:
-            causes.append(str(error))
-    if causes and len(causes) >= begun:
-        raise UserError(f"no run in {output} goes on with these settings: {causes[0]}")
+            for job in first_jobs(video, output):
+                if not in_segments(video) or (output / job.name / "config.json").is_file():
+                    run_folder(job, output)
+            return
+        except OtherRun as error:
+            differing.append(str(error))
+        except (UserError, OSError):
+            return
+    if differing:
+        raise UserError(f"no run in {output} goes on with these settings: {differing[0]}, or choose another -o")

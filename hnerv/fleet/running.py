@@ -59,11 +59,8 @@ def tell_dropped(output: Path, videos: list[Video]) -> None:
     with contextlib.suppress(UserError):  # there is none, or it is damaged and is about to be written anew
         former = table.names_of(output)
     if dropped := [name for name in former if name not in kept]:
-        print(
-            f"{len(dropped)} of the {len(former)} videos that were in {output} are not in this list, such as "
-            f"{dropped[0]}: their runs stay, their rows go",
-            flush=True,
-        )
+        shown = ", ".join(dropped[:3]) + ", …" * (len(dropped) > 3)
+        print(f"no longer among the videos of {output}, though their runs stay there: {shown}", flush=True)
 
 
 def write_table(output: Path, videos: list[Video], driver: Driver) -> list[table.Row]:

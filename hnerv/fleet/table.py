@@ -67,7 +67,11 @@ def names_of(folder: Path) -> list[str]:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no fleet, it has no {MANIFEST}: give the folder that -o named")
     try:
-        return [json.loads(line)["name"] for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines()]
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+        names = [json.loads(line)["name"] for line in lines]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name is no text")
+        return names
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): start the fleet's command again") from error
 
@@ -143,7 +147,7 @@ def lines(rows: list[Row], most: int = 60) -> str:
     return "\n".join([heading(width), *body, *more, *meaning, summary(rows)])
 
 
-def heading(width: int = 0) -> str:
+def heading(width: int) -> str:
     """Of the columns of `line`; `width` is that of the names."""
     return f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from hnerv.checkpoint import load_checkpoint
 from hnerv.command import next_commands
-from hnerv.config import Config, differences
+from hnerv.config import Config, differences, retired_among
 from hnerv.dataset import check_record, check_targets, pin_targets
-from hnerv.errors import UserError
+from hnerv.errors import OtherRun, UserError
 from hnerv.files import move_aside, read_json, replacing, write_json
 from hnerv.flags import Choice
 from hnerv.segments import is_segmented
@@ -217,8 +217,13 @@ def _check_name(exp_id: str, name: str, output: Path) -> None:
 
 
 def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
+    if gone := retired_among({name: theirs for name, (theirs, _) in differing.items()}):
+        raise OtherRun(
+            f"{path} was trained with {', '.join(gone)}, which is no more: it can be read, not gone on with: "
+            "choose another --exp-id, or --overwrite to move it aside"
+        )
     if differing:
-        raise UserError(
+        raise OtherRun(
             f"{path} holds a run with another configuration ({_told(differing)}): choose another --exp-id, "
             "give its settings to resume it, or --overwrite to move it aside"
         )
@@ -227,7 +232,7 @@ def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
 def _refuse_foreign(path: Path) -> None:
     """A folder of something else is not written into: cutting back the logs would cost its owner files."""
     if is_segmented(path):
-        raise UserError(
+        raise OtherRun(
             f"{path} holds a run in segments: give its --segment- flags to resume it, choose another --exp-id, or "
             "--overwrite to move it aside"
         )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from hnerv.config import TrainConfig
-from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV
 from hnerv.training.muon import Muon
 
@@ -34,9 +33,6 @@ def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Op
         for params, factor in ((network, 1.0), (codes, config.embed_lr_factor))
         if params
     ]
-    if config.optimizer not in OPTIMIZERS:
-        choices = ", ".join(OPTIMIZERS)
-        raise UserError(f"the run's optimiser {config.optimizer} is no more: train anew with one of {choices}")
     return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
 
 

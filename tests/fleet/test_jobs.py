@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.fleet import jobs
-from hnerv.fleet.jobs import check_runs
+from hnerv.fleet.jobs import check_runs, first_jobs
 from hnerv.fleet.manifest import Defaults, read_videos, write_manifest
 from hnerv.fleet.running import tell_dropped
-from hnerv.segments import Wishes
+from hnerv.segments import Plan, Segment, Wishes, write_plan
 
 
 @pytest.fixture
@@ -26,28 +26,76 @@ def videos(tmp_path):
     return read
 
 
-def test_other_settings_than_those_of_all_runs_are_another_fleet(videos, tmp_path, monkeypatch):
-    def refuse(job, _):
-        if job.choice.config.train.lr != 0.1:
-            raise UserError(f"{job.name} has lr 0.1")
+@pytest.fixture
+def begin(tmp_path, finished):
+    """begin(video) -> its run is there."""
 
-    monkeypatch.setattr(jobs, "run_folder", refuse)
+    def write(video) -> None:
+        record = json.loads((finished / "config.json").read_text())
+        record["config"] = video.choice.config.to_dict()
+        (tmp_path / video.name).mkdir(parents=True)
+        (tmp_path / video.name / "config.json").write_text(json.dumps(record))
+
+    return write
+
+
+REFUSED = "no run in .* goes on with these settings: .*, or choose another -o$"
+
+
+def test_other_settings_than_those_of_all_runs_are_another_fleet(videos, begin, tmp_path):
     ours, theirs = videos("a", "b", "c", lr=0.1), videos("a", "b", "c", lr=0.2)
     check_runs(theirs, tmp_path)
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+    begin(ours[0])
+    begin(ours[1])
     check_runs(ours, tmp_path)
-    with pytest.raises(UserError, match=r"no run in .* goes on with these settings: a has lr 0.1"):
+    with pytest.raises(UserError, match=REFUSED) as error:
         check_runs(theirs, tmp_path)
-    check_runs([ours[0], *theirs[1:]], tmp_path)  # one of two goes on: the other fails alone
+    assert "lr" in str(error.value) and "--exp-id" not in str(error.value)
+    check_runs([*theirs[:1], ours[1], *theirs[2:]], tmp_path)  # one of two goes on: the other fails alone
 
 
-def test_other_segments_are_another_fleet(videos, tmp_path):
+@pytest.mark.parametrize("name, wishes", [("config.json", 0), ("segments.json", 10), ("mine.txt", 0), ("mine.txt", 10)])
+def test_a_video_that_fails_for_another_reason_fails_alone(videos, tmp_path, name, wishes):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "segments.json").write_text("{}")
-    with pytest.raises(UserError, match="segments.json"):
-        check_runs(videos("a", "b", wishes=Wishes(10)), tmp_path)
+    (tmp_path / "a" / name).write_text("{torn")
+    check_runs(videos("a", "b", wishes=Wishes(wishes)), tmp_path)
+
+
+def test_other_segments_are_another_fleet(videos, begin, tmp_path):
+    (tmp_path / "a").mkdir()
+    write_plan(tmp_path / "a" / "segments.json", Plan(Wishes(8), "", 8, (Segment(0, "0:8", 0, 8),)))
+    check_runs(videos("a", "b", wishes=Wishes(8)), tmp_path)
+    for wishes in (Wishes(4), Wishes()):
+        with pytest.raises(UserError, match=REFUSED):
+            check_runs(videos("a", "b", wishes=wishes), tmp_path)
+    begin(videos("b", lr=0.1)[0])
+    check_runs(videos("a", "b", wishes=Wishes(8), lr=0.2), tmp_path)
+
+
+def test_a_run_becomes_no_run_in_segments(videos, begin, tmp_path):
+    begin(videos("a")[0])
+    with pytest.raises(UserError, match=REFUSED):
+        check_runs(videos("a", "b", wishes=Wishes(8)), tmp_path)
+
+
+def test_what_a_killed_driver_left_of_a_plan_is_nothing(videos, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".segments.json.123.tmp").write_text("{")
+    assert [job.entry for job in first_jobs(*videos("a", wishes=Wishes(8)), tmp_path)] == ["plan"]
+
+
+def test_a_fleet_of_an_optimiser_that_is_no_more(videos, begin, tmp_path):
+    (video,) = videos("a")
+    old = video.choice.config.to_dict()
+    old["train"]["optimizer"] = "soap"
+    begin(video._replace(choice=video.choice._replace(config=Config.from_dict(old))))
+    with pytest.raises(UserError, match="trained with --optimizer soap, which is no more") as error:
+        check_runs([video], tmp_path)
+    assert "its settings" not in str(error.value)
+    write_manifest(tmp_path / "old.jsonl", [video])
+    (tmp_path / "old.jsonl").write_text((tmp_path / "old.jsonl").read_text().replace('"muon"', '"soap"'))
+    with pytest.raises(UserError, match="line 1: --optimizer soap is no more"):
+        read_videos(tmp_path / "old.jsonl", Defaults())
 
 
 def test_videos_that_are_no_longer_in_the_list_are_named(videos, tmp_path, capsys):
@@ -59,4 +107,4 @@ def test_videos_that_are_no_longer_in_the_list_are_named(videos, tmp_path, capsy
     tell_dropped(tmp_path / "other", videos("a"))
     assert capsys.readouterr().out == ""
     tell_dropped(tmp_path, videos("a", "d"))
-    assert "2 of the 3 videos that were in" in (out := capsys.readouterr().out) and "such as b:" in out
+    assert capsys.readouterr().out == f"no longer among the videos of {tmp_path}, though their runs stay there: b, c\n"

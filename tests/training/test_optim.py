@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from hnerv.checkpoint import load_checkpoint, save_checkpoint
-from hnerv.config import Config
-from hnerv.errors import UserError
-from hnerv.training.optim import OPTIMIZERS, build_optimizer, clip_gradients, set_learning_rate
+from hnerv.training.optim import OPTIMIZERS, clip_gradients, set_learning_rate
 
 CONSTANT = {"lr": 0.001, "lr_type": "constant"}
 
@@ -153,15 +151,6 @@ def test_muon_moves_codes_and_biases_as_adam_does(make):
     biases = [stage.conv.bias for stage in trainer.model.decoder.stages]
     betas = trainer.optimizer.param_groups[0]["betas"]
     follow(trainer, [*trainer.model.embedding.levels, *biases], torch.optim.Adam, betas=betas)
-
-
-def test_an_optimiser_of_before_is_read_but_does_not_train(make):
-    trainer = make()
-    record = trainer.config.to_dict()
-    record["train"]["optimizer"] = "soap"
-    config = Config.from_dict(record)
-    with pytest.raises(UserError, match="optimiser soap is no more: .* muon, adam, adamw"):
-        build_optimizer(trainer.model, config.train)
 
 
 @pytest.mark.parametrize("largest", [0.0, 0.5, 1e6])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
@@ -215,3 +217,20 @@ def test_a_second_signal_ends_the_process_at_once():
         env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "once\n")
+
+
+def test_a_run_of_an_optimiser_that_is_no_more_is_read_but_not_gone_on_with(
+    tmp_path, finished, train, flags, evaluate, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    record, state = json.loads((run / "config.json").read_text()), torch.load(run / "checkpoints" / "latest.pt")
+    record["config"]["train"]["optimizer"] = state["run"]["config"]["train"]["optimizer"] = "soap"
+    (run / "config.json").write_text(json.dumps(record))
+    torch.save(state, run / "checkpoints" / "latest.pt")
+    assert evaluate(run) == 0
+    capsys.readouterr()
+    assert train(tmp_path, flags()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "trained with --optimizer soap, which is no more" in line and "choose another --exp-id" in line
+    assert "another configuration" not in line
