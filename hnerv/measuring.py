@@ -7,7 +7,6 @@ import json
 
 import torch
 
-from hnerv.clip import warned_once
 from hnerv.codec import open_parts, whole_folder
 from hnerv.dataset import targets_label
 from hnerv.errors import UserError
@@ -64,9 +63,8 @@ def measure_whole(ask: argparse.Namespace, device: torch.device) -> None:
     if ask.positions == "fractional":
         raise UserError("--positions fractional is measured of one segment: give its folder or its file")
     parts = []
-    with warned_once():
-        for first, opened in open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets):
-            parts.append(measure_part(first, opened(), ask.images))
+    for first, opened in open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets):
+        parts.append(measure_part(first, opened(), ask.images))
     folder, size = whole_folder(ask.path), 0 if ask.path.is_dir() else ask.path.stat().st_size
     cost = combined_cost(parts, size)
     summary = write_whole(folder, ask.path, parts, cost, size)

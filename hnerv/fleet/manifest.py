@@ -118,7 +118,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path}, line {number}", _row(f"{path}, line {number}", line)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: give a manifest of JSON lines, or the folder of the videos") from error
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): give a text file of JSON lines") from error
 
 

@@ -35,9 +35,9 @@ def run_fleet(source: Path, output: Path, defaults: Defaults, orders: Orders, wh
     with held(output):
         mend_end(output / "fleet.jsonl")
         check_runs(videos, output)
-        tell_dropped(output, videos)
-        write_manifest(output / table.MANIFEST, videos)
         with connected(where.address, where.needs, where.debug) as cluster:
+            tell_dropped(output, videos)
+            write_manifest(output / table.MANIFEST, videos)
             driver = Driver(cluster, output, videos, orders)
             try:
                 driver.run()
@@ -86,8 +86,13 @@ def check_failures(videos: list[Video], driver: Driver) -> None:
 def held(output: Path) -> Iterator[None]:
     """The output folder, kept from another fleet for the block. Raises UserError."""
     check_place(output / table.MANIFEST)
+    if any((output / name).is_file() for name in ("config.json", "segments.json")):
+        raise UserError(f"{output} holds a run, no fleet: choose another -o")
+    fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        if fresh:
+            stack.callback(_remove_empty, output)
         try:
             stack.enter_context(locked(output))
         except UserError as error:
@@ -97,3 +102,8 @@ def held(output: Path) -> Iterator[None]:
         for half in output.glob(".*.tmp"):  # of a driver that was killed while it wrote
             half.unlink(missing_ok=True)
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()

@@ -217,6 +217,9 @@ def _check_name(exp_id: str, name: str, output: Path) -> None:
 
 
 def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
+    """Raises OtherRun for {setting: (theirs, ours)}, but for a video that is only spelled in another way."""
+    if "data" in differing and len({os.path.abspath(place) for place in differing["data"]}) == 1:
+        differing = {name: pair for name, pair in differing.items() if name != "data"}
     if gone := retired_among({name: theirs for name, (theirs, _) in differing.items()}):
         raise OtherRun(
             f"{path} was trained with {', '.join(gone)}, which is no more: it can be read, not gone on with: "

@@ -10,7 +10,7 @@ from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.fleet.jobs import check_runs, first_jobs
 from hnerv.fleet.manifest import Defaults, read_videos, write_manifest
-from hnerv.fleet.running import tell_dropped
+from hnerv.fleet.running import held, tell_dropped
 from hnerv.segments import Plan, Segment, Wishes, write_plan
 
 
@@ -96,6 +96,23 @@ def test_a_fleet_of_an_optimiser_that_is_no_more(videos, begin, tmp_path):
     (tmp_path / "old.jsonl").write_text((tmp_path / "old.jsonl").read_text().replace('"muon"', '"soap"'))
     with pytest.raises(UserError, match="line 1: --optimizer soap is no more"):
         read_videos(tmp_path / "old.jsonl", Defaults())
+
+
+@pytest.mark.parametrize("name", ["config.json", "segments.json"])
+def test_a_fleet_is_not_put_into_a_run(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="holds a run, no fleet: choose another -o"), held(tmp_path):
+        pytest.fail("it was held")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_in_which_nothing_began_is_gone_again(tmp_path):
+    with pytest.raises(UserError), held(tmp_path / "fleet"):
+        raise UserError("no Ray")
+    assert not (tmp_path / "fleet").exists()
+    with held(tmp_path / "fleet"):
+        (tmp_path / "fleet" / "manifest.jsonl").write_text("")
+    assert (tmp_path / "fleet" / "manifest.jsonl").exists()
 
 
 def test_videos_that_are_no_longer_in_the_list_are_named(videos, tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_a_video_lies_in_no_folder_that_holds_another(manifest):
 
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b"\xff\xfe\0")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is no text: give a manifest"):
         read_videos(tmp_path / "m.jsonl", Defaults())
 
 

@@ -234,3 +234,13 @@ def test_a_run_of_an_optimiser_that_is_no_more_is_read_but_not_gone_on_with(
     (line,) = capsys.readouterr().err.splitlines()
     assert "trained with --optimizer soap, which is no more" in line and "choose another --exp-id" in line
     assert "another configuration" not in line
+
+
+def test_a_video_that_is_spelled_in_another_way_is_the_same(tmp_path, film, train, flags, monkeypatch):
+    shutil.copytree(film, tmp_path / "film")
+    monkeypatch.chdir(tmp_path)
+    words = flags(data="film", epochs=1)
+    assert train(tmp_path, words) == 0
+    assert train(tmp_path, flags(data=tmp_path / "film", epochs=1)) == 0
+    shutil.copytree(film, tmp_path / "other")
+    assert train(tmp_path, flags(data="other", epochs=1)) == 2
