@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from hnerv import __version__
 from hnerv.command import one_line_errors, set_up_torch
 from hnerv.flags import Parser
 
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 def build_parser() -> Parser:
     """The parser of every verb."""
     parser = Parser(prog="hnerv", description="Video as a neural representation: files, and what is made of runs.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, line in VERBS.items():
         sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")

@@ -48,9 +48,13 @@ def check_options(options: Options) -> None:
         raise UserError(f"--prune {options.prune} is not a share from 0 to below 1")
     if options.prune and options.steps == "minmax":
         raise UserError("--prune goes with --steps sensitivity or symmetric: 0 is no level of minmax")
-    numbers = options.target_bpp, options.tuning.epochs, options.tuning.rate_weight, options.tuning.lr
-    if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or not options.tuning.lr:
-        raise UserError("--target-bpp, --finetune-epochs and --rate-weight are at least 0, --finetune-lr is above 0")
+    tuning = options.tuning
+    numbers = {"target-bpp": options.target_bpp, "finetune-epochs": tuning.epochs, "rate-weight": tuning.rate_weight}
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} {value} is not a number from 0 on")
+    if not 0 < tuning.lr < math.inf:
+        raise UserError(f"--finetune-lr {tuning.lr} is not a number above 0")
     if options.target_bpp and options.bits != FINEST:
         raise UserError("--target-bpp finds the bits itself: drop --weight-bits and --latent-bits")
     if options.target_bpp and options.steps != SENSITIVITY:

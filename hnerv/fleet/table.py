@@ -132,7 +132,8 @@ def summary(rows: list[Row]) -> str:
     counts = {state: sum(row.state == state for row in rows) for state in STATES}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     retries, repeated = sum(row.retries for row in rows), sum(row.repeated_steps for row in rows)
-    return f"{len(rows)} videos: {told}; {retries} retries, {repeated} steps repeated"
+    videos = "1 video" if len(rows) == 1 else f"{len(rows)} videos"
+    return f"{videos}: {told}; {retries} retries, {repeated} steps repeated"
 
 
 def lines(rows: list[Row], most: int = 60) -> str:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from hnerv.cli import VERBS, build_parser
+from hnerv import __version__
+from hnerv.cli import VERBS, build_parser, main
 
 HEAVY = "torch torchvision numpy open_clip matplotlib av decord PIL tensorboard tqdm constriction ray fsspec"
 
@@ -82,3 +83,9 @@ def test_debug_shows_the_traceback(hnerv_main, tmp_path, capsys):
     gone = tmp_path / "gone.hnerv"
     assert hnerv_main("info", gone) == 2 and "Traceback" not in capsys.readouterr().err
     assert hnerv_main("info", gone, "--debug") == 2 and "Traceback" in capsys.readouterr().err
+
+
+def test_it_says_its_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"hnerv {__version__}\n"

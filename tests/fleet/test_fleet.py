@@ -207,7 +207,7 @@ def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "1 videos: 1 finished" in done.stdout
+    assert "1 video: 1 finished" in done.stdout
 
 
 @pytest.mark.campaign
