@@ -156,7 +156,7 @@ class TrainConfig:
 
     epochs: int = knob(300, "passes over the training frames")
     batch_size: int = knob(2, "frames per step, all of their patches")
-    lr: float = knob(0.004, "peak learning rate")
+    lr: float = knob(0.004, "peak learning rate; that of muon's matrices is a fixed multiple of it")
     lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + ", ".join(SCHEDULES))
     embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
     optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"))

@@ -34,6 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Moves every parameter that has a gradient, and leaves the gradients as they are. Reads nothing back."""
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if group["weight_decay"] and moved:

@@ -23,28 +23,22 @@ def parameters_of(model: DualHeadHNeRV) -> dict[str, list[nn.Parameter]]:
 def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Optimizer:
     """Two groups, the embedding's stored codes at `embed_lr_factor`; each group keeps its factor as `lr_factor`.
 
-    The encoder is a network like the decoder, so only the knots of `grid` count as codes.
+    The encoder is a network like the decoder, so only the knots of `grid` count as codes. These are no matrices, so
+    Muon, the only one to read `orthogonal`, leaves them to Adam.
     """
     codes = list(model.embedding.levels) if hasattr(model.embedding, "levels") else []
     ids = {id(p) for p in codes}
     network = [p for p in model.parameters() if id(p) not in ids]
     groups = [
-        {"params": params, "codes": params is codes, "lr": config.lr * factor, "lr_factor": factor}
+        {"params": params, "orthogonal": params is network, "lr": config.lr * factor, "lr_factor": factor}
         for params, factor in ((network, 1.0), (codes, config.embed_lr_factor))
         if params
     ]
     return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def _muon(groups: list[dict], **settings: float) -> torch.optim.Optimizer:
-    """Muon on the network, Adam on the codes, whose elements are no matrices."""
-    for group in groups:
-        group["orthogonal"] = not group["codes"]
-    return Muon(groups, **settings)
-
-
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "muon": _muon,
+    "muon": Muon,
     "adam": partial(torch.optim.Adam, fused=True),
     "adamw": partial(torch.optim.AdamW, fused=True),
 }
