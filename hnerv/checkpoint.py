@@ -12,9 +12,12 @@ from hnerv.dataset import RECORD_KEYS, check_record
 from hnerv.errors import RunError, UserError
 from hnerv.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
-PROGRESS_KEYS = {"epoch", "step", "step_in_epoch", "records", "times", "best", "logs"}
+PROGRESS_KEYS = {
+    "epoch", "step", "step_in_epoch", "records", "times", "best", "logs", "window", "peak", "rollbacks", "lr_scale",
+    "clock",
+}  # fmt: skip
 
 
 def save_checkpoint(path: Path, state: dict) -> None:

@@ -32,7 +32,8 @@ def make_state() -> dict:
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "progress": {
             "epoch": 1, "step": 2, "step_in_epoch": 0, "records": torch.zeros(2, 3), "times": [1.5],
-            "best": float("-inf"), "logs": {"metrics.jsonl": 10},
+            "best": float("-inf"), "logs": {"metrics.jsonl": 10}, "window": torch.zeros(1), "peak": 1.0,
+            "rollbacks": 0, "lr_scale": 1.0, "clock": {},
         },
         "evaluation": {"Eval/Frame/train_psnr": 30.0},
     }  # fmt: skip

@@ -15,7 +15,7 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 
 MAGIC = b"\x89HNRV\r\n\x1a"
-VERSION, SEGMENTED = 1, 2
+VERSION, SEGMENTED = 3, 4
 """Of a file of one model, and of one that holds several such files."""
 PROLOGUE = struct.Struct("<8sHHIIQI")
 """Magic, version, 0, bytes of the header as stored and inflated, bytes of the file, CRC-32 of all that + header."""
@@ -159,8 +159,8 @@ def _of_another_format(path: Path, version: int, wanted: int) -> UserError:
             f"{path} holds a video in segments, this takes one: `hnerv encode RUN/segments/00000 -o ONE.hnerv` makes it"
         )
     return UserError(
-        f"{path} is damaged, or written by a newer hnerv: it has format {version}, this one reads {wanted}: update "
-        f"hnerv, or {_COPY}"
+        f"{path} is damaged, or written by another hnerv: it has format {version}, this one reads {wanted}: use "
+        f"that version, or {_COPY}"
     )
 
 

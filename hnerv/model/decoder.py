@@ -36,10 +36,10 @@ def upsampling_taps(kernel: int, stride: int) -> Tensor:
 
 
 class ShuffledConv2d(nn.Conv2d):
-    """Convolution and pixel shuffle, equal to F.pixel_shuffle(conv(x), s) with the same weights.
+    """Convolution and pixel shuffle by s. Output channel (a s + b) C' + c is channel c of the pixel at offset (a, b).
 
-    The convolution puts its channels out as (s, s, C') instead of (C', s, s): in channels-last memory the shuffle then
-    moves runs of s C' numbers instead of single ones, which is several times faster, forward and backward.
+    F.pixel_shuffle orders its channels as (C', s, s). With (s, s, C') and channels-last memory the shuffle moves runs
+    of s C' numbers instead of single ones, which is several times faster, forward and backward.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
@@ -50,9 +50,7 @@ class ShuffledConv2d(nn.Conv2d):
         """(B, C, h, w) -> (B, C', s h, s w), `gain` times the convolution."""
         s = self.upsampling
         weight, bias = (self.weight, self.bias) if gain == 1 else (gain * self.weight, gain * self.bias)
-        weight = weight.permute(0, 2, 3, 1).unflatten(0, (-1, s * s)).transpose(0, 1).flatten(0, 1)
-        bias = bias.unflatten(0, (-1, s * s)).t().flatten()
-        y = F.conv2d(x, weight.permute(0, 3, 1, 2), bias, padding=self.padding).permute(0, 2, 3, 1)
+        y = F.conv2d(x, weight, bias, padding=self.padding).permute(0, 2, 3, 1)
         y = y.unflatten(3, (s, s, -1)).transpose(2, 3)  # (B, h, s, w, s, C')
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
@@ -72,7 +70,7 @@ class UpStage(nn.Module):
         if bilinear and not self.conv.weight.is_meta:  # see `_initial_knots`
             mix = nn.Conv2d(inputs, outputs, 1).weight.detach()
             with torch.no_grad():
-                self.conv.weight += (mix[:, None] * upsampling_taps(kernel, stride)[:, None]).flatten(0, 1)
+                self.conv.weight += (upsampling_taps(kernel, stride)[:, None, None] * mix).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', s h, s w)."""
@@ -80,7 +78,10 @@ class UpStage(nn.Module):
 
 
 class RgbHead(nn.Module):
-    """3x3 convolution to RGB, with a pixel shuffle where it upsamples; in fp32, whatever the features are."""
+    """3x3 convolution to RGB, with a pixel shuffle where it upsamples.
+
+    Under autocast its products are in bf16, as those of the decoder; what comes out is fp32.
+    """
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -88,17 +89,24 @@ class RgbHead(nn.Module):
         self.conv = ShuffledConv2d(channels, 3, 3, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, s h, s w) in [0, 1]."""
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.sigmoid(self.conv(x.float(), gain=2))  # = (1 + tanh(conv(x))) / 2
+        """(B, C, h, w) -> (B, 3, s h, s w) in [0, 1], fp32."""
+        return torch.sigmoid(self.conv(x, gain=2).float())  # = (1 + tanh(conv(x))) / 2
 
 
 def stage_widths(width: int, config: ModelConfig) -> list[int]:
-    """Channels after the stem and after each stage: C_{i+1} = max(round(C_i / reduce), lower_width) (HNeRV)."""
+    """Channels after the stem and after each stage: C_{i+1} = max(round(C_i / reduce), lower_width) (HNeRV).
+
+    Each is then rounded to a multiple of `width_multiple`, the last first. What rounding adds to a stage is taken from
+    the next, so that not all stages are rounded up, or down, at once: sizes of models lie closer together.
+    """
     widths = [width]
     for _ in config.dec_strides:
         widths.append(max(round(widths[-1] / config.reduce), config.lower_width))
-    return widths
+    multiple, rounded, owed = config.width_multiple, [], 0
+    for channels in reversed(widths):
+        rounded.append(max(round((channels + owed) / multiple), 1) * multiple)
+        owed += channels - rounded[-1]
+    return rounded[::-1]
 
 
 class Features(NamedTuple):
@@ -115,7 +123,7 @@ class Decoder(nn.Module):
         super().__init__()
         first, last = parse_kernels(config.ks)
         self.widths = stage_widths(width, config)
-        self.stem = nn.Conv2d(embed_dim, width, 1)
+        self.stem = nn.Conv2d(embed_dim, self.widths[0], 1)
         self.act = ACTIVATIONS[config.act]
         self.stages = nn.ModuleList(
             UpStage(*self.widths[i : i + 2], min(first + 2 * i, last), stride, config.act, config.bilinear_init)
@@ -127,7 +135,7 @@ class Decoder(nn.Module):
     def forward(self, codes: Tensor, drawn: int | None = None) -> Features:
         """codes (B, C, h0, w0) of whole canvases -> features of whole canvases: `last` of the first `drawn` alone."""
         site = self.to_site(codes)
-        x = site[:drawn]
+        x = site if drawn is None else site[:drawn]
         for stage in self.stages[self.site :]:
             x = stage(x)
         return Features(x, site)

@@ -22,7 +22,7 @@ STRETCH = 16
 def read_file(data: bytes) -> tuple[dict, dict[str, bytes]]:
     """A whole file -> its header and {section: bytes}."""
     magic, version, zero, stored, inflated, size, crc = struct.unpack_from("<8sHHIIQI", data)
-    assert (magic, version, zero, size) == (MAGIC, 1, 0, len(data))
+    assert (magic, version, zero, size) == (MAGIC, 3, 0, len(data))
     assert crc == zlib.crc32(data[:28] + data[32 : 32 + stored])
     text = zlib.decompress(data[32 : 32 + stored])
     assert len(text) == inflated

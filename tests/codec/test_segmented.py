@@ -22,7 +22,7 @@ from hnerv.codec import (
     write_film,
 )
 from hnerv.codec import file as file_module
-from hnerv.codec.container import PROLOGUE, is_segmented_file, pack_header, read_header, read_section
+from hnerv.codec.container import PROLOGUE, SEGMENTED, is_segmented_file, pack_header, read_header, read_section
 from hnerv.errors import UserError
 from hnerv.evaluation.opening import open_checkpoint
 
@@ -121,9 +121,9 @@ def test_cut_short_or_longer(joined, tmp_path):
 
 def forged(joined: Path, path: Path, **changes: object) -> Path:
     """The file under another header with sound checksums."""
-    header, header_bytes, size = read_header(joined, 2)
+    header, header_bytes, size = read_header(joined, SEGMENTED)
     behind = joined.read_bytes()[header_bytes:]
-    path.write_bytes(pack_header(header | changes, len(behind), 2) + behind)
+    path.write_bytes(pack_header(header | changes, len(behind), SEGMENTED) + behind)
     return path
 
 
@@ -194,12 +194,12 @@ def test_who_takes_one_model_says_so(joined):
         Bitstream(joined)
 
 
-def test_a_newer_format_is_called_so(joined, tmp_path):
+def test_another_format_is_called_so(joined, tmp_path):
     data = bytearray(joined.read_bytes())
-    struct.pack_into("<H", data, 8, 3)
+    struct.pack_into("<H", data, 8, SEGMENTED + 1)
     path = tmp_path / "newer.hnerv"
     path.write_bytes(data)
-    with pytest.raises(UserError, match="newer hnerv: it has format 3"):
+    with pytest.raises(UserError, match=f"another hnerv: it has format {SEGMENTED + 1}"):
         open_film(path)
     assert PROLOGUE.size == 32
 
