@@ -65,6 +65,7 @@ def test_arithmetic_of_the_head_by_hand(run):
     for stage in model.decoder.stages[: model.decoder.site]:
         macs += stage.conv.weight.numel() * places
         places *= stage.reach.stride**2
+    macs += sum(level.numel() for level in model.embedding.levels)  # a share of each knot
     patches = scene.rows * scene.cols
     head = sum(p.numel() for p in model.clip_head.parameters() if p.dim() > 1)
     assert gmac_of_head(model) == pytest.approx((macs / patches + head) / 1e9)
