@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hnerv.training.muon import COEFFICIENTS, MATRIX_RATE, ROUNDS, Muon, orthogonal
+from hnerv.training.muon import COEFFICIENTS, MATRIX_RATE, ROUNDS, Muon, orthogonalize
 
 SHAPES = [(5, 7, 1, 1), (12, 5, 3, 3), (40, 12, 3, 3), (7, 1, 5, 5), (6, 7, 2, 3), (9, 7, 3), (9, 14), (14, 9)]
 """Of convolutions, one of them depthwise, and of linear layers."""
@@ -37,8 +37,8 @@ def test_orthogonal_against_decompositions(shape, spread):
     x = torch.linalg.qr(left)[0] * values @ torch.linalg.qr(right)[0].mT
     x *= torch.tensor([1e-9, 1e-3, 1e4], dtype=torch.float64)[:, None, None]
     expected = torch.stack([by_decomposition(one) for one in x])
-    torch.testing.assert_close(orthogonal(x).double(), expected, rtol=0, atol=1e-9)
-    found = orthogonal(x.float())
+    torch.testing.assert_close(orthogonalize(x).double(), expected, rtol=0, atol=1e-9)
+    found = orthogonalize(x.float())
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-3)
     assert torch.linalg.svdvals(found).max() < 1.25
 
@@ -47,13 +47,13 @@ def test_orthogonal_against_decompositions(shape, spread):
 def test_a_matrix_of_low_rank_keeps_it(rank):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 12, rank, generator=draw) @ torch.randn(2, rank, 7, generator=draw)
-    values = torch.linalg.svdvals(orthogonal(x))
+    values = torch.linalg.svdvals(orthogonalize(x))
     assert values[:, :rank].min() > 0.6 and values.max() < 1.25 and values[:, rank:].max() < 0.01
 
 
 def test_singular_values_come_near_one():
     x = torch.randn(3, 40, 20, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonal(x))
+    values = torch.linalg.svdvals(orthogonalize(x))
     assert values.min() > 0.6 and values.max() < 1.3
 
 
@@ -61,11 +61,11 @@ def test_singular_values_come_near_one():
 def test_hardly_any_gradient_hardly_moves(norm):
     """Around the 1e-15 below which the norm is no longer divided by."""
     x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.linalg.svdvals(orthogonal(norm * x / x.norm())).max() < 1.25
+    assert torch.linalg.svdvals(orthogonalize(norm * x / x.norm())).max() < 1.25
 
 
 def test_no_gradient_moves_nothing():
-    assert torch.equal(orthogonal(torch.zeros(2, 4, 3)), torch.zeros(2, 4, 3))
+    assert torch.equal(orthogonalize(torch.zeros(2, 4, 3)), torch.zeros(2, 4, 3))
     weight = nn.Parameter(torch.ones(3, 4))
     Muon([weight], lr=1, weight_decay=0.1).step()
     assert torch.equal(weight, torch.ones(3, 4))
@@ -149,7 +149,7 @@ def test_a_gradient_is_left_as_it_was():
 
 
 def test_its_state_comes_back_for_other_arithmetic():
-    """Tensors follow the parameter; the number of steps stays one."""
+    """Tensors follow the parameter; the number of steps stays fp32."""
     weights = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3))]
     for p in weights:
         p.grad = torch.full_like(p, 0.5)
@@ -159,4 +159,5 @@ def test_its_state_comes_back_for_other_arithmetic():
     second = Muon(twins, lr=0.01)
     second.load_state_dict(first.state_dict())
     assert second.state[twins[0]]["momentum"].dtype == torch.float64
-    assert type(second.state[twins[1]]["step"]) is int and second.state[twins[1]]["step"] == 1
+    step = second.state[twins[1]]["step"]
+    assert step.dtype == torch.float32 and step == 1
