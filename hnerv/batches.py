@@ -1,18 +1,18 @@
 """What the steps of an epoch are given: training frames in a drawn order, blends between them, frames near them.
 
-F frames of an epoch, S its steps, B frames of a step, N near frames, P patches, D embedding dimensions.
+F frames of an epoch, S its steps, B frames of a step, P patches, D embedding dimensions, W columns of a plan.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hnerv.config import Config
-from hnerv.dataset import Batch, FrameStore
+from hnerv.dataset import Batch, FrameStore, Near
 from hnerv.losses import Embedded, clip_loss, compares_frames
 from hnerv.model import DualHeadHNeRV
 
@@ -20,27 +20,86 @@ NEAR = (2, 6)
 """How many training frames away a near frame is, at least and at most: a frame beside it may be taken for it."""
 
 
+class Counts(NamedTuple):
+    """How many training frames, blends and near frames a step has: the shapes of its tensors."""
+
+    real: int
+    blends: int
+    near: int
+
+    @property
+    def shown(self) -> int:
+        """Pictures: frames and blends."""
+        return self.real + self.blends
+
+
+class Plan(NamedTuple):
+    """An epoch: row i of `rows` (S, W) and `times` (S, W) belongs to step i, whose Counts are `counts[i]`.
+
+    In a row stand the training frames, the blends, then the near frames; what is left of it is 0. Rows are those of
+    the FrameStore, times are positions in the video.
+    """
+
+    rows: Tensor
+    times: Tensor
+    counts: list[Counts]
+
+
 class Batches:
-    """Of the training frames of `store`, for `model`. Everything is drawn from the generator that `epoch` is given."""
+    """Of the training frames of `store`, for `model`. Everything is drawn from the generator that `plan` is given."""
 
     def __init__(self, store: FrameStore, model: DualHeadHNeRV, config: Config) -> None:
-        self.store, self.train, self.loss = store, config.train, config.loss
+        self.store, self.train = store, config.train
         self.positions = torch.tensor(model.scene.train)
-        self.between = torch.tensor(model.scene.between if model.embedding.at_any_time else (), dtype=torch.long)
-        self.has_head = model.clip_head is not None
+        self.between = store.between if model.embedding.at_any_time else store.between[:0]
+        self.compares = model.clip_head is not None and compares_frames(config.loss.clip_loss)
+
+    @property
+    def width(self) -> int:
+        """Columns of a plan."""
+        return 2 * self.train.batch_size + 1
 
     @property
     def sizes(self) -> Tensor:
         """Training frames of each step, (S,)."""
         return torch.tensor([len(part) for part in self.positions.split(self.train.batch_size)])
 
+    def plan(self, draw: torch.Generator) -> Plan:
+        """An epoch, on the CPU."""
+        order = self.positions[torch.randperm(len(self.positions), generator=draw)]
+        steps = [*zip(order.split(self.train.batch_size), self._blends(draw), self._near(order, draw), strict=True)]
+        rows, times = torch.zeros(len(steps), self.width, dtype=torch.long), torch.zeros(len(steps), self.width)
+        for i, (real, between, near) in enumerate(steps):
+            count = len(real) + len(between) + len(near)
+            rows[i, :count] = torch.cat([real, self.store.rows(between), near])
+            times[i, :count] = torch.cat([real, between, near])
+        return Plan(rows, times, [Counts(*map(len, step)) for step in steps])
+
     def epoch(self, draw: torch.Generator, begin: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `begin` on; what comes before is drawn too, but not made."""
-        order = self.positions[torch.randperm(len(self.positions), generator=draw)]
-        steps = zip(order.split(self.train.batch_size), self._blends(draw), self._near(order, draw), strict=True)
-        for positions, between, near in itertools.islice(steps, begin, None):
-            batch = self.store.batch(positions, between)
-            yield batch if near is None else batch._replace(near=self.store.near(near))
+        plan = self.plan(draw)
+        for i in range(begin, len(plan.counts)):
+            self.make(plan, i)
+            yield self.batch(plan.rows[i], plan.times[i].to(self.store.device, non_blocking=True), plan.counts[i])
+
+    def make(self, plan: Plan, step: int) -> None:
+        """Makes the blends of a step, if they are not made yet."""
+        real, blends, _ = plan.counts[step]
+        if blends:
+            self.store.make(plan.rows[step, real : real + blends])
+
+    def make_all(self) -> None:
+        """Makes all blends that a step may be given."""
+        self.store.make(self.store.rows(self.between))
+
+    def batch(self, rows: Tensor, times: Tensor, counts: Counts, clip: bool = True) -> Batch:
+        """The Batch of a row of a plan, `rows` (W,) on the CPU or the device, `times` (W,) on the device."""
+        shown = counts.shown
+        found = self.store.gather(times[:shown], rows[:shown], counts.real, clip)
+        if not counts.near or not clip:
+            return found
+        end = shown + counts.near
+        return found._replace(near=Near(times[shown:end], self.store.clip(rows[shown:end])))
 
     def _blends(self, draw: torch.Generator) -> list[Tensor]:
         """For each step of an epoch the positions (1 or 0,) between training frames that it is also given."""
@@ -50,10 +109,10 @@ class Batches:
         drawn = self.between[torch.randint(len(self.between), (steps,), generator=draw)]
         return [drawn[i : i + 1 if i % every == 0 else i] for i in range(steps)]
 
-    def _near(self, order: Tensor, draw: torch.Generator) -> list[Tensor | None]:
+    def _near(self, order: Tensor, draw: torch.Generator) -> list[Tensor]:
         """For each step the positions of training frames near those of `order` (F,), if its loss compares frames."""
-        if not self.has_head or not compares_frames(self.loss.clip_loss):
-            return [None] * len(self.sizes)
+        if not self.compares:
+            return [order[:0]] * len(self.sizes)
         places = torch.searchsorted(self.positions, order)
         near = self.positions[near_places(places, len(self.positions), draw)]
         return list(near.split(self.train.batch_size))

@@ -5,7 +5,6 @@ N frames, B batch, P patches, H W pixels, D embedding dimensions.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,50 +163,84 @@ class Batch(NamedTuple):
 
 
 class FrameStore:
-    """The frames as uint8 and the targets, on the device where they fit, in host memory where they do not."""
+    """The frames as uint8 and the targets, on the device where they fit, in host memory where they do not.
+
+    Row r of the store is frame r of the video for r < N, and the blend for position `between[r - N]` from N on: the
+    picture between the two nearest training frames, and the blend of their targets. The frame of the video at that
+    position is not read for it. A blend is made when it is first asked for.
+    """
 
     SHARE_OF_DEVICE_MEMORY = 0.5
 
-    def __init__(self, material: Material, device: torch.device) -> None:
-        self.device = device
-        self._train = torch.tensor(material.scene.train)
-        frames = material.video.frames
-        room = self.SHARE_OF_DEVICE_MEMORY * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
-        frames = frames.to(device) if frames.nbytes < room else frames
+    def __init__(self, material: Material, device: torch.device, share_of_device: float = 1.0) -> None:
+        """`share_of_device` is this process's part of a GPU that several use."""
+        self.device, scene = device, material.scene
+        self._train = torch.tensor(scene.train)
+        self.between = torch.tensor(scene.between, dtype=torch.long)
+        frames = material.video.frames.permute(0, 2, 3, 1)
+        pictures = len(frames) + len(self.between)
+        self.resident = device.type == "cpu" or pictures * frames[0].nbytes < _room(device, share_of_device)
         # Channels last, as the network computes: layouts that meet cost several times the arithmetic on them.
-        self._frames = frames.permute(0, 2, 3, 1).contiguous()
-        self._made: dict[int, Tensor] = {}
-        self._clip = None if material.targets is None else material.targets.embeddings.to(device)
+        self._frames = _copied(frames, device if self.resident else torch.device("cpu"))
+        self._blends = self._frames[:0]
+        self._missing = set(range(len(self.between)))
+        self._clip = None if material.targets is None else self._with_blends(material.targets.embeddings.to(device))
+
+    def rows(self, between: Tensor) -> Tensor:
+        """Positions (E,) that lie between training frames -> the rows of their blends."""
+        return len(self._frames) + torch.searchsorted(self.between, between)
 
     def frames(self, positions: Tensor) -> Tensor:
         """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
         return self._unit(self._levels(positions))
 
-    def clip(self, positions: Tensor) -> Tensor | None:
-        """Positions (B,) -> targets (B, P, D) on the device; None without targets."""
-        return None if self._clip is None else self._clip[positions.to(self.device, non_blocking=True)]
+    def clip(self, rows: Tensor) -> Tensor | None:
+        """Rows (B,) -> targets (B, P, D) on the device; None without targets."""
+        return None if self._clip is None else self._clip.index_select(0, rows.to(self.device, non_blocking=True))
 
     def batch(self, positions: Tensor, between: Tensor | None = None) -> Batch:
-        """Positions (B,), and `between` (E,) that lie between training frames -> a Batch of B + E on the device.
+        """Positions (B,), and `between` (E,) that lie between training frames -> a Batch of B + E on the device."""
+        times, rows, real = positions, positions, len(positions)
+        if between is not None and len(between):
+            times, rows = torch.cat([positions, between]), torch.cat([positions, self.rows(between)])
+            self.make(rows[real:])
+        return self.gather(times.to(self.device, non_blocking=True).float(), rows, real)
 
-        What stands for the latter is made of the two nearest training frames, and of their targets: the frames of the
-        video that lie there are not read.
+    def gather(self, times: Tensor, rows: Tensor, real: int, clip: bool = True) -> Batch:
+        """The Batch of the first `real` rows, which are frames, and the others, blends that are made, at `times`.
+
+        No operation waits for the device, and none depends on the values in `rows`, where these are on the device too.
         """
-        times, real = self._times(positions), len(positions)
-        if between is None or not len(between):
-            return Batch(times, self.frames(positions), self.clip(positions), real)
-        drawn = [self._picture(position) for position in between.tolist()]
-        frames = self._unit(torch.cat([self._levels(positions), *drawn]))
-        times = torch.cat([times, self._times(between)])
-        if self._clip is None:
-            return Batch(times, frames, None, real)
-        low, high, share = self._neighbours(between)
-        clip = torch.lerp(self.clip(low), self.clip(high), share.view(-1, 1, 1))
-        return Batch(times, frames, torch.cat([self.clip(positions), F.normalize(clip, dim=-1)]), real)
+        levels = self._levels(rows[:real])
+        if len(rows) > real:
+            levels = torch.cat([levels, _select(self._blends, rows[real:] - len(self._frames))])
+        return Batch(times, self._unit(levels), self.clip(rows) if clip else None, real)
+
+    @torch.no_grad()
+    def make(self, rows: Tensor) -> None:
+        """Makes the blends of these rows (E,), on the CPU, that are not made yet: each alone, so always the same."""
+        for blend in self._missing.intersection((rows - len(self._frames)).tolist() if self._missing else ()):
+            low, high, share = self._neighbours(self.between[blend : blend + 1])
+            picture = between_frames(self.frames(low), self.frames(high), share).mul(255).round().byte()
+            if not len(self._blends):
+                self._blends = self._frames.new_empty(len(self.between), *self._frames.shape[1:])
+            self._blends[blend] = picture[0].permute(1, 2, 0)
+            self._missing.remove(blend)
+
+    def _with_blends(self, targets: Tensor) -> Tensor:
+        """Targets (N, P, D) of the frames -> those of all rows."""
+        low, high, share = self._neighbours(self.between)
+        blends = torch.lerp(targets[low.to(targets.device)], targets[high.to(targets.device)], share.view(-1, 1, 1))
+        return torch.cat([targets, F.normalize(blends, dim=-1)])
+
+    def _neighbours(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (E,) -> the training frames before and after, and the share (E,) of the way, on the device."""
+        after = torch.searchsorted(self._train, positions)
+        low, high = self._train[after - 1], self._train[after]
+        return low, high, ((positions - low) / (high - low)).to(self.device)
 
     def _levels(self, positions: Tensor) -> Tensor:
-        """Positions (B,) -> (B, H, W, 3) uint8, where the frames are kept."""
-        return self._frames.index_select(0, positions.to(self._frames.device, non_blocking=True))
+        return _select(self._frames, positions)
 
     def _unit(self, levels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
@@ -215,24 +248,23 @@ class FrameStore:
             levels = levels.pin_memory().to(self.device, non_blocking=True)
         return levels.permute(0, 3, 1, 2).float().div_(255)
 
-    def _picture(self, position: int) -> Tensor:
-        """(1, H, W, 3) uint8, beside the frames: made when it is first asked for, alone, so always the same."""
-        if position not in self._made:
-            low, high, share = self._neighbours(torch.tensor([position]))
-            picture = between_frames(self.frames(low), self.frames(high), share)
-            levels = picture.mul(255).round().byte().permute(0, 2, 3, 1).contiguous()
-            self._made[position] = levels.to(self._frames.device)
-        return self._made[position]
 
-    def _neighbours(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions (E,) -> the training frames before and after, and the share (E,) of the way, on the device."""
-        after = torch.searchsorted(self._train, positions)
-        low, high = self._train[after - 1], self._train[after]
-        return low, high, ((positions - low) / (high - low)).to(self.device, non_blocking=True)
+def _room(device: torch.device, share: float) -> float:
+    """Bytes that frames may take of a CUDA device."""
+    free, total = torch.cuda.mem_get_info(device)
+    return FrameStore.SHARE_OF_DEVICE_MEMORY * min(free, share * total)
 
-    def near(self, positions: Tensor) -> Near:
-        """Positions (B,) -> their times and targets, on the device. A run without targets has none."""
-        return Near(self._times(positions), self.clip(positions))
 
-    def _times(self, positions: Tensor) -> Tensor:
-        return positions.to(self.device, non_blocking=True).float()
+def _copied(frames: Tensor, device: torch.device) -> Tensor:
+    """Contiguous on the device; copied in parts, so that no second copy of all of them is there at any time."""
+    if frames.device.type == device.type:
+        return frames.contiguous()
+    found = torch.empty(frames.shape, dtype=frames.dtype, device=device)
+    for part, source in zip(found.split(16), frames.split(16), strict=True):
+        part.copy_(source)
+    return found
+
+
+def _select(pictures: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B,) of (N, H, W, 3), where these are. Towards the CPU the copy of `rows` waits: they are read at once."""
+    return pictures.index_select(0, rows.to(pictures.device, non_blocking=pictures.is_cuda))

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 def _l1(pred: Tensor, target: Tensor) -> Tensor:
-    return (pred - target).abs().sum() / pred.numel()  # the gradient of a mean would leave the layout of `pred`
+    return (pred - target).abs().sum() / pred.numel()  # the gradient of a mean would not be in the layout of `pred`
 
 
 def _l2(pred: Tensor, target: Tensor) -> Tensor:
-    return (pred - target).square().sum() / pred.numel()
+    import torch.nn.functional as F
+
+    # Its gradient is always contiguous: with channels last, as pictures are in memory, it has their layout.
+    return F.mse_loss(pred.movedim(1, -1), target.movedim(1, -1))
 
 
 def _one_minus_ssim(pred: Tensor, target: Tensor) -> Tensor:
@@ -90,7 +93,12 @@ def pixel_loss(name: str, pred: Tensor, target: Tensor) -> Tensor:
     """
     mix = _mix(name)
     pred, target = pred.float(), target.float()
-    first, *rest = (weight * TERMS[term](pred, target) for term, weight in mix.items())
+    return _sum({term: TERMS[term](pred, target) for term in mix}, mix)
+
+
+def _sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum, without operators for a weight of 1."""
+    first, *rest = (value if weights[term] == 1 else weights[term] * value for term, value in terms.items())
     return sum(rest, start=first)
 
 
@@ -149,8 +157,7 @@ def clip_loss(name: str, here: Embedded, near: Embedded | None = None) -> Tensor
 
     `near` are embeddings of as many near frames as `here` has first, if `compares_frames(name)`.
     """
-    first, *rest = (weight * CLIP_TERMS[term](here, near) for term, weight in CLIP_LOSSES[name].items())
-    return sum(rest, start=first)
+    return _sum({term: CLIP_TERMS[term](here, near) for term in CLIP_LOSSES[name]}, CLIP_LOSSES[name])
 
 
 def _mix(name: str) -> Mapping[str, float]:

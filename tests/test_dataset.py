@@ -252,8 +252,6 @@ def test_a_batch_may_be_changed_without_changing_the_store(material):
 @pytest.mark.cuda
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_a_store_on_cuda_is_the_same(material, monkeypatch, share):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     monkeypatch.setattr(FrameStore, "SHARE_OF_DEVICE_MEMORY", share)
     positions = torch.tensor([3, 0])
     between = torch.tensor([2])
@@ -262,6 +260,9 @@ def test_a_store_on_cuda_is_the_same(material, monkeypatch, share):
         FrameStore(material, CPU).batch(positions, between),
     )
     assert there.frames.is_cuda and there.clip.is_cuda and there.times.is_cuda
-    assert torch.equal(there.frames[:2].cpu(), here.frames[:2]) and torch.equal(there.clip[:2].cpu(), here.clip[:2])
-    assert torch.allclose(there.frames.cpu(), here.frames) and torch.allclose(there.clip.cpu(), here.clip)
+    # In levels: CUDA divides by 255 as a multiplication, to the last bit but one. A blend is rounded to 8 bits, and its
+    # values that lie between two levels may fall to either.
+    levels = (255 * (there.frames.cpu() - here.frames)).abs()
+    assert levels[:2].max() < 1e-4 and levels[2].max() < 1 + 1e-4
+    assert torch.equal(there.clip[:2].cpu(), here.clip[:2]) and torch.allclose(there.clip.cpu(), here.clip)
     assert there.real == here.real == 2

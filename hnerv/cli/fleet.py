@@ -73,7 +73,8 @@ def run(ask: argparse.Namespace) -> None:
     needs = Needs(ask.cpus_per_task, ask.gpus_per_task, bytes_of(ask.memory_per_task))
     threads = ask.threads or max(int(ask.cpus_per_task), 1)
     device = "cuda" if ask.gpus_per_task else "cpu"
-    orders = Orders(log, device, threads, ask.retries, sys.argv, ask.deterministic)
+    share = min(ask.gpus_per_task, 1.0) or 1.0
+    orders = Orders(log, device, threads, ask.retries, sys.argv, ask.deterministic, share)
     defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init))
     run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
     print(next_commands(ask.output / "NAME", ask.output))

@@ -47,7 +47,7 @@ PATIENCE = 60.0
 
 
 class Orders(NamedTuple):
-    """What holds for every task: what is logged, where it computes, threads, fruitless tries, command, CUDA."""
+    """What holds for every task: what is logged, where it computes and with how much of it, retries, command."""
 
     log: LogConfig
     device: str
@@ -55,6 +55,7 @@ class Orders(NamedTuple):
     retries: int
     command: list[str]
     deterministic: bool = False
+    gpu_share: float = 1.0
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Driver:
         place = place_of(job.video.data)
         task = Task(
             job.name, attempt.number, job.choice, orders.log, orders.device, orders.threads, place,
-            str(self.output / job.name), orders.command, job.frames,
+            str(self.output / job.name), orders.command, job.frames, gpu_share=orders.gpu_share,
         )  # fmt: skip
         sent = self.posted.get(job.video.name)
         attempt.sent = sent is not None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hnerv.config import Config, check_current
+from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.flags import Choice, check_segments
@@ -186,9 +186,7 @@ def _choice(row: dict, data: str, defaults: Defaults) -> Choice:
         raise UserError(f"unknown {', '.join(sorted(unknown))[:200]}: flags are those of train_patch_dual.py")
     sections = config.to_dict()
     changed = {part: {key: row.get(key, value) for key, value in knobs.items()} for part, knobs in sections.items()}
-    config = Config.from_dict(changed)
-    check_current(config)
-    return Choice(name, base, config)
+    return Choice(name, base, Config.from_dict(changed))
 
 
 def _check_unique(where: str, name: str, seen: dict[str, str], in_folder: bool) -> None:

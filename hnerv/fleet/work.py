@@ -52,6 +52,7 @@ class Task(NamedTuple):
     """Checkpoint of the segment in front, whose weights a fresh run begins with."""
     initial_name: str = ""
     deterministic: bool = False
+    gpu_share: float = 1.0
     version: str = __version__
 
 
@@ -88,7 +89,7 @@ def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> O
     start = time.monotonic()
     with _one_line() as outcome:
         _check_version(task)
-        set_up_torch(task.threads, task.deterministic)
+        set_up_torch(task.threads, task.deterministic, benchmark=True)
         sys.argv = task.command
         folder = _fresh_folder()
         unpack(parcel, folder)
@@ -115,7 +116,10 @@ def _train(task: Task, folder: Path, sent: bytes | None, handing: Handing) -> Ou
     found = Found(path, task.place.source) if path else None
     device = pick_device(task.device)
     initial = _initial(task, folder.parent)
-    how = How(device, task.log, Limits(), task.like, initial, task.frames, found, saved=handing.saved)
+    how = How(
+        device, task.log, Limits(), task.like, initial, task.frames, found, gpu_share=task.gpu_share,
+        saved=handing.saved,
+    )  # fmt: skip
     train_run(task.choice, RunFolder(folder, False), how)
     handing.all()
     return Outcome("finished")

@@ -63,7 +63,9 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Performance": {
-        "parts of a step (ms)": tuple(f"Train/Performance/{p}_ms" for p in ("forward", "backward", "optimizer")),
+        "parts of a step (ms)": tuple(
+            f"Train/Performance/{part}_ms" for part in ("forward", "backward", "optimizer", "graph")
+        ),
         "patches per second": ("Train/Performance/patches_per_second",),
         "time of an epoch (s)": ("Train/Performance/epoch_seconds",),
         "shares of data and logging (%)": ("Train/Performance/data_share", "Train/Performance/logging_share"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from hnerv.config import Config, LogConfig, check_current
+from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
 from hnerv.metrics import SSIM_WINDOW, ms_ssim_scales
 from hnerv.model import Scene
@@ -13,8 +13,7 @@ MAX_SEED = 1 << 32
 
 
 def check_settings(config: Config, log: LogConfig | None = None) -> None:
-    """Raises UserError for what is retired, a seed out of range, --unseen encode without encoder, a missing logger."""
-    check_current(config)
+    """Raises UserError for a seed out of range, --unseen encode without encoder, a missing logger."""
     if config.train.seed >= MAX_SEED:
         raise UserError(f"--seed {config.train.seed} is not below {MAX_SEED}: choose a smaller one")
     if config.model.unseen == "encode" and config.model.embedding != "encoder":

@@ -13,15 +13,16 @@ from hnerv.training.trainer import Trainer
 
 @contextlib.contextmanager
 def compiled(trainer: Trainer) -> Iterator[None]:
-    """Within the block the steps of `trainer` run the model as torch.compile makes it, with the weights of `model`.
+    """Within the block the steps of `trainer` run network and losses as torch.compile makes them.
 
-    It is compiled at the first step, forward and backward, and for each new shape. Raises RunError where torch cannot,
-    most often for want of a compiler.
+    They are compiled at the first step of each kind, forward and backward; on CUDA before its graph is captured.
+    Raises RunError where torch cannot, most often for want of a compiler.
     """
     from torch._dynamo.exc import TorchDynamoException  # seconds of imports
 
     print("compiling the network in the first steps: about a minute", flush=True)
-    trainer.network = torch.compile(trainer.model)
+    step = trainer.training_step
+    step.losses = torch.compile(step.losses, dynamic=False)
     try:
         yield
     except TorchDynamoException as error:

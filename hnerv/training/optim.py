@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 
@@ -39,8 +40,8 @@ def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Op
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "muon": Muon,
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True, capturable=True),
+    "adamw": partial(torch.optim.AdamW, fused=True, capturable=True),
 }
 """Name -> constructor of groups, lr and weight_decay. The names are the choices of `TrainConfig.optimizer`.
 
@@ -48,24 +49,23 @@ Source of Muon: Jordan et al. 2024.
 """
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Each group gets `lr` times its own factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
-
-
 def clip_gradients(parts: dict[str, list[nn.Parameter]], largest: float) -> Tensor:
     """L2 norms before clipping, (1 + parts,): of all gradients, then of each part; exactly 0 for a part without any.
 
     Then scales all gradients in place so that the total is at most `largest` (0: not at all). No host sync.
     """
-    gradients = {name: [p.grad for p in params if p.grad is not None] for name, params in parts.items()}
-    every = [g for part in gradients.values() for g in part]
-    norms = [
-        torch.stack(torch._foreach_norm(part)).square().sum().float() if part else every[0].new_zeros(())
-        for part in gradients.values()
-    ]
-    norms = torch.stack([torch.stack(norms).sum(), *norms]).sqrt()
+    gradients = [[p.grad for p in params if p.grad is not None] for params in parts.values()]
+    every = [g for part in gradients for g in part]
+    squares = torch.stack(torch._foreach_norm(every)).float().square()
+    norms = (_membership(tuple(map(len, gradients)), squares.device) @ squares).sqrt()
     if largest:
-        torch._foreach_mul_(every, (largest / (norms[0] + 1e-12)).clamp(max=1))
+        torch._foreach_div_(every, norms[0].clamp(min=largest) / largest)
     return norms
+
+
+@functools.lru_cache(maxsize=16)
+def _membership(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """(1 + parts, gradients): 1 where a row's sum takes the gradient in, all of them in the first row. Kept, because it
+    is copied from the host."""
+    parts = torch.eye(len(counts)).repeat_interleave(torch.tensor(counts), dim=1)
+    return torch.cat([torch.ones(1, sum(counts)), parts]).to(device)

@@ -63,6 +63,8 @@ class How(NamedTuple):
     """How many the video has to give; 0: any number."""
     found: Found | None = None
     compile: bool = False
+    gpu_share: float = 1.0
+    """Part of the GPU that this run may fill, where several share it."""
     saved: Callable[[Trainer], None] = lambda trainer: None
 
 
@@ -72,8 +74,9 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     Raises UserError before anything is written, RunError when the run cannot go on, Interrupted when it was stopped.
     """
     config = choice.config
-    device, log, limits, like, initial, frames, found, compile_it, saved = how
+    device, log, limits, like, initial, frames, found, compile_it, gpu_share, saved = how
     check_settings(config, log)
+    precision = "bf16" if config.train.in_bf16(device.type) else "fp32"
     pinned = folder.pinned(config)
     material = _material(pin_targets(pinned, like) if like else pinned, device, found)
     check_scene(material.scene)
@@ -89,16 +92,19 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
         record["initial"] = start_from(model, initial)
     print(announce(record, device), flush=True)
     with device_errors(config, folder.latest), folder.locked():
-        trainer = Trainer(model, FrameStore(material, device), config, folder, record, log, limits)
+        trainer = Trainer(model, FrameStore(material, device, gpu_share), config, folder, record, log, limits)
         state = folder.saved_state(record)
         if state:
             trainer.load_state(state)
             print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
+            if trainer.epoch < config.train.epochs and (before := folder.last_precision()) not in (None, precision):
+                print(f"resumed  in {precision}, before in {before}: --precision auto follows the device", flush=True)
         trainer.saved = saved
         saved(trainer)
         console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)
         with console, compiled(trainer) if compile_it else contextlib.nullcontext():
-            fit(trainer, folder.claim(record, state, log.report_to), console, log.report_to)
+            logger = folder.claim(record, state, device, precision, log.report_to)
+            fit(trainer, logger, console, log.report_to)
     return Finished(record, trainer.evaluation, trainer.asked)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 PARTS = ("data", "forward", "backward", "optimizer", "rest")
+"""Of a step that runs eagerly; one that is replayed from a CUDA graph is a single part, "graph"."""
 ROOT = "Train/Performance"
 MIB = 1 << 20
 
@@ -20,12 +21,12 @@ class Clock:
     """Time of the parts of a step, summed over an epoch: CUDA events on the GPU, the clock of the host elsewhere.
 
     `mark(part)` says that what happened since the mark before belongs to `part`. `totals` are what `state` saves, so
-    that an epoch which was interrupted is measured whole.
+    that an epoch which was interrupted is measured in full.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.totals: dict[str, float] = dict.fromkeys(("steps", "seconds", *PARTS), 0.0)
+        self.totals: dict[str, float] = dict.fromkeys(("steps", "graphs", "seconds", *PARTS, "graph"), 0.0)
         self._pool: list[torch.cuda.Event] = []
         self._marks: list[tuple[str, torch.cuda.Event | float]] = []
         self._started = self._closed = time.perf_counter()
@@ -37,8 +38,10 @@ class Clock:
         self.mark("")
 
     def mark(self, part: str) -> None:
-        """What has passed since the last mark belongs to this part."""
+        """What has passed since the last mark belongs to this part. Nothing is marked while a graph is captured."""
         if self.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return
             event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
             self._marks.append((part, event))
@@ -58,8 +61,10 @@ class Clock:
         return dict(self.totals)
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Inverse of `state`."""
-        self.totals |= state
+        """Inverse of `state`; what was marked since is dropped."""
+        self.totals = dict.fromkeys(self.totals, 0.0) | state
+        self._marks, self._logging = [], 0.0
+        self._started = self._closed = time.perf_counter()
 
     def close(self, patches: int) -> dict[str, float]:
         """{tag: value} of the epoch that ends, in which `patches` were shown; what comes next counts anew."""
@@ -69,8 +74,11 @@ class Clock:
         if totals["steps"]:
             of_steps = sum(totals[part] for part in PARTS)
             values |= {f"{ROOT}/{p}_ms": totals[p] / totals["steps"] for p in ("forward", "backward", "optimizer")}
+            values[f"{ROOT}/data_share"] = 100 * totals["data"] / max(of_steps, 1e-9)
+        if totals["graphs"]:
+            values[f"{ROOT}/graph_ms"] = totals["graph"] / totals["graphs"]
+        if totals["seconds"]:
             values |= {
-                f"{ROOT}/data_share": 100 * totals["data"] / max(of_steps, 1e-9),
                 f"{ROOT}/epoch_seconds": totals["seconds"],
                 f"{ROOT}/patches_per_second": patches / max(totals["seconds"], 1e-9),
             }
@@ -86,6 +94,7 @@ class Clock:
             if part:
                 self.totals[part] += _milliseconds(before, after)
                 self.totals["steps"] += part == "forward"
+                self.totals["graphs"] += part == "graph"
         if len(self._marks) > 1:
             now = time.perf_counter()
             self.totals["seconds"] += now - self._started

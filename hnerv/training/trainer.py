@@ -1,39 +1,34 @@
-"""The training loop: one visible loop, nothing read from the device inside a step.
-
-B frames of a step, S steps of an epoch.
-"""
+"""The training loop: epochs, checks, logs, evaluations, checkpoints. S steps of an epoch, G parameter groups."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from hnerv.batches import Batches, clip_loss_of
+from hnerv.batches import Batches
 from hnerv.checkpoint import save_checkpoint
 from hnerv.config import Config, LogConfig, parse_steps
 from hnerv.dataset import Batch, FrameStore
 from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
-from hnerv.losses import pixel_loss
-from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
-from hnerv.model.network import Prediction
 from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
+from hnerv.training.capture import Graphs
 from hnerv.training.folder import RunFolder
 from hnerv.training.limits import COLLAPSE, Limits
-from hnerv.training.optim import GROUPS, build_optimizer, clip_gradients, parameters_of, set_learning_rate
 from hnerv.training.profiling import StepProfiler
 from hnerv.training.report import log_start
 from hnerv.training.signals import StopSignals
 from hnerv.training.stability import extended, stability_values
+from hnerv.training.step import COLUMNS, Kind, TrainingStep
 from hnerv.training.timing import Clock
 from hnerv.training.values import (
     Objective,
@@ -45,19 +40,10 @@ from hnerv.training.values import (
     parameter_values,
 )
 
-COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in GROUPS))
 COLUMN_TAGS = (
     *(f"Train_Batch/{name}" for name in ("PSNR", *COLUMNS[1:4])), *(f"Train/Gradients/{name}" for name in COLUMNS[4:])
 )  # fmt: skip
 BATCH_TAGS = COLUMN_TAGS[:4]
-
-
-class LossTerms(NamedTuple):
-    """Scalars: total = pixel + lambda x clip; clip is 0 where the CLIP head was not computed."""
-
-    total: Tensor
-    pixel: Tensor
-    clip: Tensor
 
 
 class Trainer:
@@ -69,23 +55,24 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.log, self.limits, self.clock = log, limits, Clock(store.device)
         self.model = model.to(store.device, memory_format=torch.channels_last)
-        self.network: Callable[..., Prediction] = self.model
-        """What a step calls: the model, or the same compiled."""
         self.store, self.config, self.folder, self.record = store, config, folder, record
         self.logger = NullLogger()
-        self.parts = parameters_of(self.model)
-        self.optimizer = build_optimizer(self.model, config.train)
         self.lr_factor = parse_lr(config.train.lr_type)
-        kind = store.device.type
-        self.autocast = {"device_type": kind, "dtype": torch.bfloat16, "enabled": config.train.in_bf16(kind)}
         self.batches = Batches(store, model, config)
+        self.training_step = TrainingStep(self.model, self.batches, config, self.clock)
+        self.parts, self.optimizer = self.training_step.parts, self.training_step.optimizer
+        self.captures = (
+            store.device.type == "cuda" and store.resident and model.embedding.at_any_time and not log.profile
+        )
+        """Whether steps are replayed as CUDA graphs. The encoder's are not: its convolutions dwarf the launches."""
+        self.graphs: Graphs | None = None
         self.steps_per_epoch = len(self.batches.sizes)
         self.epoch = self.step_in_epoch = 0
-        self.records = torch.zeros(self.steps_per_epoch, len(COLUMNS), device=store.device)
         self.times: list[float] = []
         self.evaluation: dict[str, float] = {}
         self.best = self.peak = float("-inf")
         self.rollbacks, self.lr_scale = 0, 1.0
+        self.saved_at = float("-inf")
         self.codes_step = -1
         self.asked: StopSignals | None = None
         """A wish to stop that came when there was nothing left to train."""
@@ -105,14 +92,11 @@ class Trainer:
         with StopSignals(self.limits.deadline) as stop, self.profiler(lambda line: console.say(line)) as profiler:
             while self.epoch < epochs:
                 start = time.perf_counter()
-                self.clock.start()
-                for batch in self.remaining_batches():
+                self.begin_epoch()
+                while self.step_in_epoch < self.steps_per_epoch:
                     profiler.before(self.global_step)
-                    self.records[self.step_in_epoch] = self.step(batch)
-                    self.times.append(time.time())
-                    self.step_in_epoch += 1
+                    self.advance()
                     console.step()
-                    self.clock.mark("rest")
                     if stop.asked:
                         self.stop(stop)
                 values = self.close_epoch(time.perf_counter() - start)
@@ -122,7 +106,7 @@ class Trainer:
                     console.evaluation(self.epoch, self.evaluation, self.config.model.unseen)
                 if stop.asked and self.epoch < epochs:
                     self.stop(stop)
-                if self.due(self.config.train.checkpoint_freq):
+                if self.checkpoint_due():
                     self.save()
             self.asked = stop if stop.asked else None
 
@@ -139,50 +123,67 @@ class Trainer:
         """Of the steps that --profile names."""
         return StepProfiler(parse_steps(self.log.profile), self.folder.path / "profile", self.store.device, say)
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the step that comes next."""
-        progress = self.global_step / (self.config.train.epochs * self.steps_per_epoch)
+    def learning_rate(self, step: int) -> float:
+        """Of a step of the run, counted from 0."""
+        progress = step / (self.config.train.epochs * self.steps_per_epoch)
         return self.config.train.lr * self.lr_factor(progress) * self.lr_scale
+
+    def knobs(self, steps: range) -> Tensor:
+        """(steps, G + 1): the learning rate of each parameter group, then lambda, of steps of this epoch."""
+        factors, weight = [group["lr_factor"] for group in self.optimizer.param_groups], self.objective.weight
+        return torch.tensor([[self.learning_rate(step) * f for f in factors] + [weight] for step in steps])
 
     def due(self, every: int) -> bool:
         """Whether the epoch just closed is one of `every` so many (0: of none), or the last."""
         return self.epoch == self.config.train.epochs or (every > 0 and self.epoch % every == 0)
 
+    def checkpoint_due(self) -> bool:
+        """Whether latest.pt is to be written after the epoch just closed."""
+        train = self.config.train
+        recent = time.monotonic() - self.saved_at < train.checkpoint_seconds
+        return self.due(train.checkpoint_freq) and (self.epoch == train.epochs or not recent)
+
+    def draw(self) -> torch.Generator:
+        """Of all that is random in this epoch."""
+        return torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + self.epoch)
+
     def remaining_batches(self) -> Iterator[Batch]:
         """What is left of the epoch, in an order drawn from seed and epoch."""
-        draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + self.epoch)
-        return self.batches.epoch(draw, self.step_in_epoch)
+        return self.batches.epoch(self.draw(), self.step_in_epoch)
+
+    def begin_epoch(self) -> None:
+        """Draws the order of the epoch, of which `step_in_epoch` steps are done, and loads it onto the device."""
+        self.clock.start()
+        first = self.epoch * self.steps_per_epoch
+        knobs = self.knobs(range(first, first + self.steps_per_epoch))
+        self.training_step.load(self.batches.plan(self.draw()), knobs, self.step_in_epoch)
+        if self.captures and self.graphs is None:
+            self.batches.make_all()
+            self.graphs = Graphs(self.training_step.take, list(self.model.parameters()), self.store.device)
+
+    def advance(self) -> None:
+        """The next step of the epoch that `begin_epoch` began; its record is left on the device."""
+        plan, index = self.training_step.plan, self.step_in_epoch
+        kind = Kind(plan.counts[index], self.objective.active)
+        self.batches.make(plan, index)
+        if self.graphs is not None:
+            if self.graphs(kind):
+                self.clock.mark("graph")
+        elif self.store.resident:
+            self.training_step.take(kind)
+        else:
+            self.training_step.take_from_host(index, kind)
+        self.times.append(time.time())
+        self.step_in_epoch += 1
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step -> a row of COLUMNS, on the device."""
-        self.clock.mark("data")
-        objective = self.objective
-        set_learning_rate(self.optimizer, self.learning_rate)
-        embedded = batch.embedded if objective.active else None
-        with torch.autocast(**self.autocast):
-            prediction = self.network(batch.times, batch.frames, clip=objective.active, embedded=embedded)
-        pixel = pixel_loss(self.config.loss.pixel_loss, prediction.rgb, batch.frames)
-        clip = pixel.new_zeros(())
-        if objective.active:
-            clip = clip_loss_of(self.config.loss.clip_loss, prediction.clip, batch)
-        terms = LossTerms(pixel + objective.weight * clip, pixel, clip)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.clock.mark("forward")
-        terms.total.backward()
-        self.clock.mark("backward")
-        norms = clip_gradients(self.parts, self.config.train.grad_clip)
-        with torch.no_grad():
-            real = slice(batch.real)
-            quality = psnr(patch_mse(prediction.rgb[real], batch.frames[real], self.model.scene.grid)).mean()
-            row = torch.cat([torch.stack([quality, terms.pixel, terms.clip, terms.total]), norms])
-        self.optimizer.step()
-        self.clock.mark("optimizer")
-        return row
+        """One step on a batch, with the knobs of the step that comes next -> a row of COLUMNS, on the device."""
+        knobs = self.knobs(range(self.global_step, self.global_step + 1))[0].to(self.store.device)
+        return self.training_step.update(batch, knobs, self.objective.active)
 
     def close_epoch(self, seconds: float) -> dict[str, float]:
         """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""
-        rows = self.records.cpu().double()
+        rows = self.training_step.records.cpu().double()
         self.check_finite(rows)
         self.check_weights()
         sizes = self.batches.sizes
@@ -212,7 +213,7 @@ class Trainer:
         has_head = self.model.clip_head is not None
         restart = has_head and self.epoch == self.config.loss.pixel_loss_warmup_epochs  # another loss begins
         self.window = extended(self.window[:0] if restart else self.window, total)
-        values = loss_values(means) | {"Train/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        values = loss_values(means) | {"Train/learning_rate": self.learning_rate(self.global_step - 1)}
         if has_head:
             values |= clip_values(means, self.objective)
         values |= clipping_values(rows[:, COLUMNS.index("total_norm")], self.config.train.grad_clip)
@@ -291,7 +292,7 @@ class Trainer:
         """Saves and raises Interrupted; Diverged, and no save, where the steps since the last epoch went wrong."""
         again = "the same command without --overwrite" if self.folder.overwrite else "the same command"
         try:
-            self.check_finite(self.records[: self.step_in_epoch].cpu())
+            self.check_finite(self.training_step.records[: self.step_in_epoch].cpu())
             self.check_weights()
         except Diverged as fault:
             if not self.limits.rollbacks:
@@ -306,6 +307,7 @@ class Trainer:
     def save(self) -> None:
         """Writes latest.pt, and tells `saved`."""
         save_checkpoint(self.folder.latest, self.state())
+        self.saved_at = time.monotonic()
         self.saved(self)
 
     def state(self) -> dict:
@@ -315,7 +317,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.global_step,
             "step_in_epoch": self.step_in_epoch,
-            "records": self.records.cpu(),
+            "records": self.training_step.records.cpu(),
             "times": self.times,
             "best": self.best,
             "logs": self.logger.position(),
@@ -338,16 +340,17 @@ class Trainer:
         load_weights(self.model, state, self.folder.latest)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{self.folder.latest}: its optimiser does not fit ({error}): delete it to go on from best.pt"
             ) from error
         progress = state["progress"]
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]
-        self.records.copy_(progress["records"])
+        self.training_step.records.copy_(progress["records"])
         self.times, self.best, self.evaluation = list(progress["times"]), progress["best"], state["evaluation"]
-        self.window = progress.get("window", self.window)  # older checkpoints know none of these
-        self.peak, self.rollbacks = progress.get("peak", float("-inf")), progress.get("rollbacks", 0)
-        self.lr_scale, self.codes_step = progress.get("lr_scale", 1.0), -1
-        self.clock = Clock(self.store.device)
-        self.clock.load_state(progress.get("clock", {}))
+        self.window, self.peak, self.rollbacks = progress["window"], progress["peak"], progress["rollbacks"]
+        self.lr_scale, self.codes_step = progress["lr_scale"], -1
+        self.clock.load_state(progress["clock"])
+        self.graphs = None  # they hold the addresses of the former state

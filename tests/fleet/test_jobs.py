@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.fleet.jobs import check_runs, first_jobs
 from hnerv.fleet.manifest import Defaults, read_videos, write_manifest
@@ -82,20 +81,6 @@ def test_what_a_killed_driver_left_of_a_plan_is_nothing(videos, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".segments.json.123.tmp").write_text("{")
     assert [job.entry for job in first_jobs(*videos("a", wishes=Wishes(8)), tmp_path)] == ["plan"]
-
-
-def test_a_fleet_of_an_optimiser_that_is_no_more(videos, begin, tmp_path):
-    (video,) = videos("a")
-    old = video.choice.config.to_dict()
-    old["train"]["optimizer"] = "soap"
-    begin(video._replace(choice=video.choice._replace(config=Config.from_dict(old))))
-    with pytest.raises(UserError, match="trained with --optimizer soap, which is no more") as error:
-        check_runs([video], tmp_path)
-    assert "its settings" not in str(error.value)
-    write_manifest(tmp_path / "old.jsonl", [video])
-    (tmp_path / "old.jsonl").write_text((tmp_path / "old.jsonl").read_text().replace('"muon"', '"soap"'))
-    with pytest.raises(UserError, match="line 1: --optimizer soap is no more"):
-        read_videos(tmp_path / "old.jsonl", Defaults())
 
 
 @pytest.mark.parametrize("name", ["config.json", "segments.json"])

@@ -92,16 +92,16 @@ def test_a_disk_that_fails_from_the_third_epoch_on(tmp_path, train, flags, monke
     ],
 )
 def test_a_gpu_that_fails_in_a_step(tmp_path, train, flags, monkeypatch, capsys, assert_same, fault, told):
-    words, step = flags(), Trainer.step
+    words, advance = flags(), Trainer.advance
     assert train(tmp_path / "whole", words) == 0
 
-    def failing(self, batch):
+    def failing(self):
         if self.global_step == 7:
             raise fault
-        return step(self, batch)
+        advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", failing)
+        patch.setattr(Trainer, "advance", failing)
         capsys.readouterr()
         assert train(tmp_path / "failed", words) == 1
     (line,) = capsys.readouterr().err.splitlines()

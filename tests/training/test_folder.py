@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.flags import Choice
 from hnerv.training import Trainer
-from hnerv.training.folder import RunFolder, params_name
+from hnerv.training.folder import RunFolder, environment, params_name
 from hnerv.training.values import Objective
 
 
@@ -218,6 +219,44 @@ def test_records(finished, settings):
     assert record["targets"]["kind"] == "file" and record["model"]["width"] == 8
     (start,) = json.loads((finished / "environment.json").read_text())
     assert start["command"][0] == "train_patch_dual.py" and start["torch"] and "commit" in start
+    assert (start["device"], start["precision"], start["tf32"]) == ("cpu", "fp32", False)
+    assert [start[key] for key in ("cuda", "cuda_version", "cudnn_version", "driver_version")] == [None] * 4
+
+
+DRIVERS = {"echo 550.54.15; echo 550.54.15": "550.54.15", "echo; exit 9": None, "exit 0": None}
+
+
+@pytest.mark.parametrize("script", DRIVERS)
+def test_the_environment_of_a_gpu(tmp_path, monkeypatch, script):
+    """Of the second one, though the first is the current one, by a stand-in and an nvidia-smi of our own."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", ("H100", "H200").__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n{script}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = environment(torch.device("cuda:1"), "bf16")
+    assert (found["device"], found["cuda"], found["precision"]) == ("cuda:1", "H200", "bf16")
+    assert (found["cuda_version"], found["cudnn_version"]) == (torch.version.cuda, 91002)
+    assert found["driver_version"] == DRIVERS[script]
+    assert environment(torch.device("cuda"))["device"] == "cuda:0"
+
+
+def test_resuming_in_another_precision_is_announced(tmp_path, train, flags, capsys):
+    words, path = flags(precision="auto"), tmp_path / "run" / "environment.json"
+    assert train(tmp_path, [*words, "--max-minutes", "1e-9"]) == 124
+    assert train(tmp_path, [*words, "--max-minutes", "1e-9"]) == 124
+    assert "resumed  in" not in capsys.readouterr().out
+    first, second = json.loads(path.read_text())
+    path.write_text(json.dumps([first, second | {"device": "cuda:0", "precision": "bf16"}]))
+    assert train(tmp_path, [*words, "--max-minutes", "1e-9"]) == 124
+    line = "resumed  in fp32, before in bf16: --precision auto follows the device"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    del first["precision"]
+    path.write_text(json.dumps([first]))  # of an older version
+    assert train(tmp_path, words) == 0
+    assert "resumed  in" not in capsys.readouterr().out
 
 
 def test_auto_targets_are_resolved_once(tmp_path, train, flags, monkeypatch):

@@ -66,10 +66,10 @@ def test_it_is_held_from_the_first_step_to_the_last_evaluation(tmp_path, train, 
 
         return call
 
-    for name in ("step", "evaluate", "save"):
+    for name in ("advance", "evaluate", "save"):
         monkeypatch.setattr(Trainer, name, watched(getattr(Trainer, name)))
     assert train(tmp_path, flags(epochs=1)) == 0
-    assert seen == ["step"] * 3 + ["evaluate", "save"]
+    assert seen == ["advance"] * 3 + ["evaluate", "save"]
     with locked(tmp_path / "run"):
         pass
 

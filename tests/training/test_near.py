@@ -64,9 +64,3 @@ def test_an_epoch_that_is_resumed_draws_the_same(make):
 def test_the_encoder_cannot(tmp_path):
     with pytest.raises(UserError, match="which --embedding encoder cannot: give --clip-loss cosine"):
         Config().replaced({"clip_loss": "motion", "embedding": "encoder"})
-
-
-def test_a_record_of_version_0_1_had_the_cosine():
-    record = Config().to_dict()
-    del record["loss"]["clip_loss"]
-    assert Config.from_dict(record).loss.clip_loss == "cosine"

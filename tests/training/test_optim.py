@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hnerv.checkpoint import load_checkpoint, save_checkpoint
-from hnerv.training.optim import OPTIMIZERS, clip_gradients, set_learning_rate
+from hnerv.training.optim import OPTIMIZERS, clip_gradients
 
 CONSTANT = {"lr": 0.001, "lr_type": "constant"}
 
@@ -97,12 +97,12 @@ def test_weight_decay_is_that_of_every_group(make, name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_codes_of_a_grid_have_their_own_rate(make, name):
-    trainer = make(optimizer=name, embed_lr_factor=3)
+    trainer = make(optimizer=name, embed_lr_factor=3, lr=0.5, lr_type="constant")
     codes = {id(p) for p in trainer.model.embedding.levels}
     rates = {}
-    set_learning_rate(trainer.optimizer, 0.5)
+    trainer.step(next(trainer.remaining_batches()))
     for group in trainer.optimizer.param_groups:
-        rates |= {id(p): group["lr"] for p in group["params"]}
+        rates |= {id(p): group["lr"].item() for p in group["params"]}
     assert {rates[key] for key in codes} == {1.5}
     assert {rate for key, rate in rates.items() if key not in codes} == {0.5}
 

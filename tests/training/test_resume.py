@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
@@ -20,14 +19,14 @@ from hnerv.training.signals import StopSignals
 
 def stop_at(monkeypatch, step: int, number: int) -> None:
     """The signal arrives during the step of this number, counted from now."""
-    count, original = itertools.count(1), Trainer.step
+    count, original = itertools.count(1), Trainer.advance
 
-    def stepping(self, batch):
+    def stepping(self):
         if next(count) == step:
             signal.raise_signal(number)
-        return original(self, batch)
+        original(self)
 
-    monkeypatch.setattr(Trainer, "step", stepping)
+    monkeypatch.setattr(Trainer, "advance", stepping)
 
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
@@ -217,23 +216,6 @@ def test_a_second_signal_ends_the_process_at_once():
         env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "once\n")
-
-
-def test_a_run_of_an_optimiser_that_is_no_more_is_read_but_not_gone_on_with(
-    tmp_path, finished, train, flags, evaluate, capsys
-):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    record, state = json.loads((run / "config.json").read_text()), torch.load(run / "checkpoints" / "latest.pt")
-    record["config"]["train"]["optimizer"] = state["run"]["config"]["train"]["optimizer"] = "soap"
-    (run / "config.json").write_text(json.dumps(record))
-    torch.save(state, run / "checkpoints" / "latest.pt")
-    assert evaluate(run) == 0
-    capsys.readouterr()
-    assert train(tmp_path, flags()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "trained with --optimizer soap, which is no more" in line and "choose another --exp-id" in line
-    assert "another configuration" not in line
 
 
 def test_a_video_that_is_spelled_in_another_way_is_the_same(tmp_path, film, train, flags, monkeypatch):

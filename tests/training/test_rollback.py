@@ -13,19 +13,18 @@ from hnerv.training import RunFolder, Trainer
 from hnerv.training import rollback as module
 
 ON = ["--on-divergence", "rollback"]
-STEP = Trainer.step
+ADVANCE = Trainer.advance
 
 
 def spoil(monkeypatch, number: int, column: int = 1, value: float = float("nan"), times: int = 1) -> None:
     """The step of this number (from 0) goes wrong until the run has been rolled back so many times."""
 
-    def spoiled(self, batch):
-        row = STEP(self, batch)
-        if self.global_step == number and self.lr_scale > 0.5**times:
-            row[column] = value
-        return row
+    def spoiled(self):
+        ADVANCE(self)
+        if self.global_step - 1 == number and self.lr_scale > 0.5**times:
+            self.training_step.records[self.step_in_epoch - 1, column] = value
 
-    monkeypatch.setattr(Trainer, "step", spoiled)
+    monkeypatch.setattr(Trainer, "advance", spoiled)
 
 
 def kinds(lines: list[dict]) -> list[tuple[str, int]]:
@@ -58,12 +57,12 @@ def test_a_run_that_diverges_once(
 
 def test_the_rate_is_half_from_there_on(make):
     trainer = make()
-    rate = trainer.learning_rate
+    rate = trainer.learning_rate(trainer.global_step)
     trainer.lr_scale = 0.25
-    assert trainer.learning_rate == rate / 4
+    assert trainer.learning_rate(trainer.global_step) == rate / 4
     again = make()
     again.load_state(trainer.state())
-    assert again.learning_rate == rate / 4
+    assert again.learning_rate(again.global_step) == rate / 4
 
 
 @pytest.mark.parametrize("place", ["before reopen", "before save", "after save"])
@@ -134,14 +133,14 @@ def test_nothing_changes_where_nothing_goes_wrong(tmp_path, train, flags, finish
 
 def test_a_signal_is_obeyed_before_a_rollback(tmp_path, train, flags, monkeypatch, capsys, lines_of):
     spoil(monkeypatch, 4)
-    count, spoiled = itertools.count(), Trainer.step
+    count, spoiled = itertools.count(), Trainer.advance
 
-    def signalled(self, batch):
+    def signalled(self):
         if next(count) == 4:
             signal.raise_signal(signal.SIGTERM)
-        return spoiled(self, batch)
+        spoiled(self)
 
-    monkeypatch.setattr(Trainer, "step", signalled)
+    monkeypatch.setattr(Trainer, "advance", signalled)
     assert train(tmp_path, [*flags(), *ON]) == 143
     (line,) = capsys.readouterr().err.splitlines()
     assert "is nan at step 5" in line and "goes on from" in line

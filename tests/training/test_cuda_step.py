@@ -1,0 +1,79 @@
+"""A training step, and Muon's iteration, on a CUDA device against the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hnerv.training.muon import COEFFICIENTS, ROUNDS, orthogonalize
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.cuda
+
+
+def by_decomposition(x: Tensor) -> Tensor:
+    """(K, O, I) float64 -> what the polynomial makes of the singular values."""
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    s = s / s.square().sum(-1, keepdim=True).sqrt()
+    a, b, c = COEFFICIENTS
+    for _ in range(ROUNDS):
+        s = a * s + b * s**3 + c * s**5
+    return u * s[:, None] @ v
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 5), (9, 40, 12), (9, 12, 40), (25, 64, 64), (1, 700, 300)], ids=str)
+def test_orthogonalization_against_decompositions(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = orthogonalize(x.float().to(DEVICE))
+    assert found.device.type == DEVICE and found.dtype == torch.float32
+    torch.testing.assert_close(found.cpu().double(), by_decomposition(x), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
+    """An epoch of one step in fp32: logged values to 0.1 %, the updates of the weights to 1 % of their norm."""
+    settings = {"embedding": embedding, "optimizer": optimizer, "pixel_loss": "Fusion10", "grad_clip": 1}
+    one_step = {"epochs": 1, "batch_size": 8, "blend_freq": 0, "pixel_loss_warmup_epochs": 0}
+    there, here = (make(device=device, **settings, **one_step) for device in (DEVICE, "cpu"))
+    before = {name: value.clone() for name, value in here.model.state_dict().items()}
+    for trainer in (there, here):
+        trainer.fit(trainer.logger, console)
+        assert trainer.global_step == 1
+    for tag in ("Train/PSNR", "Train/Loss/total_loss", "Train/Loss/clip_loss", "Train/Gradients/total_norm"):
+        (ours,), (theirs,) = (trainer.logger.values[tag].values() for trainer in (there, here))
+        assert ours == pytest.approx(theirs, rel=1e-3), tag
+    ours, theirs = there.model.state_dict(), here.model.state_dict()
+    for name, start in before.items():
+        update = theirs[name] - start
+        assert (ours[name].cpu() - theirs[name]).norm() <= 0.01 * update.norm(), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}], ids=str)
+def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, settings):
+    """Bit for bit, with deterministic convolutions, over the end of the warm-up and a last step of fewer frames."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    captured, eager = (make(device=DEVICE, epochs=8, eval_freq=0, blend_freq=1, **settings) for _ in range(2))
+    assert captured.captures
+    eager.captures = False
+    for trainer in (captured, eager):
+        trainer.fit(trainer.logger, console)
+    assert eager.graphs is None and len(captured.graphs.captured) >= 3
+    assert torch.equal(captured.training_step.records, eager.training_step.records)
+    ours, theirs = captured.model.state_dict(), eager.model.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
+    trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0)
+    for epoch in range(5):
+        trainer.epoch, trainer.step_in_epoch = epoch, 0
+        trainer.begin_epoch()
+        if epoch < 4:
+            for _ in range(trainer.steps_per_epoch):
+                trainer.advance()
+    with no_sync():
+        for _ in range(trainer.steps_per_epoch):
+            trainer.advance()
+    assert trainer.training_step.records.isfinite().all()
