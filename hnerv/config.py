@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as short
 
@@ -25,21 +24,6 @@ LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
 def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
     """A field with its help text and, where the values are a closed set, its choices."""
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
-
-
-RETIRED = {"optimizer": ("soap",)}
-"""{field: values} that records may hold and no new run can: such a run can be read, not resumed."""
-
-
-def check_current(config: Config) -> None:
-    """Raises UserError for a retired value, which nothing can be trained with."""
-    if gone := retired_among(config.flat()):
-        raise UserError(f"{', '.join(gone)} is no more: leave it out, or choose another (--help lists them)")
-
-
-def retired_among(values: Mapping[str, object]) -> list[str]:
-    """Those of {field: value} that are retired, as they were written: '--optimizer soap'."""
-    return [f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value in RETIRED.get(name, ())]
 
 
 @dataclass(frozen=True)
@@ -84,6 +68,7 @@ class ModelConfig:
     ks: str = knob("0_1_5", "kernels E_D1_D2: stage i has min(D1 + 2i, D2); E: 0, the encoder is a ConvNeXt")
     reduce: float = knob(1.2, "each stage has max(width / REDUCE, LOWER_WIDTH) channels")
     lower_width: int = knob(12, "smallest number of channels of a stage")
+    width_multiple: int = knob(1, "channels of every stage are a multiple of this; tensor cores want 8")
     act: str = knob("sin", "activation of the decoder", choices=("sin", "gelu"))
     bilinear_init: bool = knob(True, "each stage starts near a bilinear upsampling")
     embed_dim: int = knob(16, "channels of the embedding")
@@ -126,7 +111,8 @@ class ModelConfig:
         )
         _check(self.reduce > 0, f"--reduce {self.reduce} is not above 0")
         for name in (
-            "lower_width", "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_pool", "clip_hidden", "rgb_stride",
+            "lower_width", "width_multiple",
+            "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_pool", "clip_hidden", "rgb_stride",
         ):  # fmt: skip
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
         _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} is not 0 or at least 2")
@@ -172,6 +158,7 @@ class TrainConfig:
     )
     eval_freq: int = knob(25, "evaluate every so many epochs, and after the last; 0: only after the last")
     checkpoint_freq: int = knob(1, "write latest.pt every so many epochs, and after the last")
+    checkpoint_seconds: float = knob(0.0, "but no sooner than so many seconds after the one before")
     params_freq: int = knob(10, "log the statistics of the parameters every so many epochs")
 
     def __post_init__(self) -> None:
@@ -180,7 +167,7 @@ class TrainConfig:
             _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
         for name in ("lr", "embed_lr_factor"):
             _check(getattr(self, name) > 0, f"--{name.replace('_', '-')} {getattr(self, name)} is not above 0")
-        for name in ("weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed"):
+        for name in ("weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed", "checkpoint_seconds"):
             _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
 
     def in_bf16(self, device_type: str) -> bool:
@@ -312,14 +299,8 @@ def pixel_loss_help() -> str:
     return "\n".join(f"  {name:14} {formula(name)}" for name in LOSSES)
 
 
-_SINCE_0_1 = ("clip_loss",)
-"""Settings that records of version 0.1 lack: their runs had the default."""
-
-
 def _section(name: str, kind: type, data: dict):
     hints = typing.get_type_hints(kind)
-    later = {f.name: f.default for f in dataclasses.fields(kind) if f.name in _SINCE_0_1}
-    data = later | data if isinstance(data, dict) else data
     _check_keys(f"section {name!r} of the configuration", data, set(hints))
     return kind(**{key: _typed(f"{name}.{key}", hints[key], value) for key, value in data.items()})
 
@@ -349,7 +330,7 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
 def _check_value(knob_: dataclasses.Field, value: object) -> None:
     choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
     _check(
-        not choices or value in (*choices, *RETIRED.get(knob_.name, ())),
+        not choices or value in choices,
         f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}",
     )
     numbers = value if isinstance(value, tuple) else (value,)

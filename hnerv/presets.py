@@ -28,7 +28,15 @@ DEMO: dict[str, object] = {
 
 
 def _bunny(modelsize: float) -> dict[str, object]:
-    return {"data": "bunny", "crop": "640x1280", "modelsize": modelsize, "epochs": 300}
+    return {
+        "data": "bunny",
+        "crop": "640x1280",
+        "modelsize": modelsize,
+        "width_multiple": 8,
+        "epochs": 300,
+        "eval_freq": 100,
+        "checkpoint_seconds": 10.0,
+    }
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -64,9 +65,10 @@ def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
 
 
 def solve_width(config: ModelConfig, scene: Scene) -> int:
-    """The largest width whose coded parameters stay within --modelsize (millions). Raises UserError."""
+    """The width whose coded parameters come closest to --modelsize (millions) from below. Raises UserError."""
     limit = round(config.modelsize * 1e6)
 
+    @functools.cache
     def size(width: int) -> int:
         with torch.device("meta"):
             return sum(coded_parameters(_imagined(config, scene, width)).values())
@@ -82,4 +84,7 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
-    return low
+    if config.width_multiple == 1:
+        return low
+    near = range(max(low - config.width_multiple, 1), low + config.width_multiple + 1)  # rounded sizes go up and down
+    return max((width for width in near if size(width) <= limit), key=size)
