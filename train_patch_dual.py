@@ -18,7 +18,7 @@ def train(ask: Invocation) -> None:
     in_segments = ask.in_segments
     ask.resolve(cuda=False)  # a wrong setting is refused before seconds go into importing torch
     log = ask.log
-    set_up_torch(ask.threads, ask.deterministic)
+    set_up_torch(ask.threads, ask.deterministic, benchmark=True)
 
     from hnerv.dataset import targets_label
     from hnerv.evaluation import table

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hnerv.errors import Interrupted, RunError, UserError, shortened
+from hnerv.errors import Interrupted, RunError, UserError, first_line, is_gpu_lost, is_out_of_memory, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,8 @@ _WRONG_PATH = {
 def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
     """Ends the process with one line on stderr: status 2 for a UserError, 1 for a RunError, 128 + n for a signal.
 
-    An error of the system that nobody foresaw has status 2 where a path cannot be, else 1.
+    An error of the system that nobody foresaw has status 2 where a path cannot be, else 1. A GPU that is lost or out
+    of memory has status 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
@@ -44,6 +45,17 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
         sys.exit(error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            cause, fix = "out of GPU memory", "end what else uses the GPU"
+        elif is_gpu_lost(error):
+            cause, fix = "the GPU failed", "look at nvidia-smi"
+        else:
+            raise
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"{prog}: {cause} ({first_line(error)}): {fix}, or give --device cpu\n")
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -110,13 +122,14 @@ def keep_freed_memory() -> None:
 MOST_THREADS = 1 << 16
 
 
-def set_up_torch(threads: int, deterministic: bool = False) -> None:
+def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = False) -> None:
     """CPU threads, 0 for torch's own choice; fp32 that is fp32, not TF32, on CUDA. Raises UserError for a wrong number.
 
-    With `deterministic`, CUDA takes the same bits from the same run, and an operation that cannot raises; the CPU does
-    so anyway. To be called before anything imports torch: OpenMP's threads would else spin for long while they wait,
-    and a step takes several times as long as soon as another process wants one of the cores; and cuBLAS reads its
-    workspace when CUDA starts.
+    Convolutions are deterministic on CUDA, so that a file decodes to the same pixels twice. With `benchmark`, cuDNN
+    takes the fastest algorithm for each shape instead, deterministic or not. With `deterministic`, every operation
+    gives the same bits from the same run, and one that cannot raises; the CPU does so anyway. To be called before
+    anything imports torch: OpenMP's threads would else spin for long while they wait, and a step takes several times as
+    long as soon as another process wants one of the cores; and cuBLAS reads its workspace when CUDA starts.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
@@ -127,8 +140,8 @@ def set_up_torch(threads: int, deterministic: bool = False) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = deterministic or not benchmark
+    torch.backends.cudnn.benchmark = benchmark and not deterministic
 
     if threads < 0:
         raise UserError(f"--threads {threads} is below 0")

@@ -32,6 +32,24 @@ class Diverged(RunError):
         self.cause = cause
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found too little memory on a GPU. By name, so that torch need not be imported."""
+    text = str(error)
+    full = "CUDA error: out of memory" in text or "STATUS_ALLOC_FAILED" in text  # CUDA, then cuBLAS and cuDNN
+    return full or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_gpu_lost(error: RuntimeError) -> bool:
+    """Whether a GPU failed in a way that its process cannot recover from."""
+    lost = "CUDA error" in str(error) or "CUDNN_STATUS" in str(error)
+    return lost or type(error).__name__ == "AcceleratorError"
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says before advice and a stack."""
+    return str(error).split("\n")[0][:160]
+
+
 class Interrupted(Exception):
     """A signal ended the run after its state was saved. Exit status 128 + the signal's number."""
 

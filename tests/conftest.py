@@ -1,18 +1,25 @@
 """No test needs the network, writes to the user's cache, or takes more than one core.
 
+Nor does one see a GPU, so that results are the same on every machine: `HNERV_TEST_CUDA=1 pytest -m cuda` runs those
+that need one.
+
 `film`, `targets_file`, `flags`, `train` and `evaluate` are a whole run in miniature: 12 frames of 32x64, 0.2 s.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("HNERV_TEST_CUDA") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for devices; processes that tests start inherit it
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -32,6 +39,14 @@ SMALL = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `cuda` are skipped where torch sees no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and HNERV_TEST_CUDA=1 to see it"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -288,6 +303,23 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
         return made[name]
 
     return build
+
+
+@pytest.fixture
+def no_sync() -> Callable[[], contextlib.AbstractContextManager]:
+    """no_sync(): a block in which an operation that waits for the GPU raises RuntimeError."""
+
+    @contextlib.contextmanager
+    def forbid() -> Iterator[None]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*prototype feature", UserWarning)  # torch's, of the mode itself
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    return forbid
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,13 +75,76 @@ def test_ctrl_c_outside_a_run_is_130_and_no_traceback(capsys):
     assert err.startswith("prog.py: stopped") and err.count("\n") == 1
 
 
+GPU_FAULTS = [
+    (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual"),
+        "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): end what else uses the GPU, or give "
+        "--device cpu",
+    ),
+    (
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        "out of GPU memory (CUDA error: out of memory): end what else uses the GPU, or give --device cpu",
+    ),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "out of GPU memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`): end what else "
+        "uses the GPU, or give --device cpu",
+    ),
+    (
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"),
+        "the GPU failed (CUDA error: unspecified launch failure): look at nvidia-smi, or give --device cpu",
+    ),
+]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize(("error", "line"), GPU_FAULTS)
+def test_a_gpu_that_fails_is_one_line(capsys, error, line, debug):
+    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug):
+        raise error
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and err.splitlines()[-1] == f"prog.py: {line}"
+    assert err.startswith("Traceback") == debug and (debug or err.count("\n") == 1)
+
+
+@pytest.mark.parametrize("verb", ["eval", "encode", "decode", "search", "embed", "semantics", "report", "targets"])
+def test_out_of_memory_in_every_command(
+    verb, tmp_path, finished, coded, targets_file, evaluate, hnerv_main, train, flags, monkeypatch, capsys
+):
+    run, file, (error, line) = shutil.copytree(finished, tmp_path / "run"), coded("grid"), GPU_FAULTS[0]
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    commands = {
+        "encode": [run, "-o", tmp_path / "a.hnerv"],
+        "decode": [file, "-o", tmp_path / "out"],
+        "search": [run, "--embedding", f"{targets_file}:0,0"],
+        "embed": [run, "-o", tmp_path / "a.safetensors"],
+        "semantics": [run],
+        "report": [run],
+    }
+
+    def fails(*_, **__):
+        raise error
+
+    for place in ("hnerv.model.DualHeadHNeRV.forward", "hnerv.model.DualHeadHNeRV.embed"):
+        monkeypatch.setattr(place, fails)
+    monkeypatch.setattr("hnerv.clip.Teacher.encode_patches", fails)
+    capsys.readouterr()
+    if verb == "targets":
+        status = train(tmp_path / "output", flags(clip_targets=None, clip_weights="random"))
+    else:
+        status = evaluate(run) if verb == "eval" else hnerv_main(verb, *commands[verb])
+    prog = {"eval": "eval.py", "targets": "train_patch_dual.py"}.get(verb, f"hnerv {verb}")
+    assert status == 1 and capsys.readouterr().err.splitlines()[-1] == f"{prog}: {line}"
+
+
 def test_other_errors_are_faults_of_the_program_and_pass(capsys):
     with pytest.raises(ZeroDivisionError), one_line_errors("prog.py", debug=False):
         raise ZeroDivisionError
     with one_line_errors("prog.py", debug=False):
         pass
-    with pytest.raises(ValueError, match="plain"), one_line_errors("prog.py", debug=False):
-        raise ValueError("plain")
+    for kind in (ValueError, RuntimeError):
+        with pytest.raises(kind, match="plain"), one_line_errors("prog.py", debug=False):
+            raise kind("plain")
     assert capsys.readouterr().err == ""
 
 
@@ -168,10 +232,25 @@ def test_deterministic_until_it_is_no_longer_asked_for(monkeypatch):
     set_up_torch(0)
     assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     set_up_torch(0, deterministic=True)
-    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    assert torch.are_deterministic_algorithms_enabled()
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
     set_up_torch(0)
-    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_only_training_lets_cudnn_choose_its_algorithms(finished, tmp_path, train, flags, evaluate, hnerv_main):
+    cudnn = torch.backends.cudnn
+
+    def commands():
+        yield train(tmp_path, flags(epochs=1)), True
+        yield evaluate(shutil.copytree(finished, tmp_path / "finished")), False
+        yield train(tmp_path, flags(epochs=1)), True
+        yield hnerv_main("encode", finished, "-o", tmp_path / "a.hnerv", "--no-measure"), False
+        yield train(tmp_path, [*flags(epochs=1), "--deterministic"]), False
+
+    for status, chooses in commands():
+        assert status == 0 and (cudnn.benchmark, cudnn.deterministic) == (chooses, not chooses)
+    set_up_torch(0)
 
 
 @pytest.mark.parametrize("words", [["9" * 5000], ["--threads", "9" * 5000 + "x"], ["--" + "9" * 5000]], ids=len)

@@ -77,7 +77,9 @@ class Teacher:
     @torch.no_grad()
     def encode_patches(self, patches: Tensor) -> Tensor:
         """(B, 3, h, w) uint8 on any device -> (B, D) float32 of unit norm on the teacher's device."""
-        images = preprocess(patches.to(self.device), self.input_size, self.spec.preprocess)
+        # On the CPU, whatever the teacher's device: torchvision resizes uint8 in integers there and in floats on CUDA,
+        # and the pixels would differ by a level here and there.
+        images = preprocess(patches.cpu(), self.input_size, self.spec.preprocess).to(self.device)
         return nn.functional.normalize(self.net.encode_image(images).float(), dim=-1)
 
     @torch.no_grad()

@@ -6,12 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from hnerv.config import Config
-from hnerv.errors import RunError
-
-LOST = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+from hnerv.errors import RunError, first_line, is_gpu_lost, is_out_of_memory
 
 
 @contextlib.contextmanager
@@ -19,18 +15,18 @@ def device_errors(config: Config, latest: Path) -> Iterator[None]:
     """Raises RunError for what the device raises in the block. Nothing is saved: its memory may hold half a step."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of GPU memory ({_first_line(error)}): give {_smaller(config)}, under another --exp-id; "
-            f"or, once other programs have left the GPU, the same command {_goes_on(latest)}"
-        ) from error
     except RuntimeError as error:
-        if not _lost(error):
-            raise
-        raise RunError(
-            f"the GPU failed ({_first_line(error)}): look at nvidia-smi; the same command, there or with another "
-            f"--device, {_goes_on(latest)}"
-        ) from error
+        if is_out_of_memory(error):
+            raise RunError(
+                f"out of GPU memory ({first_line(error)}): give {_smaller(config)}, under another --exp-id; "
+                f"or, once other programs have left the GPU, the same command {_goes_on(latest)}"
+            ) from error
+        if is_gpu_lost(error):
+            raise RunError(
+                f"the GPU failed ({first_line(error)}): look at nvidia-smi; the same command, there or with another "
+                f"--device, {_goes_on(latest)}"
+            ) from error
+        raise
 
 
 def _smaller(config: Config) -> str:
@@ -45,11 +41,3 @@ def _smaller(config: Config) -> str:
 
 def _goes_on(latest: Path) -> str:
     return f"goes on from {latest}" if latest.exists() else "starts anew, there is no checkpoint yet"
-
-
-def _lost(error: RuntimeError) -> bool:
-    return isinstance(error, LOST) or "CUDA error" in str(error) or "CUDNN_STATUS" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:160]

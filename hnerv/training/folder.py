@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hnerv.checkpoint import load_checkpoint
-from hnerv.command import next_commands
-from hnerv.config import Config, differences, retired_among
+from hnerv.command import next_commands, pick_device
+from hnerv.config import Config, differences
 from hnerv.dataset import check_record, check_targets, pin_targets
 from hnerv.errors import OtherRun, UserError
 from hnerv.files import move_aside, read_json, replacing, write_json
@@ -26,6 +27,9 @@ from hnerv.flags import Choice
 from hnerv.segments import is_segmented
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 from hnerv.training import lock
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -117,7 +121,14 @@ class RunFolder:
                 raise _unwritable(self.path, error) from error
             yield
 
-    def claim(self, record: dict, state: dict | None, report_to: str = "tensorboard") -> NullLogger:
+    def last_precision(self) -> str | None:
+        """Of the start before this one; None where environment.json does not record it. Raises UserError."""
+        path = self.path / "environment.json"
+        return read_json(path)[-1].get("precision") if path.exists() else None
+
+    def claim(
+        self, record: dict, state: dict | None, device: torch.device, precision: str, report_to: str = "tensorboard"
+    ) -> NullLogger:
         """Fills the folder, which `locked` holds, or takes it over at `state`, its logs cut back to there.
 
         Returns the logger of what follows. Nothing is written for a run that is finished. Raises UserError.
@@ -129,7 +140,7 @@ class RunFolder:
             if state and _finished(state):
                 return NullLogger()
             write_json(self.path / "config.json", record)
-            append_environment(self.path / "environment.json")
+            append_environment(self.path / "environment.json", device, precision)
             for folder in (self.path, self.latest.parent):
                 for half_written in folder.glob(".*.tmp"):
                     half_written.unlink()
@@ -182,12 +193,14 @@ def _refuse_other(path: Path, theirs: dict, ours: dict) -> None:
         )
 
 
-def environment() -> dict[str, object]:
-    """What a number of this run was measured with: command, commit, versions, device."""
+def environment(device: torch.device | None = None, precision: str | None = None) -> dict[str, object]:
+    """What a number of this run was measured with: command, commit, versions, device, arithmetic.
+
+    `device` computes, None: that of `--device auto`. `precision` ('bf16' or 'fp32') is that of the convolutions.
+    """
     import torch
 
     versions = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -195,15 +208,43 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "cuda": cuda,
+        **_device_facts(device or pick_device("auto")),
+        "precision": precision,
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
         **versions,
     }
 
 
-def append_environment(path: Path) -> None:
+def _device_facts(device: torch.device) -> dict[str, object]:
+    """'cpu' or 'cuda:N', and of a CUDA device its name and the versions below it; None for the CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return {"device": device.type, **dict.fromkeys(("cuda", "cuda_version", "cudnn_version", "driver_version"))}
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return {
+        "device": f"cuda:{index}",
+        "cuda": torch.cuda.get_device_name(index),
+        "cuda_version": torch.version.cuda,
+        "cudnn_version": torch.backends.cudnn.version(),
+        "driver_version": _driver_version(),
+    }
+
+
+def _driver_version() -> str | None:
+    """Of NVIDIA's driver; None where nvidia-smi is missing, or fails."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split("\n")[0].strip() or None
+
+
+def append_environment(path: Path, device: torch.device, precision: str) -> None:
     """environment.json is a list with one entry per start of the run."""
     starts = read_json(path) if path.exists() else []
-    write_json(path, [*starts, environment()])
+    write_json(path, [*starts, environment(device, precision)])
 
 
 def _check_name(exp_id: str, name: str, output: Path) -> None:
@@ -220,11 +261,6 @@ def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
     """Raises OtherRun for {setting: (theirs, ours)}, but for a video that is only spelled in another way."""
     if "data" in differing and len({os.path.abspath(place) for place in differing["data"]}) == 1:
         differing = {name: pair for name, pair in differing.items() if name != "data"}
-    if gone := retired_among({name: theirs for name, (theirs, _) in differing.items()}):
-        raise OtherRun(
-            f"{path} was trained with {', '.join(gone)}, which is no more: it can be read, not gone on with: "
-            "choose another --exp-id, or --overwrite to move it aside"
-        )
     if differing:
         raise OtherRun(
             f"{path} holds a run with another configuration ({_told(differing)}): choose another --exp-id, "

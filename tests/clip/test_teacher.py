@@ -55,6 +55,16 @@ def test_a_patch_that_is_not_square_is_squashed_and_kept_whole():
     assert not torch.equal(preprocess(edge, (224, 224), Preprocess())[0], ours)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_the_encoder_sees_the_same_pixels_on_every_device(put, monkeypatch, device):
+    teacher = load_teacher(str(put("openai.safetensors")), "hnerv-tiny", device)
+    patches, seen, encode = picture(3, 3, 48, 48), [], teacher.net.encode_image
+    monkeypatch.setattr(teacher.net, "encode_image", lambda images: seen.append(images) or encode(images))
+    for given in (patches, patches.to(device)):
+        assert teacher.encode_patches(given).device.type == device
+        assert torch.equal(seen.pop().cpu(), preprocess(patches, (32, 32), Preprocess()))
+
+
 def test_a_file_of_openai_weights_embeds_as_openclip_does_with_quickgelu(put, reference):
     teacher = load_teacher(str(put("tiny.openai.safetensors")), "hnerv-tiny")
     assert any(isinstance(module, QuickGELU) for module in teacher.net.modules())
