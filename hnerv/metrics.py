@@ -5,8 +5,10 @@ Legend: B frames or patches, P patches in a frame, H W pixels, D embedding dimen
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,8 @@ SSIM_SIGMA = 1.5
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
 
-_SIMILARITIES_AT_ONCE = 1 << 24
+_SIMILARITIES_AT_ONCE = 1 << 22
+"""Cosines that `retrieval` ranks at a time, at about 80 bytes each: 320 MiB, whatever M is."""
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ def psnr_to_mse(db: Tensor) -> Tensor:
 
 def patch_mse(pred: Tensor, target: Tensor, grid: PatchGrid) -> Tensor:
     """Frames (B, 3, H, W) in [0, 1] -> mean squared error of each patch (B, P), patches in the order of `grid`."""
-    return grid.means((pred.float() - target.float()).square())
+    return grid.means(F.mse_loss(pred.float(), target.float(), reduction="none"))
 
 
 def frame_mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -117,8 +120,11 @@ def retrieval(
     pred and target (M, D); frame_index and patch_index (M,) say whose embeddings they are. A hit is a prediction at
     the same patch position, at most `neighbours` frames away. `overlap` is the share of the `top` nearest true
     embeddings whose predictions are among the `top` nearest predictions, `spearman` the correlation of the two
-    rankings. Equal cosines rank in no defined order. Ranked in fp64, since the embeddings of one video lie closer
-    together than TF32 resolves; memory grows with M, not with its square.
+    rankings. Equal cosines rank in no defined order, and NaN is last. Computed on the device of the embeddings;
+    memory grows with M, not with its square.
+
+    Cosines are in fp64, since the embeddings of one video lie close together: among the true embeddings of 132 frames
+    of Big Buck Bunny, TF32 changes 4 % of the ranks and fp32 0.03 %.
     """
     own = torch.arange(len(target), device=target.device)
     return _retrieval(target, own, pred, target, frame_index, patch_index, neighbours, top)
@@ -137,6 +143,7 @@ def query_retrieval(
     return _retrieval(queries, None, pred, target, frame_index, patch_index, neighbours, top)
 
 
+@torch.no_grad()
 def _retrieval(
     queries: Tensor,
     own: Tensor | None,
@@ -147,27 +154,45 @@ def _retrieval(
     neighbours: int,
     top: int,
 ) -> Retrieval:
-    """`own` (Q,) is what each query should find, None: the nearest true embedding."""
-    queries, keys, true = (F.normalize(x.double(), dim=-1) for x in (queries, pred, target))
+    """`own` (Q,) is what each query should find, None: the nearest true embedding.
+
+    The rank of the first hit alone could be counted, and `overlap` needs no more than the `top` nearest. But Spearman
+    needs both full rankings of every query, and these give the other two at no cost: hence two sorts, and no topk.
+    """
+    # Distances are cosines with the opposite of the query: ascending, the nearest is first.
+    queries, keys, true = (F.normalize(x.double(), dim=-1) for x in (-queries, pred, target))
     count = len(keys)
     found = []
     for rows in torch.arange(len(queries), device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count))):
-        ours, truth = _ranks(queries[rows] @ keys.T), _ranks(queries[rows] @ true.T)
-        home = truth.argmin(1) if own is None else own[rows]
+        nearest, truly_nearest = _argsort(queries[rows] @ keys.T), _argsort(queries[rows] @ true.T)
+        ours, truth = _inverse(nearest), _inverse(truly_nearest)
+        home = truly_nearest[:, 0] if own is None else own[rows]
         hit = patch_index == patch_index[home, None]
         hit &= (frame_index - frame_index[home, None]).abs() <= neighbours
-        shared = ((ours < top) & (truth < top)).sum(1) / max(min(top, count), 1)
-        distance = (ours - truth).double().square().sum(1)
+        rank = ours.masked_fill(~hit, count).amin(1) if count else ours.sum(1)
+        shared = (truth.gather(1, nearest[:, :top]) < top).sum(1) / max(min(top, count), 1)
+        # 1 - 6 sum(d^2) / (M^3 - M) of two permutations. At most (M^3 - M) / 3, below 2^53 up to M = 300,000: exact.
+        distance = (ours - truth).square_().sum(1)
         spearman = 1 - 6 * distance / max(count * (count**2 - 1), 1)
-        found.append(Retrieval(ours.masked_fill(~hit, count).amin(1) if count else ours.sum(1), shared, spearman))
+        found.append(Retrieval(rank.long(), shared, spearman))
     return Retrieval(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _ranks(similarity: Tensor) -> Tensor:
-    """(R, M) -> the place of each number in its row, int64; 0 is the greatest."""
-    order = similarity.argsort(dim=1, descending=True)
-    places = torch.arange(similarity.shape[1], device=similarity.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+def _argsort(distance: Tensor) -> Tensor:
+    """(R, M) -> columns of each row in ascending order, int64."""
+    if distance.device.type != "cpu":
+        return distance.argsort(dim=1)
+    # On x86, NumPy's argsort is vectorised, 5 times as fast as torch's on one core, and releases the GIL.
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(lambda part: part.argsort(1), np.array_split(distance.numpy(), threads))
+        return torch.from_numpy(np.concatenate([*parts]))
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Columns (R, M) in ascending order -> the rank of each column from 0 on, fp64."""
+    ranks = torch.arange(order.shape[1], dtype=torch.float64, device=order.device).expand_as(order)
+    return order.new_empty(order.shape, dtype=ranks.dtype).scatter_(1, order, ranks)
 
 
 def bits_per_pixel(num_bytes: int, frames: int, height: int, width: int) -> float:

@@ -227,6 +227,92 @@ def test_agreement_of_the_rankings_against_sets_and_torchmetrics(top):
     assert got.spearman.min() < 0.95 < metrics.retrieval(target, target, *2 * [torch.zeros(30)]).spearman.min()
 
 
+def embeddings(frames: int, dim: int = 16) -> list[torch.Tensor]:
+    """Noisy predictions, targets (M, D), frame and patch indices (M,) of a video of 4 patches."""
+    generator = torch.Generator().manual_seed(7)
+    target = torch.randn(4 * frames, dim, generator=generator)
+    pred = target + 1.2 * torch.randn(4 * frames, dim, generator=generator)
+    return [pred, target, torch.arange(4 * frames) // 4, torch.arange(4 * frames) % 4]
+
+
+def hits_of(frame: torch.Tensor, patch: torch.Tensor, neighbours: int) -> torch.Tensor:
+    return (patch == patch[:, None]) & ((frame - frame[:, None]).abs() <= neighbours)
+
+
+@pytest.mark.parametrize(("neighbours", "top"), [(0, 1), (1, 10), (3, 25), (1, 5000)])
+def test_retrieval_agrees_with_counting_and_topk(neighbours, top):
+    """The rank of the nearest hit is the number of predictions that are nearer than it."""
+    pred, target, frame, patch = embeddings(300)
+    got = metrics.retrieval(pred, target, frame, patch, neighbours, top)
+    ours, truth = (F.normalize(target.double(), dim=1) @ F.normalize(x.double(), dim=1).T for x in (pred, target))
+    nearest = ours.where(hits_of(frame, patch, neighbours), -torch.inf).amax(1, keepdim=True)
+    assert torch.equal(got.rank, (ours > nearest).sum(1))
+    tops = (x.topk(min(top, len(pred))).indices for x in (ours, truth))
+    chosen = [torch.zeros_like(ours, dtype=torch.bool).scatter_(1, indices, True) for indices in tops]
+    assert torch.equal(got.overlap, (chosen[0] & chosen[1]).sum(1) / min(top, len(pred)))
+    ranks = [(x[:100, None] > x[:100, :, None]).sum(2).double() for x in (ours, truth)]
+    expected = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)])
+    torch.testing.assert_close(got.spearman[:100], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 79, 80, 81, 159, 160, 6399, 6400, 6401])
+def test_borders_of_chunks_do_not_show(monkeypatch, at_once, threads):
+    given = embeddings(20)
+    whole = metrics.retrieval(*given)
+    sizes, argsort, before = [], metrics._argsort, torch.get_num_threads()
+    monkeypatch.setattr(metrics, "_SIMILARITIES_AT_ONCE", at_once)
+    monkeypatch.setattr(metrics, "_argsort", lambda x: sizes.append(x.numel()) or argsort(x))
+    torch.set_num_threads(threads)
+    try:
+        chunked = metrics.retrieval(*given)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(chunked, whole, strict=True))
+    assert sum(sizes) == 2 * 80 * 80 and max(sizes) <= max(at_once, 80)
+
+
+def test_equal_cosines_rank_somewhere_among_each_other():
+    """Vectors of signs: products are exact, so cosines tie exactly."""
+    signs = torch.randn(2, 120, 4, generator=torch.Generator().manual_seed(8)).sign()
+    frame, patch = torch.arange(120) // 4, torch.arange(120) % 4
+    rank, overlap, spearman = metrics.retrieval(*signs, frame, patch)
+    ours, truth = (signs[1] @ x.T for x in signs)
+    nearest = ours.where(hits_of(frame, patch, 1), -torch.inf).amax(1, keepdim=True)
+    assert (rank >= (ours > nearest).sum(1)).all() and (rank < (ours >= nearest).sum(1)).all()
+    sure, possible = ([of(x, x.topk(10).values[:, -1:]) for x in (ours, truth)] for of in (torch.gt, torch.ge))
+    assert (overlap >= (sure[0] & sure[1]).sum(1) / 10).all()
+    assert (overlap <= (possible[0] & possible[1]).sum(1) / 10).all()
+    assert (spearman.abs() <= 1).all() and len(spearman.unique()) > 10
+
+
+def test_predictions_that_are_all_equal_find_no_more_than_one_place():
+    target, frame, patch = embeddings(20, dim=4)[1:]
+    rank = metrics.retrieval(torch.ones(80, 4), target.sign(), frame, patch).rank
+    assert len(rank.unique()) > 10 and (rank == 0).sum() <= 3
+
+
+def test_a_prediction_that_is_no_number_is_the_last():
+    pred, target, frame, patch = embeddings(20)
+    pred[7] = torch.nan
+    rank = metrics.retrieval(pred, target, frame, patch, neighbours=0).rank
+    assert rank[7] == 79 and (rank[torch.arange(80) != 7] < 79).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("frames", [20, 300, 1100])
+def test_retrieval_on_cuda_is_that_of_the_cpu(frames):
+    """Products add up in another order there, so that near ties may change places."""
+    given = embeddings(frames)
+    queries = torch.randn(50, 16, generator=torch.Generator().manual_seed(9))
+    for measure, arguments in ((metrics.retrieval, given), (metrics.query_retrieval, [queries, *given])):
+        expected, got = measure(*arguments), measure(*(x.cuda() for x in arguments))
+        assert all(column.is_cuda for column in got)
+        assert (got.rank.cpu() != expected.rank).double().mean() < 1e-3
+        assert (got.overlap.cpu() != expected.overlap).double().mean() < 1e-3
+        torch.testing.assert_close(got.spearman.cpu(), expected.spearman, rtol=0, atol=1e-5)
+
+
 def test_retrieval_of_the_truth_is_perfect_and_wants_the_same_place():
     target = torch.eye(4)
     frame, patch = torch.tensor([0, 0, 5, 5]), torch.tensor([0, 1, 0, 1])

@@ -67,6 +67,8 @@ class Report(NamedTuple):
 
 
 class _Measured(NamedTuple):
+    """Pixels on the CPU, embeddings `clip` (F, P, D) on the device of the model."""
+
     psnr: Tensor
     psnr_frame: Tensor
     ms_ssim: Tensor
@@ -151,7 +153,8 @@ def _measure(
                 prediction.clip,
             )
         )
-    return _Measured(*(None if column[0] is None else torch.cat(column).cpu() for column in zip(*rows, strict=True)))
+    *pixels, clip = zip(*rows, strict=True)
+    return _Measured(*(torch.cat(column).cpu() for column in pixels), None if clip[0] is None else torch.cat(clip))
 
 
 def _clip_measures(
@@ -162,9 +165,10 @@ def _clip_measures(
         return None
     where = torch.cat([positions[name] for name in measured])
     predicted = torch.cat([m.clip for m in measured.values()])
-    targets = store.clip(where).cpu()
-    mean = store.clip(positions["train"]).cpu().mean(dim=(0, 1))
+    targets = store.clip(where)
+    mean = store.clip(positions["train"]).mean(dim=(0, 1))
     columns = clip_measures(predicted, targets, where, mean)
+    predicted, targets, mean = predicted.cpu(), targets.cpu(), mean.cpu()
     sizes = [len(positions[name]) for name in measured]
     parts = zip(*(column.split(sizes) for column in columns), strict=True)
     healths = (
@@ -177,10 +181,14 @@ def _clip_measures(
 
 
 def clip_measures(predicted: Tensor, targets: Tensor, where: Tensor, mean: Tensor) -> ClipMeasures:
-    """predicted, targets (F, P, D) of frames at the positions where (F,), mean (D,) of the training targets."""
-    patches = torch.arange(targets.shape[1]).expand(targets.shape[:2])
-    frames = where[:, None].expand_as(patches)
+    """predicted, targets (F, P, D) of frames at the positions where (F,), mean (D,) of the training targets.
+
+    Computed on the device of the embeddings; the result is on the CPU.
+    """
+    patches = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape[:2])
+    frames = where.to(targets.device)[:, None].expand_as(patches)
     found = retrieval(predicted.flatten(0, 1), targets.flatten(0, 1), frames.flatten(), patches.flatten())
     rank, overlap, spearman = (column.view_as(patches) for column in found)
     hits = (rank < top for top in (1, 5, 10))
-    return ClipMeasures(cosine(predicted, targets), centred_cosine(predicted, targets, mean), *hits, overlap, spearman)
+    columns = cosine(predicted, targets), centred_cosine(predicted, targets, mean), *hits, overlap, spearman
+    return ClipMeasures(*(column.cpu() for column in columns))

@@ -181,11 +181,13 @@ def _embeddings(run: OpenedRun, teacher: Teacher | None, progress: bool) -> _Mad
 
 
 def _row(rival: _Rival, truth: Tensor, model: DualHeadHNeRV, texts: Tensor | None) -> Row:
-    """Measured as an evaluation does: queries search all frames that train or are unseen."""
+    """Measured as an evaluation does, on the model's device: queries search all frames that train or are unseen."""
+    device = _device(model)
     positions = {"train": torch.tensor(model.scene.train), "val": torch.tensor(model.scene.val, dtype=torch.long)}
     where = torch.cat([*positions.values()])
-    mean = truth[positions["train"]].mean((0, 1))
-    found = clip_measures(rival.embeddings[where], truth[where], where, mean)
+    mean = truth[positions["train"]].mean((0, 1)).to(device)
+    embeddings = rival.embeddings[where].to(device), truth[where].to(device)
+    found = clip_measures(*embeddings, where, mean)
     parts = [
         ClipMeasures(*part) for part in zip(*(m.split([*map(len, positions.values())]) for m in found), strict=True)
     ]
@@ -196,14 +198,14 @@ def _row(rival: _Rival, truth: Tensor, model: DualHeadHNeRV, texts: Tensor | Non
     }
     of_texts = {}
     if texts is not None and rival.ranks and "train" in rival.splits:
-        of_texts = text_measures(texts, rival.embeddings[where], truth[where], where)
+        of_texts = text_measures(texts.to(device), *embeddings, where)
     return Row(rival.name, rival.size, rival.gmac, splits, rival.ranks, of_texts)
 
 
 def text_measures(texts: Tensor, predicted: Tensor, truth: Tensor, where: Tensor) -> dict[str, float]:
     """texts (Q, D); predicted, truth (F, P, D) of frames at the positions where (F,) -> {name of RETRIEVAL: mean}."""
-    patches = torch.arange(truth.shape[1]).expand(truth.shape[:2])
-    frames = where[:, None].expand_as(patches)
+    patches = torch.arange(truth.shape[1], device=truth.device).expand(truth.shape[:2])
+    frames = where.to(truth.device)[:, None].expand_as(patches)
     embeddings = predicted.flatten(0, 1), truth.flatten(0, 1)
     found = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
     hits = [(found.rank < top).double() for top in (1, 5, 10)]

@@ -7,6 +7,7 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from hnerv.evaluation import FRAMES_AT_ONCE, eval_values, evaluate, predict
+from hnerv.evaluation.measure import clip_measures
 from hnerv.evaluation.summary import eval_histograms
 from hnerv.metrics import ms_ssim
 
@@ -74,6 +75,16 @@ def test_similarities_against_loops(world, embedding):
                 assert split.clip.centred[i, k] == pytest.approx(centred.item(), abs=1e-5)
                 for top, found in ((1, split.clip.found), (5, split.clip.found5), (10, split.clip.found10)):
                     assert bool(found[i, k]) == any(hits[:top])
+
+
+@pytest.mark.cuda
+def test_embeddings_on_the_device_give_measures_on_the_cpu():
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.randn(40, 8, 16, generator=draw)
+    given = targets + torch.randn(targets.shape, generator=draw), targets, torch.randperm(40), targets.mean((0, 1))
+    on_device = clip_measures(given[0].cuda(), given[1].cuda(), given[2], given[3].cuda())
+    for a, b in zip(on_device, clip_measures(*given), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)  # of the same device, too
 
 
 def test_values_are_what_the_table_of_tags_says(world):
