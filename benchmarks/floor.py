@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import median
+from typing import NamedTuple
 
-from timing import BLOCK, alternating, repeated, trainer_of
+from timing import BLOCK, advance, alternating, repeated, trainer_of, warm_up
 
 from hnerv.config import Config
 
 
 def floor(config: Config, device, rounds: int, folder: str) -> dict:
     """The step of one batch without blends against arithmetic, memory traffic, and its bare convolutions."""
+    import torch
+
     trainers = {}
     for name in dict.fromkeys((config.train.optimizer, "adam")):
         trainers[name] = trainer_of(config.replaced({"optimizer": name, "blend_freq": 0}), device, folder)
         batch = next(trainers[name].remaining_batches())
         trainers[name].step(batch)
     adam = trainers["adam"]
-    convolutions = recorded(adam, batch)
-    calls = {name: repeated(trainer.step, batch) for name, trainer in trainers.items()}
-    calls["bare"] = repeated(bare(convolutions, device))
-    times = alternating(calls, rounds, device)
-    step = {name: median(seconds) / BLOCK for name, seconds in times.items()}
-    rates = machine_rates(device, adam.autocast["dtype"] if adam.autocast["enabled"] else None)
-    gmac = step_gmac(adam, batch)
+    convolutions, gmac = recorded(adam, batch), step_gmac(adam, batch)
     moved = {name: moved_bytes(trainer, convolutions) for name, trainer in trainers.items()}
+    timed = {name: timed_steps(trainer, batch) for name, trainer in trainers.items()}
+    timed["bare"] = Timed(repeated(bare(convolutions, device)), BLOCK)
+    times = alternating({name: one.call for name, one in timed.items()}, rounds, device)
+    step = {name: median(seconds) / timed[name].steps for name, seconds in times.items()}
+    rates = machine_rates(device, torch.bfloat16 if config.train.in_bf16(device.type) else None)
     found: dict = {"gmac": gmac, **rates, "bare_ms": 1e3 * step["bare"], "convolutions": len(convolutions)}
     print(
         f"machine    {rates['gmac_per_second']:.1f} GMAC/s in a matrix product, {rates['gb_per_second']:.1f} GB/s in "
@@ -51,6 +53,21 @@ def floor(config: Config, device, rounds: int, folder: str) -> dict:
             flush=True,
         )
     return found
+
+
+class Timed(NamedTuple):
+    """A call, and of how many steps of one batch it is the work."""
+
+    call: Callable[[], object]
+    steps: float
+
+
+def timed_steps(trainer, batch) -> Timed:
+    """BLOCK steps of the batch; where training captures its steps, an epoch of these, whose last may be smaller."""
+    if not trainer.captures:
+        return Timed(repeated(trainer.step, batch), BLOCK)
+    warm_up(trainer)
+    return Timed(lambda: advance(trainer, trainer.steps_per_epoch), trainer.batches.sizes.sum().item() / batch.real)
 
 
 def recorded(trainer, batch) -> list[tuple]:

@@ -65,10 +65,10 @@ def recognise(folder: Path) -> tuple[str, Kind]:
 
 
 def same_network(kind: Kind, config: Config) -> Config:
-    """Ours with the stages, activation, loss and optimiser of theirs; an upsampling RGB head becomes a stage."""
+    """Ours with the stages, activation, losses and optimiser of theirs; an upsampling RGB head becomes a stage."""
     model = config.model
     strides = (*model.dec_strides, *([model.rgb_stride] if model.rgb_stride > 1 else []))
-    common = {"dec_strides": strides, "rgb_stride": 1, "act": "gelu"}
+    common = {"dec_strides": strides, "rgb_stride": 1, "act": "gelu", "clip_loss": "cosine"}
     steps = {"pixel_loss": "L2", "optimizer": "adam", "blend_freq": 0}
     own = {"clip_site": len(strides), "clip_pool": 1} | kind.settings
     return config.replaced(common | steps | own)
@@ -204,7 +204,7 @@ def as_they_run() -> contextlib.AbstractContextManager:
 def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
     """The modules of these names from `folder`, which leave no trace in sys.modules. Raises UserError."""
     with stand_ins(), _front_of_path(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs to mend
+        warnings.simplefilter("ignore")  # theirs to fix
         held = {name: sys.modules.pop(name) for name in names if name in sys.modules}
         try:
             return [importlib.import_module(name) for name in names]

@@ -11,18 +11,17 @@ stand in for the targets unless --clip-targets names some: the teacher takes no 
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 from floor import floor
 from growth import growth, plot
-from timing import BLOCK, alternating, material_of, repeated, seconds_of, trainer_of
+from timing import BLOCK, advance, alternating, material_of, repeated, seconds_of, trainer_of, warm_up
 
 from hnerv.command import one_line_errors, pick_device, set_up_torch
 from hnerv.config import Config
@@ -35,8 +34,6 @@ def main() -> None:
     args, ask = parse()
     with one_line_errors("speed.py", args.debug):
         found = measure(args, ask)
-        if args.json:
-            write_json(args.json, found)
         if args.plot:
             plot(found["growth"], args.plot)
 
@@ -47,7 +44,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation
     parser.prog, parser.usage, parser.description = "speed.py", "%(prog)s [--preset NAME] [flags]", __doc__
     own = parser.add_argument_group("measurement")
     own.add_argument("--steps", type=int, default=50, help=f"steps timed, {BLOCK} at a time, three times at least (50)")
-    own.add_argument("--json", type=Path, metavar="OUT", help="all numbers")
+    own.add_argument("--json", type=Path, metavar="OUT", help="all numbers, written after each section")
     own.add_argument("--growth", action="store_true", help="also over frames, resolution and modelsize")
     own.add_argument("--plot", type=Path, metavar="OUT.png", help="draws --growth")
     own.add_argument("--reference", type=Path, metavar="DIR", help="checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV")
@@ -59,12 +56,12 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation
 
 
 def measure(args: argparse.Namespace, ask: Invocation) -> dict:
-    """Prints as it goes -> all numbers, for JSON. Raises UserError."""
+    """Prints as it goes, and writes --json after each section -> all numbers. Raises UserError."""
     if args.plot and not args.growth:
         raise UserError("--plot draws what --growth measures: give both")
     if args.steps < 1:
         raise UserError(f"--steps {args.steps} is below 1")
-    set_up_torch(args.threads)
+    set_up_torch(args.threads, benchmark=True)
     from hnerv.training.folder import environment
 
     device = pick_device(args.device)
@@ -78,12 +75,18 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     print(f"torch {env['torch']}, {env['cuda'] or 'CPU'}, {env['threads']} threads, commit {env['commit']}", flush=True)
     found: dict = {"environment": env, "config": config.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
-        found["training"] = training(config, device, rounds, folder, ask.compile)
-        found["floor"] = floor(config, device, rounds, folder)
+        sections = {
+            "training": lambda: training(config, device, rounds, folder, ask.compile),
+            "floor": lambda: floor(config, device, rounds, folder),
+        }
         if args.reference:
-            found["reference"] = compare(args.reference, config, device, max(5, rounds), folder)
+            sections["reference"] = lambda: compare(args.reference, config, device, max(5, rounds), folder)
         if args.growth:
-            found["growth"] = growth(config, device, folder)
+            sections["growth"] = lambda: growth(config, device, folder)
+        for name, section in sections.items():
+            found[name] = section()
+            if args.json:
+                write_json(args.json, found)
     return found
 
 
@@ -93,22 +96,23 @@ def training(config: Config, device, rounds: int, folder: str, compile_it: bool 
 
     from hnerv.evaluation.cost import decode_fps
     from hnerv.model import coded_parameters
+    from hnerv.training.compiling import compiled
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = trainer_of(config, device, folder)
-    if compile_it:
-        trainer.network = torch.compile(trainer.model)
     model, patches = trainer.model, trainer.model.scene.grid.patches
-    batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
-    blocks = [block(trainer, batches, device) for _ in range(rounds + 1)][1:]
+    with compiled(trainer) if compile_it else contextlib.nullcontext():
+        blocks = timed_blocks(trainer, rounds, device)
+        logged = logging_share(trainer, device, Path(folder))
     rates = [frames * patches / seconds for frames, seconds in blocks]
     found = {
         "parameters": sum(coded_parameters(model).values()),
         "patches_per_second": median(rates),
         "patches_per_second_range": [min(rates), max(rates)],
         "step_ms": 1e3 * median(seconds for _, seconds in blocks) / BLOCK,
-        **logging_share(trainer, device, Path(folder)),
+        **logged,
+        **({} if compile_it else operators_of(trainer, folder)),
     }
     trainer.refresh_codes()
     found |= {"decode_fps": decode_fps(model), "patch_ms": patch_ms(model, device), **peak_memory(device)}
@@ -116,6 +120,7 @@ def training(config: Config, device, rounds: int, folder: str, compile_it: bool 
     print(
         f"training   {found['patches_per_second']:.1f} patches/s ({low:.1f} to {high:.1f}), {found['step_ms']:.1f} ms "
         f"a step, {config.train.optimizer}, {found['parameters']:,} parameters\n"
+        f"operators  {operators_line(found)}\n"
         f"epoch      {found['epoch_seconds']:.2f} s fully logged, {found['epoch_seconds_unlogged']:.2f} s without, "
         f"{found['logging_percent_of_epochs']:+.2f} %; the log's own calls take {found['logging_percent']:.2f} %\n"
         f"decode     {found['decode_fps']:.1f} frames/s in batches, {found['patch_ms']:.2f} ms a patch alone\n"
@@ -125,21 +130,44 @@ def training(config: Config, device, rounds: int, folder: str, compile_it: bool 
     return found
 
 
-def block(trainer, batches: Iterator, device) -> tuple[int, float]:
-    """BLOCK steps as they come -> (frames of the video in them, seconds); their batches are made in that time."""
+def timed_blocks(trainer, rounds: int, device) -> list[tuple[int, float]]:
+    """`rounds` times BLOCK steps as they come in training -> (training frames in them, seconds); one is not counted."""
     frames: list[int] = []
+    warm_up(trainer)
+    seconds = [seconds_of(lambda: frames.append(advance(trainer, BLOCK)), device) for _ in range(rounds + 1)]
+    return list(zip(frames, seconds, strict=True))[1:]
 
-    def run() -> None:
-        for batch in itertools.islice(batches, BLOCK):
-            trainer.step(batch)
-            frames.append(batch.real)
 
-    seconds = seconds_of(run, device)
-    return sum(frames), seconds
+def operators_of(trainer, folder: str) -> dict[str, int]:
+    """Operators that torch dispatches in a warm step, views aside: as training runs it, and eagerly where that differs;
+    and of the same network without its CLIP head.
+    """
+    from operators import operators_per_step
+
+    found = {"operators": operators_per_step(lambda: advance(trainer, 1))}
+    if trainer.captures:
+        batch = next(trainer.remaining_batches())
+        found["operators_eager"] = operators_per_step(lambda: trainer.step(batch))
+    if trainer.model.clip_head is not None:
+        bare = trainer.config.replaced({"clip_weights": "none", "clip_targets": ""})
+        twin = trainer_of(bare, trainer.store.device, folder)
+        twin.captures = False
+        advance(twin, twin.steps_per_epoch)  # makes most blends
+        found["operators_without_clip"] = operators_per_step(lambda: advance(twin, 1))
+    return found
+
+
+def operators_line(found: dict) -> str:
+    """For people."""
+    if "operators" not in found:
+        return "not counted of a compiled network"
+    more = {"operators_eager": "in an eager one", "operators_without_clip": "in an eager one without the CLIP head"}
+    words = [f"{found[key]} {what}" for key, what in more.items() if key in found]
+    return ", ".join([f"{found['operators']} dispatched in a step, views aside", *words])
 
 
 def logging_share(trainer, device, folder: Path, rounds: int = 3) -> dict[str, float]:
-    """Whole epochs with the log of a run, flushed, and without; and what the calls that log take of one, in percent.
+    """Full epochs with the log of a run, flushed, and without; and what the calls that log take of one, in percent.
 
     The difference of two epochs drowns in their noise on a busy machine, the time of the calls does not.
     """
@@ -149,12 +177,9 @@ def logging_share(trainer, device, folder: Path, rounds: int = 3) -> dict[str, f
     closing: dict[str, list[float]] = {name: [] for name in loggers}
 
     def epoch(name: str) -> None:
-        trainer.logger, trainer.epoch = loggers[name], 0
-        for batch in trainer.remaining_batches():
-            trainer.records[trainer.step_in_epoch] = trainer.step(batch)
-            trainer.times.append(time.time())
-            trainer.step_in_epoch += 1
-        sync_seconds = seconds_of(trainer.records.cpu, device)  # the rest of the last step is no logging
+        trainer.logger, trainer.epoch, trainer.step_in_epoch = loggers[name], 0, 0
+        advance(trainer, trainer.steps_per_epoch)
+        sync_seconds = seconds_of(trainer.training_step.records.cpu, device)  # the rest of the last step is no logging
         start = time.perf_counter()
         trainer.close_epoch(sync_seconds)
         trainer.logger.position()
@@ -237,7 +262,7 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
     print(
         f"reference  {name}, width {width}: {sizes['theirs']:,} parameters and {gmac['theirs']:.3f} GMAC a frame, "
         f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; adam and L2 in both, "
-        f"theirs in fp32 or TF32, ours in {'bf16' if trainer.autocast['enabled'] else 'fp32'}"
+        f"theirs in fp32 or TF32, ours in {'bf16' if config.train.in_bf16(device.type) else 'fp32'}"
     )
     for what, unit in (("training", "patches"), ("decoding", "frames")):
         row = found[what]

@@ -43,6 +43,25 @@ def material_of(config: Config, device):
     return material._replace(targets=targets, scene=dataclasses.replace(scene, clip_dim=CLIP_DIM))
 
 
+def advance(trainer, count: int) -> int:
+    """The next `count` steps as `fit` runs them, over the ends of epochs -> training frames in them."""
+    sizes, frames = trainer.batches.sizes.tolist(), 0
+    for _ in range(count):
+        trainer.step_in_epoch %= trainer.steps_per_epoch
+        if trainer.step_in_epoch == 0:
+            trainer.times.clear()
+            trainer.begin_epoch()
+        frames += sizes[trainer.step_in_epoch]
+        trainer.advance()
+    return frames
+
+
+def warm_up(trainer) -> None:
+    """Where steps are captured: until each kind of step is. The rarest, the last of an epoch, comes once in each."""
+    if trainer.captures:
+        advance(trainer, 3 * trainer.steps_per_epoch)
+
+
 def seconds_of(call: Callable[[], object], device) -> float:
     """Wall time of a call, all of its work on the device included."""
     import torch
