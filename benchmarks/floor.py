@@ -63,7 +63,7 @@ class Timed(NamedTuple):
 
 
 def timed_steps(trainer, batch) -> Timed:
-    """BLOCK steps of the batch; where training captures its steps, an epoch of these, whose last may be smaller."""
+    """BLOCK steps of the batch; where steps are captured, an epoch, the last step of which may be smaller."""
     if not trainer.captures:
         return Timed(repeated(trainer.step, batch), BLOCK)
     warm_up(trainer)

@@ -181,7 +181,7 @@ def env_commands(setting: Setting) -> list[list[str]]:
 def pytest_commands(setting: Setting) -> list[list[str]]:
     """Only the files that use the mark: others may need packages that are not there."""
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text("utf-8")]
-    flags = ["-m", "cuda", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    flags = ["-m", "cuda", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider", "-W", "default"]
     own = ["-o", "addopts=--import-mode=importlib --strict-markers", *flags]
     return [[sys.executable, "-m", "pytest", *own, *(str(path.relative_to(ROOT)) for path in files)]]
 

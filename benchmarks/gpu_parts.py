@@ -206,7 +206,7 @@ def codec(words: list[str]) -> None:
     found = {"bytes": args.file.stat().st_size, "note": stream.encoder, "same_weights": same, "frames": len(frames)}
     write_json(args.json, found)
     there.to(device, memory_format=torch.channels_last)
-    first, found["device_fps"] = played(there, frames)
+    first, _ = played(there, frames)
     again, found["device_fps"] = played(there, frames)
     found["same_twice"] = bool((first == again).all())
     cpu, found["cpu_fps"] = played(here, frames)

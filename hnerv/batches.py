@@ -90,7 +90,8 @@ class Batches:
 
     def make_all(self) -> None:
         """Makes all blends that a step may be given."""
-        self.store.make(self.store.rows(self.between))
+        if self.train.blend_freq:
+            self.store.make(self.store.rows(self.between))
 
     def batch(self, rows: Tensor, times: Tensor, counts: Counts, clip: bool = True) -> Batch:
         """The Batch of a row of a plan, `rows` (W,) on the CPU or the device, `times` (W,) on the device."""

@@ -72,7 +72,10 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' -> CUDA where there is one, else the CPU. Raises UserError for a device that is not there."""
+    """'auto' -> CUDA where there is one, else the CPU. 'cuda:N' becomes the current CUDA device.
+
+    Raises UserError for a device that is not there.
+    """
     import torch
 
     if name == "auto":
@@ -88,6 +91,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: torch {torch.__version__} finds {found}: use --device cpu, or mend the driver"
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # else pinned memory and graphs would take memory of the first GPU too
     return device
 
 

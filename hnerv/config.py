@@ -158,7 +158,7 @@ class TrainConfig:
     )
     eval_freq: int = knob(25, "evaluate every so many epochs, and after the last; 0: only after the last")
     checkpoint_freq: int = knob(1, "write latest.pt every so many epochs, and after the last")
-    checkpoint_seconds: float = knob(0.0, "but no sooner than so many seconds after the one before")
+    checkpoint_seconds: float = knob(0.0, "least seconds between two writes of latest.pt, but for the last")
     params_freq: int = knob(10, "log the statistics of the parameters every so many epochs")
 
     def __post_init__(self) -> None:

@@ -167,7 +167,7 @@ class FrameStore:
 
     Row r of the store is frame r of the video for r < N, and the blend for position `between[r - N]` from N on: the
     picture between the two nearest training frames, and the blend of their targets. The frame of the video at that
-    position is not read for it. A blend is made when it is first asked for.
+    position is not read for it. `make` makes a blend, once.
     """
 
     SHARE_OF_DEVICE_MEMORY = 0.5

@@ -35,8 +35,12 @@ class Diverged(RunError):
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch found too little memory on a GPU. By name, so that torch need not be imported."""
     text = str(error)
-    full = "CUDA error: out of memory" in text or "STATUS_ALLOC_FAILED" in text  # CUDA, then cuBLAS and cuDNN
-    return full or type(error).__name__ == "OutOfMemoryError"
+    # of CUDA, its driver and Triton, then of cuBLAS and cuDNN
+    full = "CUDA" in text and ("out of memory" in text or "STATUS_ALLOC_FAILED" in text)
+    if full or type(error).__name__ == "OutOfMemoryError":
+        return True
+    before = error.__cause__ or error.__context__  # a capture that was cut short raises another error at its end
+    return isinstance(before, RuntimeError) and is_out_of_memory(before)
 
 
 def is_gpu_lost(error: RuntimeError) -> bool:

@@ -1,8 +1,7 @@
 """Pixel losses and CLIP losses by name, each a weighted sum of a few terms.
 
 Adding a loss is one row of `LOSSES` or `CLIP_LOSSES`; a new ingredient is one function and one row of `TERMS` or
-`CLIP_TERMS`. torch is imported by
-the functions that need it, because the command line reads these tables for --help.
+`CLIP_TERMS`. torch is imported by the functions that need it, because the command line reads these tables for --help.
 
 Legend: B batch, 3 colours, H W pixels, P patches, D embedding dimensions.
 """

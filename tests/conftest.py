@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if os.environ.get("HNERV_TEST_CUDA") != "1":
+if os.environ.get("HNERV_TEST_CUDA") == "1":
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read once in a process, for the tests of --deterministic
+else:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for devices; processes that tests start inherit it
 
 import numpy as np  # noqa: E402
@@ -26,6 +28,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings as hypothesis_settings  # noqa: E402
 from PIL import Image  # noqa: E402
+
+from hnerv.command import set_up_torch  # noqa: E402
 
 hypothesis_settings.register_profile("hnerv", deadline=None)  # a busy machine is no fault
 hypothesis_settings.load_profile("hnerv")
@@ -47,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and HNERV_TEST_CUDA=1 to see it"))
+
+
+@pytest.fixture(autouse=True)
+def _default_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked `cuda` begin with the settings of the commands, and leave none of their own behind."""
+    if request.node.get_closest_marker("cuda"):
+        set_up_torch(1)
+    yield
+    if request.node.get_closest_marker("cuda"):
+        set_up_torch(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

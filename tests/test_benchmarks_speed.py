@@ -56,7 +56,7 @@ def captured(monkeypatch):
     from hnerv.training import trainer as module
 
     class Eager:
-        def __init__(self, call, parameters, device) -> None:
+        def __init__(self, call, parameters, device, clock) -> None:
             self.call = call
 
         def __call__(self, kind) -> bool:

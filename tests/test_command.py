@@ -130,9 +130,7 @@ def test_out_of_memory_in_every_command(
     monkeypatch.setattr("hnerv.clip.Teacher.encode_patches", fails)
     capsys.readouterr()
     if verb == "targets":
-        status = train(
-            tmp_path / "output", flags(clip_targets=None, clip_weights="random", seed=110)
-        )  # not in the cache
+        status = train(tmp_path / "output", flags(clip_targets=None, clip_weights="random", seed=110))  # not cached
     else:
         status = evaluate(run) if verb == "eval" else hnerv_main(verb, *commands[verb])
     prog = {"eval": "eval.py", "targets": "train_patch_dual.py"}.get(verb, f"hnerv {verb}")
@@ -185,9 +183,11 @@ def test_cuda_where_there_is_none(monkeypatch, name):
 
 
 def test_cuda_where_there_are_two(monkeypatch):
+    chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda") and not chosen
     assert pick_device("cuda:1") == torch.device("cuda:1")
     assert said("cuda:2").startswith(f"--device cuda:2: torch {torch.__version__} finds 2 CUDA devices: ")
     assert pick_device("cpu") == torch.device("cpu")

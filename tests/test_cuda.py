@@ -18,18 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hnerv.checkpoint import load_checkpoint
-from hnerv.command import set_up_torch
 
 DEVICE = "cuda"
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda
-
-
-@pytest.fixture(autouse=True)
-def _default_arithmetic():
-    """`--deterministic` in this process ends with the test."""
-    yield
-    set_up_torch(1)
 
 
 @pytest.fixture

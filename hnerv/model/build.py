@@ -65,7 +65,10 @@ def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
 
 
 def solve_width(config: ModelConfig, scene: Scene) -> int:
-    """The width whose coded parameters come closest to --modelsize (millions) from below. Raises UserError."""
+    """The width whose coded parameters come closest to --modelsize (millions) from below. Raises UserError.
+
+    With `width_multiple`, sizes go up and down with the width: the closest within a multiple of the crossing is taken.
+    """
     limit = round(config.modelsize * 1e6)
 
     @functools.cache
@@ -86,5 +89,5 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
     if config.width_multiple == 1:
         return low
-    near = range(max(low - config.width_multiple, 1), low + config.width_multiple + 1)  # rounded sizes go up and down
+    near = range(max(low - config.width_multiple, 1), low + config.width_multiple + 1)
     return max((width for width in near if size(width) <= limit), key=size)

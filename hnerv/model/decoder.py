@@ -103,8 +103,9 @@ def stage_widths(width: int, config: ModelConfig) -> list[int]:
     for _ in config.dec_strides:
         widths.append(max(round(widths[-1] / config.reduce), config.lower_width))
     multiple, rounded, owed = config.width_multiple, [], 0
-    for channels in reversed(widths):
-        rounded.append(max(round((channels + owed) / multiple), 1) * multiple)
+    for i, channels in reversed([*enumerate(widths)]):
+        least = -(-config.lower_width // multiple) if i else 1
+        rounded.append(max(round((channels + owed) / multiple), least) * multiple)
         owed += channels - rounded[-1]
     return rounded[::-1]
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hnerv.training.timing import Clock
+
 WARM_UP = 2
 """Steps of a kind that run eagerly first: they choose algorithms, make the optimiser's state, fill caches."""
 
@@ -24,12 +26,14 @@ class Graphs:
     """Runs `call(kind)` on CUDA: a kind's first steps eagerly, then as a graph that is captured once and replayed.
 
     `call` must be a function of tensors whose memory stays where it is, and must run the same operators for the same
-    kind. All run on one stream, as PyTorch asks of warm-up and capture; graphs share a pool of memory, since none
-    needs what another computed but for the tensors outside of it.
+    kind. Warm-up and capture run on one stream, as PyTorch requires; replays run on the caller's. Graphs share a pool
+    of memory: none reads what another left in it.
     """
 
-    def __init__(self, call: Callable[[Hashable], None], parameters: Sequence[nn.Parameter], device: torch.device):
-        self.call, self.parameters = call, parameters
+    def __init__(
+        self, call: Callable[[Hashable], None], parameters: Sequence[nn.Parameter], device: torch.device, clock: Clock
+    ) -> None:
+        self.call, self.parameters, self.clock = call, parameters, clock
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
         self.seen: Counter[Hashable] = Counter()
@@ -48,9 +52,11 @@ class Graphs:
             return False
         if found is None:
             found = self.captured[kind] = self._capture(kind)
+            self.clock.mark("")  # a capture is no part of a step
         found.graph.replay()
         for parameter, gradient in found.gradients:
             parameter.grad = gradient
+        self.clock.mark("graph")
         return True
 
     def _capture(self, kind: Hashable) -> Captured:

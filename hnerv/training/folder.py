@@ -124,7 +124,9 @@ class RunFolder:
     def last_precision(self) -> str | None:
         """Of the start before this one; None where environment.json does not record it. Raises UserError."""
         path = self.path / "environment.json"
-        return read_json(path)[-1].get("precision") if path.exists() else None
+        starts = read_json(path) if path.exists() else []
+        last = starts[-1] if isinstance(starts, list) and starts else {}
+        return last.get("precision") if isinstance(last, dict) else None
 
     def claim(
         self, record: dict, state: dict | None, device: torch.device, precision: str, report_to: str = "tensorboard"

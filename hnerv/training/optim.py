@@ -35,7 +35,9 @@ def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Op
         for params, factor in ((network, 1.0), (codes, config.embed_lr_factor))
         if params
     ]
-    return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer._warned_capturable_if_run_uncaptured = True  # torch would warn of the steps before the capture
+    return optimizer
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

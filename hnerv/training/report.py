@@ -98,7 +98,8 @@ def log_graph(logger: NullLogger, model: DualHeadHNeRV) -> None:
             return tuple(output for output in self.model(times) if output is not None)
 
     was_training = model.training
-    logger.graph(Traced().eval(), torch.zeros(1, device=next(model.parameters()).device))
+    with torch.no_grad():
+        logger.graph(Traced().eval(), torch.zeros(1, device=next(model.parameters()).device))
     model.train(was_training)
 
 

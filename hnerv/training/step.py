@@ -76,8 +76,8 @@ class TrainingStep:
         self.losses = losses_of(model, config, device)
         steps, width = len(batches.sizes), batches.width
         self.rows = torch.zeros(steps, width, dtype=torch.long, device=device)
-        self.knobs = len(self.optimizer.param_groups) + 1
-        self.values = torch.zeros(steps, self.knobs + width, device=device)
+        self.num_knobs = len(self.optimizer.param_groups) + 1
+        self.values = torch.zeros(steps, self.num_knobs + width, device=device)
         """Knobs, then times."""
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)
@@ -100,8 +100,8 @@ class TrainingStep:
 
     def _take(self, rows: Tensor, kind: Kind) -> None:
         values = self.values.index_select(0, self.number)[0]
-        batch = self.batches.batch(rows, values[self.knobs :], kind.counts, kind.clip)
-        row = self.update(batch, values[: self.knobs], kind.clip)
+        batch = self.batches.batch(rows, values[self.num_knobs :], kind.counts, kind.clip)
+        row = self.update(batch, values[: self.num_knobs], kind.clip)
         self.records.index_copy_(0, self.number, row[None])
         self.number.add_(1)
         self.clock.mark("rest")

@@ -43,7 +43,6 @@ from hnerv.training.values import (
 COLUMN_TAGS = (
     *(f"Train_Batch/{name}" for name in ("PSNR", *COLUMNS[1:4])), *(f"Train/Gradients/{name}" for name in COLUMNS[4:])
 )  # fmt: skip
-BATCH_TAGS = COLUMN_TAGS[:4]
 
 
 class Trainer:
@@ -64,7 +63,7 @@ class Trainer:
         self.captures = (
             store.device.type == "cuda" and store.resident and model.embedding.at_any_time and not log.profile
         )
-        """Whether steps are replayed as CUDA graphs. The encoder's are not: its convolutions dwarf the launches."""
+        """Whether steps are replayed as CUDA graphs. Those of `encoder` are not: a frame takes it ten times as long."""
         self.graphs: Graphs | None = None
         self.steps_per_epoch = len(self.batches.sizes)
         self.epoch = self.step_in_epoch = 0
@@ -153,13 +152,14 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Draws the order of the epoch, of which `step_in_epoch` steps are done, and loads it onto the device."""
-        self.clock.start()
         first = self.epoch * self.steps_per_epoch
         knobs = self.knobs(range(first, first + self.steps_per_epoch))
         self.training_step.load(self.batches.plan(self.draw()), knobs, self.step_in_epoch)
         if self.captures and self.graphs is None:
             self.batches.make_all()
-            self.graphs = Graphs(self.training_step.take, list(self.model.parameters()), self.store.device)
+            parameters = list(self.model.parameters())
+            self.graphs = Graphs(self.training_step.take, parameters, self.store.device, self.clock)
+        self.clock.start()
 
     def advance(self) -> None:
         """The next step of the epoch that `begin_epoch` began; its record is left on the device."""
@@ -167,8 +167,7 @@ class Trainer:
         kind = Kind(plan.counts[index], self.objective.active)
         self.batches.make(plan, index)
         if self.graphs is not None:
-            if self.graphs(kind):
-                self.clock.mark("graph")
+            self.graphs(kind)
         elif self.store.resident:
             self.training_step.take(kind)
         else:
@@ -197,7 +196,7 @@ class Trainer:
         if self.due(self.config.train.params_freq):
             values |= parameter_values(self.parts)
         with self.clock.logging():
-            for tag, column in zip(BATCH_TAGS, rows.T.tolist(), strict=False):
+            for tag, column in zip(COLUMN_TAGS[:4], rows.T.tolist(), strict=False):
                 if self.model.clip_head is not None or tag != "Train_Batch/clip_loss":
                     self.logger.curve(tag, steps, column, times)
             self.logger.scalars(values, self.epoch)
@@ -313,6 +312,9 @@ class Trainer:
     def state(self) -> dict:
         """Everything that a resumed run needs, as plain dictionaries and tensors. Inverse of `load_state`."""
         self.refresh_codes()
+        optimizer, rate = self.optimizer.state_dict(), self.learning_rate(max(self.global_step - 1, 0))
+        for group in optimizer["param_groups"]:
+            group["lr"] = rate * group["lr_factor"]  # instead of a view of the table of knobs
         progress = {
             "epoch": self.epoch,
             "step": self.global_step,
@@ -330,7 +332,7 @@ class Trainer:
         return {
             "run": self.record,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "progress": progress,
             "evaluation": self.evaluation,
         }

@@ -179,6 +179,7 @@ def test_cadence(events):
         expected = {
             "every epoch": epochs,
             "every epoch on Linux": epochs,
+            "every epoch with eager steps": epochs,
             "every --histogram-freq epochs": evaluations,  # --histogram-freq 2, and the last
             "every --images-freq evaluations": evaluations,
             "every epoch after warm-up": epochs[WARMUP:],

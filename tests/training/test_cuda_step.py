@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hnerv.training.muon import COEFFICIENTS, ROUNDS, orthogonalize
+from hnerv.training.step import Kind
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.cuda
@@ -50,7 +51,11 @@ def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
         assert (ours[name].cpu() - theirs[name]).norm() <= 0.01 * update.norm(), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}, {"optimizer": "adam"}],
+    ids=str,
+)
 def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, settings):
     """Bit for bit, with deterministic convolutions, over the end of the warm-up and a last step of fewer frames."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
@@ -77,3 +82,30 @@ def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
         for _ in range(trainer.steps_per_epoch):
             trainer.advance()
     assert trainer.training_step.records.isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"pixel_loss": "Fusion10_freq", "clip_loss": "motion"}], ids=str)
+def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, settings):
+    """The eager step, of which an operation that waits would end a capture."""
+    trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0, **settings)
+    trainer.begin_epoch()
+    step, kind = trainer.training_step, Kind(trainer.training_step.plan.counts[0], True)
+    for _ in range(2):
+        step.take(kind)
+        step.number.zero_()
+    with no_sync():
+        step.take(kind)
+    assert step.records[0].isfinite().all()
+
+
+def test_a_state_that_is_loaded_is_captured_again(make, console):
+    trainer = make(device=DEVICE, epochs=8, eval_freq=0, pixel_loss_warmup_epochs=0)
+    trainer.fit(trainer.logger, console)
+    state = trainer.state()
+    again = make(device=DEVICE, epochs=8, eval_freq=0, pixel_loss_warmup_epochs=0)
+    again.fit(again.logger, console)
+    again.load_state(state)
+    assert again.graphs is None
+    again.epoch = 0
+    again.fit(again.logger, console)
+    assert again.graphs.captured and again.training_step.records.isfinite().all()
