@@ -106,6 +106,10 @@ def main() -> None:
     with one_line_errors("gpu.py", args.debug), stopped_by_signal():
         if not args.minutes > 0:
             raise UserError(f"--minutes {args.minutes} is not above 0")
+        if args.clip_targets and not os.path.isfile(args.clip_targets):
+            raise UserError(
+                f"--clip-targets {args.clip_targets}: no such file: give one of embeddings, or leave it out"
+            )
         results = earlier(args.out / "results.json", args.rehearse)
         if not args.rehearse:
             check_gpu()

@@ -46,7 +46,8 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"{path} is no checkpoint of hnerv: give one that train_patch_dual.py wrote")
     if type(state["format"]) is not type(FORMAT) or state["format"] != FORMAT:
         raise UserError(
-            f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it"
+            f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it (its "
+            "commit is in the run's environment.json)"
         )
     if set(state) != KEYS:
         raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS, key=str)}: {_mend(path)}")

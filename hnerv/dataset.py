@@ -83,8 +83,14 @@ def check_record(where: Path, record: object) -> None:
     """Raises UserError for what is no record of a run: a part that is missing, or of another kind than we write."""
     if not isinstance(record, dict) or not set(record) >= RECORD_KEYS:
         raise UserError(f"{where} is not the record of a run: give the folder that train_patch_dual.py made")
-    Config.from_dict(record["config"])
-    Scene.from_dict(record["scene"])
+    try:
+        Config.from_dict(record["config"])
+        Scene.from_dict(record["scene"])
+    except UserError as error:
+        raise UserError(
+            f"{where}: {error}; a run of another version of hnerv is read by that version alone (its commit is in the "
+            "run's environment.json): use it, or choose another run"
+        ) from error
     video, model = record["video"], record["model"]
     if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
         raise _damaged(where, "video")

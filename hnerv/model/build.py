@@ -79,7 +79,7 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
     if size(1) > limit:
         raise UserError(
             f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that embedding and "
-            "heads alone take: raise it, or lower --embed-dim, --lower-width or --clip-hidden"
+            "heads alone take: raise it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
         )
     low, high = 1, 2
     while size(high) <= limit and high < MAX_WIDTH:

@@ -14,6 +14,7 @@ from hnerv.dataset import Material, targets_label
 from hnerv.evaluation.cost import estimated_rate
 from hnerv.files import read_json
 from hnerv.model import DualHeadHNeRV, Scene, coded_parameters
+from hnerv.model.decoder import stage_widths
 from hnerv.tracking import NullLogger
 
 
@@ -34,6 +35,7 @@ def announce(record: dict, device: torch.device) -> str:
     top, left, height, width, *size = video["crop"]
     parts = model["coded_parameters"]
     total = sum(parts.values())
+    widths = " ".join(map(str, stage_widths(model["width"], Config.from_dict(record["config"]).model)))
     held_out = f"{len(scene['val'])} unseen" if scene["val"] else "no unseen frame, so no validation"
     return "\n".join(
         (
@@ -42,7 +44,7 @@ def announce(record: dict, device: torch.device) -> str:
             f" -> {size[0]}x{size[1]}, grid {scene['rows']}x{scene['cols']}",
             f"frames   {scene['frames']}: {len(scene['train'])} for training, {held_out}",
             f"targets  {targets_label(record)}",
-            f"model    {record['config']['model']['embedding']}, width {model['width']}, {total:,} coded parameters: "
+            f"model    {record['config']['model']['embedding']}, widths {widths}, {total:,} coded parameters: "
             + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
             f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, an estimate at 8 bits per parameter",
             *_untrained_head(record),

@@ -64,7 +64,7 @@ def test_a_size_that_is_too_small_says_what_is_needed(embedding):
         build_model(config, BUNNY)
     assert str(error.value) == (
         f"--modelsize 0.01 is below the {needed:.3f} million parameters that embedding and heads alone take: raise "
-        "it, or lower --embed-dim, --lower-width or --clip-hidden"
+        "it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hnerv.config import Config
 from hnerv.model.decoder import ACTIVATIONS, RgbHead, UpStage, stage_widths, upsampling_taps
 
 
@@ -54,6 +57,20 @@ def test_kernels(make, ks, kernels):
 def test_a_stage_reads_half_a_kernel_however_it_begins(kernel, stride, bilinear):
     stage = UpStage(3, 4, kernel, stride, "sin", bilinear)
     assert tuple(stage.reach) == (kernel // 2, stride)
+
+
+@pytest.mark.parametrize("lower", [1, 12, 40])
+@pytest.mark.parametrize("multiple", [1, 2, 8, 16])
+def test_widths_are_multiples_that_together_follow_the_chain(multiple, lower):
+    """The rounding of one stage is made up for by the next, as far as the least width allows."""
+    config = replace(Config().model, width_multiple=multiple, lower_width=lower)
+    for width in range(lower + 60, lower + 160):
+        widths, chain = stage_widths(width, config), stage_widths(width, replace(config, width_multiple=1))
+        assert all(channels % multiple == 0 for channels in widths) and min(widths[1:]) >= lower
+        if multiple == 1:
+            assert widths == chain
+        elif min(chain[1:]) >= lower + multiple:
+            assert abs(sum(widths) - sum(chain)) <= multiple / 2
 
 
 def shuffled(x: torch.Tensor, stride: int) -> torch.Tensor:

@@ -283,3 +283,15 @@ def test_auto_targets_are_resolved_once(tmp_path, train, flags, monkeypatch):
 def test_a_name_may_hold_the_preset(tmp_path):
     config = replace(Config())
     assert at(tmp_path, "{params}", config, preset="demo").path == Path(tmp_path) / "demo"
+
+
+def test_a_run_of_another_version_says_so(finished, tmp_path, train, flags, capsys):
+    """Of a version whose configuration lacked a setting: which file, and what reads it."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    del record["config"]["model"]["width_multiple"]
+    (run / "config.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert train(tmp_path, flags()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run / 'config.json'}: " in line and "missing width_multiple" in line and "environment.json" in line
