@@ -76,17 +76,17 @@ class TrainingStep:
         self.losses = losses_of(model, config, device)
         steps, width = len(batches.sizes), batches.width
         self.rows = torch.zeros(steps, width, dtype=torch.long, device=device)
-        self.num_knobs = len(self.optimizer.param_groups) + 1
-        self.values = torch.zeros(steps, self.num_knobs + width, device=device)
-        """Knobs, then times."""
+        self.schedule_width = len(self.optimizer.param_groups) + 1
+        self.values = torch.zeros(steps, self.schedule_width + width, device=device)
+        """Schedule, then times."""
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)
         self.plan: Plan | None = None
 
-    def load(self, plan: Plan, knobs: Tensor, begin: int) -> None:
-        """An epoch, from step `begin` on. knobs (S, G + 1): learning rate of each group, then lambda."""
+    def load(self, plan: Plan, schedule: Tensor, begin: int) -> None:
+        """An epoch, from step `begin` on. schedule (S, G + 1): the learning rate of each group, then lambda."""
         self.plan = plan
-        for table, values in ((self.rows, plan.rows), (self.values, torch.cat([knobs, plan.times], dim=1))):
+        for table, values in ((self.rows, plan.rows), (self.values, torch.cat([schedule, plan.times], dim=1))):
             table.copy_(values.pin_memory() if table.is_cuda else values, non_blocking=True)
         self.number.fill_(begin)
 
@@ -100,22 +100,22 @@ class TrainingStep:
 
     def _take(self, rows: Tensor, kind: Kind) -> None:
         values = self.values.index_select(0, self.number)[0]
-        batch = self.batches.batch(rows, values[self.num_knobs :], kind.counts, kind.clip)
-        row = self.update(batch, values[: self.num_knobs], kind.clip)
+        batch = self.batches.batch(rows, values[self.schedule_width :], kind.counts, kind.clip)
+        row = self.update(batch, values[: self.schedule_width], kind.clip)
         self.records.index_copy_(0, self.number, row[None])
         self.number.add_(1)
         self.clock.mark("rest")
 
-    def update(self, batch: Batch, knobs: Tensor, clip: bool) -> Tensor:
-        """One step of the optimiser on a batch, with knobs (G + 1,) as in `load` -> a row of COLUMNS."""
+    def update(self, batch: Batch, schedule: Tensor, clip: bool) -> Tensor:
+        """One step of the optimiser on a batch; schedule (G + 1,) is a row as in `load` -> a row of COLUMNS."""
         self.clock.mark("data")
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(batch, knobs[-1], clip)
+        losses = self.losses(batch, schedule[-1], clip)
         self.clock.mark("forward")
         losses.total.backward()
         self.clock.mark("backward")
         norms = clip_gradients(self.parts, self.grad_clip)
-        for group, rate in zip(self.optimizer.param_groups, knobs, strict=False):
+        for group, rate in zip(self.optimizer.param_groups, schedule, strict=False):
             group["lr"] = rate
         self.optimizer.step()
         row = torch.cat([losses.logged, norms])

@@ -127,7 +127,7 @@ class Trainer:
         progress = step / (self.config.train.epochs * self.steps_per_epoch)
         return self.config.train.lr * self.lr_factor(progress) * self.lr_scale
 
-    def knobs(self, steps: range) -> Tensor:
+    def schedule(self, steps: range) -> Tensor:
         """(steps, G + 1): the learning rate of each parameter group, then lambda, of steps of this epoch."""
         factors, weight = [group["lr_factor"] for group in self.optimizer.param_groups], self.objective.weight
         return torch.tensor([[self.learning_rate(step) * f for f in factors] + [weight] for step in steps])
@@ -153,8 +153,8 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Draws the order of the epoch, of which `step_in_epoch` steps are done, and loads it onto the device."""
         first = self.epoch * self.steps_per_epoch
-        knobs = self.knobs(range(first, first + self.steps_per_epoch))
-        self.training_step.load(self.batches.plan(self.draw()), knobs, self.step_in_epoch)
+        schedule = self.schedule(range(first, first + self.steps_per_epoch))
+        self.training_step.load(self.batches.plan(self.draw()), schedule, self.step_in_epoch)
         if self.captures and self.graphs is None:
             self.batches.make_all()
             parameters = list(self.model.parameters())
@@ -176,9 +176,9 @@ class Trainer:
         self.step_in_epoch += 1
 
     def step(self, batch: Batch) -> Tensor:
-        """One step on a batch, with the knobs of the step that comes next -> a row of COLUMNS, on the device."""
-        knobs = self.knobs(range(self.global_step, self.global_step + 1))[0].to(self.store.device)
-        return self.training_step.update(batch, knobs, self.objective.active)
+        """One step on a batch, at the learning rates and lambda of the next step -> a row of COLUMNS on the device."""
+        schedule = self.schedule(range(self.global_step, self.global_step + 1))[0].to(self.store.device)
+        return self.training_step.update(batch, schedule, self.objective.active)
 
     def close_epoch(self, seconds: float) -> dict[str, float]:
         """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""
@@ -314,7 +314,7 @@ class Trainer:
         self.refresh_codes()
         optimizer, rate = self.optimizer.state_dict(), self.learning_rate(max(self.global_step - 1, 0))
         for group in optimizer["param_groups"]:
-            group["lr"] = rate * group["lr_factor"]  # instead of a view of the table of knobs
+            group["lr"] = rate * group["lr_factor"]  # instead of a view of the table on the device
         progress = {
             "epoch": self.epoch,
             "step": self.global_step,

@@ -151,11 +151,11 @@ def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand
         row = step.plan.rows[captured.step_in_epoch]
         return batch(row, times, counts, clip) if what == "position" else batch(rows, times, counts, clip)
 
-    def with_numbers(given, knobs, clip):
-        knobs = knobs.clone()
+    def with_numbers(given, schedule, clip):
+        schedule = schedule.clone()
         column = {"learning rate": slice(-1), "lambda": slice(-1, None)}.get(what, slice(0))
-        knobs[column] = captured.knobs(range(captured.global_step, captured.global_step + 1))[0, column].clone()
-        return update(given, knobs, clip)
+        schedule[column] = captured.schedule(range(captured.global_step, captured.global_step + 1))[0, column].clone()
+        return update(given, schedule, clip)
 
     monkeypatch.setattr(step, "update", with_numbers)
     monkeypatch.setattr(step.batches, "batch", from_python)
