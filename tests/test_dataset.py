@@ -266,3 +266,16 @@ def test_a_store_on_cuda_is_the_same(material, monkeypatch, share):
     assert levels[:2].max() < 1e-4 and levels[2].max() < 1 + 1e-4
     assert torch.equal(there.clip[:2].cpu(), here.clip[:2]) and torch.allclose(there.clip.cpu(), here.clip)
     assert there.real == here.real == 2
+
+
+@pytest.mark.parametrize(("free", "total", "share"), [(1, 10, 1), (10, 1, 1), (10, 4, 0.25)])
+@pytest.mark.parametrize("more", [0, 1])
+def test_frames_and_blends_have_to_fit_into_a_part_of_the_gpu(material, monkeypatch, free, total, share, more):
+    """Half of what is free, or of the share of all its memory that a process has; to the byte. No GPU is touched."""
+    bare = material._replace(targets=None)
+    pictures = len(material.video.frames) + len(material.scene.between)
+    needed = 2 * pictures * material.video.frames[0].nbytes + 2 * more
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * needed, total * needed))
+    monkeypatch.setattr("hnerv.dataset._copied", lambda frames, device: frames)
+    assert len(material.scene.between) > 0
+    assert FrameStore(bare, torch.device("cuda"), share).resident == bool(more)
