@@ -97,13 +97,14 @@ class Muon(torch.optim.Optimizer):
         if (key := tuple(weights)) not in self._buckets:
             self._buckets[key] = buckets(weights, MOST_PADDING[weights[0].device.type])
         for bucket in self._buckets[key]:
+            # x: the direction of Nesterov's momentum; x (x^T x)^(-1/2) is the nearest matrix with orthogonal columns.
             for taps, x in zip(bucket.taps, bucket.directions, strict=True):
                 gradient, average = tall(taps.weight.grad), tall(self.state[taps.weight]["momentum"])
-                torch.lerp(gradient, average, group["momentum"], out=x[:, :, : taps.columns])  # Nesterov's
+                torch.lerp(gradient, average, group["momentum"], out=x[:, :, : taps.columns])
             factors = inverse_roots(bucket.directions, bucket.grams, bucket.rates * group["lr"])
             for taps, x, factor in zip(bucket.taps, bucket.directions, factors.split(bucket.counts), strict=True):
                 weight, factor = tall(taps.weight), factor[:, : taps.side, : taps.side]
-                if taps.side == taps.columns:
+                if taps.side == taps.columns:  # then the product may be subtracted as it is made
                     weight.baddbmm_(x, factor, alpha=-1)
                 else:
                     weight.sub_(torch.bmm(x, factor)[:, :, : taps.columns])

@@ -50,6 +50,7 @@ def losses_of(model: DualHeadHNeRV, config: Config, device: torch.device) -> Cal
     zero = torch.zeros((), device=device)
 
     def losses(batch: Batch, weight: Tensor, clip: bool) -> Losses:
+        """What `losses_of` returns."""
         # Each weight is cast once in a step: autocast's cache would only outlive the graph that filled it.
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             prediction = model(batch.times, batch.frames, clip=clip, embedded=batch.embedded if clip else None)
@@ -81,6 +82,7 @@ class TrainingStep:
         """Schedule, then times."""
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)
+        self.numbers = torch.arange(steps, device=device)[:, None]
         self.plan: Plan | None = None
 
     def load(self, plan: Plan, schedule: Tensor, begin: int) -> None:
@@ -102,7 +104,8 @@ class TrainingStep:
         values = self.values.index_select(0, self.number)[0]
         batch = self.batches.batch(rows, values[self.schedule_width :], kind.counts, kind.clip)
         row = self.update(batch, values[: self.schedule_width], kind.clip)
-        self.records.index_copy_(0, self.number, row[None])
+        # Not index_copy_, of which the deterministic form may read its index back.
+        torch.where(self.numbers == self.number, row, self.records, out=self.records)
         self.number.add_(1)
         self.clock.mark("rest")
 
