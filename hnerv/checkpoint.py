@@ -26,9 +26,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
         with replacing(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:
-        kept = "the one before it is intact" if path.exists() else "there is none before it"
+        kept = "the previous checkpoint is intact" if path.exists() else "there is no previous checkpoint"
         raise RunError(
-            f"cannot write {path} ({error}); {kept}: free space or permission, then the same command"
+            f"cannot write {path} ({error}); {kept}: free disk space or fix the permissions, then run the same command"
         ) from error
 
 
@@ -38,25 +38,25 @@ def load_checkpoint(path: Path) -> dict:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint: give the .pt file or the folder of a run") from None
+        raise UserError(f"{path}: no such checkpoint: pass a .pt file or a run folder") from None
     except Exception as error:  # what the unpickler raises on foreign bytes has no bounds
         cause = str(error).split("\n")[0][:160] or type(error).__name__
-        raise UserError(f"{path} is corrupt or no checkpoint of hnerv ({cause}): {_mend(path)}") from error
+        raise UserError(f"{path} is corrupt or not an hnerv checkpoint ({cause}): {_mend(path)}") from error
     if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"{path} is no checkpoint of hnerv: give one that train_patch_dual.py wrote")
+        raise UserError(f"{path} is not an hnerv checkpoint: pass one written by train_patch_dual.py")
     if type(state["format"]) is not type(FORMAT) or state["format"] != FORMAT:
         raise UserError(
-            f"{path} has format {state['format']}, this version reads {FORMAT}: use the hnerv that wrote it (its "
-            "commit is in the run's environment.json)"
+            f"{path} has format {state['format']}, but this version reads {FORMAT}: use the hnerv version that wrote "
+            "it (its commit is in the run's environment.json)"
         )
     if set(state) != KEYS:
-        raise UserError(f"{path} is damaged: it lacks or adds {sorted(set(state) ^ KEYS, key=str)}: {_mend(path)}")
+        raise UserError(f"{path} is damaged: missing or extra keys {sorted(set(state) ^ KEYS, key=str)}: {_mend(path)}")
     for part, needed in (("run", RECORD_KEYS), ("progress", PROGRESS_KEYS)):
         if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
-            raise UserError(f"{path} is damaged: its {part!r} lacks {sorted(missing)}: {_mend(path)}")
+            raise UserError(f"{path} is damaged: its {part!r} is missing {sorted(missing)}: {_mend(path)}")
     check_record(path, state["run"])
     if fault := _fault(state):
-        raise UserError(f"{path} is damaged in its {fault!r}: {_mend(path)}")
+        raise UserError(f"{path} is damaged: its {fault!r} is invalid: {_mend(path)}")
     return state
 
 
@@ -91,8 +91,8 @@ def _is_weight(value: object) -> bool:
 def _mend(path: Path) -> str:
     """Only a run's own latest.pt may be deleted: its best.pt then takes its place."""
     if path.name == "latest.pt" and path.with_name("best.pt").is_file():
-        return "give best.pt, or delete this file to go on from that one"
-    return "give the folder of a run, or another of its checkpoints"
+        return "pass best.pt, or delete this file to resume from best.pt"
+    return "pass the run folder or another of its checkpoints"
 
 
 _FOLDER = 0x10
@@ -104,10 +104,10 @@ def _check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise zipfile.BadZipFile(f"{entry.filename} is compressed, which could inflate without end")
+                raise zipfile.BadZipFile(f"{entry.filename} is compressed, which checkpoints never are")
             if entry.external_attr & _FOLDER:
                 raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise zipfile.BadZipFile("it promises more than it holds")
+            raise zipfile.BadZipFile("it declares more bytes than it has")
         if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"the check sum of {damaged} is wrong")
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")

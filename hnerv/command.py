@@ -47,14 +47,14 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
         sys.exit(error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
     except RuntimeError as error:
         if is_out_of_memory(error):
-            cause, fix = "out of GPU memory", "end what else uses the GPU"
+            cause, fix = "out of GPU memory", "stop other processes on the GPU"
         elif is_gpu_lost(error):
-            cause, fix = "the GPU failed", "look at nvidia-smi"
+            cause, fix = "the GPU failed", "check nvidia-smi"
         else:
             raise
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"{prog}: {cause} ({first_line(error)}): {fix}, or give --device cpu\n")
+        sys.stderr.write(f"{prog}: {cause} ({first_line(error)}): {fix}, or pass --device cpu\n")
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,10 +64,10 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         place = f"{error.filename}: " if error.filename else ""
         cause = " ".join(f"{place}{error.strerror or error}".split())
-        sys.stderr.write(f"{prog}: {shortened(cause)}: give another path, or mend what the system says\n")
+        sys.stderr.write(f"{prog}: {shortened(cause)}: use another path, or fix the system error\n")
         sys.exit(2 if error.errno in _WRONG_PATH else 1)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: stopped; nothing that was saved is lost\n")
+        sys.stderr.write(f"{prog}: stopped; everything saved so far is intact\n")
         sys.exit(130)
 
 
@@ -83,13 +83,13 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name!r} is no device: write auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {name!r} is not a device: use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name!r} is not supported: write auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise UserError(
-            f"--device {name}: torch {torch.__version__} finds {found}: use --device cpu, or mend the driver"
+            f"--device {name}: torch {torch.__version__} finds {found}: use --device cpu, or fix the driver"
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # else pinned memory and graphs would take memory of the first GPU too
@@ -149,8 +149,8 @@ def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = Fa
     torch.backends.cudnn.benchmark = benchmark and not deterministic
 
     if threads < 0:
-        raise UserError(f"--threads {threads} is below 0")
+        raise UserError(f"--threads {threads} must be at least 0")
     if threads > MOST_THREADS:
-        raise UserError(f"--threads {threads} is above {MOST_THREADS}: give at most as many as there are cores, or 0")
+        raise UserError(f"--threads {threads} is above {MOST_THREADS}: pass at most the number of cores, or 0")
     if threads:
         torch.set_num_threads(threads)

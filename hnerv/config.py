@@ -30,15 +30,13 @@ def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: st
 class VideoConfig:
     """What is represented."""
 
-    data: str = knob(
-        "bunny", "video file, folder of images, or named clip: bunny, bikes, carphone", metavar="PATH|CLIP"
-    )
-    frames: str = knob("", "range of frames START:STOP:STEP, as a Python slice; empty: all", metavar="A:B:S")
-    crop: str = knob("", "centre crop in source pixels; empty: the largest that grid and strides divide", metavar="HxW")
-    resize: str = knob("", "size the crop is resized to (bicubic, antialias); empty: as it is", metavar="HxW")
+    data: str = knob("bunny", "video file, image folder, or a named clip: bunny, bikes, carphone", metavar="PATH|CLIP")
+    frames: str = knob("", "frame range START:STOP:STEP, a Python slice; empty: all frames", metavar="A:B:S")
+    crop: str = knob("", "centre crop in source pixels; empty: the largest that grid and strides allow", metavar="HxW")
+    resize: str = knob("", "resize the crop to this size (bicubic, antialiased); empty: no resize", metavar="HxW")
     grid: str = knob("2x4", "patches per frame, rows x columns", metavar="RxC")
-    data_split: str = knob("9_9_10", "a_b_c: frame i trains if i mod c < a, is unseen if i mod c >= b", metavar="A_B_C")
-    shuffle_data: bool = knob(False, "shuffle the frames (by the seed) before they are split")
+    data_split: str = knob("9_9_10", "frame i is trained on if i mod C < A, unseen if i mod C >= B", metavar="A_B_C")
+    shuffle_data: bool = knob(False, "shuffle the frames (with --seed) before the split")
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,12 @@ class ClipConfig:
 
     clip_weights: str = knob(
         "auto",
-        "auto (cache, hub, else a random encoder with a warning), an OpenCLIP tag, a file, random, or none (RGB only)",
+        "auto (cache, hub, else random with a warning), OpenCLIP tag, weights file, random, or none (RGB only)",
         metavar="auto|TAG|FILE|random|none",
     )
-    clip_model: str = knob("ViT-B-32", "OpenCLIP model name; OpenAI weights select its QuickGELU variant")
+    clip_model: str = knob("ViT-B-32", "OpenCLIP model name; with OpenAI weights, its QuickGELU variant")
     clip_targets: str = knob(
-        "", "embeddings (N, P, D) of any encoder, instead of a teacher", metavar="FILE.safetensors"
+        "", "precomputed embeddings (N, P, D) from any encoder, replacing the teacher", metavar="FILE.safetensors"
     )
 
 
@@ -60,29 +58,34 @@ class ClipConfig:
 class ModelConfig:
     """The representation: embedding, decoder, heads."""
 
-    embedding: str = knob("grid", "what the decoder starts from", choices=("grid", "encoder", "pe"))
-    modelsize: float = knob(1.5, "coded parameters (decoder, heads, embeddings), millions; solved for the width")
-    dec_width: int = knob(0, "channels after the stem, instead of --modelsize; 0: solved")
-    dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling of each decoder stage")
-    rgb_stride: int = knob(1, "upsampling inside the RGB head (pixel shuffle), after the stages")
-    ks: str = knob("0_1_5", "kernels E_D1_D2: stage i has min(D1 + 2i, D2); E: 0, the encoder is a ConvNeXt")
-    reduce: float = knob(1.2, "each stage has max(width / REDUCE, LOWER_WIDTH) channels")
-    lower_width: int = knob(12, "smallest number of channels of a stage")
-    width_multiple: int = knob(1, "channels of every stage are a multiple of this; tensor cores want 8")
-    act: str = knob("sin", "activation of the decoder", choices=("sin", "gelu"))
-    bilinear_init: bool = knob(True, "each stage starts near a bilinear upsampling")
+    embedding: str = knob(
+        "grid", "decoder input: learned temporal grid, frame encoder or positional encoding",
+        choices=("grid", "encoder", "pe"),
+    )  # fmt: skip
+    modelsize: float = knob(1.5, "millions of coded parameters (decoder, heads, embeddings); determines the width")
+    dec_width: int = knob(0, "channels after the stem; overrides --modelsize; 0: computed from it")
+    dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling factor of each decoder stage")
+    rgb_stride: int = knob(1, "upsampling factor inside the RGB head (pixel shuffle), after the stages")
+    ks: str = knob(
+        "0_1_5", "kernel sizes E_D1_D2: stage i = 0, 1, ... has min(D1 + 2i, D2); E must be 0 (ConvNeXt encoder)"
+    )
+    reduce: float = knob(1.2, "each stage divides the channels by this, down to --lower-width")
+    lower_width: int = knob(12, "minimum channels of a stage")
+    width_multiple: int = knob(1, "round the channels of every stage to a multiple of this; use 8 for tensor cores")
+    act: str = knob("sin", "decoder activation", choices=("sin", "gelu"))
+    bilinear_init: bool = knob(True, "initialise each stage close to bilinear upsampling")
     embed_dim: int = knob(16, "channels of the embedding")
-    grid_levels: int = knob(3, "grid: temporal resolutions, each half the one before")
-    grid_knots: int = knob(0, "grid: knots of the finest level; 0: frames / widest gap of the training frames")
-    pe: str = knob("1.25_80", "pe: base and number of frequencies B_L: sin, cos(pi B^i t), i < L")
-    pe_stem: int = knob(128, "pe: width of the hidden layer behind the encoding")
-    enc_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "encoder: downsampling of each stage")
-    enc_width: int = knob(64, "encoder: channels of its stages but the last, which has --embed-dim")
-    clip_site: int = knob(2, "the CLIP head reads the output of this decoder stage (1 = first)")
-    clip_pool: int = knob(1, "the CLIP head sees a patch as POOL x POOL means of its features")
+    grid_levels: int = knob(3, "grid: number of temporal resolutions, each half the previous one")
+    grid_knots: int = knob(0, "grid: knots of the finest level; 0: frames / widest gap between training frames")
+    pe: str = knob("1.25_80", "pe: B_L for the sine and cosine of pi B^i t, i < L")
+    pe_stem: int = knob(128, "pe: width of the hidden layer after the encoding")
+    enc_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "encoder: downsampling factor of each stage")
+    enc_width: int = knob(64, "encoder: channels of every stage except the last, which has --embed-dim")
+    clip_site: int = knob(2, "decoder stage that feeds the CLIP head; 1: the first")
+    clip_pool: int = knob(1, "average-pool the features of a patch to N x N for the CLIP head", metavar="N")
     clip_hidden: int = knob(64, "hidden width of the CLIP head")
     unseen: str = knob(
-        "interpolate", "encoder: embedding of unseen frames, from the neighbours or the frame itself",
+        "interpolate", "encoder: embed unseen frames from their neighbours or from the frame itself",
         choices=("interpolate", "encode"),
     )  # fmt: skip
 
@@ -96,26 +99,34 @@ class ModelConfig:
         parse_pe(self.pe)
         _check(
             self.dec_width > 0 or self.modelsize > 0,
-            f"--modelsize {self.modelsize} is not above 0",
+            f"--modelsize {self.modelsize} must be above 0",
         )
-        _check(self.dec_width >= 0, f"--dec-width {self.dec_width} is below 0")
+        _check(self.dec_width >= 0, f"--dec-width {self.dec_width} must be at least 0")
         for name in ("dec_strides", "enc_strides"):
             many = len(getattr(self, name))
-            _check(many <= MOST_STAGES, f"--{name.replace('_', '-')} names {many} stages, over {MOST_STAGES}")
-        _check(self.grid_levels <= MOST_LEVELS, f"--grid-levels {short(self.grid_levels)} is over {MOST_LEVELS}")
-        _check(self.dec_strides and min(self.dec_strides) >= 1, f"--dec-strides {self.dec_strides} needs values >= 1")
-        _check(self.enc_strides and min(self.enc_strides) >= 1, f"--enc-strides {self.enc_strides} needs values >= 1")
+            _check(many <= MOST_STAGES, f"--{name.replace('_', '-')} has {many} stages: pass at most {MOST_STAGES}")
+        _check(
+            self.grid_levels <= MOST_LEVELS, f"--grid-levels {short(self.grid_levels)} must be at most {MOST_LEVELS}"
+        )
+        _check(
+            self.dec_strides and min(self.dec_strides) >= 1,
+            f"--dec-strides {self.dec_strides} must be strides of at least 1",
+        )
+        _check(
+            self.enc_strides and min(self.enc_strides) >= 1,
+            f"--enc-strides {self.enc_strides} must be strides of at least 1",
+        )
         _check(
             1 <= self.clip_site <= len(self.dec_strides),
-            f"--clip-site {self.clip_site} is not a decoder stage, 1 to {len(self.dec_strides)}",
+            f"--clip-site {self.clip_site} is not a decoder stage: choose from 1 to {len(self.dec_strides)}",
         )
-        _check(self.reduce > 0, f"--reduce {self.reduce} is not above 0")
+        _check(self.reduce > 0, f"--reduce {self.reduce} must be above 0")
         for name in (
             "lower_width", "width_multiple",
             "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_pool", "clip_hidden", "rgb_stride",
         ):  # fmt: skip
-            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
-        _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} is not 0 or at least 2")
+            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} must be 0 or at least 2")
 
 
 @dataclass(frozen=True)
@@ -124,16 +135,18 @@ class LossConfig:
 
     pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
     clip_loss: str = knob(
-        "cosine", "1 - cosine; motion adds 0.05 x the relative error of how an embedding differs from a near frame's",
+        "cosine", "1 - cosine; motion adds 0.05 x the relative error of the embedding's change to a nearby frame",
         choices=tuple(CLIP_LOSSES),
     )  # fmt: skip
     clip_loss_weight: float = knob(0.01, "lambda, the weight of the CLIP loss", metavar="LAMBDA")
-    pixel_loss_warmup_epochs: int = knob(30, "epochs with the pixel loss alone, before the CLIP loss is switched on")
-    clip_ramp_epochs: int = knob(0, "epochs over which lambda then rises linearly; 0: at once")
+    pixel_loss_warmup_epochs: int = knob(30, "epochs of pixel loss only, before the CLIP loss starts", metavar="N")
+    clip_ramp_epochs: int = knob(
+        0, "epochs over which lambda rises linearly after the warm-up; 0: immediately", metavar="N"
+    )
 
     def __post_init__(self) -> None:
         for name in ("clip_loss_weight", "pixel_loss_warmup_epochs", "clip_ramp_epochs"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -141,34 +154,37 @@ class TrainConfig:
     """How it is fitted."""
 
     epochs: int = knob(300, "passes over the training frames")
-    batch_size: int = knob(2, "frames per step, all of their patches")
-    lr: float = knob(0.004, "peak learning rate; that of muon's matrices is a fixed multiple of it")
-    lr_type: str = knob("cosine_0.05_1_0.1", "schedule of the learning rate: " + ", ".join(SCHEDULES))
+    batch_size: int = knob(2, "frames per step, with all their patches")
+    lr: float = knob(0.004, "peak learning rate; muon uses a fixed multiple of it for matrices")
+    lr_type: str = knob("cosine_0.05_1_0.1", "learning-rate schedule: " + ", ".join(SCHEDULES))
     embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
     optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"))
     weight_decay: float = knob(0.0, "weight decay of the optimiser")
     blend_freq: int = knob(
         1,
-        "every so many steps one frame more: two training frames blended along their motion; 0: none",
+        "every N steps, add a frame blended from two training frames along their motion; 0: never",
+        metavar="N",
     )
-    grad_clip: float = knob(1.0, "largest L2 norm of the gradient; 0: no clipping")
-    seed: int = knob(0, "seed of the initialisation, the order of frames and a random teacher")
+    grad_clip: float = knob(1.0, "maximum L2 norm of the gradient; 0: no clipping")
+    seed: int = knob(0, "seed of the initialisation, the frame order and a random teacher")
     precision: str = knob(
-        "auto", "arithmetic of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "bf16")
+        "auto", "precision of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "bf16")
     )
-    eval_freq: int = knob(25, "evaluate every so many epochs, and after the last; 0: only after the last")
-    checkpoint_freq: int = knob(1, "write latest.pt every so many epochs, and after the last")
-    checkpoint_seconds: float = knob(0.0, "least seconds between two writes of latest.pt, but for the last")
-    params_freq: int = knob(10, "log the statistics of the parameters every so many epochs")
+    eval_freq: int = knob(25, "evaluate every N epochs and after the last; 0: only after the last", metavar="N")
+    checkpoint_freq: int = knob(1, "write latest.pt every N epochs and after the last", metavar="N")
+    checkpoint_seconds: float = knob(
+        0.0, "minimum seconds between writes of latest.pt, except the last", metavar="SECONDS"
+    )
+    params_freq: int = knob(10, "log parameter statistics every N epochs", metavar="N")
 
     def __post_init__(self) -> None:
         parse_lr(self.lr_type)
         for name in ("epochs", "batch_size", "checkpoint_freq", "params_freq"):
-            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} is below 1")
+            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         for name in ("lr", "embed_lr_factor"):
-            _check(getattr(self, name) > 0, f"--{name.replace('_', '-')} {getattr(self, name)} is not above 0")
+            _check(getattr(self, name) > 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0")
         for name in ("weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed", "checkpoint_seconds"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
 
     def in_bf16(self, device_type: str) -> bool:
         """Whether the convolutions are, on such a device ('cpu', 'cuda')."""
@@ -193,8 +209,8 @@ class Config:
                 _check_value(knob_, getattr(values, knob_.name))
         _check(
             self.model.embedding != "encoder" or not compares_frames(self.loss.clip_loss),
-            f"--clip-loss {self.loss.clip_loss} embeds more frames than a step decodes, which --embedding encoder "
-            "cannot: give --clip-loss cosine",
+            f"--clip-loss {self.loss.clip_loss} embeds frames that a step does not decode, which --embedding encoder "
+            "cannot: pass --clip-loss cosine",
         )
 
     def to_dict(self) -> dict:
@@ -232,17 +248,17 @@ class LogConfig:
     """
 
     report_to: str = knob(
-        "tensorboard", "where curves and pictures go; metrics.jsonl is always written",
+        "tensorboard", "where to log curves and images; metrics.jsonl is always written",
         choices=("tensorboard", "none", "wandb"),
     )  # fmt: skip
-    images_freq: int = knob(1, "pictures at every so many evaluations, and at the last; 0: none")
+    images_freq: int = knob(1, "log images at every N-th evaluation and at the last; 0: never", metavar="N")
     histogram_freq: int = knob(
-        0, "histograms of each parameter and its gradient every so many epochs, which costs time; 0: none"
+        0, "log histograms of all parameters and gradients every N epochs (slow); 0: never", metavar="N"
     )
-    projector: bool = knob(True, "at the end, predicted and true embeddings with thumbnails for the projector")
-    graph: bool = knob(False, "the graph of the model; the model is traced for it, which costs seconds")
+    projector: bool = knob(True, "at the end, log predicted and true embeddings for the projector")
+    graph: bool = knob(False, "log the model graph; tracing the model takes seconds")
     profile: str = knob(
-        "", "write a trace of these steps that opens in Perfetto; they take several times as long",
+        "", "write a trace of these steps for Perfetto; they take several times as long",
         metavar="START:STOP",
     )  # fmt: skip
 
@@ -250,7 +266,7 @@ class LogConfig:
         for field_ in dataclasses.fields(self):
             _check_value(field_, getattr(self, field_.name))
         for name in ("images_freq", "histogram_freq"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} is below 0")
+            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
         parse_steps(self.profile)
 
 
@@ -260,7 +276,7 @@ def parse_steps(text: str) -> range:
         return range(0)
     parts = text.split(":")
     good = len(parts) == 2 and all(_is_number(p) for p in parts) and int(parts[0]) < int(parts[1])
-    _check(good, f"--profile {text!r} is not START:STOP, two numbers of steps with START below STOP, as in 10:15")
+    _check(good, f"--profile {text!r} must be START:STOP, two step numbers with START below STOP, as in 10:15")
     return range(int(parts[0]), int(parts[1]))
 
 
@@ -273,10 +289,10 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[object, object]
 def parse_kernels(ks: str) -> tuple[int, int]:
     """'0_1_5' -> (1, 5): HNeRV's --ks without its encoder part. Raises UserError."""
     parts = ks.split("_")
-    _check(len(parts) == 3 and all(_is_number(p, 4) for p in parts), f"--ks {ks!r} is not E_D1_D2, as in 0_1_5")
+    _check(len(parts) == 3 and all(_is_number(p, 4) for p in parts), f"--ks {ks!r} must be E_D1_D2, as in 0_1_5")
     encoder, first, last = map(int, parts)
-    _check(encoder == 0, f"--ks {ks!r}: the ConvNeXt encoder has its own kernels of 7, write 0_{first}_{last}")
-    _check(first % 2 == 1 and last % 2 == 1, f"--ks {ks!r}: decoder kernels are odd numbers")
+    _check(encoder == 0, f"--ks {ks!r}: the ConvNeXt encoder always has 7x7 kernels: write 0_{first}_{last}")
+    _check(first % 2 == 1 and last % 2 == 1, f"--ks {ks!r}: decoder kernel sizes must be odd")
     return first, last
 
 
@@ -286,9 +302,12 @@ def parse_pe(pe: str) -> tuple[float, int]:
         base, levels = pe.split("_")
         values = float(base), int(levels[:9])
     except ValueError:
-        raise UserError(f"--pe {pe!r} is not BASE_LEVELS, as in 1.25_80") from None
-    _check(values[0] > 0 and values[1] > 0, f"--pe {pe!r}: base and number of frequencies are above 0")
-    _check(values[1] <= MOST_FREQUENCIES, f"--pe {pe[:40]!r}: more than {MOST_FREQUENCIES} frequencies")
+        raise UserError(f"--pe {pe!r} must be BASE_LEVELS, as in 1.25_80") from None
+    _check(values[0] > 0 and values[1] > 0, f"--pe {pe!r}: base and number of frequencies must be above 0")
+    _check(
+        values[1] <= MOST_FREQUENCIES,
+        f"--pe {pe[:40]!r} has more than {MOST_FREQUENCIES} frequencies: lower the number",
+    )
     top = math.log10(math.pi) + (values[1] - 1) * math.log10(values[0])
     _check(top < 38, f"--pe {pe!r}: the highest frequency, pi B^(L - 1), is above 1e38: lower the base or the number")
     return values
@@ -314,7 +333,7 @@ def _typed(name: str, hint, value):
         value = float(value) if fits else value
     else:
         fits = type(value) is hint
-    _check(fits, f"{name} of the configuration is {short(value)}, not of type {getattr(hint, '__name__', hint)}")
+    _check(fits, f"{name} in the configuration is {short(value)}, not of type {getattr(hint, '__name__', hint)}")
     return value
 
 
@@ -336,9 +355,9 @@ def _check_value(knob_: dataclasses.Field, value: object) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     _check(
         all(abs(number) <= LARGEST for number in numbers if isinstance(number, int)),
-        f"{flag} {short(value)} is beyond what is sensible: choose a smaller number",
+        f"{flag} {short(value)} is out of range: choose a smaller number",
     )
-    _check(not isinstance(value, float) or math.isfinite(value), f"{flag} {value} is not a finite number")
+    _check(not isinstance(value, float) or math.isfinite(value), f"{flag} {value} must be a finite number")
 
 
 def _is_number(text: str, digits: int = 18) -> bool:

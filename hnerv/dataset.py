@@ -82,14 +82,14 @@ RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
 def check_record(where: Path, record: object) -> None:
     """Raises UserError for what is no record of a run: a part that is missing, or of another kind than we write."""
     if not isinstance(record, dict) or not set(record) >= RECORD_KEYS:
-        raise UserError(f"{where} is not the record of a run: give the folder that train_patch_dual.py made")
+        raise UserError(f"{where} is not a run record: pass a folder written by train_patch_dual.py")
     try:
         Config.from_dict(record["config"])
         Scene.from_dict(record["scene"])
     except UserError as error:
         raise UserError(
-            f"{where}: {error}; a run of another version of hnerv is read by that version alone (its commit is in the "
-            "run's environment.json): use it, or choose another run"
+            f"{where}: {error}; only the hnerv version that wrote a run can read it (its commit is in the run's "
+            "environment.json): use that version, or choose another run"
         ) from error
     video, model = record["video"], record["model"]
     if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
@@ -111,7 +111,7 @@ def _is_crop(crop: object) -> bool:
 
 
 def _damaged(where: Path | str, part: str) -> UserError:
-    return UserError(f"{where} is damaged in its {part!r}: take another one, or restore it from a copy")
+    return UserError(f"{where} is damaged: its {part!r} is invalid: use another one, or restore it from a backup")
 
 
 def pin_targets(config: Config, record: dict) -> Config:
@@ -132,8 +132,8 @@ def check_targets(where: Path, theirs: dict, ours: dict) -> None:
     labels = [(record["targets"] or {}).get("weights", "none") for record in (theirs, ours)]
     if labels[0].rsplit(" ", 1)[-1] != labels[1].rsplit(" ", 1)[-1]:
         raise UserError(
-            f"{where} was trained on the targets {labels[0]!r}, {labels[1]!r} are what is here: make the former "
-            "available, or name them by --clip-weights or --clip-targets"
+            f"{where} was trained on the targets {labels[0]!r}, but found {labels[1]!r}: make the former available, "
+            "or set --clip-weights or --clip-targets"
         )
 
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 EXTRAS = {
     "wandb": "--report-to wandb",
-    "nvidia-ml-py": "GPU utilisation",
+    "nvidia-ml-py": "logging GPU utilisation",
     "ray": "hnerv fleet",
-    "fsspec": "videos behind an address",
+    "fsspec": "videos at a URL",
 }
 """Optional distribution -> what it is for."""
 ENCODERS = ("libx264", "libx265", "libsvtav1")
@@ -67,7 +67,7 @@ def _guarded(name: str, subject: Callable[[], Check | Iterator[Check]]) -> list[
         return [found] if isinstance(found, Check) else list(found)
     except Exception as error:
         says = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return [Check(name, "fault", says, "install it again, in the checkout: pip install --force-reinstall -e .")]
+        return [Check(name, "fault", says, "reinstall in the checkout: pip install --force-reinstall -e .")]
 
 
 def check_python() -> Check:
@@ -90,18 +90,16 @@ def check_torchvision() -> Check:
         nms = importlib.import_module("torchvision.ops").nms
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except (ImportError, RuntimeError, OSError) as error:
-        mend = "install the pair again, of one index: pip install --force-reinstall torch torchvision"
+        mend = "reinstall both from the same index: pip install --force-reinstall torch torchvision"
         return Check("torchvision", "fault", f"does not work with torch {torch.__version__} ({_brief(error)})", mend)
-    return Check("torchvision", "ok", f"{metadata.version('torchvision')}, fits torch {torch.__version__}")
+    return Check("torchvision", "ok", f"{metadata.version('torchvision')}, matches torch {torch.__version__}")
 
 
 def check_tensorboard() -> Check:
     """Whether it is of a version that works here."""
     version = metadata.version("tensorboard")
     if tuple(map(int, version.split(".")[:2])) < (2, 21):
-        return Check(
-            "tensorboard", "fault", version, "older ones crash with new setuptools: pip install -U tensorboard"
-        )
+        return Check("tensorboard", "fault", f"{version} crashes with recent setuptools", "pip install -U tensorboard")
     importlib.import_module("torch.utils.tensorboard")
     return Check("tensorboard", "ok", version)
 
@@ -118,14 +116,14 @@ def check_gpu() -> Iterator[Check]:
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         architecture = f"sm_{capability[0]}{capability[1]}"
         if not runs_on(capability, built):
-            mend = "install a build of torch for it (pytorch.org), or train with --device cpu"
-            yield Check("GPU", "fault", f"{name} is {architecture}, torch is built for {' '.join(built)}", mend)
+            mend = "install a torch build that supports it (pytorch.org), or train with --device cpu"
+            yield Check("GPU", "fault", f"{name} is {architecture}, but torch is built for {' '.join(built)}", mend)
             continue
         torch.ones(2, device=f"cuda:{index}").sum().item()
         free, total = torch.cuda.mem_get_info(index)
         says = f"{name}, {architecture}, CUDA {torch.version.cuda}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         if free < LOW_MEMORY:
-            yield Check("GPU", "warning", says, "end what else uses it, or choose another by --device cuda:N")
+            yield Check("GPU", "warning", says, "stop other processes on it, or choose another with --device cuda:N")
         else:
             yield Check("GPU", "ok", says)
 
@@ -133,13 +131,18 @@ def check_gpu() -> Iterator[Check]:
 def _no_gpu(built_for: str | None) -> Check:
     seen = _driver_sees()
     if seen and built_for:
-        mend = "its driver is too old for it or hidden: update the driver, or look at CUDA_VISIBLE_DEVICES"
-        return Check("GPU", "fault", f"{seen} is there, torch with CUDA {built_for} does not find it", mend)
+        mend = "update the driver, or check CUDA_VISIBLE_DEVICES"
+        return Check("GPU", "fault", f"{seen} exists, but torch with CUDA {built_for} does not find it", mend)
     if seen:
         return Check(
-            "GPU", "fault", f"{seen} is there, this torch has no CUDA", "install torch with CUDA (pytorch.org)"
+            "GPU",
+            "fault",
+            f"{seen} exists, but this torch is built without CUDA",
+            "install torch with CUDA (pytorch.org)",
         )
-    return Check("GPU", "warning", "none with CUDA", "training runs on the CPU: --preset demo is made for that")
+    return Check(
+        "GPU", "warning", "no CUDA device; training runs on the CPU", "use --preset demo, which is sized for a CPU"
+    )
 
 
 def _driver_sees() -> str:
@@ -179,17 +182,17 @@ def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
 def check_cores() -> Check:
     """Cores that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Check("cores", "ok", f"{count} for this process")
+    return Check("cores", "ok", f"{count} available to this process")
 
 
 def check_memory() -> Check:
     """Free memory of the machine."""
     free, total = memory()
     if not total:
-        return Check("memory", "ok", "this system does not tell")
+        return Check("memory", "ok", "unknown on this system")
     says = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if free < LOW_MEMORY:
-        return Check("memory", "warning", says, "end other programs, or choose fewer --frames or a smaller --resize")
+        return Check("memory", "warning", says, "close other programs, or use fewer --frames or a smaller --resize")
     return Check("memory", "ok", says)
 
 
@@ -216,9 +219,9 @@ def check_disk(output: Path) -> Iterator[Check]:
         free = shutil.disk_usage(place).free
         says = f"{folder}: {free / 1e9:.1f} GB free"
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            yield Check(f"disk {name}", "fault", f"{place} cannot be written to", f"choose another by {other}")
+            yield Check(f"disk {name}", "fault", f"{place} is not writable", f"choose another folder with {other}")
         elif free < LOW_DISK:
-            yield Check(f"disk {name}", "warning", says, f"free space, or choose another by {other}")
+            yield Check(f"disk {name}", "warning", says, f"free disk space, or choose another folder with {other}")
         else:
             yield Check(f"disk {name}", "ok", says)
 
@@ -232,9 +235,12 @@ def check_decord() -> Check:
     except (ImportError, OSError) as error:
         if (sys.platform, platform.machine()) in (("linux", "x86_64"), ("win32", "AMD64")):
             return Check(
-                "decord", "warning", f"cannot be loaded ({_brief(error)})", "pip install decord; PyAV stands in"
+                "decord",
+                "warning",
+                f"cannot be loaded ({_brief(error)})",
+                "pip install decord; until then PyAV reads video files",
             )
-        return Check("decord", "ok", "has no wheel for this system, PyAV reads video files")
+        return Check("decord", "ok", "no wheel for this system; PyAV reads video files instead")
 
 
 def check_pyav() -> Check:
@@ -251,8 +257,8 @@ def check_encoders() -> Check:
     """What a comparison with ordinary codecs needs."""
     lacking = [name for name in ENCODERS if not _has_codec(name, "w")]
     if lacking:
-        mend = "only a comparison with them needs them: pip install --only-binary av -U av"
-        return Check("encoders", "warning", f"PyAV lacks {', '.join(lacking)}", mend)
+        mend = "only hnerv compare needs them: pip install --only-binary av -U av"
+        return Check("encoders", "warning", f"PyAV has no {', '.join(lacking)}", mend)
     return Check("encoders", "ok", f"PyAV has {', '.join(ENCODERS)}")
 
 
@@ -264,11 +270,13 @@ def check_clip(online: bool) -> Check:
     spec = identify("auto", "ViT-B-32", 0)
     if path := hub.cached(spec.repo, spec.files):
         return Check("CLIP", "ok", f"{spec.source}, in the Hugging Face cache ({path})")
-    mend = "give --clip-weights FILE or --clip-targets FILE, else a random encoder stands in"
+    mend = "pass --clip-weights FILE or --clip-targets FILE, otherwise a random encoder is used"
     if not online:
-        return Check("CLIP", "warning", f"{spec.source} is not cached, the hub was not asked (--online asks)", mend)
+        return Check(
+            "CLIP", "warning", f"{spec.source} is not cached; the hub was not checked (pass --online to check)", mend
+        )
     try:
-        return Check("CLIP", "ok", f"{spec.source} is served by the hub: {hub.served(spec.repo, spec.files)}")
+        return Check("CLIP", "ok", f"{spec.source} is available on the hub: {hub.served(spec.repo, spec.files)}")
     except hub.HubUnavailable as error:
         return Check("CLIP", "warning", f"{spec.source} is not cached, and {error}", mend)
 
@@ -279,7 +287,7 @@ def check_extras() -> Iterator[Check]:
         try:
             yield Check(name, "ok", f"{metadata.version(name)}, for {use}")
         except metadata.PackageNotFoundError:
-            yield Check(name, "ok", f"not installed, optional (pip install {name}), for {use}")
+            yield Check(name, "ok", f"not installed; optional, for {use} (pip install {name})")
 
 
 def _has_codec(name: str, mode: str) -> bool:

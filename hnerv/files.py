@@ -48,9 +48,9 @@ def check_place(path: Path) -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir():
-        raise UserError(f"{above} is a file, {path} cannot be in it: give another place")
+        raise UserError(f"cannot write {path}: {above} is a file: choose another location")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{above} may not be written: give another place, or change its permissions")
+        raise UserError(f"{above} is not writable: choose another location, or change its permissions")
 
 
 def check_output(path: Path, flag: str, overwrite: bool) -> None:
@@ -58,7 +58,7 @@ def check_output(path: Path, flag: str, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder: choose another name")
     if path.exists() and not overwrite:
-        raise UserError(f"{flag} {path} is there already: choose another name, or --overwrite")
+        raise UserError(f"{flag} {path} already exists: choose another name, or pass --overwrite")
     check_place(path)
 
 

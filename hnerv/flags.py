@@ -25,7 +25,7 @@ TITLES = {
     "model": "model",
     "loss": "objective: total = pixel + lambda x CLIP",
     "train": "training",
-    "log": "logging: what is shown, not what is trained; may change when a run is resumed",
+    "log": "logging: does not affect training; may change when a run is resumed",
 }
 SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
 """Name -> dataclass of its knobs: the sections of `Config`, and what is logged."""
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         for action in (a for a in self._actions if a.option_strings):
             value = getattr(known, action.dest, None)
             if value is not action.default and (value == [] or isinstance(value, list) and [] in value):
-                self.error(f"argument {'/'.join(action.option_strings)}: '--' is no value")
+                self.error(f"argument {'/'.join(action.option_strings)}: '--' is not a value")
         for many in (a for a in self._actions if not a.option_strings and a.nargs == "*"):
             words = [word for word in unknown if not word.startswith("-")]
             setattr(known, many.dest, [*getattr(known, many.dest), *words])
@@ -86,7 +86,7 @@ class LeftOut(argparse.Action):
         self.instead = instead
 
     def __call__(self, parser, namespace, values, option_string=None) -> typing.NoReturn:
-        parser.error(f"{option_string} is no flag of {parser.prog}: {self.instead}")
+        parser.error(f"{option_string} is not a flag of {parser.prog}: {self.instead}")
 
 
 def _words(given: list[str]) -> list[str]:
@@ -175,42 +175,46 @@ def train_parser() -> Parser:
         prog="train_patch_dual.py",
         usage="%(prog)s --exp-id NAME [--preset NAME] [flags]",
         description="Overfit a patch-based dual-head HNeRV (RGB and CLIP) to one video. "
-        "The same command resumes a run that was stopped.",
+        "The same command resumes a run that was stopped. Defaults are in parentheses.",
         epilog="\n\n".join(
             (
                 "pixel losses:\n" + pixel_loss_help(),
-                "learning-rate schedules, factor of --lr at progress x, y = (x - UP)/(1 - UP):\n" + _schedule_help(),
+                "learning-rate schedules (factor of --lr at progress x, y = (x - UP)/(1 - UP)):\n" + _schedule_help(),
                 "presets:\n" + _preset_help(),
             )
         ),
     )
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--exp-id", required=True, help="name of the run, its folder under --output; may hold / and {params}"
+        "--exp-id",
+        required=True,
+        help="run name and folder under --output; may contain / and {params} (preset and changed settings)",
     )
-    run.add_argument("--preset", default="", metavar="NAME", help=f"{', '.join(PRESETS)}; flags override it")
-    run.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs (output)")
-    run.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
-    run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
+    run.add_argument("--preset", default="", metavar="NAME", help=f"one of {', '.join(PRESETS)}; flags override it")
+    run.add_argument("--output", type=Path, default=Path("output"), help="folder that holds all runs (output)")
+    run.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
+    run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: chosen by torch (0)")
     run.add_argument(
         "--deterministic", action="store_true",
-        help="the same bits each time on CUDA too, with the same GPU and versions; slower there, no change on the CPU",
+        help="bit-identical results on CUDA too, with the same GPU and versions; slower on CUDA, no effect on the CPU",
     )  # fmt: skip
     run.add_argument(
-        "--compile", action="store_true", help="torch.compile the network: a minute first, then less work in each step"
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: a minute at each start, then less work per step",
     )
-    run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start anew")
+    run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start over")
     add_segments(run)
     run.add_argument(
         "--max-minutes", type=_minutes, default=0.0, metavar="N",
-        help="save and end with status 124 after so many minutes; the same command goes on; 0: no limit (0)",
+        help="save and exit with status 124 after N minutes; run the same command to resume; 0: no limit (0)",
     )  # fmt: skip
     run.add_argument(
         "--on-divergence", default="stop", choices=("stop", "rollback"),
-        help="a value that is not finite ends the run, or takes it back to the last good checkpoint at half the "
-        "learning rate, at most three times; with rollback a fall of Train/PSNR by 6 dB does so too (stop)",
+        help="on a non-finite value, stop the run or roll back to the last good checkpoint and halve the learning "
+        "rate, at most three times; rollback also reacts to a drop of Train/PSNR by 6 dB (stop)",
     )  # fmt: skip
-    run.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    run.add_argument("--debug", action="store_true", help="print the traceback of an error")
     for name, section in SECTIONS.items():
         _add_section(parser.add_argument_group(TITLES[name]), section)
     return parser
@@ -220,26 +224,28 @@ def add_segments(run: argparse._ArgumentGroup) -> None:
     """The --segment- flags."""
     run.add_argument(
         "--segment-frames", type=int, default=0, metavar="N",
-        help="divide the video into segments of at most N frames, each with a network of its own; 0: one for all (0)",
+        help="split the video into segments of at most N frames, each with its own network; 0: no limit (0)",
     )  # fmt: skip
     run.add_argument(
-        "--segment-scenes", action="store_true", help="begin a segment at every cut, found by the frames' differences"
+        "--segment-scenes",
+        action="store_true",
+        help="start a new segment at every scene cut, detected from frame differences",
     )
     run.add_argument(
         "--segment-init", default="none", choices=SEGMENT_INITS,
-        help="previous: a segment's weights start as those of the one before it, which has to be trained first (none)",
+        help="previous: initialise each segment from the trained weights of the previous one (none)",
     )  # fmt: skip
 
 
 def check_segments(frames: int, scenes: bool, init: str) -> bool:
     """Whether these --segment- flags divide a video. Raises UserError where they do not go together."""
     if frames and frames < 3:
-        raise UserError(f"--segment-frames {frames}: a segment takes at least three frames; 0: no limit")
+        raise UserError(f"--segment-frames {frames} must be at least 3, or 0 for no limit")
     if init not in SEGMENT_INITS:
         raise UserError(f"--segment-init {init[:40]!r} does not exist: choose from {', '.join(SEGMENT_INITS)}")
     divided = bool(frames or scenes)
     if init != "none" and not divided:
-        raise UserError("--segment-init is for a video in segments: give --segment-frames N or --segment-scenes")
+        raise UserError("--segment-init needs a video in segments: pass --segment-frames N or --segment-scenes")
     return divided
 
 
@@ -278,7 +284,7 @@ def _minutes(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes, at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of minutes, at least 0")
     return value
 
 
@@ -288,39 +294,28 @@ def eval_parser() -> Parser:
         prog="eval.py", description="Evaluate a checkpoint, a run folder or a .hnerv file against its video."
     )
     parser.add_argument("path", type=Path, help="checkpoint (.pt), run folder (its latest.pt), or .hnerv file")
+    parser.add_argument("--data", default="", help="video, if it has moved since training", metavar="PATH|CLIP")
     parser.add_argument(
-        "--data", default="", help="video, if it is no longer where the run found it", metavar="PATH|CLIP"
+        "--clip-targets",
+        default="",
+        help="the run's target file, if it has moved; none: evaluate pixels only",
+        metavar="FILE|none",
     )
     parser.add_argument(
-        "--clip-targets", default="", help="the run's target file, if it moved; none: pixels alone", metavar="FILE|none"
+        "--unseen", default="", choices=("interpolate", "encode"), help="encoder: override the run's --unseen"
     )
-    parser.add_argument("--unseen", default="", choices=("interpolate", "encode"), help="encoder: as in training flags")
     parser.add_argument(
         "--positions", default="trained", choices=("trained", "fractional"),
-        help="fractional: also PSNR of patches half a patch to the right of the trained ones, below, and both",
+        help="fractional: also measure PSNR of patches shifted by half a patch to the right, down, and both (trained)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
-    parser.add_argument("--images", action="store_true", help="write ground truth and reconstruction side by side")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: chosen by torch (0)")
+    parser.add_argument(
+        "--images", action="store_true", help="write images of ground truth and reconstruction side by side"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser
-
-
-def markdown() -> str:
-    """Every flag of the configuration, a table per group, as it stands in the README."""
-    parts = []
-    for name, section in SECTIONS.items():
-        rows = [f"**{TITLES[name]}**", "", "| flag | default | meaning |", "|---|---|---|"]
-        for knob in dataclasses.fields(section):
-            text = knob.metadata["help"]
-            if knob.metadata["choices"]:
-                text += ": " + ", ".join(knob.metadata["choices"])
-            default = "-" if knob.default == "" else f"`{_shown(knob.default)}`"
-            cells = f"`--{knob.name.replace('_', '-')}`", default, text.replace("|", "\\|")
-            rows.append(f"| {' | '.join(cells)} |")
-        parts.append("\n".join(rows))
-    return "\n\n".join(parts)
 
 
 def _add_section(group: argparse._ArgumentGroup, section: type, without: Container[str] = ()) -> None:

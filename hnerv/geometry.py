@@ -20,7 +20,7 @@ def parse_size(text: str, flag: str) -> tuple[int, int]:
     """'640x1280' -> (640, 1280), rows first. Raises UserError naming `flag` for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text, flags=re.ASCII)
     if not match:
-        raise UserError(f"{flag} {text!r} is not HEIGHTxWIDTH in whole numbers, as in 640x1280")
+        raise UserError(f"{flag} {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280")
     return int(match[1]), int(match[2])
 
 
@@ -51,12 +51,12 @@ def plan_crop(source: tuple[int, int], crop: str, resize: str, multiple: tuple[i
         size = out = (height - height % multiple[0], width - width % multiple[1])
         if 0 in size:
             raise UserError(
-                f"frames of {height}x{width} are smaller than one step {multiple[0]}x{multiple[1]} of grid and "
-                "strides: give --resize, or smaller --dec-strides or --grid"
+                f"frames of {height}x{width} are smaller than {multiple[0]}x{multiple[1]}, the least that patch grid "
+                "and strides allow: pass --resize, or reduce --dec-strides or --grid"
             )
     if size[0] > height or size[1] > width:
         raise UserError(
-            f"--crop {size[0]}x{size[1]} does not fit into frames of {height}x{width}: give a smaller one, "
+            f"--crop {size[0]}x{size[1]} does not fit into frames of {height}x{width}: pass a smaller one, "
             "or --crop '' for the largest that fits"
         )
     return CropPlan((height - size[0]) // 2, (width - size[1]) // 2, *size, *out)
@@ -65,8 +65,8 @@ def plan_crop(source: tuple[int, int], crop: str, resize: str, multiple: tuple[i
 def _check_multiple(size: tuple[int, int], multiple: tuple[int, int], flag: str) -> tuple[int, int]:
     if size[0] % multiple[0] or size[1] % multiple[1]:
         raise UserError(
-            f"{flag} {size[0]}x{size[1]} is not divided by {multiple[0]}x{multiple[1]}, the step of patch grid and "
-            f"strides: change {flag}, --dec-strides or --grid"
+            f"{flag} {size[0]}x{size[1]} is not a multiple of {multiple[0]}x{multiple[1]}, which patch grid and "
+            f"strides require: change {flag}, --dec-strides or --grid"
         )
     return size
 

@@ -161,5 +161,5 @@ def clip_loss(name: str, here: Embedded, near: Embedded | None = None) -> Tensor
 
 def _mix(name: str) -> Mapping[str, float]:
     if name not in LOSSES:
-        raise UserError(f"--pixel-loss {name!r} is no known pixel loss: choose one of {', '.join(LOSSES)}")
+        raise UserError(f"--pixel-loss {name!r} is not a known pixel loss: choose from {', '.join(LOSSES)}")
     return LOSSES[name]

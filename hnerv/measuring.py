@@ -55,13 +55,13 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     print(cost.line(device))
     if not run.same_pixels:
         print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {run.source}")
-    print(f"files:     {run.folder / 'eval'}, of {run.checkpoint.name} at epoch {run.epoch}")
+    print(f"files:     {run.folder / 'eval'} ({run.checkpoint.name} at epoch {run.epoch})")
 
 
 def measure_whole(ask: argparse.Namespace, device: torch.device) -> None:
     """A video in segments; one is in memory at a time. Raises UserError."""
     if ask.positions == "fractional":
-        raise UserError("--positions fractional is measured of one segment: give its folder or its file")
+        raise UserError("--positions fractional works on one segment only: pass its folder or its file")
     parts = []
     for first, opened in open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets):
         parts.append(measure_part(first, opened(), ask.images))
@@ -75,7 +75,7 @@ def measure_whole(ask: argparse.Namespace, device: torch.device) -> None:
     print(cost.line(device))
     if not summary["same_pixels_as_trained_on"]:
         print(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {summary['video']}")
-    print(f"files:     {folder / 'eval'}, of {len(parts)} segments, whose own are beside them")
+    print(f"files:     {folder / 'eval'} (all {len(parts)} segments; each segment also has an eval folder)")
 
 
 def measure_part(first: int, run: OpenedRun, images: bool) -> PartResult:

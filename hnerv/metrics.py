@@ -204,7 +204,7 @@ def _check_window(pred: Tensor, name: str) -> None:
     height, width = pred.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise UserError(
-            f"{name} needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels or more, not {height}x{width}: "
+            f"{name} needs at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, not {height}x{width}: "
             "choose a larger --crop or --resize, a coarser --grid, or --pixel-loss L2"
         )
 

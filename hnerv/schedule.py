@@ -30,7 +30,7 @@ def parse_lr(lr_type: str) -> Callable[[float], float]:
     form = next((form for form in SCHEDULES if form.split("_")[0] == kind), "")
     names = form.split("_")[1:]
     if not form or len(names) != len(fields):
-        raise UserError(f"--lr-type {lr_type!r} is no known schedule: write one of {', '.join(SCHEDULES)}")
+        raise UserError(f"--lr-type {lr_type!r} is not a known schedule: choose from {', '.join(SCHEDULES)}")
     number = {name: _number(lr_type, name, field) for name, field in zip(names, fields, strict=True)}
     if kind == "constant":
         return lambda x: 1.0
@@ -73,6 +73,6 @@ def _number(lr_type: str, name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not (0 <= value <= top and math.isfinite(value)):
-        expected = "a number of 0 or more" if name.endswith("POW") else "a number from 0 to 1"
-        raise UserError(f"--lr-type {lr_type!r}: {name} is {text!r} where {expected} belongs")
+        expected = "a number of at least 0" if name.endswith("POW") else "a number from 0 to 1"
+        raise UserError(f"--lr-type {lr_type!r}: {name} is {text!r} but must be {expected}")
     return value

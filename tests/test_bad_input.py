@@ -16,7 +16,7 @@ from PIL import Image
 
 from hnerv.config import Config
 
-ALLOWED = "NOT CLIP:", "nothing tells whether"
+ALLOWED = "NOT CLIP:", "it is unknown whether"
 """How the warnings begin that may come before the line."""
 
 
@@ -92,13 +92,13 @@ def sound(path: Path) -> Path:
 
 NO_CLIP = {"clip_targets": None, "clip_weights": "none"}
 TRAINING: dict[str, tuple[Callable[[SimpleNamespace], dict], tuple[str, ...]]] = {
-    "no such file": (lambda p: {"data": p.path / "none.mp4"}, ("none.mp4", "neither a file nor a folder")),
+    "no such file": (lambda p: {"data": p.path / "none.mp4"}, ("none.mp4", "is not a file, a folder or one of")),
     "no name at all": (lambda p: {"data": ""}, ("--data ''",)),
     "not a video": (lambda p: {"data": file_of(p.path / "a.mp4", b"text " * 500)}, ("a.mp4",)),
     "random bytes": (lambda p: {"data": file_of(p.path / "a.mp4", random.Random(0).randbytes(5000))}, ("a.mp4",)),
     "an empty file": (lambda p: {"data": file_of(p.path / "a.mp4", b"")}, ("a.mp4",)),
     "a sound": (lambda p: {"data": sound(p.path / "a.wav")}, ("a.wav",)),
-    "a truncated video": (lambda p: {"data": video(p.path / "cut.mp4", 0.6), **NO_CLIP}, ("cut short", "--frames")),
+    "a truncated video": (lambda p: {"data": video(p.path / "cut.mp4", 0.6), **NO_CLIP}, ("is truncated", "--frames")),
     "a folder without images": (lambda p: {"data": images(p.path / "empty")}, ("empty",)),
     "images of different sizes": (lambda p: {"data": images(p.path, (32, 64), (32, 64), (32, 72))}, ("size",)),
     "an image that is none": (lambda p: {"data": file_of(p.path / "a.png", b"no image").parent}, ("a.png",)),
@@ -177,7 +177,7 @@ TRAINING: dict[str, tuple[Callable[[SimpleNamespace], dict], tuple[str, ...]]] =
     ),
     "targets that are none": (lambda p: {"clip_targets": file_of(p.path / "t.safetensors", b"x")}, ("t.safetensors",)),
     "targets that are not there": (lambda p: {"clip_targets": p.path / "t.safetensors"}, ("no such file",)),
-    "targets and none": (lambda p: {"clip_weights": "none"}, ("contradict",)),
+    "targets and none": (lambda p: {"clip_weights": "none"}, ("conflict",)),
     "CUDA where there is none": (lambda p: {"device": "cuda"}, ("--device cuda", "--device cpu")),
     "an unknown device": (lambda p: {"device": "gpu"}, ("--device 'gpu'",)),
     "threads below 0": (lambda p: {"threads": -1}, ("--threads -1",)),
@@ -233,14 +233,14 @@ def test_a_folder_that_turns_out_unwritable(tmp_path, train, flags, refused, mon
 def test_a_folder_that_may_not_be_written_is_refused_first(tmp_path, train, flags, refused, monkeypatch):
     monkeypatch.setattr("hnerv.training.folder.os.access", lambda *_: False)
     line = refused(train(tmp_path, flags(data=tmp_path / "missing.mp4")))
-    assert f"{tmp_path} is no folder that may be written" in line
+    assert f"{tmp_path} is not a writable folder" in line
 
 
 def test_a_folder_of_another_configuration(finished, tmp_path, train, flags, refused, snapshot):
     shutil.copytree(finished, tmp_path / "run")
     before = snapshot(tmp_path)
     line = refused(train(tmp_path, flags(lr=0.5, batch_size=1)))
-    assert "batch_size 3 there, 1 here" in line and f"lr {Config().train.lr} there, 0.5 here" in line
+    assert "batch_size 3, not 1" in line and f"lr {Config().train.lr}, not 0.5" in line
     assert snapshot(tmp_path) == before
 
 
@@ -268,7 +268,9 @@ def other_weights(path: Path) -> None:
     torch.save(state, path)
 
 
-DAMAGE = {truncated: "is corrupt", foreign: "is no checkpoint", newer: "has format 99", other_flags: "new_flag"}
+DAMAGE = {
+    truncated: "is corrupt", foreign: "is not an hnerv checkpoint", newer: "has format 99", other_flags: "new_flag"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -286,8 +288,8 @@ def test_weights_that_do_not_fit_their_configuration(finished, tmp_path, train, 
     shutil.copytree(finished, tmp_path / "run")
     other_weights(tmp_path / "run" / "checkpoints" / "latest.pt")
     before = snapshot(tmp_path)
-    assert "weights and configuration do not fit" in refused(evaluate(tmp_path / "run"))
-    assert "weights and configuration do not fit" in refused(train(tmp_path, flags()))
+    assert "has weights that do not match its configuration" in refused(evaluate(tmp_path / "run"))
+    assert "has weights that do not match its configuration" in refused(train(tmp_path, flags()))
     assert snapshot(tmp_path) == before
 
 

@@ -85,7 +85,7 @@ def test_a_failing_disk_leaves_the_file_before(saved, monkeypatch, call, fault):
         raise fault
 
     monkeypatch.setattr(os, call, broken)
-    with pytest.raises(RunError, match="the one before it is intact") as error:
+    with pytest.raises(RunError, match="the previous checkpoint is intact") as error:
         save_checkpoint(saved, make_state() | {"evaluation": {}})
     assert str(saved) in str(error.value) and "\n" not in str(error.value)
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
@@ -106,7 +106,7 @@ def test_a_full_disk_while_tensors_are_written(saved, monkeypatch):
 
 def test_a_first_save_that_fails_says_that_there_is_none(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="there is none before it"):
+    with pytest.raises(RunError, match="there is no previous checkpoint"):
         save_checkpoint(tmp_path / "file" / "latest.pt", make_state())
 
 
@@ -138,7 +138,7 @@ def test_only_a_latest_beside_a_best_may_be_deleted(saved):
     saved.write_bytes(b"no checkpoint")
     assert "delete" not in one_line(saved)
     saved.with_name("best.pt").touch()
-    assert "give best.pt, or delete this file" in one_line(saved)
+    assert "pass best.pt, or delete this file" in one_line(saved)
     assert "delete" not in one_line(Path(saved.rename(saved.with_name("kitchen.mp4"))))
 
 
@@ -146,7 +146,7 @@ def test_truncated_anywhere(saved):
     data = saved.read_bytes()
     for length in [*range(0, 200, 7), *range(200, len(data), 997), *range(len(data) - 30, len(data))]:
         saved.write_bytes(data[:length])
-        assert "is corrupt or no checkpoint" in one_line(saved), length
+        assert "is corrupt or not an hnerv checkpoint" in one_line(saved), length
 
 
 def test_a_damaged_byte_is_found_or_harmless(saved):
@@ -185,16 +185,17 @@ def test_dictionaries_of_others(tmp_path):
     path = tmp_path / "other.pt"
     for content in ([1, 2], torch.ones(3), {"state_dict": {}}):
         torch.save(content, path)
-        assert "is no checkpoint of hnerv" in one_line(path)
+        assert "is not an hnerv checkpoint" in one_line(path)
 
 
 def test_another_version(tmp_path):
     path = tmp_path / "new.pt"
     for other in (torch.zeros(3), torch.tensor(FORMAT), [FORMAT], str(FORMAT)):
         save_checkpoint(path, make_state() | {"format": other})
-        assert f", this version reads {FORMAT}: use the hnerv that wrote it" in one_line(path)
+        assert f", but this version reads {FORMAT}: use the hnerv version that wrote it" in one_line(path)
     save_checkpoint(path, make_state() | {"format": FORMAT + 1})
-    assert f"has format {FORMAT + 1}, this version reads {FORMAT}: use the hnerv that wrote it" in one_line(path)
+    line = one_line(path)
+    assert f"has format {FORMAT + 1}, but this version reads {FORMAT}: use the hnerv version that wrote it" in line
 
 
 @pytest.mark.parametrize("key", [*make_state(), "progress.logs", "progress.epoch", "run.config", "run.scene"])
@@ -213,7 +214,7 @@ def test_a_missing_key_is_named(tmp_path, key):
 def test_parts_of_another_kind(tmp_path):
     path = tmp_path / "damaged.pt"
     save_checkpoint(path, make_state() | {"progress": 3})
-    assert "'progress' lacks" in one_line(path)
+    assert "'progress' is missing" in one_line(path)
 
 
 def test_an_older_temporary_file_is_no_hindrance(saved):

@@ -72,27 +72,27 @@ def test_ctrl_c_outside_a_run_is_130_and_no_traceback(capsys):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     err = capsys.readouterr().err
-    assert err.startswith("prog.py: stopped") and err.count("\n") == 1
+    assert err.startswith("prog.py: stopped; everything saved so far is intact") and err.count("\n") == 1
 
 
 GPU_FAULTS = [
     (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual"),
-        "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): end what else uses the GPU, or give "
-        "--device cpu",
+        "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): stop other processes on the GPU, or "
+        "pass --device cpu",
     ),
     (
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-        "out of GPU memory (CUDA error: out of memory): end what else uses the GPU, or give --device cpu",
+        "out of GPU memory (CUDA error: out of memory): stop other processes on the GPU, or pass --device cpu",
     ),
     (
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        "out of GPU memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`): end what else "
-        "uses the GPU, or give --device cpu",
+        "out of GPU memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`): stop other "
+        "processes on the GPU, or pass --device cpu",
     ),
     (
         torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"),
-        "the GPU failed (CUDA error: unspecified launch failure): look at nvidia-smi, or give --device cpu",
+        "the GPU failed (CUDA error: unspecified launch failure): check nvidia-smi, or pass --device cpu",
     ),
 ]
 
@@ -164,12 +164,12 @@ def said(name: str) -> str:
 
 @pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:x", "cuda:-1", "0"])
 def test_what_is_no_device(name):
-    assert said(name) == f"--device {name!r} is no device: write auto, cpu, cuda or cuda:N"
+    assert said(name) == f"--device {name!r} is not a device: use auto, cpu, cuda or cuda:N"
 
 
 @pytest.mark.parametrize("name", ["mps", "meta", "xpu"])
 def test_devices_that_are_not_supported(name):
-    assert said(name) == f"--device {name!r} is not supported: write auto, cpu, cuda or cuda:N"
+    assert said(name) == f"--device {name!r} is not supported: use auto, cpu, cuda or cuda:N"
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
@@ -177,7 +177,7 @@ def test_cuda_where_there_is_none(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert said(name) == (
-        f"--device {name}: torch {torch.__version__} finds no CUDA device: use --device cpu, or mend the driver"
+        f"--device {name}: torch {torch.__version__} finds no CUDA device: use --device cpu, or fix the driver"
     )
     assert pick_device("auto") == torch.device("cpu")
 
@@ -201,7 +201,7 @@ def test_threads():
         assert torch.get_num_threads() == before
         set_up_torch(2)
         assert torch.get_num_threads() == 2
-    with pytest.raises(UserError, match="^--threads -1 is below 0$"):
+    with pytest.raises(UserError, match="^--threads -1 must be at least 0$"):
         set_up_torch(-1)
     for many in (1 << 17, 1 << 31, 10**30):
         with pytest.raises(UserError, match=f"^--threads {many} is above "):

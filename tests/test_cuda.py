@@ -151,4 +151,4 @@ def test_out_of_memory_is_one_line(module, tmp_path, finished, coded, flags):
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "out of GPU memory (CUDA out of memory" in line
-    assert ("give --batch-size 1 instead of 3" if module == "train_patch_dual" else "give --device cpu") in line
+    assert ("pass --batch-size 1 instead of 3" if module == "train_patch_dual" else "pass --device cpu") in line

@@ -103,10 +103,10 @@ def test_the_seed_shuffles_the_split_only_when_asked(config, material):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resize": "40x84"}, "--resize 40x84 is not divided by 10x20"),
-        ({"data": "nowhere.mp4"}, "--data 'nowhere.mp4' is neither a file nor a folder"),
+        ({"resize": "40x84"}, "--resize 40x84 is not a multiple of 10x20"),
+        ({"data": "nowhere.mp4"}, "--data 'nowhere.mp4' is not a file, a folder or one of the clips"),
         ({"data_split": "0_0_1"}, "leaves none of the 4 frames to train"),
-        ({"embedding": "encoder"}, "the encoder divides frames by 320 and the decoder multiplies by 10"),
+        ({"embedding": "encoder"}, "the encoder downsamples frames by 320, but the decoder upsamples by 10"),
     ],
 )
 def test_what_does_not_fit_is_one_line(config, changes, message):

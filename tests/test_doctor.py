@@ -76,16 +76,16 @@ def test_gpus(gpu):
     assert good.level == "ok" and good.says.startswith("H200, sm_90, CUDA ") and "70.0 of 80.0 GB free" in good.says
     assert gpu(free=1e9)[0].level == "warning"
     (foreign,) = gpu(capability=(7, 0))
-    assert foreign.level == "fault" and foreign.says == "H200 is sm_70, torch is built for sm_80 sm_90"
+    assert foreign.level == "fault" and foreign.says == "H200 is sm_70, but torch is built for sm_80 sm_90"
 
 
 @pytest.mark.parametrize(
     ("seen", "built", "level", "says"),
     [
-        ("", "13.0", "warning", "none with CUDA"),
-        ("", None, "warning", "none with CUDA"),
-        ("H200", None, "fault", "H200 is there, this torch has no CUDA"),
-        ("H200", "13.0", "fault", "H200 is there, torch with CUDA 13.0 does not find it"),
+        ("", "13.0", "warning", "no CUDA device; training runs on the CPU"),
+        ("", None, "warning", "no CUDA device; training runs on the CPU"),
+        ("H200", None, "fault", "H200 exists, but this torch is built without CUDA"),
+        ("H200", "13.0", "fault", "H200 exists, but torch with CUDA 13.0 does not find it"),
     ],
 )
 def test_no_gpu_that_torch_finds(monkeypatch, seen, built, level, says):
@@ -129,7 +129,7 @@ def test_without_decord(monkeypatch, platform, machine, level):
 def test_codecs_that_are_missing(monkeypatch):
     assert not doctor._has_codec("no-such-codec", "r")
     monkeypatch.setattr(doctor, "_has_codec", lambda name, mode: name != "libx265" and name != "hevc")
-    assert "PyAV lacks libx265" in doctor.check_encoders().says
+    assert "PyAV has no libx265" in doctor.check_encoders().says
     assert "cannot read hevc" in doctor.check_pyav().says
 
 
@@ -156,7 +156,7 @@ def test_clip_weights(monkeypatch):
 
     monkeypatch.setattr(hub, "cached", lambda repo, files: "")
     offline = check_clip(False)
-    assert offline.level == "warning" and "the hub was not asked" in offline.says and offline.mend
+    assert offline.level == "warning" and "the hub was not checked" in offline.says and offline.mend
     monkeypatch.setattr("hnerv.clip.hub.served", no_hub)
     assert "the hub cannot be reached" in check_clip(True).says
     monkeypatch.setattr("hnerv.clip.hub.served", lambda repo, files: files[0])

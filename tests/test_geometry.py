@@ -21,7 +21,7 @@ def said(call, *args) -> str:
     return str(error.value)
 
 
-LARGEST = "give a smaller one, or --crop '' for the largest that fits"
+LARGEST = "pass a smaller one, or --crop '' for the largest that fits"
 
 
 @pytest.mark.parametrize(("text", "size"), [("640x1280", (640, 1280)), ("1x1", (1, 1)), ("2x40", (2, 40))])
@@ -33,7 +33,7 @@ def test_sizes_are_rows_first(text, size):
     "text", ["", "640", "640x", "x640", "0x4", "4x0", "-2x4", "2.5x4", "2X4", "2x4x3", "2 x 4", "2x4\n"]
 )
 def test_what_is_no_size_is_named_with_its_flag(text):
-    assert said(parse_size, text, "--grid") == f"--grid {text!r} is not HEIGHTxWIDTH in whole numbers, as in 640x1280"
+    assert said(parse_size, text, "--grid") == f"--grid {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280"
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -129,17 +129,17 @@ def test_crops_lie_inside_and_in_the_centre(source, resize):
     [
         (
             (100, 640), "", "", (320, 320),
-            "frames of 100x640 are smaller than one step 320x320 of grid and strides: give --resize, or smaller "
-            "--dec-strides or --grid",
+            "frames of 100x640 are smaller than 320x320, the least that patch grid and strides allow: pass "
+            "--resize, or reduce --dec-strides or --grid",
         ),
         (
             (720, 1280), "648x1280", "", (320, 320),
-            "--crop 648x1280 is not divided by 320x320, the step of patch grid and strides: change --crop, "
+            "--crop 648x1280 is not a multiple of 320x320, which patch grid and strides require: change --crop, "
             "--dec-strides or --grid",
         ),
         (
             (720, 1280), "", "160x330", (80, 80),
-            "--resize 160x330 is not divided by 80x80, the step of patch grid and strides: change --resize, "
+            "--resize 160x330 is not a multiple of 80x80, which patch grid and strides require: change --resize, "
             "--dec-strides or --grid",
         ),
         (
@@ -150,8 +150,8 @@ def test_crops_lie_inside_and_in_the_centre(source, resize):
             (720, 1280), "100x1281", "160x320", (80, 80),
             "--crop 100x1281 does not fit into frames of 720x1280: " + LARGEST,
         ),
-        ((9, 9), "9", "", (1, 1), "--crop '9' is not HEIGHTxWIDTH in whole numbers, as in 640x1280"),
-        ((9, 9), "", "9x", (1, 1), "--resize '9x' is not HEIGHTxWIDTH in whole numbers, as in 640x1280"),
+        ((9, 9), "9", "", (1, 1), "--crop '9' must be two integers HEIGHTxWIDTH, as in 640x1280"),
+        ((9, 9), "", "9x", (1, 1), "--resize '9x' must be two integers HEIGHTxWIDTH, as in 640x1280"),
     ],
 )  # fmt: skip
 def test_crop_errors(source, crop, resize, multiple, message):

@@ -145,7 +145,7 @@ def test_every_loss_of_the_field_is_there():
 def test_unknown_name_lists_the_losses(ask):
     with pytest.raises(UserError) as error:
         ask("Fusion99")
-    assert str(error.value) == f"--pixel-loss 'Fusion99' is no known pixel loss: choose one of {', '.join(LOSSES)}"
+    assert str(error.value) == f"--pixel-loss 'Fusion99' is not a known pixel loss: choose from {', '.join(LOSSES)}"
 
 
 def test_cosine_loss():

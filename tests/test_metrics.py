@@ -156,7 +156,7 @@ def test_too_small_for_one_window(name, measure):
     with pytest.raises(UserError) as error:
         measure(small, small)
     assert str(error.value) == (
-        f"{name} needs 11x11 pixels or more, not 10x32: choose a larger --crop or --resize, a coarser --grid, "
+        f"{name} needs at least 11x11 pixels, not 10x32: choose a larger --crop or --resize, a coarser --grid, "
         "or --pixel-loss L2"
     )
 

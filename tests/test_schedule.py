@@ -60,7 +60,7 @@ def test_unknown_form_names_the_forms(lr_type):
     with pytest.raises(UserError) as error:
         parse_lr(lr_type)
     message = str(error.value)
-    assert message.startswith(f"--lr-type {lr_type!r} is no known schedule: write one of ")
+    assert message.startswith(f"--lr-type {lr_type!r} is not a known schedule: choose from ")
     assert all(form in message for form in SCHEDULES)
     assert "\n" not in message
 
@@ -68,13 +68,13 @@ def test_unknown_form_names_the_forms(lr_type):
 @pytest.mark.parametrize(
     ("lr_type", "fault"),
     [
-        ("cosine_x_1_0.1", "UP is 'x' where a number from 0 to 1 belongs"),
-        ("cosine_1.5_1_0.1", "UP is '1.5' where a number from 0 to 1 belongs"),
-        ("cosine_0.1_-1_0.1", "POW is '-1' where a number of 0 or more belongs"),
-        ("cosine_0.1_inf_0.1", "POW is 'inf' where a number of 0 or more belongs"),
-        ("cosine_0.1_1_nan", "MIN is 'nan' where a number from 0 to 1 belongs"),
-        ("hybrid_0.1_1_x_0.1_0.1", "DOWNPOW is 'x' where a number of 0 or more belongs"),
-        ("hybrid_0.1_1_1_0.1_2", "FINAL is '2' where a number from 0 to 1 belongs"),
+        ("cosine_x_1_0.1", "UP is 'x' but must be a number from 0 to 1"),
+        ("cosine_1.5_1_0.1", "UP is '1.5' but must be a number from 0 to 1"),
+        ("cosine_0.1_-1_0.1", "POW is '-1' but must be a number of at least 0"),
+        ("cosine_0.1_inf_0.1", "POW is 'inf' but must be a number of at least 0"),
+        ("cosine_0.1_1_nan", "MIN is 'nan' but must be a number from 0 to 1"),
+        ("hybrid_0.1_1_x_0.1_0.1", "DOWNPOW is 'x' but must be a number of at least 0"),
+        ("hybrid_0.1_1_1_0.1_2", "FINAL is '2' but must be a number from 0 to 1"),
     ],
 )
 def test_a_wrong_number_is_named(lr_type, fault):

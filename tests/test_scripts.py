@@ -73,7 +73,7 @@ def test_a_signal_from_outside_saves_and_the_same_command_goes_on(call, flags, t
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert err.startswith("train_patch_dual.py: stopped at epoch") and err.endswith("the same command goes on\n")
+    assert err.startswith("train_patch_dual.py: stopped at epoch") and err.endswith("run the same command to resume\n")
     assert (tmp_path / "output" / "run" / "checkpoints" / "latest.pt").is_file()
 
 

@@ -13,17 +13,17 @@ from hnerv.command import one_line_errors, set_up_torch
 from hnerv.flags import Parser
 
 VERBS: dict[str, str] = {
-    "encode": "write the model of a run as a .hnerv file",
-    "info": "what is in a .hnerv file, part by part, in bytes and bits per pixel",
-    "decode": "play a .hnerv file back into a video file or a folder of images",
-    "search": "find what a text, an image or an embedding describes, without decoding the video",
-    "embed": "write all embeddings that the CLIP head predicts as a safetensors file",
-    "compare": "hold .hnerv files against x264, x265 and SVT-AV1 on the same frames",
-    "semantics": "what the CLIP head is worth, beside what the same bytes would give without it",
-    "report": "one HTML page on a run, or on several side by side: tables, curves, frames, findings",
-    "diagnose": "what the curves of a run say, in words; exit status 1 when a warning stands",
-    "fleet": "train many videos, on this machine or a Ray cluster, whatever fails in between",
-    "doctor": "what this machine can do, and how to mend what it cannot",
+    "encode": "compress a trained run into a .hnerv file",
+    "info": "list the parts of a .hnerv file with their bytes and bits per pixel",
+    "decode": "decode a .hnerv file to a video file or a folder of images",
+    "search": "search a video by text, image or embedding, without decoding it",
+    "embed": "write all embeddings predicted by the CLIP head to a safetensors file",
+    "compare": "compare .hnerv files with x264, x265 and SVT-AV1 on the same frames",
+    "semantics": "compare the CLIP head with baselines, such as a PCA table of the same size",
+    "report": "write an HTML page on one run or several side by side: tables, curves, frames, findings",
+    "diagnose": "explain the curves of a run in words; exit status 1 if there is a warning",
+    "fleet": "train many videos on this machine or a Ray cluster, with retries after failures",
+    "doctor": "check this machine and explain how to fix what does not work",
 }
 """Verb -> its line of help; its module is `hnerv.cli.<verb>`."""
 
@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def build_parser() -> Parser:
     """The parser of every verb."""
-    parser = Parser(prog="hnerv", description="Video as a neural representation: files, and what is made of runs.")
+    parser = Parser(prog="hnerv", description="Compress, decode, search and analyse videos as neural representations.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, line in VERBS.items():
         sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
         module_of(verb).add_arguments(sub)
-        sub.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: its own choice")
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: chosen by torch (0)")
+        sub.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser
 
 
@@ -58,7 +58,7 @@ def module_of(verb: str):
 
 def add_device(parser: Parser) -> None:
     """`--device`, for verbs that compute."""
-    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:N")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
 
 
 def add_model(parser: Parser, more: str = "") -> None:
@@ -70,4 +70,4 @@ def add_model(parser: Parser, more: str = "") -> None:
 
 def add_bitstream(parser: Parser) -> None:
     """The .hnerv file that a verb reads."""
-    parser.add_argument("file", type=Path, metavar="FILE.hnerv", help="file that `hnerv encode` wrote")
+    parser.add_argument("file", type=Path, metavar="FILE.hnerv", help="file written by `hnerv encode`")

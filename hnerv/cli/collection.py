@@ -21,7 +21,7 @@ def open_folder(ask: argparse.Namespace, device: torch.device) -> Collection:
     from hnerv.search import open_collection
 
     if ask.heatmap:
-        raise UserError(f"--heatmap draws one video, {ask.path} is a folder of them: give one, or --save")
+        raise UserError(f"--heatmap draws one video, but {ask.path} is a folder of videos: pass one, or use --save")
     return open_collection(ask.path, device)
 
 
@@ -49,7 +49,7 @@ def answer_across(
         }
         print(json.dumps(found, indent=2 if ask.query or ask.image or ask.embedding else None), flush=True)
     else:
-        print(f"{title}\n{found_table(hits)}\nsimilarity is that of: {targets}", flush=True)
+        print(f"{title}\n{found_table(hits)}\nsimilarity is measured against the targets: {targets}", flush=True)
     if ask.save:
         drawn = [(found.member.path, found.index, found.hit) for found in hits]
         contact_sheet_across(ask.save, drawn, title, device)
@@ -58,4 +58,4 @@ def answer_across(
 
 def tell_drawn(ask: argparse.Namespace, what: str, path: Path) -> None:
     """What was drawn, and where; on stderr where stdout is JSON."""
-    print(f"{what} drawn in {path}", file=sys.stderr if ask.json else sys.stdout, flush=True)
+    print(f"{what} drawn to {path}", file=sys.stderr if ask.json else sys.stdout, flush=True)

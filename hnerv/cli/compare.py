@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.hnerv", help="files of one video: points of ours")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE.hnerv", help="files of one video, one rate point each"
+    )
     parser.add_argument(
         "--data",
         default="",
         metavar="PATH|CLIP",
-        help="the video; not needed where a file of its name lies in this folder",
+        help="the video; not needed if a file of that name is in the current folder",
     )
     parser.add_argument(
         "--against",
         default="x264,x265,svt-av1",
-        metavar="RIVALS",
-        help="comma-separated, each NAME or NAME:PRESET: x264, x265 (medium), svt-av1 (6)",
+        metavar="CODECS",
+        help="comma-separated, each NAME or NAME:PRESET: x264, x265 (preset medium), svt-av1 (preset 6); default: all",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="write the comparison as CSV, JSON and plot"
+        "-o", "--output", type=Path, metavar="FOLDER", help="write the comparison here as CSV, JSON and a plot"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_device(parser)
@@ -75,7 +77,7 @@ def compare(files: list[Path], rivals: list[Rival], device: torch.device, data: 
         measured.append(_measure(path, opened, measured[0] if measured else None))
     frames, clip = measured[0].frames, measured[0].clip
     how = f"{device.type}, {torch.get_num_threads()} threads, {FRAMES_AT_ONCE} frames at once"
-    timing = f"Ours is decoded on {how}; its seconds leave out the building of the model and the copy to 8 bits."
+    timing = f"hnerv is decoded on {how}; its time excludes building the model and the conversion to 8 bits."
     notes = (timing, *(note for m in measured for note in m.notes))
     points = _encode_all(rivals, frames, clip.fps)
     return Comparison(clip, [m.point for m in measured], points, conversion_psnr(frames), notes)
@@ -92,9 +94,9 @@ class _Measured(NamedTuple):
 def _check_paths(files: list[Path], output: Path | None) -> None:
     missing = [path for path in files if not path.is_file()]
     if missing:
-        raise UserError(f"{missing[0]} is not a file: give what `hnerv encode` wrote")
+        raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
     if output and output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file: give a folder")
+        raise UserError(f"--output {output} is a file: pass a folder")
 
 
 def _measure(path: Path, opened: OpenedRun, first: _Measured | None) -> _Measured:
@@ -107,7 +109,7 @@ def _measure(path: Path, opened: OpenedRun, first: _Measured | None) -> _Measure
     clip = Clip(scene.frames, scene.height, scene.width, scene.fps)
     frames = _source_frames(opened)
     if first is not None and not torch.equal(frames, first.frames):
-        raise UserError(f"{path} is of other frames than {first.point.setting}: compare files of one video")
+        raise UserError(f"{path} has other frames than {first.point.setting}: compare files of the same video")
     decoder = _Decoder(opened)
     measured = quality(decoder.pairs())
     point = RatePoint("hnerv", str(path), path.stat().st_size, *measured, None, decoder.seconds)
@@ -153,11 +155,11 @@ def _notes(path: Path, opened: OpenedRun) -> tuple[str, ...]:
     notes = []
     if unseen:
         notes.append(
-            f"{path} was trained on {len(scene.train)} of the {scene.frames} frames, {unseen} are unseen; a rival "
-            "codes all of them, and all count."
+            f"{path} was trained on {len(scene.train)} of the {scene.frames} frames, {unseen} are unseen; the other "
+            "codecs code all frames, and all frames are measured."
         )
     if not opened.same_pixels:
-        notes.append(f"NOT THE PIXELS THAT {path} WAS MADE OF: measured against {opened.source}.")
+        notes.append(f"NOT THE PIXELS THAT {path} WAS TRAINED ON: measured against {opened.source}.")
     return tuple(notes)
 
 
@@ -168,6 +170,6 @@ def _encode_all(rivals: list[Rival], frames: Tensor, fps: float) -> dict[str, li
 
     jobs = [(rival, crf) for rival in rivals for crf in rival.encoder.ladder]
     points: dict[str, list[RatePoint]] = {rival.label: [] for rival in rivals}
-    for rival, crf in tqdm(jobs, desc="rivals", unit="point", disable=None):
+    for rival, crf in tqdm(jobs, desc="codecs", unit="point", disable=None):
         points[rival.label].append(encode_rival(rival, frames, fps, crf))
     return points

@@ -20,13 +20,18 @@ def add_arguments(parser: Parser) -> None:
     add_bitstream(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="PATH",
-        help="NAME.mp4 or .mov (H.264, to look at, not to measure), NAME.mkv (FFV1) or a folder of PNG (both lossless)",
+        help="NAME.mp4 or NAME.mov (H.264, for viewing only), NAME.mkv (FFV1, lossless) or a folder (PNG, lossless)",
     )  # fmt: skip
     parser.add_argument(
-        "--frames", default="", metavar="A:B:S", help="range START:STOP:STEP, at the rate of the source; empty: all"
+        "--frames",
+        default="",
+        metavar="A:B:S",
+        help="frame range START:STOP:STEP, at the source's frame rate; empty: all",
     )
-    parser.add_argument("--patch", default="", metavar="P,P", help="these patches alone, numbered row by row from 0")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file, or all frames in a folder")
+    parser.add_argument(
+        "--patch", default="", metavar="P,P", help="decode only these patches, numbered row-wise from 0"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file, or all frames in a folder")
     add_device(parser)
 
 
@@ -42,7 +47,7 @@ def run(ask: argparse.Namespace) -> None:
     film = open_film(ask.file)
     frames = slice_positions(ask.frames, film.frames)
     if not frames:
-        raise UserError(f"--frames {ask.frames!r} selects none of the {film.frames} frames: give a wider range")
+        raise UserError(f"--frames {ask.frames!r} selects none of the {film.frames} frames: pass a wider range")
     grid = film.grid
     patches = parse_patches(ask.patch, grid.patches)
     size = grid.patch_size if patches else (grid.height, grid.width)
@@ -79,7 +84,7 @@ def parse_patches(text: str, count: int) -> list[int]:
     """'1,3' -> [1, 3]. Raises UserError for what is no patch."""
     words = text.split(",") if text else []
     if not all(word.isascii() and word.isdecimal() and int(word) < count for word in words):
-        raise UserError(f"--patch {text!r} is not a list of patches from 0 to {count - 1}, as in 1,3")
+        raise UserError(f"--patch {text!r} must be a list of patches from 0 to {count - 1}, as in 1,3")
     return list(dict.fromkeys(map(int, words)))
 
 

@@ -12,7 +12,7 @@ from hnerv.flags import Parser
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, finished or not")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -30,6 +30,6 @@ def run(ask: argparse.Namespace) -> None:
     else:
         print(f"{data.name}: {data.epoch} of {data.epochs} epochs, evaluated at epoch {data.values_epoch or '-'}")
         print("\n".join(finding.line() for finding in found))
-        print(f"similarity is to the targets: {data.targets}")
+        print(f"similarity is measured against the targets: {data.targets}")
     if has_warning(found):
         sys.exit(1)

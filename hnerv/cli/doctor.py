@@ -15,8 +15,10 @@ USES_TORCH = False
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    parser.add_argument("--online", action="store_true", help="ask the hub for the CLIP weights that are not cached")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs, for its disk (output)")
+    parser.add_argument("--online", action="store_true", help="check the hub for CLIP weights that are not cached")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), help="folder that holds all runs, to check its disk (output)"
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 

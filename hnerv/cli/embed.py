@@ -16,16 +16,16 @@ def add_arguments(parser: Parser) -> None:
     add_model(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE.safetensors",
-        help="tensors embeddings (N, P, D), frame (N,), patch (P,) and time (N,) in seconds",
+        help="file to write: tensors embeddings (N, P, D), frame (N,), patch (P,) and time (N,) in seconds",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_device(parser)
 
 
 def run(ask: argparse.Namespace) -> None:
     """Writes the file. Raises UserError before anything is computed, where it can."""
     if ask.output.suffix != ".safetensors":
-        raise UserError(f"-o {ask.output} is not the name of a .safetensors file: give one")
+        raise UserError(f"-o {ask.output} does not end in .safetensors: choose a name that does")
     check_output(ask.output, "-o", ask.overwrite)
     from hnerv.command import pick_device
     from hnerv.search import open_index, write_embeddings
@@ -34,4 +34,4 @@ def run(ask: argparse.Namespace) -> None:
     write_embeddings(ask.output, index)
     frames, patches, dim = index.embeddings.shape
     print(f"{frames} frames of {patches} patches, {dim} dimensions each, written to {ask.output}")
-    print(f"they imitate: {index.targets}")
+    print(f"targets: {index.targets}")

@@ -27,29 +27,29 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its latest.pt) or checkpoint")
     add("-o", "--output", type=Path, required=True, metavar="FILE.hnerv", help="file to write")
-    add("--weight-bits", type=int, default=8, help="bits per weight, 2 to 8, or 16 for half floats (8)")
-    add("--latent-bits", type=int, default=8, help="bits per number of the stored embeddings (8)")
+    add("--weight-bits", type=int, default=8, help="bits per weight: 2 to 8, or 16 for half precision (8)")
+    add("--latent-bits", type=int, default=8, help="bits per value of the stored embeddings (8)")
     add(
         "--steps", default="sensitivity", choices=("sensitivity", "symmetric", "minmax"),
-        help="sensitivity: the bits are a mean, spread over the tensors so that the picture suffers least; "
-        "symmetric: 2^bits - 1 levels around 0; minmax: HNeRV's, 2^bits levels from least to greatest (sensitivity)",
+        help="sensitivity: the bits are an average, allocated over the tensors to minimise distortion; symmetric: "
+        "2^bits - 1 levels around 0; minmax: as in HNeRV, 2^bits levels from minimum to maximum (sensitivity)",
     )  # fmt: skip
-    add("--per-channel", action="store_true", help="symmetric, minmax: a step per output channel, not per tensor")
-    add("--prune", type=float, default=0.0, help="share of each weight tensor that is set to 0, smallest first (0)")
-    add("--finetune-epochs", type=int, default=0, help="quantisation-aware epochs, which need the video (0)")
-    add("--finetune-lr", type=float, default=2e-4, help="peak learning rate of these (0.0002)")
-    add("--rate-weight", type=float, default=0.0, help="pixel loss that a bit per parameter is worth in these (0)")
-    add("--learn-steps", action="store_true", help="fine-tuning learns the quantisation steps too")
+    add("--per-channel", action="store_true", help="symmetric, minmax: one step per output channel, not per tensor")
+    add("--prune", type=float, default=0.0, help="fraction of each weight tensor to set to 0, smallest first (0)")
+    add("--finetune-epochs", type=int, default=0, help="epochs of quantisation-aware fine-tuning; needs the video (0)")
+    add("--finetune-lr", type=float, default=2e-4, help="peak learning rate of the fine-tuning (0.0002)")
+    add("--rate-weight", type=float, default=0.0, help="fine-tuning: loss weight of the bits per parameter (0)")
+    add("--learn-steps", action="store_true", help="fine-tuning: learn the quantisation steps too")
     add(
         "--target-bpp",
         type=float,
         default=0.0,
-        help="coarsen the steps until the file takes no more (of a video in segments: each of them); 0: as is",
+        help="coarsen the steps until the file (or each segment) has at most this many bits per pixel; 0: off (0)",
     )
-    add("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where the run found it")
-    add("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
-    add("--no-measure", action="store_true", help="leave out the evaluation, and so the video")
-    add("--overwrite", action="store_true", help="replace a file that is there")
+    add("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
+    add("--clip-targets", default="", metavar="FILE", help="the run's target file, if it has moved")
+    add("--no-measure", action="store_true", help="skip the evaluation, which needs the video")
+    add("--overwrite", action="store_true", help="replace an existing file")
     add_device(parser)
 
 
@@ -63,10 +63,10 @@ def run(ask: argparse.Namespace) -> None:
     device, options = pick_device(ask.device), options_of(ask)
     check_options(options)
     if ask.output.suffix != ".hnerv":
-        raise UserError(f"-o {ask.output} does not end in .hnerv: name it so")
+        raise UserError(f"-o {ask.output} does not end in .hnerv: choose a name that does")
     check_output(ask.output, "-o", ask.overwrite)
     if ask.clip_targets == "none":
-        raise UserError("--clip-targets none would leave out the CLIP head: name the target file, or --no-measure")
+        raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
     parts = parts_of(ask.run)
     check_trained(parts)
     if len(parts) == 1:
@@ -104,7 +104,7 @@ def working_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(prefix=".hnerv-", dir=output.parent)
     except OSError as error:
-        raise UserError(f"cannot write beside {output} ({error.strerror}): choose another -o") from error
+        raise UserError(f"cannot write next to {output} ({error.strerror}): choose another -o") from error
     with made as folder:
         yield Path(folder)
 
@@ -168,6 +168,6 @@ def show_all(coded: list[Coded], path: Path) -> None:
 
 def lost(before: dict[str, float], after: dict[str, float]) -> str:
     """What coding cost, against the model before it (and before its fine-tuning)."""
-    tags = {name: f"Eval/Frame/{split}_psnr_frame" for name, split in (("seen", "train"), ("unseen", "val"))}
+    tags = {name: f"Eval/Frame/{split}_psnr_frame" for name, split in (("trained", "train"), ("unseen", "val"))}
     parts = [f"{name} {after[tag] - before[tag]:+.3f} dB" for name, tag in tags.items() if tag in after]
-    return f"against the float model, PSNR of the frame: {', '.join(parts)}"
+    return f"frame PSNR relative to the float model: {', '.join(parts)}"

@@ -21,34 +21,49 @@ UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb, and those of a training run."""
     parser.add_argument(
-        "source", type=Path, metavar="VIDEOS", help="folder of videos, manifest of JSON lines, or (--status) a fleet's"
+        "source",
+        type=Path,
+        metavar="VIDEOS",
+        help="folder of videos or JSON Lines manifest; with --status, a fleet folder",
     )
     group = parser.add_argument_group("fleet")
     add = group.add_argument
-    add("-o", "--output", type=Path, metavar="FOLDER", help="folder of the fleet: a run folder for each video")
-    add("--preset", default="", metavar="NAME", help="of every video; the flags below and the manifest override it")
-    add("--address", default="", metavar="RAY", help="a cluster: ray://head:10001, head:6379; else one here")
-    add("--cpus-per-task", type=float, default=1.0, metavar="N", help="CPUs that a run takes (1)")
-    add("--gpus-per-task", type=float, default=0.0, metavar="N", help="GPUs that a run takes; 0.25: four share one (0)")
-    add("--memory-per-task", default="", metavar="SIZE", help="memory that a run takes, as in 4G; empty: not looked at")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="fleet folder, with a run folder for each video")
+    add(
+        "--preset",
+        default="",
+        metavar="NAME",
+        help="preset of every video; the flags below and the manifest override it",
+    )
+    add(
+        "--address",
+        default="",
+        metavar="RAY",
+        help="Ray cluster, as in ray://head:10001 or head:6379; empty: start Ray here",
+    )
+    add("--cpus-per-task", type=float, default=1.0, metavar="N", help="CPUs per run (1)")
+    add("--gpus-per-task", type=float, default=0.0, metavar="N", help="GPUs per run; 0.25: four runs share one (0)")
+    add(
+        "--memory-per-task", default="", metavar="SIZE", help="memory reserved per run, as in 4G; empty: no reservation"
+    )
     add(
         "--retries",
         type=int,
         default=3,
         metavar="N",
-        help="faults in a row without a new checkpoint that it survives (3)",
+        help="how often a run is retried without a new checkpoint in between (3)",
     )
     add(
         "--deterministic",
         action="store_true",
-        help="the same bits each time on CUDA too, which is slower",
+        help="bit-identical results on CUDA too; slower",
     )
-    add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and end")
+    add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and exit")
     add_segments(group)
     without = {
-        "data": "its videos are VIDEOS, a folder or a manifest, without a flag",
-        "exp_id": "each run has the name of its video",
-        "compile": "each worker would compile for itself",
+        "data": "pass the videos as VIDEOS, a folder or a manifest, without a flag",
+        "exp_id": "remove it, each run is named after its video",
+        "compile": "remove it, each worker would compile on its own",
     }
     add_configuration(parser, without=without)
 
@@ -83,24 +98,22 @@ def run(ask: argparse.Namespace) -> None:
 def check(ask: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     if ask.output is None:
-        raise UserError("-o is missing: name the folder of the fleet")
+        raise UserError("-o is missing: pass the fleet folder")
     if not all(math.isfinite(number) for number in (ask.cpus_per_task, ask.gpus_per_task)):
-        raise UserError("--cpus-per-task and --gpus-per-task are finite numbers: give 1, or 0.25")
+        raise UserError("--cpus-per-task and --gpus-per-task must be finite: pass numbers such as 1 or 0.25")
     if ask.cpus_per_task < 0 or ask.gpus_per_task < 0 or ask.retries < 0 or ask.threads < 0:
-        raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads are not below 0")
+        raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads must be at least 0")
     if ask.threads > MOST_THREADS:
-        raise UserError(
-            f"--threads {ask.threads} is above {MOST_THREADS}: give at most as many as there are cores, or 0"
-        )
+        raise UserError(f"--threads {ask.threads} is above {MOST_THREADS}: pass at most the number of cores, or 0")
     if ask.cpus_per_task + ask.gpus_per_task == 0:
-        raise UserError("--cpus-per-task 0 needs --gpus-per-task: otherwise all tasks would run at once")
+        raise UserError("--cpus-per-task 0 would run all tasks at once: set --gpus-per-task")
     if ask.gpus_per_task > 1 and ask.gpus_per_task % 1:
-        raise UserError(f"--gpus-per-task {ask.gpus_per_task:g}: give a fraction of one, or a whole number")
+        raise UserError(f"--gpus-per-task {ask.gpus_per_task:g} must be an integer or a fraction below 1")
 
 
 def bytes_of(text: str) -> int:
     """'4G' -> 4000000000, '' -> 0. Raises UserError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", text.lower().replace(" ", "") or "0")
     if not found:
-        raise UserError(f"--memory-per-task {text!r} is no size: write it as 4G or 500M")
+        raise UserError(f"--memory-per-task {text!r} is not a size: write it as 4G or 500M")
     return int(float(found[1]) * UNITS[found[2]])

@@ -12,7 +12,7 @@ from hnerv.flags import Parser
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
     add_bitstream(parser)
-    parser.add_argument("--json", action="store_true", help="everything, the configuration too, as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything, including the configuration, as JSON")
 
 
 def run(ask: argparse.Namespace) -> None:

@@ -15,15 +15,17 @@ from hnerv.flags import Parser
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run or fleet; runs stand side by side")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder or fleet folder; several runs appear side by side"
+    )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE",
-        help="the page; otherwise RUN/report.html, of several runs report.html beside the first one's folder",
+        help="page to write (RUN/report.html; for several runs, report.html next to the first run folder)",
     )  # fmt: skip
-    parser.add_argument("--frames", type=int, default=12, metavar="N", help="frames that the slider shows")
-    parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where it was")
-    parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
+    parser.add_argument("--frames", type=int, default=12, metavar="N", help="frames shown by the slider (12)")
+    parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
+    parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it has moved")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file given by --out")
     add_device(parser)
 
 
@@ -35,7 +37,7 @@ def run(ask: argparse.Namespace) -> None:
     from hnerv.report.page import write_page
 
     if ask.frames < 1:
-        raise UserError(f"--frames {ask.frames} is below 1: give 1 or more")
+        raise UserError(f"--frames {ask.frames} must be at least 1")
     path = ask.out or page_path(ask.runs)
     check_output(path, "--out", overwrite=ask.overwrite or not ask.out)
     if len(ask.runs) == 1 and table.is_fleet(ask.runs[0]):

@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    add_model(parser, "; or a folder of many, which are searched together")
+    add_model(parser, "; or a folder of many, searched together")
     add = parser.add_argument
     add(
         "query", nargs="*", metavar="QUERY",
-        help="text; several, and images, are looked for together (mean of their cosines); without any, queries are "
-        "read from the terminal, one a line",
+        help="text to search for; several texts and images form one query (mean of their cosines); without any, "
+        "queries are read from stdin, one per line",
     )  # fmt: skip
     add(
         "--not", dest="unwanted", action="append", default=[], metavar="TEXT",
-        help="text whose cosine is subtracted; may be repeated (the mean of several)",
+        help="text to avoid: its cosine is subtracted; repeatable (mean of several)",
     )  # fmt: skip
     add(
         "--image", action="append", type=Path, default=[], metavar="FILE",
-        help="PNG or JPEG to look for; may be repeated",
+        help="PNG or JPEG to search for; repeatable",
     )  # fmt: skip
     add(
         "--embedding", action="append", default=[], metavar="FILE:FRAME,PATCH",
-        help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder; may "
-        "be repeated",
+        help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder; "
+        "repeatable",
     )  # fmt: skip
-    add("--top", type=int, default=5, help="hits that are listed (5)")
-    add("--per-patch", action="store_true", help="a hit for every patch, not one for all patches of the same shot")
+    add("--top", type=int, default=5, help="number of hits to list (5)")
+    add("--per-patch", action="store_true", help="list every patch as its own hit, instead of one hit per shot")
     add(
         "--prompts", default="plain", choices=("plain", "ensemble"),
-        help="ensemble: the mean embedding of sentences around the text (plain)",
+        help="ensemble: mean embedding of several sentences built around the text (plain)",
     )  # fmt: skip
-    add("--clip-weights", default="", metavar="TAG|FILE", help="the run's weights, if they are no longer where it was")
-    add("--json", action="store_true", help="hits as JSON; from the terminal, an object per line")
-    add("--save", type=Path, metavar="SHEET.png", help="draw the hits, patches outlined; decodes their frames alone")
+    add("--clip-weights", default="", metavar="TAG|FILE", help="the run's CLIP weights, if they have moved")
+    add("--json", action="store_true", help="print hits as JSON; for queries from stdin, one object per line")
+    add("--save", type=Path, metavar="SHEET.png", help="draw the hits, patches outlined; decodes only their frames")
     add("--heatmap", type=Path, metavar="FILE.png", help="draw the scores over the patches of the best frame")
-    add("--overwrite", action="store_true", help="replace pictures that are there")
+    add("--overwrite", action="store_true", help="replace existing images")
     add_device(parser)
 
 
@@ -89,16 +89,16 @@ def _asks(ask: argparse.Namespace) -> bool:
 def _check(ask: argparse.Namespace) -> None:
     """Before anything heavy is loaded. Raises UserError."""
     if ask.top < 1:
-        raise UserError(f"--top {ask.top} is below 1")
+        raise UserError(f"--top {ask.top} must be at least 1")
     if any(not text.strip() for text in (*ask.query, *ask.unwanted)):
-        raise UserError("a query is empty: say what to look for")
+        raise UserError("a query is empty: pass the text to search for")
     for path, flag in ((ask.save, "--save"), (ask.heatmap, "--heatmap")):
         if path is None:
             continue
         if not _asks(ask):
-            raise UserError(f"{flag} draws one query: give it on the command line")
+            raise UserError(f"{flag} draws a single query: pass it on the command line")
         if path.suffix.lower() != ".png":
-            raise UserError(f"{flag} {path} is not the name of a .png file: give one")
+            raise UserError(f"{flag} {path} does not end in .png: choose a name that does")
         check_output(path, flag, ask.overwrite)
 
 
@@ -117,7 +117,7 @@ def _lines() -> Iterator[str]:
     terminal = sys.stdin.isatty()
     while True:
         if terminal:
-            sys.stderr.write("query (Ctrl-D ends): ")
+            sys.stderr.write("query (Ctrl-D to quit): ")
             sys.stderr.flush()
         line = sys.stdin.readline()
         if not line:
@@ -149,7 +149,8 @@ def _answer(
         }
         print(json.dumps(found, indent=2 if _asks(ask) else None), flush=True)
     else:
-        print(f"{title}\n{hits_table(hits, index.scene)}\nsimilarity is that of: {index.targets}", flush=True)
+        targets = f"similarity is measured against the targets: {index.targets}"
+        print(f"{title}\n{hits_table(hits, index.scene)}\n{targets}", flush=True)
     if ask.save:
         contact_sheet(ask.save, index, hits, title, device)
         tell_drawn(ask, "hits", ask.save)

@@ -14,13 +14,13 @@ from hnerv.flags import Parser
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder (its latest.pt), checkpoint or .hnerv file")
-    parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it is no longer where it was")
-    parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it moved")
+    parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
+    parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it has moved")
     parser.add_argument(
         "--queries", type=Path, metavar="FILE",
-        help="texts to look for, one a line, where the encoder has a text tower (40 short captions of the package)",
+        help="text queries, one per line, if the encoder has a text tower (40 short captions shipped with hnerv)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_device(parser)
 
 
@@ -32,7 +32,9 @@ def run(ask: argparse.Namespace) -> None:
     from hnerv.semantics import as_dict, measure, read_queries, text_of
 
     if ask.clip_targets == "none":
-        raise UserError("--clip-targets none leaves out the CLIP head, which is what is compared: name the target file")
+        raise UserError(
+            "--clip-targets none leaves out the CLIP head, which this command measures: pass the target file"
+        )
     queries = read_queries(ask.queries) if ask.queries else []
     opener = open_stream if is_container(ask.run) else open_run
     opened = opener(ask.run, pick_device(ask.device), data=ask.data, clip_targets=ask.clip_targets)

@@ -95,7 +95,7 @@ def _spoken_of(what: str) -> Iterator[None]:
     def say() -> None:
         start = time.monotonic()
         while not done.wait(SAY_SECONDS):
-            _log.warning("%s is being downloaded from the hub, for %.0f s now", what, time.monotonic() - start)
+            _log.warning("still downloading %s from the hub, after %.0f s", what, time.monotonic() - start)
 
     thread = threading.Thread(target=say, daemon=True)
     thread.start()

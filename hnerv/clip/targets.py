@@ -61,7 +61,7 @@ def clip_targets(
     """
     if weights == "none":
         if targets_file:
-            raise UserError(f"--clip-weights none and --clip-targets {targets_file} contradict: drop one of them")
+            raise UserError(f"--clip-weights none and --clip-targets {targets_file} conflict: remove one of them")
         return None
     if targets_file:
         return read_targets_file(targets_file, len(frames), grid)
@@ -102,8 +102,8 @@ def check_rows(name: str, frames: int) -> None:
         return  # what `read_targets_file` refuses, with the cause
     if count != frames:
         raise UserError(
-            f"--clip-targets {name} is for {count} frames, {frames} are trained: name those of these frames, as in "
-            f"{path}@60:{60 + frames}"
+            f"--clip-targets {name} is for {count} frames, but {frames} are trained: select the entries of these "
+            f"frames, as in {path}@60:{60 + frames}"
         )
 
 
@@ -128,11 +128,12 @@ def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets
                 _check_geometry(flag, (len(chosen), *inner), promised.get_dtype(), frames, grid)
             embeddings = promised[chosen.start : chosen.stop] if "embeddings" in keys else None
     except FileNotFoundError as error:
-        raise UserError(f"{flag}: no such file: give a .safetensors file of embeddings") from error
+        raise UserError(f"{flag}: no such file: pass a .safetensors file of embeddings") from error
     except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
         raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
     if embeddings is None:
-        raise UserError(f"{flag} has no tensor 'embeddings' but {', '.join(keys) or 'none'}: store them by that name")
+        found = ", ".join(keys) or "none"
+        raise UserError(f"{flag} has no tensor 'embeddings' (found: {found}): store the embeddings under that name")
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
     label = f"{path.name} sha256:{_known_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}"
     return Targets(_unit(flag, embeddings), source, "file", "", label)
@@ -155,13 +156,14 @@ def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, 
     """Of what the header promises, before memory is taken for it."""
     if len(shape) != 3 or not 0 < shape[2] <= MOST_DIMENSIONS or dtype not in FLOATS:
         raise UserError(
-            f"{flag} holds 'embeddings' {shape} of {dtype}: store floats (frames, patches, D), D at most "
-            f"{MOST_DIMENSIONS}, of {', '.join(FLOATS)}"
+            f"{flag} has 'embeddings' of shape {shape} and type {dtype}: store floats ({', '.join(FLOATS)}) of shape "
+            f"(frames, patches, D), with D at most {MOST_DIMENSIONS}"
         )
     if shape[:2] != (frames, grid.patches):
         raise UserError(
-            f"{flag} is for {shape[0]} frames of {shape[1]} patches, the video has {frames} frames of {grid.patches} "
-            f"patches ({grid.rows}x{grid.cols}): compute it for this video, or change --grid or the frame range"
+            f"{flag} is for {shape[0]} frames of {shape[1]} patches, but the video has {frames} frames of "
+            f"{grid.patches} patches ({grid.rows}x{grid.cols}): compute it for this video, or change --grid or the "
+            "frame range"
         )
 
 
@@ -174,7 +176,7 @@ def _unit(flag: str, embeddings: Tensor) -> Tensor:
         frame, patch = bad.nonzero()[0].tolist()
         raise UserError(
             f"{flag}: {int(bad.sum())} of {bad.numel()} embeddings are zero or not finite, the first at frame {frame}, "
-            f"patch {patch}: compute the file anew"
+            f"patch {patch}: recompute the file"
         )
     return (exact / norm).float()
 
@@ -212,7 +214,7 @@ def _read_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, frame
     except (SafetensorError, OSError):
         embeddings, checksum = torch.empty(0), ""
     if embeddings.shape[:2] != (frames, grid.patches) or _checksum(embeddings) != checksum:
-        _log.warning("the cached targets %s are damaged and are computed anew", path)
+        _log.warning("the cached targets %s are damaged; recomputing them", path)
         return None
     return Targets(embeddings, spec.source, spec.kind, spec.model, spec.weights)
 
@@ -227,7 +229,7 @@ def _write_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, targ
         with replacing(cache_path(folder, digest, grid, spec)) as file:
             file.write(data)
     except OSError as error:
-        _log.warning("the targets are not cached, %s cannot be written to (%s): set HNERV_CACHE", folder, error)
+        _log.warning("the targets are not cached; cannot write to %s (%s): set HNERV_CACHE", folder, error)
 
 
 def _checksum(embeddings: Tensor) -> str:

@@ -30,7 +30,7 @@ def load_teacher(weights: str, model: str, device: str | torch.device = "cpu", s
     Raises UserError for what cannot be had, read or does not fit the model.
     """
     if weights == "none":
-        raise UserError("--clip-weights none names no encoder: give auto, a tag or a file")
+        raise UserError("--clip-weights none selects no encoder: pass auto, a tag or a file")
     return build_teacher(locate(identify(weights, model, seed), seed, fall_back=weights == "auto"), device)
 
 
@@ -54,7 +54,7 @@ def _read(spec: Weights) -> dict[str, Tensor]:
     except UserError as error:
         if not spec.repo:
             raise
-        raise UserError(f"{error}; this one came from the hub: delete it, and it is fetched anew") from error
+        raise UserError(f"{error}; it came from the hub: delete it to download it again") from error
 
 
 class Teacher:
@@ -86,7 +86,7 @@ class Teacher:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """B sentences -> (B, D) float32 of unit norm on the teacher's device. Raises UserError for kind 'random'."""
         if self.kind != "clip":
-            raise UserError(f"{self.source}, and has no meaning for text: give --clip-weights a tag or a file")
+            raise UserError(f"{self.source}, so text has no meaning to it: pass a tag or a file to --clip-weights")
         tokens = self._tokenizer(list(texts))
         return nn.functional.normalize(self.net.encode_text(tokens.to(self.device)).float(), dim=-1)
 
@@ -132,7 +132,7 @@ def _empty_model(spec: Weights) -> CLIP:
         )
     except Exception as error:  # towers of timm and transformers raise what they like
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"OpenCLIP cannot build {spec.model} ({reason}): give another --clip-model") from error
+        raise UserError(f"OpenCLIP cannot build {spec.model} ({reason}): choose another --clip-model") from error
 
 
 def _fill(net: CLIP, state: dict[str, Tensor], spec: Weights) -> None:
@@ -153,7 +153,7 @@ def _fill(net: CLIP, state: dict[str, Tensor], spec: Weights) -> None:
     if difference := _first_difference(wanted, state):
         where = spec.weights.split(" sha256:")[0]
         raise UserError(
-            f"the weights {where} do not fit {spec.model}: {difference}: name their model with --clip-model, or give "
+            f"the weights {where} do not fit {spec.model}: {difference}: set --clip-model to their model, or pass "
             "other --clip-weights"
         )
     net.load_state_dict(state)
@@ -165,9 +165,9 @@ def _first_difference(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> st
         if key not in state:
             return f"{key} is missing"
         if state[key].shape != value.shape:
-            return f"{key} is {tuple(state[key].shape)} and not {tuple(value.shape)}"
+            return f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}"
     extra = sorted(state.keys() - wanted.keys())
-    return f"{extra[0]} is not a part of it" if extra else ""
+    return f"{extra[0]} is not part of it" if extra else ""
 
 
 @contextmanager

@@ -72,11 +72,11 @@ def identify(weights: str, model: str, seed: int) -> Weights:
     if path.is_file():
         return _of_file(path, model)
     if path.name != weights or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
-        raise UserError(f"--clip-weights {weights}: no such file: give a file of weights, a tag, auto, random or none")
+        raise UserError(f"--clip-weights {weights}: no such file: pass a file of weights, a tag, auto, random or none")
     near = difflib.get_close_matches(weights, _tags(model), n=4, cutoff=0.0)
     raise UserError(
-        f"--clip-weights {weights!r} is neither a file nor a tag of {model}: give one such as "
-        f"{', '.join(near) or '(it has no tags)'}, or a file, auto, random or none"
+        f"--clip-weights {weights!r} is neither a file nor a tag of {model}: pass a tag such as "
+        f"{', '.join(near) or '(it has no tags)'}, a file, auto, random or none"
     )
 
 
@@ -87,7 +87,8 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
     """
     if spec.kind == "random":
         _log.warning(
-            "NOT CLIP: the targets are a RANDOM encoder's (seed %d), without meaning; no number of them is CLIP's",
+            "NOT CLIP: the targets come from a RANDOM encoder (seed %d) and have no meaning; no number based on them "
+            "is a CLIP number",
             seed,
             extra=_NOT_CLIP,
         )
@@ -101,12 +102,12 @@ def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
         if not fall_back:
             raise UserError(
                 f"the weights {spec.weights} of {spec.model} are not in the Hugging Face cache, and {error}: make the "
-                "hub reachable, or give --clip-weights FILE, --clip-weights auto or --clip-targets FILE"
+                "hub reachable, or pass --clip-weights FILE, --clip-weights auto or --clip-targets FILE"
             ) from error
         _log.warning(
             "NOT CLIP: the weights %s of %s are not in the Hugging Face cache, and %s: a small RANDOM encoder (seed "
-            "%d) stands in, whose targets have no meaning; no number of them is CLIP's. "
-            "For CLIP make the hub reachable, or give --clip-weights FILE or --clip-targets FILE",
+            "%d) is used instead. Its targets have no meaning; no number based on them is a CLIP number. "
+            "For CLIP, make the hub reachable, or pass --clip-weights FILE or --clip-targets FILE",
             *(spec.weights, spec.model, error, seed),
             extra=_NOT_CLIP,
         )
@@ -152,8 +153,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     if _is_torchscript(path):
         raise UserError(
-            f"--clip-weights {path} is a TorchScript archive, which runs code when opened and so is not read: "
-            "give its weights as a .safetensors file, or the tag openai"
+            f"--clip-weights {path} is a TorchScript archive, which is not read because opening it runs code: "
+            "pass its weights as a .safetensors file, or the tag openai"
         )
     try:
         if path.suffix == ".safetensors":
@@ -163,11 +164,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:100]
         kind = "safetensors" if path.suffix == ".safetensors" else "a plain state dict"
         raise UserError(
-            f"--clip-weights {path} cannot be read as {kind} ({reason}): give a sound file, best .safetensors"
+            f"--clip-weights {path} cannot be read as {kind} ({reason}): pass an intact file, preferably .safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not _only_tensors(state):
-        raise UserError(f"--clip-weights {path} holds no state dict of tensors: give a .safetensors file")
+        raise UserError(f"--clip-weights {path} has no state dict of tensors: pass a .safetensors file")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -188,7 +189,7 @@ def _is_torchscript(path: Path) -> bool:
 def _check_model(model: str) -> None:
     if model not in _known_models():
         near = difflib.get_close_matches(model, _known_models(), n=3, cutoff=0.3) or ["ViT-B-32"]
-        raise UserError(f"OpenCLIP has no model {model!r}: give --clip-model one such as {', '.join(near)}")
+        raise UserError(f"OpenCLIP has no model {model!r}: set --clip-model to one such as {', '.join(near)}")
 
 
 def _tags(model: str) -> list[str]:
@@ -209,7 +210,7 @@ def _of_tag(tag: str, model: str) -> Weights:
     if not config:
         raise UserError(
             f"--clip-weights auto means the tag {AUTO_TAG}, which {model} does not have: "
-            f"name one of {', '.join(_tags(model)) or '(none: give a file)'}"
+            f"pass one of {', '.join(_tags(model)) or '(none: pass a file)'}"
         )
     repo, _, name = config["hf_hub"].rpartition("/")
     files = (re.sub(r"\.(bin|pth)$", ".safetensors", name), name) if name else WEIGHT_FILES[:2]
@@ -224,11 +225,11 @@ def _of_file(path: Path, model: str) -> Weights:
     config = _config_beside(path.parent)
     doubt = ""
     if not why:
-        why = f"{'QuickGELU' if quick else 'GELU'}, as --clip-model says"
+        why = f"{'QuickGELU' if quick else 'GELU'}, as in --clip-model"
         if not quick and f"{model}-quickgelu" in _known_models():
             doubt = (
-                f"nothing tells whether {path.name} was trained with QuickGELU; GELU is taken, as {model} has it: "
-                f"for weights of OpenAI give --clip-model {model}-quickgelu"
+                f"it is unknown whether {path.name} was trained with QuickGELU; using GELU, as {model} does: "
+                f"for weights by OpenAI, pass --clip-model {model}-quickgelu"
             )
     preprocess = _preprocess(config.get("preprocess_cfg", {}))
     source = f"OpenCLIP {resolved}, file {path.name} ({why})"
@@ -242,8 +243,8 @@ def _of_folder(folder: Path) -> Weights:
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if "model_cfg" not in config or path is None:
         raise UserError(
-            f"--clip-weights {folder} lacks {CONFIG_NAME} with a model_cfg, or weights ({', '.join(WEIGHT_FILES)}): "
-            "give a folder with both, a file or a tag"
+            f"--clip-weights {folder} has no {CONFIG_NAME} with a model_cfg, or no weights "
+            f"({', '.join(WEIGHT_FILES)}): pass a folder with both, a file or a tag"
         )
     shape = hashlib.sha256(json.dumps(config["model_cfg"], sort_keys=True).encode()).hexdigest()[:8]
     return Weights(
@@ -284,7 +285,7 @@ def _recognise(path: Path, model: str) -> tuple[bool, str]:
 
     if "model_cfg" in (config := _config_beside(path.parent)):
         quick = bool(config["model_cfg"].get("quick_gelu"))
-        return quick, f"{'QuickGELU' if quick else 'GELU'} by the {CONFIG_NAME} beside it"
+        return quick, f"{'QuickGELU' if quick else 'GELU'} from its {CONFIG_NAME}"
     if path.suffix != ".safetensors" and read_state(path).keys() >= OPENAI_KEYS:
         return True, "QuickGELU: it has OpenAI's keys"
     if tag := _tag_by_name(path, model.removesuffix("-quickgelu")):
@@ -322,7 +323,7 @@ def _config_beside(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): mend it or take it away") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}): fix it, or delete it") from error
     return config if isinstance(config, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""Weights and latents <-> bytes: quantise, fine-tune, entropy-code, pack; and play back. FORMAT.md defines the file."""
+"""Weights and latents <-> bytes: quantise, fine-tune, entropy-code, pack; and play back. docs/format.md defines it."""
 
 from hnerv.codec.container import is_container, write_container
 from hnerv.codec.encoding import Options, check_options, encode_run

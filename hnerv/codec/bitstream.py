@@ -85,9 +85,13 @@ def read_tensors(sections: Iterable[tuple[Section, bytes]], shapes: dict[str, to
                 else:
                     tensors[name] = values
         except (struct.error, ValueError, IndexError) as error:
-            raise UserError(f"section {section.name!r} is not as FORMAT.md says ({error}): encode again") from error
+            raise UserError(
+                f"section {section.name!r} does not follow the .hnerv format ({error}): encode the run again"
+            ) from error
         if len(view):
-            raise UserError(f"section {section.name!r} is not as FORMAT.md says (bytes left over): encode again")
+            raise UserError(
+                f"section {section.name!r} does not follow the .hnerv format (bytes left over): encode the run again"
+            )
     return tensors
 
 
@@ -146,20 +150,20 @@ def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
         return torch.from_numpy(np.frombuffer(view, "<f2", count, 1).astype(np.float32)).reshape(shape), 1 + 2 * count
     reader = _Reader(view)
     kind, lowest, letters, shift = _HEAD.unpack(reader.take(_HEAD.size))
-    _check(kind & _CODED and kind < 16 and 2 <= letters <= entropy.MAX_LETTERS and shift <= 15, "the head of a tensor")
+    _check(kind & _CODED and kind < 16 and 2 <= letters <= entropy.MAX_LETTERS and shift <= 15, "invalid record header")
     slices = shape[0] if kind & _PER_CHANNEL else 1
     step = _from_bfloat16(reader.take(2 * slices))
     offset = _from_bfloat16(reader.take(2 * slices)) if kind & _OFFSET else None
-    _check(bool((step.isfinite() & (step > 0)).all()), "a step")
-    _check(offset is None or bool(offset.isfinite().all()), "an offset")
+    _check(bool((step.isfinite() & (step > 0)).all()), "invalid step")
+    _check(offset is None or bool(offset.isfinite().all()), "invalid offset")
     table = bytes(reader.take(-(-letters // (1 << shift))))
-    _check(any(table), "an empty table")
+    _check(any(table), "empty frequency table")
     words = bytes(reader.take(4 * struct.unpack("<I", reader.take(4))[0]))
     symbols = entropy.decode(entropy.Coded(entropy.Model(lowest, letters, shift, table), words), count)
     symbols = symbols.astype(np.int64).reshape(shape)
     if kind & _DIFFERENCES:
         symbols = np.cumsum(symbols, axis=0)
-    _check(int(np.abs(symbols).max(initial=0)) <= LARGEST_SYMBOL, "a symbol")
+    _check(int(np.abs(symbols).max(initial=0)) <= LARGEST_SYMBOL, "symbol out of range")
     return dequantise(torch.from_numpy(symbols), Scale(step, offset, 0, 0)), reader.used
 
 
@@ -168,7 +172,7 @@ class _Reader:
         self.view, self.used = view, 0
 
     def take(self, count: int) -> memoryview:
-        _check(self.used + count <= len(self.view), "it ends too early")
+        _check(self.used + count <= len(self.view), "truncated record")
         self.used += count
         return self.view[self.used - count : self.used]
 

@@ -1,4 +1,4 @@
-"""The file: a prologue, a header, sections; every byte under a checksum. FORMAT.md is its definition.
+"""The file: a prologue, a header, sections; every byte under a checksum. docs/format.md is its definition.
 
 Opening reads prologue and header only; a section is read when it is asked for.
 """
@@ -72,7 +72,7 @@ def write_container(path: Path, data: bytes) -> None:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another -o, or free space") from error
+        raise UserError(f"cannot write {path} ({error}): choose another -o, or free disk space") from error
 
 
 def is_container(path: Path) -> bool:
@@ -105,12 +105,14 @@ def open_container(path: Path, offset: int = 0, room: int | None = None) -> Cont
 def read_header(path: Path, version: int, offset: int = 0, room: int | None = None) -> tuple[dict, int, int]:
     """Header, bytes of prologue and header, bytes of the whole. Inverse of `pack_header`. Raises UserError."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file; `hnerv encode {path} -o NAME.hnerv` makes one of a run")
+        raise UserError(
+            f"{path} is a folder: pass a .hnerv file; `hnerv encode {path} -o NAME.hnerv` creates one from a run"
+        )
     try:
         with path.open("rb") as file:
             return _read_header(path, file, version, offset, room)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that `hnerv encode` wrote") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): pass a file written by `hnerv encode`") from error
 
 
 def read_section(container: Container, name: str) -> bytes:
@@ -129,7 +131,7 @@ def read_section(container: Container, name: str) -> bytes:
     except OSError as error:
         raise UserError(f"{container.path} cannot be read ({error.strerror}): {_COPY}") from error
     if len(data) != entry.size or zlib.crc32(data) != entry.crc:
-        raise UserError(f"{container.path} is damaged in its section {name!r}: {_COPY}")
+        raise UserError(f"{container.path} has a damaged section {name!r}: {_COPY}")
     return data
 
 
@@ -138,29 +140,30 @@ def _read_header(path: Path, file: BinaryIO, wanted: int, offset: int, room: int
     file.seek(offset)
     fields = file.read(PROLOGUE.size)
     if not fields.startswith(MAGIC):
-        raise UserError(f"{path} is no .hnerv file: give one that `hnerv encode` wrote")
+        raise UserError(f"{path} is not a .hnerv file: pass one written by `hnerv encode`")
     if len(fields) < PROLOGUE.size:
-        raise UserError(f"{path} is cut short after {len(fields)} bytes: {_COPY}")
+        raise UserError(f"{path} is truncated after {len(fields)} bytes: {_COPY}")
     _, version, _, stored_size, text_size, size, crc = PROLOGUE.unpack(fields)
     if version != wanted:
         raise _of_another_format(path, version, wanted)
     if found != size:
-        what = f"is cut short, {found} of {size} bytes are there" if found < size else "has bytes after its end"
+        what = f"is truncated to {found} of {size} bytes" if found < size else "has extra bytes after its end"
         raise UserError(f"{path} {what}: {_COPY}")
     stored = file.read(min(stored_size, size))
     if zlib.crc32(fields[:-4] + stored) != crc:
-        raise UserError(f"{path} is damaged in its header: {_COPY}")
+        raise UserError(f"{path} has a damaged header: {_COPY}")
     return _inflate(path, stored, text_size), PROLOGUE.size + len(stored), size
 
 
 def _of_another_format(path: Path, version: int, wanted: int) -> UserError:
     if (version, wanted) == (SEGMENTED, VERSION):
         return UserError(
-            f"{path} holds a video in segments, this takes one: `hnerv encode RUN/segments/00000 -o ONE.hnerv` makes it"
+            f"{path} holds a video in segments, but a single segment is needed: create one with "
+            "`hnerv encode RUN/segments/00000 -o ONE.hnerv`"
         )
     return UserError(
-        f"{path} is damaged, or written by another hnerv: it has format {version}, this one reads {wanted}: use "
-        f"that version, or {_COPY}"
+        f"{path} is damaged or was written by another version of hnerv (its format is {version}, expected {wanted}): "
+        f"use that version, or {_COPY}"
     )
 
 
@@ -168,13 +171,13 @@ def _inflate(path: Path, stored: bytes, text_size: int) -> dict:
     """The checksum is right, so what fails here was not written by us; no more than announced is inflated."""
     try:
         if text_size > min(MAX_HEADER, MAX_INFLATION * len(stored) + 4096):
-            raise ValueError(f"its header promises {text_size} bytes")
+            raise ValueError(f"its header declares {text_size} bytes")
         text = zlib.decompressobj().decompress(stored, text_size + 1)
         if len(text) != text_size:
-            raise ValueError(f"its header inflates to other than {text_size} bytes")
+            raise ValueError(f"its header does not inflate to {text_size} bytes")
         header = json.loads(text)
     except (zlib.error, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not as FORMAT.md says ({error}): encode the run again") from error
+        raise UserError(f"{path} does not follow the .hnerv format ({error}): encode the run again") from error
     return header
 
 
@@ -183,7 +186,9 @@ def _checked(path: Path, header: dict, header_bytes: int, size: int) -> Containe
         entries = [SectionEntry(str(name), int(length), int(crc)) for name, length, crc in header.pop("sections")]
         whole = all(entry.size >= 0 for entry in entries) and header_bytes + sum(e.size for e in entries) == size
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not as FORMAT.md says (its table of sections): encode the run again") from error
+        raise UserError(
+            f"{path} does not follow the .hnerv format (invalid section table): encode the run again"
+        ) from error
     if not whole:
-        raise UserError(f"{path} is not as FORMAT.md says (lengths of its sections): encode the run again")
+        raise UserError(f"{path} does not follow the .hnerv format (invalid section lengths): encode the run again")
     return Container(path, header, entries, header_bytes)

@@ -21,7 +21,7 @@ def all_parts(film: Film) -> list[Part]:
 
 def parts_table(film: Film) -> str:
     """A line per part, over all segments, and their sum, which is the file."""
-    rows = [f"{'part':24}{'parameters':>12}{'bits each':>11}{'bytes':>13}{'bpp':>10}"]
+    rows = [f"{'part':24}{'parameters':>12}{'bits/param':>11}{'bytes':>13}{'bpp':>10}"]
     parts = summed_by_part(all_parts(film))
     for name, parameters, size in (*parts, ("file", sum(part.parameters for part in parts), film.size)):
         numbers, each = (f"{parameters:,}", f"{8 * size / parameters:.3f}") if parameters else ("-", "-")
@@ -51,12 +51,12 @@ def origin_lines(film: Film) -> str:
         (
             f"file     {film.path}: {film.size:,} bytes, {rate_of(film):.5f} bpp",
             f"video    {record['video']['source']}, crop {height}x{width} at {top},{left} -> {size[0]}x{size[1]}",
-            f"frames   {film.frames}, {film.fps:.6g} a second; {trained} trained, {unseen} unseen"
+            f"frames   {film.frames} at {film.fps:.6g} frames/s; {trained} trained, {unseen} unseen"
             + (f"; in {len(film.parts)} segments" if film.header_bytes else ""),
             f"patches  {grid.rows}x{grid.cols} of {grid.height // grid.rows}x{grid.width // grid.cols}",
             f"targets  {targets_label(record)}",
             f"model    {streams[0].config.model.embedding}, width {widths}",
-            f"encoder  {'of each segment: ' if film.header_bytes else ''}{made}",
+            f"encoder  {'per segment: ' if film.header_bytes else ''}{made}",
         )
     )
 

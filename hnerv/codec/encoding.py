@@ -43,25 +43,34 @@ def check_options(options: Options) -> None:
     check_bits(options.bits.weights, "--weight-bits")
     check_bits(options.bits.latents, "--latent-bits")
     if options.per_channel and options.steps == SENSITIVITY:
-        raise UserError("--per-channel goes with --steps symmetric or minmax: sensitivity finds one step per tensor")
+        raise UserError(
+            "--per-channel conflicts with --steps sensitivity, which uses one step per tensor: remove it, or set "
+            "--steps symmetric or minmax"
+        )
     if not 0 <= options.prune < 1:
-        raise UserError(f"--prune {options.prune} is not a share from 0 to below 1")
+        raise UserError(f"--prune {options.prune} must be at least 0 and below 1")
     if options.prune and options.steps == "minmax":
-        raise UserError("--prune goes with --steps sensitivity or symmetric: 0 is no level of minmax")
+        raise UserError(
+            "--prune conflicts with --steps minmax, which has no level at 0: remove it, or set --steps sensitivity or "
+            "symmetric"
+        )
     tuning = options.tuning
     numbers = {"target-bpp": options.target_bpp, "finetune-epochs": tuning.epochs, "rate-weight": tuning.rate_weight}
     for name, value in numbers.items():
         if not 0 <= value < math.inf:
-            raise UserError(f"--{name} {value} is not a number from 0 on")
+            raise UserError(f"--{name} {value} must be finite and at least 0")
     if not 0 < tuning.lr < math.inf:
-        raise UserError(f"--finetune-lr {tuning.lr} is not a number above 0")
+        raise UserError(f"--finetune-lr {tuning.lr} must be finite and above 0")
     if options.target_bpp and options.bits != FINEST:
-        raise UserError("--target-bpp finds the bits itself: drop --weight-bits and --latent-bits")
+        raise UserError("--target-bpp chooses the bits itself: remove --weight-bits and --latent-bits")
     if options.target_bpp and options.steps != SENSITIVITY:
-        raise UserError("--target-bpp goes with --steps sensitivity, whose steps are scaled to the rate: drop one")
+        raise UserError(
+            f"--target-bpp scales the steps of --steps sensitivity and conflicts with --steps {options.steps}: remove "
+            "one of them"
+        )
     for flag, given in (("--rate-weight", options.tuning.rate_weight), ("--learn-steps", options.tuning.learn_steps)):
         if given and not options.tuning.epochs:
-            raise UserError(f"{flag} acts in fine-tuning: give --finetune-epochs too, or drop it")
+            raise UserError(f"{flag} applies only to fine-tuning: set --finetune-epochs, or remove it")
 
 
 def encode_run(
@@ -128,14 +137,16 @@ def scaled_to_rate(
     low, high = 1.0, COARSEST
     if (least := rate(high)) > target_bpp:
         raise UserError(
-            f"--target-bpp {target_bpp} is below the {least:.4f} bpp that this model takes at its coarsest: raise it, "
-            "or train a smaller --modelsize"
+            f"--target-bpp {target_bpp} is below {least:.4f} bpp, the lowest rate of this model: raise it, or train "
+            "with a smaller --modelsize"
         )
     while high / low > 1.002:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if rate(middle) > target_bpp else (low, middle)
     if high > 8:
-        logging.getLogger("hnerv").warning("the steps are %.0f times those of 8 bits: expect a poor picture", high)
+        logging.getLogger("hnerv").warning(
+            "the quantisation steps are %.0f times those at 8 bits: expect poor image quality", high
+        )
     return coarser(weights, scales, high)
 
 

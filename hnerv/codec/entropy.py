@@ -1,7 +1,7 @@
 """Integers <-> bytes: asymmetric numeral systems under a table of frequencies that is in the file.
 
 Everything that the decoder computes is integer arithmetic, so symbols decode alike on every machine. The coder is that
-of the library constriction (Bamler 2022); FORMAT.md says what it does, for a second decoder.
+of the library constriction (Bamler 2022); docs/format.md says what it does, for a second decoder.
 
 n symbols, A letters of an alphabet lowest ... lowest + A - 1, whose frequencies are told in bins of 2^shift letters.
 """
@@ -44,7 +44,10 @@ def encode(symbols: np.ndarray) -> Coded:
     lowest = int(symbols.min())
     span = int(symbols.max()) - lowest + 1
     if span > MAX_LETTERS:
-        raise UserError(f"symbols span {span} letters, over {MAX_LETTERS}: fewer bits, or 16 for half floats")
+        raise UserError(
+            f"quantised values span {span} symbols, more than {MAX_LETTERS}: lower --weight-bits and --latent-bits, or "
+            "set them to 16 for half floats"
+        )
     letters = (symbols.astype(np.int64) - lowest).astype(np.int32)
     counts = np.bincount(letters, minlength=2)  # a coder needs two letters
     model = _shortest(counts, lowest)
@@ -58,7 +61,7 @@ def decode(coded: Coded, count: int) -> np.ndarray:
     coder = _coder(np.frombuffer(coded.words, dtype="<u4").astype(np.uint32))
     letters = coder.decode(_categorical(coded.model), count)
     if not coder.is_empty():
-        raise UserError(f"words are left over after {count} coded symbols: the file is damaged")
+        raise UserError(f"coder words are left over after {count} symbols: the file is damaged")
     return letters.astype(np.int64) + coded.model.lowest
 
 

@@ -55,7 +55,7 @@ class Bitstream:
         try:
             self.record, self.encoder = self.container.header["record"], self.container.header["encoder"]
             if missing := RECORD_KEYS - set(self.record):
-                raise KeyError(f"its record lacks {sorted(missing)}")
+                raise KeyError(f"its record is missing {sorted(missing)}")
             self._check_words()
             self.config = Config.from_dict(self.record["config"])
             self.scene = Scene.from_dict(self.record["scene"])
@@ -67,7 +67,7 @@ class Bitstream:
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             cause = str(error).split("\n")[0]
             raise UserError(
-                f"{path} has a header that this version cannot use ({cause}): encode the run again"
+                f"{path} has a header that this version of hnerv cannot use ({cause}): encode the run again"
             ) from error
         self.sections = layout(self.shapes)
         self._check_table(path)
@@ -133,28 +133,28 @@ class Bitstream:
         """What only people read has to be there too."""
         video, targets = self.record["video"], self.record["targets"]
         if not isinstance(self.encoder, dict):
-            raise TypeError("its encoder")
+            raise TypeError("invalid encoder entry")
         if not isinstance(video["source"], str) or not isinstance(video["digest"], str):
-            raise TypeError("its video")
+            raise TypeError("invalid video entry")
         if any(type(self.encoder.get(key, 0)) is not int for key in ("epoch", "step")):
-            raise TypeError("its encoder")
+            raise TypeError("invalid epoch or step")
         if not (isinstance(video["crop"], list) and [type(side) for side in video["crop"]] == [int] * 6):
-            raise TypeError("its crop")
+            raise TypeError("invalid crop")
         if targets is not None and not all(isinstance(targets[key], str) for key in ("source", "kind", "weights")):
-            raise TypeError("its targets")
+            raise TypeError("invalid targets entry")
 
     def _check_geometry(self) -> None:
         """What no model fits, or would take memory at once, is refused before one is made."""
         width, room = self._model_config.dec_width, MOST_PARAMETERS_PER_BYTE * self.container.size
         if type(width) is not int or not 0 < width <= MAX_WIDTH:
-            raise ValueError(f"width {width}")
+            raise ValueError(f"invalid width {width}")
         if self.scene.height * self.scene.width > MOST_PIXELS or len(self._model_config.dec_strides) > MOST_STAGES:
-            raise ValueError("frames or stages beyond what is sensible")
+            raise ValueError("frame size or number of stages too large")
         if max(self.scene.rows * self.scene.cols, self._model_config.grid_levels) > room:
-            raise ValueError("more patches or levels than its bytes can hold")
+            raise ValueError("too many patches or grid levels for the file size")
         rows, cols = frame_multiple(self.config.video, self._model_config)
         if self.scene.height % rows or self.scene.width % cols:
-            raise ValueError(f"frames of {self.scene.height}x{self.scene.width}, not divided by {rows}x{cols}")
+            raise ValueError(f"frame size {self.scene.height}x{self.scene.width} is not a multiple of {rows}x{cols}")
 
     def _shapes(self) -> dict[str, torch.Size]:
         with torch.device("meta"):
@@ -162,12 +162,12 @@ class Bitstream:
             model.embedding.discard_encoder()
             shapes = {name: value.shape for name, value in model.state_dict().items()}
         if sum(shape.numel() for shape in shapes.values()) > MOST_PARAMETERS_PER_BYTE * self.container.size:
-            raise ValueError("more parameters than its bytes can hold")
+            raise ValueError("too many parameters for the file size")
         return shapes
 
     def _check_table(self, path: Path) -> None:
         if [s.name for s in self.sections] != [entry.name for entry in self.container.entries]:
-            raise UserError(f"{path} has other sections than its model needs: encode the run again")
+            raise UserError(f"{path} has sections that do not match its model: encode the run again")
 
 
 def summed_by_part(parts: list[Part]) -> list[Part]:

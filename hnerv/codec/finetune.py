@@ -53,8 +53,8 @@ def finetune(
     parameters = {name: p for name, p in model.named_parameters() if scales.get(name) is not None}
     if not parameters:
         raise UserError(
-            "--finetune-epochs has nothing to tune, all tensors are half floats: give --weight-bits or --latent-bits "
-            "below 16"
+            "--finetune-epochs has nothing to tune, because all tensors are half floats: set --weight-bits or "
+            "--latent-bits below 16"
         )
     steps = Steps({name: scales[name].to(store.device) for name in parameters}, tuning.learn_steps)
     rates = Rates(parameters, steps(), config.train.seed).to(store.device)

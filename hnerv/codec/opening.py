@@ -61,7 +61,7 @@ def check_trained(parts: Sequence[Part]) -> None:
     missing = [part.path for part in parts if part.count and not checkpoint_of(part.path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(parts)} segments are not trained yet, the first is {missing[0]}: give the "
+            f"{len(missing)} of {len(parts)} segments are not trained yet, starting with {missing[0]}: run the "
             "training command again"
         )
 
@@ -81,7 +81,10 @@ def _opened(
 ) -> OpenedRun:
     path = stream.path
     if unseen == "encode":
-        raise UserError(f"--unseen encode needs the encoder, {path} holds none: evaluate the checkpoint, or drop it")
+        raise UserError(
+            f"--unseen encode needs the encoder, which {path} does not contain: evaluate the checkpoint, or remove "
+            "--unseen"
+        )
     epoch, step = stream.encoder.get("epoch", 0), stream.encoder.get("step", 0)
     origin = Origin(path, folder, epoch, step, stream.size)
     return with_material(stream.model(), stream.record, origin, device, data, unseen, clip_targets)

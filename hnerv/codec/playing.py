@@ -65,4 +65,4 @@ def _placed(film: Film, part: FilePart) -> Iterator[None]:
         if len(film.parts) == 1:
             raise
         last = part.first + part.frames - 1
-        raise UserError(f"{error} (frames {part.first} to {last}; others may be sound)") from error
+        raise UserError(f"{error} (frames {part.first} to {last}; the other frames may be intact)") from error

@@ -59,7 +59,7 @@ SCHEMES: dict[str, Callable[[Tensor, int, bool], Scale]] = {"symmetric": symmetr
 def check_bits(bits: int, flag: str) -> None:
     """Raises UserError for anything but 2 to 8 and 16."""
     if bits not in (*range(2, 9), HALF_BITS):
-        raise UserError(f"{flag} {bits} is not 2 to 8, or 16 for half floats")
+        raise UserError(f"{flag} {bits} must be 2 to 8, or 16 for half floats")
 
 
 def quantise(weight: Tensor, scale: Scale) -> Tensor:

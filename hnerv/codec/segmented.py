@@ -1,6 +1,7 @@
 """A video as one file: several files of one model each behind an index, or a single one, seen alike.
 
-FORMAT.md, «Segments», is its definition. Opening reads the index alone; a segment is read when it is asked for.
+docs/format.md, «Segmented files», is its definition. Opening reads the index alone; a segment is read when it is asked
+for.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Film:
         stream = Bitstream(self.path, part.offset, part.size)
         if stream.scene.frames != part.frames or facts_of(stream.scene) != self.facts:
             raise UserError(
-                f"{self.path} holds another segment at frame {part.first} than its index says: encode again"
+                f"{self.path} has a segment at frame {part.first} that does not match its index: encode the run again"
             )
         return stream
 
@@ -96,7 +97,7 @@ def open_film(path: Path) -> Film:
         parts = _parts(header["segments"], header_bytes)
         _check(facts, parts, size)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not as FORMAT.md says (its index: {error}): encode the run again") from error
+        raise UserError(f"{path} does not follow the .hnerv format (index: {error}): encode the run again") from error
     return Film(path, size, facts, parts, header_bytes)
 
 
@@ -110,7 +111,10 @@ def write_film(path: Path, files: Sequence[Path]) -> None:
         stream = Bitstream(file)
         facts = facts or facts_of(stream.scene)
         if facts_of(stream.scene) != facts:
-            raise UserError(f"{file} has another geometry than {files[0]}: segments of one file are alike")
+            raise UserError(
+                f"{file} and {files[0]} differ in frame size, patch grid, frame rate or CLIP dimensions: join segments "
+                "of one run"
+            )
         rows.append([stream.scene.frames, stream.size])
     header = {"facts": facts, "segments": rows}
     try:
@@ -120,14 +124,14 @@ def write_film(path: Path, files: Sequence[Path]) -> None:
                 with file.open("rb") as part:
                     shutil.copyfileobj(part, whole)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another -o, or free space") from error
+        raise UserError(f"cannot write {path} ({error}): choose another -o, or free disk space") from error
 
 
 def _parts(rows: list, offset: int) -> list[FilePart]:
     parts, first = [], 0
     for frames, size in rows:
         if type(frames) is not int or type(size) is not int or frames < 1 or size < 1 or first + frames > LARGEST:
-            raise ValueError(f"segment {len(parts)}")
+            raise ValueError(f"invalid segment {len(parts)}")
         parts.append(FilePart(first, frames, offset, size))
         first, offset = first + frames, offset + size
     return parts
@@ -135,5 +139,5 @@ def _parts(rows: list, offset: int) -> list[FilePart]:
 
 def _check(facts: dict, parts: list[FilePart], size: int) -> None:
     if not parts or parts[-1].offset + parts[-1].size != size:
-        raise ValueError("lengths of its segments")
+        raise ValueError("invalid segment lengths")
     Scene.from_dict({"frames": 1, "train": [0], "val": [], **facts})

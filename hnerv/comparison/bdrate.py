@@ -38,7 +38,7 @@ def bd_rate(anchor: Sequence[RatePoint], test: Sequence[RatePoint]) -> BdRate:
     try:
         import bjontegaard
     except ImportError:
-        return BdRate(None, low, high, "the package bjontegaard is not installed: pip install 'hnerv[compare]'")
+        return BdRate(None, low, high, "the package bjontegaard is not installed; run pip install 'hnerv[compare]'")
     percent = bjontegaard.bd_rate(
         *_curve(anchor), *_curve(test), method="pchip", require_matching_points=False, min_overlap=0
     )
@@ -48,11 +48,11 @@ def bd_rate(anchor: Sequence[RatePoint], test: Sequence[RatePoint]) -> BdRate:
 def _obstacle(anchor: Sequence[RatePoint], test: Sequence[RatePoint], low: float, high: float) -> str:
     fewest = min(len(anchor), len(test))
     if fewest < LEAST_POINTS:
-        return f"it takes {LEAST_POINTS} points of each, there are {fewest}"
+        return f"each codec needs at least {LEAST_POINTS} points, one has {fewest}"
     if low >= high:
-        return f"the curves share no PSNR: one ends at {high:.2f} dB, the other begins at {low:.2f} dB"
+        return f"the PSNR ranges do not overlap: one curve ends at {high:.2f} dB, the other starts at {low:.2f} dB"
     if not (_rises(anchor) and _rises(test)):
-        return "one of the curves does not gain PSNR with every step in bytes"
+        return "on one of the curves, PSNR does not rise with every step in bytes"
     return ""
 
 

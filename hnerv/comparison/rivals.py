@@ -110,13 +110,17 @@ def parse_rivals(text: str) -> list[Rival]:
     for word in text.split(","):
         name, _, preset = word.strip().partition(":")
         if name not in RIVALS:
-            raise UserError(f"--against {word!r} is no rival: give NAME or NAME:PRESET, NAME of {', '.join(RIVALS)}")
+            raise UserError(
+                f"--against {word!r} is not a known codec: pass NAME or NAME:PRESET, NAME one of {', '.join(RIVALS)}"
+            )
         encoder = RIVALS[name]
         if preset and preset not in encoder.presets:
-            raise UserError(f"--against {word!r}: {name} has the presets {', '.join(encoder.presets)}")
+            raise UserError(
+                f"--against {word!r} has an unknown preset of {name}: choose one of {', '.join(encoder.presets)}"
+            )
         found.append(Rival(name, preset or encoder.preset))
     if len(set(found)) < len(found):
-        raise UserError(f"--against {text!r} names a rival twice: name each once")
+        raise UserError(f"--against {text!r} lists the same codec and preset twice: list each once")
     return found
 
 
@@ -126,9 +130,12 @@ def check_rivals(rivals: list[Rival], size: tuple[int, int]) -> None:
 
     missing = [rival.name for rival in rivals if rival.encoder.encoder not in codecs_available]
     if missing:
-        raise UserError(f"the PyAV installed here has no encoder for {', '.join(missing)}: leave it out of --against")
+        raise UserError(f"the installed PyAV has no encoder for {', '.join(missing)}: remove it from --against")
     if size[0] % 2 or size[1] % 2:
-        raise UserError(f"rivals code 4:2:0, which needs even sizes, not {size[0]}x{size[1]}: choose an even --crop")
+        raise UserError(
+            f"the codecs in --against use 4:2:0 chroma, which needs even frame sizes, not {size[0]}x{size[1]}: "
+            "choose an even --crop"
+        )
 
 
 def encode_rival(rival: Rival, frames: Tensor, fps: float, crf: int) -> RatePoint:

@@ -62,7 +62,7 @@ def verdict(ours: RatePoint, label: str, rival: Sequence[RatePoint]) -> str:
     ratio, low, high = share_at_our_psnr(ours, rival)
     where = f"{ours.setting} ({ours.psnr_frame:.2f} dB)"
     if ratio is None:
-        return f"{where}: {label} was measured from {low:.2f} to {high:.2f} dB only: no ratio at equal PSNR"
+        return f"{where}: {label} was measured only from {low:.2f} to {high:.2f} dB: no ratio at equal PSNR"
     result = "a draw" if abs(ratio - 1) < _A_DRAW else "we win" if ratio > 1 else "we lose"
     return f"{where}: {label} needs {100 * ratio:.{0 if ratio >= 0.1 else 1}f} % of our bytes at equal PSNR: {result}"
 
@@ -71,10 +71,10 @@ def bd_line(label: str, rival: Sequence[RatePoint], ours: Sequence[RatePoint]) -
     """Our BD-rate against a rival in one sentence."""
     result = bd_rate(rival, ours)
     if result.percent is None:
-        return f"BD-rate against {label}: none, {result.why}"
+        return f"BD-rate against {label}: not available, {result.why}"
     outcome = "a draw" if abs(result.percent) < 100 * _A_DRAW else "we win" if result.percent < 0 else "we lose"
     return (
-        f"BD-rate against {label}: {result.percent:+.1f} % bytes at equal PSNR, mean over {result.low:.2f} to "
+        f"BD-rate against {label}: {result.percent:+.1f} % bytes at equal PSNR, averaged over {result.low:.2f} to "
         f"{result.high:.2f} dB: {outcome}"
     )
 
@@ -148,7 +148,9 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
             with replacing(path) as file:
                 file.write(contents[path.name])
     except OSError as error:
-        raise UserError(f"cannot write the comparison to {folder} ({error}): free space or permission") from error
+        raise UserError(
+            f"cannot write the comparison to {folder} ({error}): check disk space and permissions"
+        ) from error
     return written
 
 
@@ -166,7 +168,7 @@ def plot(found: Comparison) -> bytes:
         look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
         axes.plot(rate, [point.psnr_frame for point in ordered], label=label, lw=2.5 if not number else 1.2, **look)
     axes.set_xscale("log")
-    axes.set(xlabel="rate, bits per pixel (log scale)", ylabel="PSNR of the frame, mean over frames, dB")
+    axes.set(xlabel="rate, bits per pixel (log scale)", ylabel="PSNR of the frame, mean over frames (dB)")
     axes.set_title(f"{clip.frames} frames of {clip.height}x{clip.width}", fontsize=10)
     axes.grid(which="both", alpha=0.3)
     axes.legend()
@@ -187,9 +189,10 @@ def _line(row: dict[str, object], width: int) -> str:
 def _conditions(found: Comparison) -> list[str]:
     scales = ms_ssim_scales(found.clip.height, found.clip.width)
     lines = [
-        "Bytes are the whole file of ours, the bare stream of a rival. Rivals are tuned for PSNR, on one CPU thread.",
-        f"Rivals code 4:2:0: the conversion to it and back alone leaves {found.conversion_psnr:.2f} dB.",
+        "Bytes: the full .hnerv file; the bare stream of the other codecs.",
+        "The other codecs are tuned for PSNR and run on one CPU thread.",
+        f"They use 4:2:0 chroma: converting to it and back, without any coding, gives {found.conversion_psnr:.2f} dB.",
     ]
     if scales < 5:
-        lines.append(f"MS-SSIM is over {scales} scales, as many as the frames have room for.")
+        lines.append(f"MS-SSIM uses {scales} scales instead of 5, the most that this frame size allows.")
     return [*lines, *found.notes]

@@ -26,11 +26,11 @@ class Cost(NamedTuple):
 
     def line(self, device: torch.device) -> str:
         """For people."""
-        estimate = f"an estimated {self.bpp_estimate_8bit:.4f} bpp at 8 bits each"
-        rate = estimate if self.bpp is None else f"{self.bpp:.4f} bpp, the whole file"
+        estimate = f"an estimated {self.bpp_estimate_8bit:.4f} bpp at 8 bits per parameter"
+        rate = estimate if self.bpp is None else f"{self.bpp:.4f} bpp for the full file"
         return (
             f"{sum(self.parameters.values()):,} coded parameters ({rate}), {self.gmac_per_frame:.3f} GMAC per frame, "
-            f"decodes {self.decode_fps:.1f} frames/s on {device.type} ({FRAMES_AT_ONCE} at once, fp32)"
+            f"decodes {self.decode_fps:.1f} frames/s on {device.type} (batches of {FRAMES_AT_ONCE}, fp32)"
         )
 
 

@@ -27,7 +27,9 @@ def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]
         write_json(folder / "summary.json", summary)
         write_csv(folder, report)
     except OSError as error:
-        raise UserError(f"cannot write the evaluation to {folder} ({error}): free space or permission") from error
+        raise UserError(
+            f"cannot write the evaluation to {folder} ({error}): check disk space and permissions"
+        ) from error
     return summary
 
 
@@ -37,7 +39,9 @@ def add_to_summary(folder: Path, summary: dict[str, object], name: str, values: 
     try:
         write_json(folder / "eval" / "summary.json", summary)
     except OSError as error:
-        raise UserError(f"cannot write the evaluation to {folder / 'eval'} ({error}): free space") from error
+        raise UserError(
+            f"cannot write the evaluation to {folder / 'eval'} ({error}): check disk space and permissions"
+        ) from error
     return summary
 
 

@@ -36,7 +36,7 @@ def half_grid(grid: PatchGrid) -> dict[str, list[Window]]:
 def check_half_grid(grid: PatchGrid) -> None:
     """Raises UserError where the whole frame is one patch."""
     if not any(half_grid(grid).values()):
-        raise UserError("--positions fractional needs a second patch, the grid is 1x1: leave it out")
+        raise UserError("--positions fractional needs at least two patches, but the grid is 1x1: remove it")
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def _measure(
 def fractional_table(values: dict[str, dict[str, float]], grid: PatchGrid, unseen: str = "") -> str:
     """`measure_fractional` as a text table; a kind's distance to the trained positions behind it."""
     counts = {"trained": grid.patches, **{kind: len(windows) for kind, windows in half_grid(grid).items()}}
-    lines = [f"{'PSNR of patches at, dB':36}" + "".join(f"{split_label(name, unseen):>20}" for name in values)]
+    lines = [f"{'patch PSNR, dB':36}" + "".join(f"{split_label(name, unseen):>20}" for name in values)]
     for kind, count in counts.items():
         cells = ""
         for split in values.values():

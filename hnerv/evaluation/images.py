@@ -36,7 +36,7 @@ def write_images(folder: Path, model: DualHeadHNeRV, store: FrameStore, report: 
                     _write_batch(folder, model, store.batch(where), where, label, sees_frames=label != name)
         return count
     except OSError as error:
-        raise UserError(f"cannot write images to {folder} ({error}): free space or permission") from error
+        raise UserError(f"cannot write images to {folder} ({error}): check disk space and permissions") from error
 
 
 def remove_images(folder: Path) -> None:

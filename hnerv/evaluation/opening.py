@@ -83,10 +83,13 @@ def checkpoint_of(path: Path) -> Path:
     if not path.is_dir():
         return path
     if is_segmented(path):
-        raise UserError(f"{path} holds a video in segments, this takes one: give {path / 'segments' / '00000'}")
+        one = path / "segments" / "00000"
+        raise UserError(f"{path} holds a video in segments, but a single segment is needed: pass one, such as {one}")
     runs = sorted(inner.parent.name for inner in path.glob("*/config.json"))
     if runs and not (path / "checkpoints").exists():
-        raise UserError(f"{path} holds runs, it is none: give one of {', '.join(runs[:5])}, as in {path / runs[0]}")
+        raise UserError(
+            f"{path} is a folder of runs, not a run: pass one of {', '.join(runs[:5])}, as in {path / runs[0]}"
+        )
     return path / "checkpoints" / "latest.pt"
 
 
@@ -108,7 +111,10 @@ def with_material(
     config = pin_targets(Config.from_dict(record["config"]), record)
     config = _moved(config, data or _found_again(config, record, origin), unseen, clip_targets)
     if unseen and config.model.embedding != "encoder":
-        raise UserError(f"--unseen is for the encoder, {origin.path} has a {config.model.embedding} embedding: drop it")
+        raise UserError(
+            f"--unseen needs --embedding encoder, but {origin.path} has a {config.model.embedding} embedding: remove "
+            "--unseen"
+        )
     material = load_material(config, device, progress=True)
     _check_belongs(origin.path, record, material.describe())
     model.to(device, memory_format=torch.channels_last)
@@ -145,7 +151,9 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         cause = (str(error).split("\n")[1:2] or [str(error)])[0].strip()
-        raise UserError(f"{checkpoint}: weights and configuration do not fit ({cause}): take best.pt") from error
+        raise UserError(
+            f"{checkpoint} has weights that do not match its configuration ({cause}): use best.pt"
+        ) from error
 
 
 def _found_again(config: Config, record: dict, origin: Origin) -> str:
@@ -154,7 +162,7 @@ def _found_again(config: Config, record: dict, origin: Origin) -> str:
     if typed in CLIPS or is_remote(typed) or Path(typed).exists():
         return typed
     if not Path(resolved).exists():
-        raise UserError(f"the video of {origin.path}, {resolved}, is not there: say where it is by --data")
+        raise UserError(f"{resolved}, the video of {origin.path}, is missing: pass its new location with --data")
     return resolved
 
 
@@ -169,11 +177,13 @@ def _check_belongs(checkpoint: Path, record: dict, found: dict) -> None:
     if ours != replace(theirs, fps=ours.fps):
         raise UserError(
             f"{checkpoint} was trained on {ours.frames} frames of {ours.height}x{ours.width} with targets of "
-            f"{ours.clip_dim} dimensions, {found['video']['source']} gives {theirs.frames} of "
-            f"{theirs.height}x{theirs.width} with {theirs.clip_dim}: give the video of the run by --data"
+            f"{ours.clip_dim} dimensions, but {found['video']['source']} has {theirs.frames} of "
+            f"{theirs.height}x{theirs.width} with {theirs.clip_dim}: pass the video of the run with --data"
         )
     check_targets(checkpoint, record, found)
     if record["video"]["digest"] != found["video"]["digest"]:
         logging.getLogger("hnerv").warning(
-            "%s gives other pixels than %s was trained on: is it the same video?", found["video"]["source"], checkpoint
+            "the pixels of %s differ from those %s was trained on: check that it is the same video",
+            found["video"]["source"],
+            checkpoint,
         )

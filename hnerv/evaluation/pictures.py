@@ -132,7 +132,7 @@ def comparison(truth: np.ndarray, rgb: np.ndarray, caption: str) -> np.ndarray:
     error_map = colours(error / ERROR_TOP)
     cells = zip(("ground truth", "reconstruction", "absolute error"), (truth, rgb, error_map), strict=True)
     row = side_by_side([captioned(_scaled(picture), [name]) for name, picture in cells])
-    bar = scale_bar(0, 100 * ERROR_TOP, ".0f", "% of the range")
+    bar = scale_bar(0, 100 * ERROR_TOP, ".0f", "% of the full range")
     return captioned(stacked([row, bar]), [caption])
 
 
@@ -165,7 +165,7 @@ def _grid_map(
         captioned(cell_map(m, low, high, form, cell), [split_label(name, report.unseen)]) for name, m in means.items()
     ]
     picture = stacked([side_by_side(maps), scale_bar(low, high, form, unit)])
-    return captioned(picture, [f"{title}, each patch, mean over the frames"])
+    return captioned(picture, [f"{title} per patch, mean over frames"])
 
 
 def _timeline(report: Report, values: dict[str, np.ndarray], title: str, unit: str, form: str) -> np.ndarray:
@@ -186,8 +186,8 @@ def _timeline(report: Report, values: dict[str, np.ndarray], title: str, unit: s
     shares = (whole - low) / max(high - low, 1e-9)
     sheet = np.concatenate([np.repeat(colours(shares), max(6, 96 // patches), axis=0), bars])
     sheet = np.repeat(sheet, width, axis=1)
-    lines = [f"{title}: patches from the top, frames 0 to {frames - 1} from the left"]
-    lines += [f"each column is the worst of {chunk} frames"] * (chunk > 1)
+    lines = [f"{title}: patches from top to bottom, frames 0 to {frames - 1} from left to right"]
+    lines += [f"each column shows the worst of {chunk} frames"] * (chunk > 1)
     lines += ["unseen frames are marked below"] * bool(unseen.any())
     return captioned(stacked([sheet, scale_bar(low, high, form, unit)]), lines)
 
@@ -214,8 +214,8 @@ def seams(truth: np.ndarray, rgb: np.ndarray, grid: PatchGrid, name: str) -> np.
         _band(sheet, ratios[-1], round(column * scale), vertical=True)
     mean = np.concatenate(ratios).mean() if ratios else float("nan")
     lines = [
-        f"{name}: error jumps at the seams,",
-        f"{mean:.2f} times the mean jump of neighbours (1: no seam)",
+        f"{name}: error jumps at patch borders,",
+        f"{mean:.2f} times the mean jump between neighbouring pixels (1: no seam)",
     ]
     return captioned(stacked([sheet, scale_bar(0, SEAM_TOP, ".0f", "times the mean jump")]), lines)
 

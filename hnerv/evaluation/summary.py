@@ -112,11 +112,11 @@ def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
             rows.append((label, *("-" if c is None else form.format(c) for c in cells)))
     lines = [f"{label:36}{train:>12}{val:>16}".rstrip() for label, train, val in rows]
     if "Eval/Frame/train_clip_sim" in values:
-        lines.append(f"similarity is to the targets: {targets}")
+        lines.append(f"similarity is measured against the targets: {targets}")
     if "Eval/Frame/val_psnr" not in values:
-        lines.append("No validation frames in this split: nothing was measured for them.")
+        lines.append("This split has no validation frames, so none were measured.")
     elif unseen == "encode":
-        lines.append("The val frames were decoded from their own encoded content: the encoder has seen them.")
+        lines.append("The val frames were decoded from their own encoded embeddings: the encoder has seen them.")
     return "\n".join(lines)
 
 
@@ -124,18 +124,18 @@ _ROWS = (
     ("frames", "Eval/Info/num_{}_frames", "{:.0f}"),
     ("patches", "Eval/Info/num_{}_patches", "{:.0f}"),
     ("PSNR, mean of patches, dB", "Eval/Frame/{}_psnr", "{:.3f}"),
-    ("  deviation over frames", "Eval/PSNR_Stats/{}_std", "{:.3f}"),
+    ("  standard deviation over frames", "Eval/PSNR_Stats/{}_std", "{:.3f}"),
     ("  worst frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.3f}"),
     ("  best frame, mean of patches", "Eval/PSNR_Stats/{}_max", "{:.3f}"),
-    ("  deviation over patches", "Eval/Patch/{}_psnr_std", "{:.3f}"),
+    ("  standard deviation over patches", "Eval/Patch/{}_psnr_std", "{:.3f}"),
     ("PSNR of the frame (literature), dB", "Eval/Frame/{}_psnr_frame", "{:.3f}"),
     ("MS-SSIM", "Eval/Frame/{}_ms_ssim", "{:.5f}"),
     ("similarity to the targets", "Eval/Frame/{}_clip_sim", "{:.4f}"),
-    ("  deviation over patches", "Eval/Patch/{}_clip_sim_std", "{:.4f}"),
+    ("  standard deviation over patches", "Eval/Patch/{}_clip_sim_std", "{:.4f}"),
     ("  centred", "Eval/Frame/{}_clip_sim_centred", "{:.4f}"),
     ("  retrieval agreement", "Eval/Frame/{}_clip_retrieval", "{:.4f}"),
-    ("    among the first 5", "Eval/Frame/{}_clip_recall5", "{:.4f}"),
-    ("    among the first 10", "Eval/Frame/{}_clip_recall10", "{:.4f}"),
+    ("    within the top 5", "Eval/Frame/{}_clip_recall5", "{:.4f}"),
+    ("    within the top 10", "Eval/Frame/{}_clip_recall10", "{:.4f}"),
     ("  overlap of the 10 nearest", "Eval/Frame/{}_clip_overlap10", "{:.4f}"),
     ("  rank correlation (Spearman)", "Eval/Frame/{}_clip_spearman", "{:.4f}"),
 )

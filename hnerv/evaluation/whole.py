@@ -75,7 +75,9 @@ def write_whole(folder: Path, path: Path, parts: Sequence[PartResult], cost: Cos
         _write_events(folder, values, epoch)
         write_json(place / "summary.json", summary)
     except OSError as error:
-        raise UserError(f"cannot write the evaluation to {place} ({error}): free space or permission") from error
+        raise UserError(
+            f"cannot write the evaluation to {place} ({error}): check disk space and permissions"
+        ) from error
     return summary
 
 

@@ -107,7 +107,7 @@ class Driver:
             self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)), note=False)
         if self.waiting:
             again = f"hnerv fleet {shlex.quote(str(self.output))} --status"
-            self.say(f"a line for each video that ends; `{again}` shows all (bpp*: estimated, 8 bits a parameter)")
+            self.say(f"one line per video that ends; `{again}` shows all (bpp*: estimate at 8 bits per parameter)")
             self.say(table.heading(self.width))
         with StopSignals() as stop, self.bar:
             while (self.waiting or self.at_work) and not stop.asked:
@@ -186,7 +186,7 @@ class Driver:
             del self.at_work[attempt.job.standing_as]
             self.guarded(attempt.job.video, lambda: self.settle(attempt, result))  # noqa: B023 (called at once)
         self.ledger.mark({name: one.mark for name, one in self.at_work.items() if one.mark.steps})
-        self.bar.set_postfix_str(f"{len(self.at_work)} at work, {len(self.waiting)} waiting", refresh=False)
+        self.bar.set_postfix_str(f"{len(self.at_work)} running, {len(self.waiting)} waiting", refresh=False)
         self.bar.update(0)
 
     def keep_news(self) -> None:
@@ -220,8 +220,8 @@ class Driver:
             unpack(parcel, self.output / job.name)
         except OSError as error:
             raise RunError(
-                f"cannot write {self.output / job.name} ({error}); what was written is intact: mend it, then the same "
-                "command goes on"
+                f"cannot write {self.output / job.name} ({error}); what is already there is intact: fix the cause, "
+                "then run the same command to resume"
             ) from error
 
     def settle(self, attempt: Attempt, result: Outcome | Fault) -> None:
@@ -230,7 +230,7 @@ class Driver:
         if job.video.name in self.failed:
             self.ledger.note(job.standing_as, "stopped")
         elif isinstance(result, Fault) or result.state == "stopped":
-            self.begin_again(attempt, result.cause or "it was cancelled")
+            self.begin_again(attempt, result.cause or "the task was cancelled")
         elif result.state == "absent":
             self.post(attempt, result.cause)
         elif result.state == "failed":
@@ -238,7 +238,7 @@ class Driver:
         elif job.entry == "plan":
             self.divide(job.video, result.plan)
         elif attempt.is_short:
-            self.begin_again(attempt, "what it handed over last is lost")
+            self.begin_again(attempt, "the last data it sent was lost")
         else:
             self.finish(job, result)
 
@@ -247,7 +247,7 @@ class Driver:
         job, mark = attempt.job, attempt.mark
         attempt.fruitless += 1
         if attempt.fruitless > self.orders.retries:
-            self.fail(job.video, f"ended {attempt.fruitless} times without a new checkpoint, by {cause}")
+            self.fail(job.video, f"ended {attempt.fruitless} times without a new checkpoint, the last time by: {cause}")
         else:
             self.ledger.note(job.standing_as, "lost", cause=cause, **mark.facts())
             self.waiting.appendleft(attempt)
@@ -256,7 +256,7 @@ class Driver:
         """The worker does not see the video: sends it, once for all tasks."""
         video = attempt.job.video
         if attempt.sent:
-            raise UserError(f"{cause}, though it was sent")
+            raise UserError(f"{cause}, even though it was sent")
         if video.name not in self.posted:
             self.posted[video.name] = self.cluster.put(send(place_of(video.data)))
         self.waiting.appendleft(attempt)
@@ -319,7 +319,7 @@ class Driver:
         """Lets the tasks save and hand over, and raises Interrupted."""
         self.waiting.clear()
         going = [one.handle for one in self.at_work.values() if one.job.video.name not in self.failed]
-        self.say(f"stopping {len(going)} tasks, which save and hand over")
+        self.say(f"stopping {len(going)} tasks; each saves its run and sends it back")
         self.cluster.cancel(going)
         deadline = time.monotonic() + PATIENCE
         while self.at_work and time.monotonic() < deadline:
@@ -330,7 +330,9 @@ class Driver:
                 self.settle_stopped(handles[handle], result)
         self.ledger.mark({name: one.mark for name, one in self.at_work.items() if one.mark.steps}, 0)
         done = sum(video.name not in self.open and video.name not in self.failed for video in self.videos)
-        raise stop.interruption(f"stopped, {done} of {len(self.videos)} videos are done; the same command goes on")
+        raise stop.interruption(
+            f"stopped; {done} of {len(self.videos)} videos are done; run the same command to resume"
+        )
 
     def settle_stopped(self, attempt: Attempt, result: Outcome | Fault) -> None:
         """One that had ended before it heard of the stop counts as done."""

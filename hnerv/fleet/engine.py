@@ -128,7 +128,9 @@ class Cluster:
         try:
             return self._ray.get(self._box.take.remote(), timeout=300)
         except RayError as error:
-            logging.getLogger("hnerv").warning("the box of the workers is lost (%s): a new one", type(error).__name__)
+            logging.getLogger("hnerv").warning(
+                "lost the actor that collects results (%s); starting another", type(error).__name__
+            )
             with contextlib.suppress(Exception):  # whoever still has it is to hear of it
                 self._ray.kill(self._box)
             self._box = self._new_box()
@@ -188,27 +190,27 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
     try:
         import ray
     except ImportError:
-        raise UserError("a fleet runs on Ray, which is not installed: pip install -e '.[fleet]'") from None
+        raise UserError("hnerv fleet needs Ray, which is not installed: pip install -e '.[fleet]'") from None
     quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
         _init(ray, TRIES if address.startswith("ray://") else 1, **where, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise UserError(
-            f"no Ray at {address or 'this machine'} ({cause[0][:300]}): check --address, start Ray"
-        ) from error
+        doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
+        fix = "check --address and that Ray is running there" if address else "check the installation of Ray"
+        raise UserError(f"cannot {doing} ({cause[0][:300]}): {fix}") from error
     try:
         cluster = Cluster(ray, needs)
         if not cluster.slots() and not address:
-            raise UserError(f"this machine has no {_wanted(needs)} for a task: lower the --…-per-task flags")
+            raise UserError(f"this machine does not have {_wanted(needs)} for a task: lower the --*-per-task flags")
         if not cluster.slots():
-            logging.getLogger("hnerv").warning("no node has %s for a task yet: waiting for one", _wanted(needs))
+            logging.getLogger("hnerv").warning("no node has %s for a task yet; waiting for one", _wanted(needs))
         yield cluster
     except BrokenPipeError:  # of whoever reads our lines, not of the cluster
         raise
     except ConnectionError as error:
-        raise RunError(f"the cluster is gone ({error}): the same command goes on once it is back") from error
+        raise RunError(f"lost the cluster ({error}): run the same command to resume once it is back") from error
     finally:
         ray.shutdown()
 

@@ -50,7 +50,7 @@ def first_jobs(video: Video, output: Path) -> list[Job]:
     if folder.plan.is_file():
         return segment_jobs(video, known_plan(video, folder))
     if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
-        raise OtherRun(f"{folder.path} holds something that is no run in segments: move it aside, or name it anew")
+        raise OtherRun(f"{folder.path} is not a segmented run: move it aside, or give the video another name")
     return [Job(video.name, video, video.choice, "plan")]
 
 
@@ -75,8 +75,8 @@ def known_plan(video: Video, folder: SegmentedFolder) -> Plan:
     plan = read_plan(folder.plan)
     if plan.wishes != video.wishes or plan.frames != video.choice.config.video.frames:
         raise OtherRun(
-            f"{folder.path} is divided by other --segment- flags or --frames: give those, or move it aside, or choose "
-            "another name"
+            f"{folder.path} was divided with different --segment-* flags or --frames: pass those, move it aside, or "
+            "choose another name"
         )
     return plan
 
@@ -112,8 +112,8 @@ def run_folder(job: Job, output: Path) -> RunFolder:
         return RunFolder.at(output, job.name, with_width(job, output), False)
     except UserError as error:
         cause, _, mend = str(error).partition(": choose another --exp-id")
-        settings = "its settings, or " * ("to resume it" in mend)
-        raise type(error)(f"{cause}: give {settings}another name, or move it aside") from error
+        settings = "pass its settings, " * ("to resume it" in mend)
+        raise type(error)(f"{cause}: {settings}choose another name, or move it aside") from error
 
 
 def check_runs(videos: list[Video], output: Path) -> None:
@@ -135,4 +135,4 @@ def check_runs(videos: list[Video], output: Path) -> None:
         except (UserError, OSError):
             return
     if differing:
-        raise UserError(f"no run in {output} goes on with these settings: {differing[0]}, or choose another -o")
+        raise UserError(f"no run in {output} can be resumed with these settings: {differing[0]}, or choose another -o")

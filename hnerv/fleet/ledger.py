@@ -13,6 +13,7 @@ from hnerv.files import read_json
 
 EVENTS = ("finished", "failed", "lost", "stopped")
 """How an attempt at a job ends. `lost`: by a fault of its worker, node or driver."""
+THEN_RESUME = "fix the cause, then run the same command to resume"
 
 
 class Standing(NamedTuple):
@@ -68,7 +69,7 @@ class Ledger:
             with self.path.open("ab") as file:
                 file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
-            raise RunError(f"cannot write {self.path} ({error}): mend it, then the same command goes on") from error
+            raise RunError(f"cannot write {self.path} ({error}): {THEN_RESUME}") from error
         self.standing[job] = self.standing.get(job, Standing()).after(line)
 
     def mark(self, marks: dict[str, Mark], every: float = 1.0) -> None:
@@ -82,7 +83,7 @@ class Ledger:
             temporary.write_text(json.dumps(marks))
             os.replace(temporary, self.running)
         except OSError as error:
-            raise RunError(f"cannot write {self.running} ({error}): mend it, then the same command goes on") from error
+            raise RunError(f"cannot write {self.running} ({error}): {THEN_RESUME}") from error
 
     def left(self) -> dict[str, Mark]:
         """The jobs that a driver which was killed left at work."""

@@ -55,14 +55,16 @@ def read_videos(source: Path, defaults: Defaults) -> list[Video]:
     elif source.is_file():
         rows = _lines(source)
     else:
-        raise UserError(f"{source} is neither a folder of videos nor a manifest of JSON lines: check the path")
+        raise UserError(f"{source} is neither a folder of videos nor a JSON Lines manifest: check the path")
     videos, seen = [], {}
     for where, row in rows:
         video = _video(where, row, defaults, source)
         _check_unique(where, video.name, seen, source.is_dir())
         videos.append(video)
     if not videos:
-        raise UserError(f"{source} names no video: give a folder with {', '.join(sorted(VIDEOS)[:4])} … or JSON lines")
+        raise UserError(
+            f"{source} has no videos: pass a folder with {', '.join(sorted(VIDEOS)[:4])}, ... files, or a manifest"
+        )
     return videos
 
 
@@ -88,17 +90,17 @@ def default_name(data: str) -> str:
 def check_name(name: object) -> None:
     """Raises UserError for a name that is no folder safely inside the fleet's: parts of letters, digits, `_.,=+@ -`."""
     if not isinstance(name, str) or not name:
-        raise UserError(f"the name {str(name)[:60]!r} is no text")
+        raise UserError(f"the name {str(name)[:60]!r} must be a non-empty string")
     for part in name.split("/"):
         if not _PART.fullmatch(part) or part[-1] in ". " or len(part) > 200:
             raise UserError(
-                f"the name {name[:60]!r} is not made of letters, digits and _.,=+@- (at most 200 a part, / between "
-                "parts, a letter or digit first): choose another"
+                f"the name {name[:60]!r} is not valid: use letters, digits, spaces and _.,=+@- in parts of at most 200 "
+                "characters, separated by /, each starting with a letter or digit"
             )
         if _ASIDE.search(part):
-            raise UserError(f"the name {name[:60]!r} ends as that of a run moved aside does: choose another")
+            raise UserError(f"the name {name[:60]!r} ends like that of a run moved aside: choose another")
         if part.casefold() in RESERVED:
-            raise UserError(f"the name {name[:60]!r} holds {part!r}, which means something else there: choose another")
+            raise UserError(f"the name {name[:60]!r} contains the reserved name {part!r}: choose another")
 
 
 def _videos_in(folder: Path) -> list[Path]:
@@ -119,27 +121,29 @@ def _lines(path: Path) -> Iterator[tuple[str, dict]]:
                 if line.strip():
                     yield f"{path}, line {number}", _row(f"{path}, line {number}", line)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: give a manifest of JSON lines, or the folder of the videos") from error
+        raise UserError(f"{path} is not a text file: pass a JSON Lines manifest, or a folder of videos") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): give a text file of JSON lines") from error
+        raise UserError(f"{path} cannot be read ({error}): pass a JSON Lines manifest") from error
 
 
 def _row(where: str, line: str) -> dict:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f'{where}: no JSON ({error}): one object a line, as in {{"data": "a.mp4"}}') from error
-    told = f'{where}: no object with a text "data": write {{"data": "a.mp4"}}, and flags beside it'
+        raise UserError(
+            f'{where}: not valid JSON ({error}): write one object per line, as in {{"data": "a.mp4"}}'
+        ) from error
+    told = f'{where}: not an object with a string "data": write {{"data": "a.mp4"}}, with flags as further keys'
     if not isinstance(row, dict):
         raise UserError(told)
     found = {key.removeprefix("--").replace("-", "_"): value for key, value in row.items()}
     if len(found) < len(row):
-        raise UserError(f"{where}: the same key twice, with hyphens and without: leave one out")
+        raise UserError(f"{where}: a key appears twice, in two spellings: remove one")
     if not isinstance(found.get("data"), str) or not found["data"]:
         raise UserError(told)
     if not found["data"].isprintable():
         raise UserError(
-            f"{where}: the data {found['data'][:60]!r} holds what cannot be printed: give a path or address"
+            f'{where}: "data" {found["data"][:60]!r} has unprintable characters: write a path or an address'
         )
     return found
 
@@ -162,14 +166,18 @@ def _located(data: str, source: Path) -> str:
     try:
         return str(source.parent / Path(data).expanduser())
     except RuntimeError as error:
-        raise UserError(f"the data {data[:60]!r} is in no one's home ({error}): give the whole path") from error
+        raise UserError(
+            f'the home folder in "data" {data[:60]!r} does not exist ({error}): write the full path'
+        ) from error
 
 
 def _wishes(row: dict, defaults: Wishes) -> Wishes:
     given = {name: row.pop(key) for key, name in _SEGMENT_KEYS.items() if key in row}
     for name, value in given.items():
         if type(value) is not type(getattr(defaults, name)):
-            raise UserError(f"segment_{name} {str(value)[:60]!r} is no {type(getattr(defaults, name)).__name__}")
+            raise UserError(
+                f"segment_{name} {str(value)[:60]!r} must be of type {type(getattr(defaults, name)).__name__}"
+            )
     wishes = defaults._replace(**given)
     check_segments(*wishes)
     return wishes
@@ -179,11 +187,11 @@ def _choice(row: dict, data: str, defaults: Defaults) -> Choice:
     """The preset, changed by the command line, changed by the row."""
     name = row.pop("preset", defaults.preset)
     if not isinstance(name, str):
-        raise UserError(f"preset {str(name)[:60]!r} is no text")
+        raise UserError(f"preset {str(name)[:60]!r} must be a string")
     base = Config().replaced(preset(name)) if name else Config()
     config = base.replaced({**defaults.settings, "data": data})
     if unknown := set(row) - set(config.flat()):
-        raise UserError(f"unknown {', '.join(sorted(unknown))[:200]}: flags are those of train_patch_dual.py")
+        raise UserError(f"unknown keys {', '.join(sorted(unknown))[:200]}: use the flags of train_patch_dual.py")
     sections = config.to_dict()
     changed = {part: {key: row.get(key, value) for key, value in knobs.items()} for part, knobs in sections.items()}
     return Choice(name, base, Config.from_dict(changed))
@@ -196,6 +204,6 @@ def _check_unique(where: str, name: str, seen: dict[str, str], in_folder: bool) 
     clash = next((seen[parent] for parent in parents if parent in seen), None) or seen.get(f"{key}/")
     if clash:
         mend = "rename one, or write a manifest" if in_folder else 'give each its own "name"'
-        raise UserError(f"{where}: the name {name!r} is taken by {clash}: {mend}")
+        raise UserError(f"{where}: the name {name!r} is already used by {clash}: {mend}")
     seen[key] = where
     seen.update({f"{parent}/": where for parent in parents[:-1]})

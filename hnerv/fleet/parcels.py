@@ -77,7 +77,7 @@ def unpack(parcel: Parcel, folder: Path) -> None:
 
 def _append(path: Path, piece: Piece) -> None:
     if not path.is_file() or path.stat().st_size < piece.start:
-        raise RunError(f"{path} is shorter than the {piece.start} bytes that were written: the same command goes on")
+        raise RunError(f"{path} is shorter than the {piece.start} bytes written to it: run the same command to resume")
     with path.open("r+b") as file:
         file.truncate(piece.start)
         file.seek(piece.start)
@@ -89,7 +89,7 @@ def _append(path: Path, piece: Piece) -> None:
 def _inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or parts[0].startswith("/"):
-        raise UserError(f"{name!r} is no file of a run folder: a worker that hands it over is none of ours")
+        raise UserError(f"{name!r} is not a file of a run folder, so no hnerv worker sent it: check the cluster")
     return folder.joinpath(*parts)
 
 

@@ -46,7 +46,7 @@ def place_of(data: str) -> Place:
     try:
         path = Path(data).expanduser().resolve()
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{data!r} is no path ({error}): give another") from error
+        raise UserError(f"{data!r} is not a valid path ({error}): pass another") from error
     return Place(data, str(path), mark_of(path))
 
 
@@ -78,8 +78,8 @@ def send(place: Place) -> bytes:
     size = sum(file.stat().st_size for file in files)
     if size > MOST:
         raise UserError(
-            f"{path} is not there on the worker, and its {size / 1e9:.1f} GB are too many to be sent: put it where "
-            "the workers see it under the same path, or give an address (s3://, https://)"
+            f"{path} is missing on the worker, and its {size / 1e9:.1f} GB are too large to send: put it at the same "
+            "path on all workers, or pass an address (s3://, https://)"
         )
     text = io.BytesIO()
     with tarfile.open(fileobj=text, mode="w", dereference=True) as archive:

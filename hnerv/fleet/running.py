@@ -60,7 +60,7 @@ def tell_dropped(output: Path, videos: list[Video]) -> None:
         former = table.names_of(output)
     if dropped := [name for name in former if name not in kept]:
         shown = ", ".join(dropped[:3]) + ", …" * (len(dropped) > 3)
-        print(f"no longer among the videos of {output}, though their runs stay there: {shown}", flush=True)
+        print(f"no longer in the list of videos of {output}; their runs are kept: {shown}", flush=True)
 
 
 def write_table(output: Path, videos: list[Video], driver: Driver) -> list[table.Row]:
@@ -76,10 +76,10 @@ def check_failures(videos: list[Video], driver: Driver) -> None:
     if not driver.failed:
         return
     name, cause = next(iter(driver.failed.items()))
-    told = f"{len(driver.failed)} of {len(videos)} videos failed, such as {name}: {cause}"
+    told = f"{len(driver.failed)} of {len(videos)} videos failed, for example {name}: {cause}"
     if len(driver.failed) == len(videos) and not driver.begun:
         raise UserError(told)
-    raise RunError(f"{told}; the same command tries them again")
+    raise RunError(f"{told}; run the same command to retry them")
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def held(output: Path) -> Iterator[None]:
     """The output folder, kept from another fleet for the block. Raises UserError."""
     check_place(output / table.MANIFEST)
     if any((output / name).is_file() for name in ("config.json", "segments.json")):
-        raise UserError(f"{output} holds a run, no fleet: choose another -o")
+        raise UserError(f"{output} is a run folder, not a fleet folder: choose another -o")
     fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ def held(output: Path) -> Iterator[None]:
             stack.enter_context(locked(output))
         except UserError as error:
             raise UserError(
-                f"another fleet is at work in {output}: wait until it ends, or choose another -o"
+                f"another fleet is running in {output}: wait for it to finish, or choose another -o"
             ) from error
         for half in output.glob(".*.tmp"):  # of a driver that was killed while it wrote
             half.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def check_no_fleet(folder: Path) -> None:
     """Raises UserError for the output folder of a fleet, where one run is wanted."""
     if is_fleet(folder):
         name = next((row.name for row in read_rows(folder) if _is_begun(folder / row.name)), "NAME")
-        raise UserError(f"{folder} holds a fleet, this takes one run: give one of the fleet's, as in {folder / name}")
+        raise UserError(f"{folder} is a fleet folder, not a run folder: pass one of its runs, such as {folder / name}")
 
 
 def _is_begun(run: Path) -> bool:
@@ -65,15 +65,15 @@ def read_rows(folder: Path) -> list[Row]:
 def names_of(folder: Path) -> list[str]:
     """Of its videos, by the manifest. Raises UserError for a folder that holds no fleet."""
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} holds no fleet, it has no {MANIFEST}: give the folder that -o named")
+        raise UserError(f"{folder} is not a fleet folder (no {MANIFEST}): pass the folder set with -o")
     try:
         lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
         names = [json.loads(line)["name"] for line in lines]
         if not all(isinstance(name, str) for name in names):
-            raise TypeError("a name is no text")
+            raise TypeError("a name is not a string")
         return names
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}): start the fleet's command again") from error
+        raise UserError(f"{folder / MANIFEST} is damaged ({error}): run the fleet's command again") from error
 
 
 def rows_of(folder: Path, names: Iterable[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> list[Row]:
@@ -123,7 +123,7 @@ def write_table(folder: Path, rows: list[Row]) -> Path:
         with replacing(path) as file:
             file.write(text.getvalue().encode())
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): free space or permission") from error
+        raise UserError(f"cannot write {path} ({error}): free disk space, or fix the permissions") from error
     return path
 
 
@@ -144,7 +144,9 @@ def lines(rows: list[Row], most: int = 60) -> str:
     body = [line(row, width) for row in shown]
     more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
     targets = sorted({row.targets for row in rows if row.targets})
-    meaning = [f"* an estimate at 8 bits a parameter; similarities are to: {'; '.join(targets) or 'nothing yet'}"]
+    meaning = [
+        f"* estimate at 8 bits per parameter; similarity is measured against: {'; '.join(targets) or 'no targets yet'}"
+    ]
     return "\n".join([heading(width), *body, *more, *meaning, summary(rows)])
 
 

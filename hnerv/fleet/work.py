@@ -156,7 +156,9 @@ def nothing(task: Task, *given: object) -> Outcome:
 
 def _check_version(task: Task) -> None:
     if task.version != __version__:
-        raise UserError(f"the worker has hnerv {__version__}, the driver {task.version}: install the same on both")
+        raise UserError(
+            f"the worker has hnerv {__version__}, the driver {task.version}: install the same version on both"
+        )
 
 
 @contextlib.contextmanager
@@ -168,7 +170,7 @@ def _one_line() -> Iterator[list[Outcome]]:
     try:
         yield outcome
     except Absent as error:
-        outcome.append(Outcome("absent", f"{error} is not there on the worker"))
+        outcome.append(Outcome("absent", f"{error} is missing on the worker, or differs there"))
     except (UserError, RunError) as error:
         outcome.append(Outcome("failed", _line(str(error))))
     except OSError as error:

@@ -30,7 +30,7 @@ def _check_memory(config: ModelConfig, scene: Scene, width: int) -> None:
     with torch.device("meta"):
         needed = sum(value.nbytes for value in _imagined(config, scene, width).state_dict().values())
     if needed > memory_bytes():
-        raise _too_large(f"takes {needed / 1e9:.1f} GB, this machine has {memory_bytes() / 1e9:.1f} GB")
+        raise _too_large(f"needs {needed / 1e9:.1f} GB, but this machine has {memory_bytes() / 1e9:.1f} GB")
 
 
 def _imagined(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
@@ -38,12 +38,12 @@ def _imagined(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
     try:
         return DualHeadHNeRV(replace(config, dec_width=width), scene, width)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # TypeError: a size beyond 64 bits
-        raise _too_large("is larger than any machine") from error
+        raise _too_large("is too large for any machine") from error
 
 
 def _too_large(cause: str) -> UserError:
     return UserError(
-        f"the model {cause}: lower --modelsize or --dec-width, --embed-dim, --ks, --clip-hidden, --lower-width, "
+        f"the model {cause}: lower --modelsize, --dec-width, --embed-dim, --ks, --clip-hidden, --lower-width, "
         "--grid-knots or the strides"
     )
 
@@ -78,8 +78,8 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
 
     if size(1) > limit:
         raise UserError(
-            f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that embedding and "
-            "heads alone take: raise it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
+            f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that the embedding "
+            "and heads alone need: raise it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
         )
     low, high = 1, 2
     while size(high) <= limit and high < MAX_WIDTH:

@@ -77,7 +77,7 @@ class DualHeadHNeRV(nn.Module):
         """
         drawn, canvases = len(times), self.embedding.canvases
         codes = self.embedding(times if embedded is None else torch.cat([times, embedded]), frames)
-        assert embedded is None or len(codes) == drawn + len(embedded), "the encoder embeds frames alone"
+        assert embedded is None or len(codes) == drawn + len(embedded), "the encoder can only embed frames"
         features = self.decoder(codes.flatten(0, 1), None if embedded is None else drawn * canvases)
         rgb = self.rgb_head(features.last)
         if canvases > 1:

@@ -53,7 +53,7 @@ class Scene:
             found = sorted(set(data) ^ names) if isinstance(data, dict) else repr(data)
             raise UserError(f"the scene of this checkpoint does not fit this version: {found}")
         if fault := _fault(data):
-            raise UserError(f"the scene of this checkpoint is damaged ({fault}): take another one")
+            raise UserError(f"the scene of this checkpoint is damaged ({fault}): use another checkpoint")
         return cls(**{**data, "train": tuple(data["train"]), "val": tuple(data["val"])})
 
 
@@ -76,15 +76,15 @@ def _fault(data: dict) -> str:
         or max(*counts, data["clip_dim"]) > LARGEST
         or data["clip_dim"] < 0
     ):
-        return "its sizes"
+        return "invalid sizes"
     if type(data["fps"]) not in (int, float) or not 0 < data["fps"] < math.inf:
-        return "its frame rate"
+        return "invalid frame rate"
     for name in ("train", "val"):
         places = data[name]
         if not isinstance(places, list | tuple) or any(type(place) is not int for place in places):
-            return f"its {name} frames"
+            return f"invalid {name} frames"
         if list(places) != sorted(set(places)) or any(not 0 <= place < data["frames"] for place in places):
-            return f"its {name} frames"
+            return f"invalid {name} frames"
     return "" if data["train"] else "no training frames"
 
 
@@ -104,7 +104,7 @@ def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
         down = math.prod(model.enc_strides)
         if down != total:
             raise UserError(
-                f"the encoder divides frames by {down} and the decoder multiplies by {total}: "
+                f"the encoder downsamples frames by {down}, but the decoder upsamples by {total}: "
                 "make the product of --enc-strides equal to that of --dec-strides and --rgb-stride"
             )
     return multiple

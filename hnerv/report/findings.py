@@ -172,74 +172,78 @@ def _similar_anyway(run: RunData) -> str:
     found = run.values.get("Eval/Frame/train_clip_sim", 0.0)
     if head_ratio(run) < 1 or found < 0.85:
         return ""
-    return f"The CLIP head has learned all the same: the similarity of training frames is {found:.2f}."
+    return f"The CLIP head has learned anyway: similarity on training frames is {found:.2f}."
 
 
 head_ratio = while_learning("Train/Gradients/rgb_to_clip_ratio")
 
 RULES = (
     Rule(
-        "training PSNR, rise", "Train/PSNR", " dB", rise("Train/PSNR"), Range(low=3), Range(low=1),
-        "How much the best epoch is above the first.",
-        low="It is flat from the start: lower --lr.",
+        "rise in training PSNR", "Train/PSNR", " dB", rise("Train/PSNR"), Range(low=3), Range(low=1),
+        "PSNR of the best epoch minus that of the first.",
+        low="Training is flat from the start: lower --lr.",
     ),
     Rule(
-        "training PSNR, fall at the end", "Train/PSNR", " dB", fall("Train/PSNR"), Range(high=0.5), Range(high=1),
-        "How much the last epoch is below the best.",
-        high="It falls: lower --lr, or set --grad-clip.",
+        "drop in training PSNR after its best epoch", "Train/PSNR", " dB", fall("Train/PSNR"),
+        Range(high=0.5), Range(high=1),
+        "PSNR of the best epoch minus that of the last.",
+        high="PSNR drops before the end: lower --lr or set --grad-clip.",
     ),
     Rule(
         "generalisation gap", "Eval/Gap/psnr_gap", " dB", last("Eval/Gap/psnr_gap"), Range(high=3), Range(high=5),
-        "PSNR of the frames it trained on less that of unseen ones.",
-        high="The model memorises its frames: fewer --grid-knots (grid), or a split with more training frames.",
+        "PSNR of the training frames minus that of the unseen frames.",
+        high="The model memorises its training frames: set fewer --grid-knots (with --embedding grid) or use a "
+        "--data-split with more training frames.",
     ),
     Rule(
-        "worst unseen frame, under the mean of all", "Eval/PSNR_Stats/val_min", " dB", worst_below_mean,
-        Range(high=6), Range(high=10), "How far the worst unseen frame is below the mean unseen frame.",
-        high="One bad frame is often a scene cut at an unseen frame: look at it in the slider.",
+        "worst unseen frame, below the mean", "Eval/PSNR_Stats/val_min", " dB", worst_below_mean,
+        Range(high=6), Range(high=10), "Mean PSNR of the unseen frames minus that of the worst one.",
+        high="A single bad frame is often a scene cut at an unseen frame: look at that frame in hnerv report.",
     ),
     Rule(
         "similarity of unseen frames", "Eval/Frame/val_clip_sim", "", last("Eval/Frame/val_clip_sim"),
-        Range(low=0.85), Range(low=0.7), "Cosine of predicted and true embeddings, mean over unseen patches.",
-        low="Poor: more --clip-loss-weight, or a shorter --pixel-loss-warmup-epochs.",
+        Range(low=0.85), Range(low=0.7), "Cosine between predicted and true embeddings, mean over unseen patches.",
+        low="The CLIP head has learned too little: raise --clip-loss-weight or lower --pixel-loss-warmup-epochs.",
     ),
     Rule(
         "centred similarity of unseen frames", "Eval/Frame/val_clip_sim_centred", "",
         last("Eval/Frame/val_clip_sim_centred"), Range(low=0.5), Range(low=0.2),
-        "The same after the mean of the training targets is removed: what tells patches apart.",
-        low="The CLIP head says little more than the mean embedding of the video: a longer run, --clip-site, "
+        "The same cosine after removing the mean of the training targets, which all patches share.",
+        low="The CLIP head predicts little more than the mean embedding of the video: train longer, or change "
+        "--clip-site or --clip-hidden.",
+    ),
+    Rule(
+        "effective rank of the embeddings, relative to the targets", "Eval/Embedding/val_effective_rank", "", rank_kept,
+        Range(low=0.5), Range(low=0.2), "Effective rank of the predicted embeddings divided by that of the true ones.",
+        low="The predicted embeddings collapse: raise --clip-loss-weight, lower --pixel-loss-warmup-epochs or change "
         "--clip-hidden.",
     ),
     Rule(
-        "directions of the embeddings, share of the true ones", "Eval/Embedding/val_effective_rank", "", rank_kept,
-        Range(low=0.5), Range(low=0.2), "Effective rank of the predicted embeddings over that of the true ones.",
-        low="The CLIP head collapses: more --clip-loss-weight, a shorter --pixel-loss-warmup-epochs, --clip-hidden.",
-    ),
-    Rule(
         "gradient norm", "Train/Gradients/total_norm", "", while_learning("Train/Gradients/total_norm"),
-        Range(0.001, 100), Range(0.001, 100), "Median over the epochs with at least a tenth of the peak learning rate.",
-        low="It vanishes: raise --lr, or look for a loss that is already at its floor.",
-        high="It explodes: lower --lr, or set --grad-clip.",
+        Range(0.001, 100), Range(0.001, 100), "Median over the epochs at a tenth of the peak learning rate or more.",
+        low="Gradients vanish: raise --lr, or check whether a loss has already reached its floor.",
+        high="Gradients explode: lower --lr or set --grad-clip.",
     ),
     Rule(
-        "head ratio", "Train/Gradients/rgb_to_clip_ratio", "", head_ratio,
-        Range(0.1, 10), Range(0.1, 100), "Gradient norm of the RGB head over that of the CLIP head, likewise.",
+        "gradient ratio of RGB head to CLIP head", "Train/Gradients/rgb_to_clip_ratio", "", head_ratio,
+        Range(0.1, 10), Range(0.1, 100),
+        "Gradient norm of the RGB head divided by that of the CLIP head, median over the same epochs.",
         low="The CLIP head dominates the decoder: lower --clip-loss-weight.",
-        high="The CLIP head hardly learns: raise --clip-loss-weight.",
+        high="The CLIP head barely learns: raise --clip-loss-weight.",
         excuse=_similar_anyway,
     ),
     Rule(
-        "CLIP loss against pixel loss", "Train/Loss/clip_loss_weighted", "", clip_over_pixel,
-        Range(high=0.5), Range(high=1), "Weighted CLIP loss over pixel loss at the last epoch.",
-        high="The CLIP term drives the pixels: lower --clip-loss-weight.",
+        "weighted CLIP loss, relative to pixel loss", "Train/Loss/clip_loss_weighted", "", clip_over_pixel,
+        Range(high=0.5), Range(high=1), "Weighted CLIP loss divided by pixel loss at the last epoch.",
+        high="The CLIP loss competes with the pixel loss: lower --clip-loss-weight.",
     ),
     Rule(
-        "CLIP loss, share of its first value", "Train/Loss/clip_loss", "", clip_loss_kept,
-        Range(high=0.8), Range(high=0.95), "Its last value over its first one after warm-up.",
-        high="It stays near its first value: a longer run, --clip-site, --clip-hidden.",
+        "CLIP loss, relative to its first value", "Train/Loss/clip_loss", "", clip_loss_kept,
+        Range(high=0.8), Range(high=0.95), "Last value divided by the first one after warm-up.",
+        high="The CLIP loss barely decreases: train longer, or change --clip-site or --clip-hidden.",
     ),
 )  # fmt: skip
-"""The bounds of the README's «How to read the curves»."""
+"""The bounds of docs/tensorboard.md, «How to read the curves»."""
 
 
 def findings_of(run: RunData) -> list[Finding]:
@@ -262,22 +266,24 @@ def _circumstances(run: RunData) -> list[Finding]:
     found = []
     if run.epoch < run.epochs:
         state = f"{run.epoch} of {run.epochs} epochs"
-        found.append(Finding("note", "unfinished run", "", state, "", "The command that started it goes on."))
+        found.append(Finding("note", "unfinished run", "", state, "", "Run the same command to resume."))
     if run.record["targets"] is None:
-        found.append(Finding("note", "no CLIP head", "", "", "", "The run has pixels alone."))
+        found.append(Finding("note", "no CLIP head", "", "", "", "This run was trained on pixels only."))
     elif run.record["targets"]["kind"] != "clip":
         found.append(_not_clip(run))
     if not run.record["scene"]["val"]:
-        advice = "Nothing can be said on frames it has not seen: another --data-split leaves some out."
+        advice = "Generalisation cannot be measured: use a --data-split that leaves frames out of training."
         found.append(Finding("note", "no unseen frames", "", "", "", advice))
     if not run.values:
-        found.append(Finding("note", "no evaluation yet", "", "", "", f"python eval.py {run.folder} makes one."))
+        found.append(Finding("note", "no evaluation yet", "", "", "", f"Run python eval.py {run.folder}."))
     if run.record["scene"]["val"] and "encode" in (run.summary.get("unseen"), run.record["config"]["model"]["unseen"]):
-        advice = "Their figures are not those of unseen frames: eval.py --unseen interpolate measures these."
-        found.append(Finding("warning", "val frames that the encoder saw", "", "", "", advice))
+        advice = "Their results do not measure generalisation: run eval.py --unseen interpolate."
+        found.append(Finding("warning", "unseen frames were seen by the encoder", "", "", "", advice))
     if run.summary.get("same_pixels_as_trained_on") is False:
-        advice = "eval.py was given other frames than the run was trained on: give it the video of the run by --data."
-        found.append(Finding("warning", "other pixels", "", str(run.summary.get("video", "")), "", advice))
+        advice = "eval.py read different frames from those of training: pass the video of the run with --data."
+        found.append(
+            Finding("warning", "evaluated on different pixels", "", str(run.summary.get("video", "")), "", advice)
+        )
     return found
 
 
@@ -291,18 +297,25 @@ def _beside_baselines(run: RunData) -> list[Finding]:
         return []
     ours = centred[run.beside[0].name]
     best = max(rivals.values())
-    value = f"{ours:.3f} against {' and '.join(f'{number:.3f} of the {name}' for name, number in rivals.items())}"
-    advice = "" if ours > best else "Its bytes are better spent on a table: a longer run, --clip-hidden, --clip-site."
-    return [
-        Finding("good" if ours > best else "watch", "centred similarity beside the baselines", "", value, "", advice)
-    ]
+    value = f"{ours:.3f} versus {' and '.join(f'{number:.3f} ({name})' for name, number in rivals.items())}"
+    name = "centred similarity compared with the baselines"
+    if ours > best:
+        return [Finding("good", name, "", value, "", "")]
+    advice = (
+        "A baseline of at most the same size does as well or better: train longer, or change --clip-site or "
+        "--clip-hidden."
+    )
+    return [Finding("watch", name, "", value, "", advice)]
 
 
 def _not_clip(run: RunData) -> Finding:
     """A stand-in nobody asked for is a warning; what was asked for is worth a note."""
     if run.record["targets"]["kind"] == "file":
-        advice = "The similarities are to embeddings from a file, CLIP's only if that file is."
-        return Finding("note", "targets of a file", "", run.targets, "", advice)
+        advice = "The similarities are CLIP similarities only if the file holds CLIP embeddings."
+        return Finding("note", "targets from a file", "", run.targets, "", advice)
     asked = run.record["config"]["clip"]["clip_weights"] == "random"
-    advice = "No similarity of this run is CLIP's: make the hub reachable, or give --clip-weights FILE."
-    return Finding("note" if asked else "warning", "targets that are not CLIP", "", run.targets, "", advice)
+    advice = (
+        "The similarities of this run are not CLIP similarities: make the hub reachable or pass --clip-weights FILE, "
+        "and retrain."
+    )
+    return Finding("note" if asked else "warning", "targets are not CLIP embeddings", "", run.targets, "", advice)

@@ -64,9 +64,7 @@ def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> St
     segments, run = segments_of(run.folder), read_any(run.folder, run.name)
     parts = tuple(segments) if divided else ()
     if divided and (unbegun := len(parts_of(run.folder)) - len(parts)):
-        missing.insert(
-            0, f"{unbegun} of {unbegun + len(parts)} segments are not begun: give the training command again."
-        )
+        missing.insert(0, f"{unbegun} of {unbegun + len(parts)} segments not started: run the training command again.")
     if missing:
         return Story(run, [], missing[:MOST_SENTENCES], parts)
     chosen, shown = pick_frames(run.frames, wishes.frames, like), []
@@ -100,7 +98,7 @@ def _evaluated(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
     """The run with an evaluation of its checkpoint in its folder. Raises _Lacking."""
     checkpoint = run.folder / "checkpoints" / "latest.pt"
     if not checkpoint.is_file():
-        raise _Lacking(f"There is no {checkpoint}: the page has what training logged, and no pictures.")
+        raise _Lacking(f"{checkpoint} is missing: this page shows what training logged, without frames.")
     try:
         opened = _opened(run, wishes, first)
     except UserError as error:
@@ -113,16 +111,16 @@ def _evaluated(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
         if opened.model.clip_head is not None and not run.beside and first is None:
             add_to_summary(run.folder, run.summary, "semantics", as_dict(measure(opened, progress=True)))
     except UserError as error:
-        raise _Lacking(f"Its evaluation could not be kept: {error}") from error
+        raise _Lacking(f"The evaluation could not be saved: {error}") from error
     return opened
 
 
 def _without_model(run: RunData, error: UserError) -> str:
     """What the page lacks without the model and its video, and the way to it."""
-    way = f"Then again: hnerv report {run.folder} (--data and --clip-targets for a video and targets that moved)."
-    lacks = "no pictures of frames"
+    way = f"Then run hnerv report {run.folder} again, with --data or --clip-targets if the video or the targets moved."
+    lacks = "no frames to show"
     if not run.frames:
-        lacks += ", no numbers by frame and patch: eval.py has not been run"
+        lacks += " and no results per frame and patch, because eval.py has not been run"
     elif run.summary.get("epoch") != run.epoch:
-        lacks += f", and its numbers by frame and patch are those of epoch {run.summary.get('epoch')}"
+        lacks += f", and its results per frame and patch are those of epoch {run.summary.get('epoch')}"
     return f"This page has {lacks}. The model could not be opened with its video: {error}. {way}"

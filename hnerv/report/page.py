@@ -61,7 +61,7 @@ class Told(NamedTuple):
     missing: list[str]
     settings: dict[str, dict[str, str]]
     made: list[tuple[str, str]]
-    beside: Table | None
+    baselines: Table | None
     segments: Table | None
 
 
@@ -103,7 +103,7 @@ def save_page(path: Path, text: str) -> int:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): give another file by --out") from error
+        raise UserError(f"cannot write {path} ({error}): pass another file with --out") from error
     return len(data)
 
 
@@ -138,7 +138,7 @@ def _told(story: Story) -> Told:
         missing=story.missing,
         settings={name: {k: _plain(v) for k, v in knobs.items()} for name, knobs in run.settings().items()},
         made=_made(run),
-        beside=beside_table(run),
+        baselines=beside_table(run),
         segments=segments_table(story.segments),
     )
 
@@ -162,7 +162,7 @@ def beside_table(run: RunData) -> Table | None:
         return None
     shown = [name for name in BESIDE if any(name in values for row in run.beside for values in row.splits.values())]
     texts = [name for name in BESIDE if any(name in row.texts for row in run.beside)]
-    heads = ["bytes", *shown, *(f"texts: {name}" for name in texts)]
+    heads = ["bytes", *shown, *(f"text {name}" for name in texts)]
     rows = []
     for row in run.beside:
         cells = ["–" if row.size is None else f"{row.size:,}"]
@@ -170,9 +170,9 @@ def beside_table(run: RunData) -> Table | None:
         cells += [_shown(row.texts.get(name), "{:.3f}") for name in texts]
         rows.append((row.name, cells))
     found = run.summary["semantics"]
-    count = f" {found['queries']} texts were looked for." if texts else ""
-    note = f"Training / unseen frames, by eval.py at epoch {run.summary.get('epoch')}; the bytes of the head are "
-    return Table(heads, rows, f"{note}{found.get('head_bytes_are')}.{count}")
+    count = f" The text columns use {found['queries']} queries." if texts else ""
+    note = f"Each cell shows training / unseen frames, measured by eval.py at epoch {run.summary.get('epoch')}."
+    return Table(heads, rows, f"{note} The size of the CLIP head is {found.get('head_bytes_are')}.{count}")
 
 
 def short_targets(label: str, most: int = 64) -> str:
@@ -195,10 +195,10 @@ def _made(run: RunData) -> list[tuple[str, str]]:
     if isinstance(found.get("command"), list):
         found["command"] = command_line([str(word) for word in found["command"]])
     return [
-        ("video", f"{video['source']}, read by {video['reader']}"),
-        ("frames", f"{scene['frames']} of {scene['height']}x{scene['width']}, {scene['fps']:g} per second"),
-        ("split", f"{len(scene['train'])} for training, {len(scene['val'])} unseen"),
-        ("patches", f"{scene['rows']}x{scene['cols']} in a frame"),
+        ("video", f"{video['source']}, read with {video['reader']}"),
+        ("frames", f"{scene['frames']} of {scene['height']}x{scene['width']} pixels, {scene['fps']:g} frames/s"),
+        ("split", f"{len(scene['train'])} training, {len(scene['val'])} unseen"),
+        ("patches", f"{scene['rows']}x{scene['cols']} per frame"),
         ("CLIP targets", run.targets),
         ("trained", f"{run.epoch} of {run.epochs} epochs, evaluated at epoch {run.values_epoch}"),
         *((key, _plain(value)) for key, value in found.items() if value is not None),
@@ -228,32 +228,35 @@ BESIDE = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman"
 """Measures of `hnerv semantics` that the page shows."""
 
 GROUPS = (
-    ("Frame by frame", "The grey line joins the frames in time; unseen frames were not trained on.", frame_plots),
-    ("Patch by patch", "Where in the picture, and when, the model is better (bright) and worse (dark).", patch_plots),
-    ("Distributions", "Shares within a split: the splits differ in size.", distribution_plots),
+    ("Frame by frame", "The grey line connects frames in time order. Unseen frames were not trained on.", frame_plots),
+    ("Patch by patch", "Where in the frame, and when, the model does well (bright) or poorly (dark).", patch_plots),
+    ("Distributions", "Bars show shares within a split, because the splits differ in size.", distribution_plots),
 )
 """(title, lead, plots of a run)."""
 
 SPLIT_ROWS = (
-    ("PSNR of the frame, dB", "from the error of the whole 8-bit frame: the figure of the literature",
+    ("PSNR of the full frame, dB", "from the error of the full 8-bit frame, as reported in the literature",
      "Eval/Frame/{}_psnr_frame", "{:.2f}"),
-    ("PSNR, mean of patches, dB", "mean of the PSNR of each patch", "Eval/Frame/{}_psnr", "{:.2f}"),
-    ("worst frame, dB", "mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
-    ("MS-SSIM", "fewer than five scales in frames under 161 pixels", "Eval/Frame/{}_ms_ssim", "{:.4f}"),
-    ("similarity", "cosine with the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
-    ("similarity, centred", "the mean of the training targets removed", "Eval/Frame/{}_clip_sim_centred", "{:.3f}"),
-    ("retrieval agreement", "true embeddings that find their patch", "Eval/Frame/{}_clip_retrieval", "{:.1%}"),
+    ("PSNR, mean of patches, dB", "PSNR of each patch, averaged", "Eval/Frame/{}_psnr", "{:.2f}"),
+    ("worst frame, dB", "lowest PSNR of a frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
+    ("MS-SSIM", "fewer than five scales for frames smaller than 161 pixels", "Eval/Frame/{}_ms_ssim", "{:.4f}"),
+    ("similarity", "cosine to the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
+    ("centred similarity", "after removing the mean of the training targets",
+     "Eval/Frame/{}_clip_sim_centred", "{:.3f}"),
+    ("retrieval agreement", "share of true embeddings that retrieve their own patch",
+     "Eval/Frame/{}_clip_retrieval", "{:.1%}"),
 )  # fmt: skip
 """(label, help, tag with a place for the split, format)."""
 
 RUN_ROWS = (
-    ("generalisation gap, dB", "PSNR of training less unseen frames, mean of patches",
+    ("generalisation gap, dB", "training minus unseen PSNR, mean of patches",
      lambda run: run.values.get("Eval/Gap/psnr_gap"), "{:.2f}"),
     ("coded parameters", "decoder, heads and embeddings", coded_parameters, "{:,}"),
-    ("rate, bits per pixel", "an estimate at 8 bits per parameter, not the size of a file",
+    ("rate, bits per pixel", "estimated at 8 bits per parameter, not a file size",
      estimated_rate, "{:.4f}"),
-    ("decoding, frames/s", "on the machine that evaluated", lambda run: run.summary.get("decode_fps"), "{:.1f}"),
-    ("epochs", "trained", lambda run: run.epoch, "{}"),
-    ("evaluated at epoch", "whose model is measured here", lambda run: run.values_epoch or None, "{}"),
+    ("decoding speed, frames/s", "on the machine that ran the evaluation",
+     lambda run: run.summary.get("decode_fps"), "{:.1f}"),
+    ("epochs", "completed", lambda run: run.epoch, "{}"),
+    ("evaluated at epoch", "epoch that these results belong to", lambda run: run.values_epoch or None, "{}"),
 )  # fmt: skip
 """(label, help, number of a run, format)."""

@@ -54,11 +54,11 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel(
-        "PSNR over training", "PSNR, dB",
+        "PSNR during training", "PSNR, dB",
         (
             Line("Train/PSNR", "training, mean of patches"),
             Line("Eval/Frame/val_psnr", "unseen, mean of patches", "o"),
-            Line("Eval/Frame/val_psnr_frame", "unseen, of the frame", "s"),
+            Line("Eval/Frame/val_psnr_frame", "unseen, full frame", "s"),
         ),
     ),
     Panel(
@@ -72,7 +72,7 @@ PANELS = (
     ),
     Panel("CLIP loss", "1 - cosine", (Line("Train/Loss/clip_loss", "training"),), log=True),
     Panel(
-        "Similarity over training", "cosine",
+        "Similarity during training", "cosine",
         (
             Line("Eval/Frame/train_clip_sim", "training", "^"),
             Line("Eval/Frame/val_clip_sim", "unseen", "o"),
@@ -80,12 +80,12 @@ PANELS = (
         ),
     ),
     Panel(
-        "Generalisation gap", "dB", (Line("Eval/Gap/psnr_gap", "training less unseen PSNR", "o"),), band=(-math.inf, 3)
+        "Generalisation gap", "dB", (Line("Eval/Gap/psnr_gap", "training minus unseen PSNR", "o"),), band=(-math.inf, 3)
     ),
     Panel(
         "Gradient norms", "L2 norm",
         (
-            Line("Train/Gradients/total_norm", "all"),
+            Line("Train/Gradients/total_norm", "total"),
             Line("Train/Gradients/decoder_norm", "decoder"),
             Line("Train/Gradients/rgb_head_norm", "RGB head"),
             Line("Train/Gradients/clip_head_norm", "CLIP head"),
@@ -93,11 +93,11 @@ PANELS = (
         log=True,
     ),
     Panel(
-        "Gradient of the RGB head over that of the CLIP head", "ratio",
-        (Line("Train/Gradients/rgb_to_clip_ratio", "RGB over CLIP"),), log=True, band=(0.1, 10),
+        "Gradient ratio of RGB head to CLIP head", "ratio of L2 norms",
+        (Line("Train/Gradients/rgb_to_clip_ratio", "RGB head / CLIP head"),), log=True, band=(0.1, 10),
     ),
     Panel(
-        "Directions that the embeddings use", "effective rank",
+        "Effective rank of the embeddings", "effective rank",
         (
             Line("Eval/Embedding/val_effective_rank", "unseen, predicted", "o"),
             Line("Eval/Embedding/val_target_rank", "unseen, true", "s"),
@@ -106,13 +106,13 @@ PANELS = (
         ),
     ),
     Panel(
-        "Spikes of the loss", "greatest over median step", (Line("Train/Stability/spike_ratio", "last 256 steps"),),
+        "Loss spikes", "largest / median step loss", (Line("Train/Stability/spike_ratio", "last 256 steps"),),
     ),
     Panel(
-        "Speed", "patches per second", (Line("Train/Performance/patches_per_second", "training"),),
+        "Training speed", "patches/s", (Line("Train/Performance/patches_per_second", "training"),),
     ),
     Panel("Learning rate", "learning rate", (Line("Train/learning_rate", "last step of the epoch"),)),
-    Panel("Time of an epoch", "seconds", (Line("Train/Performance/epoch_seconds", "all of its steps"),)),
+    Panel("Epoch time", "seconds", (Line("Train/Performance/epoch_seconds", "all steps"),)),
 )  # fmt: skip
 
 SPLITS = ((True, "training", COLOURS[0], "."), (False, "unseen", COLOURS[1], "D"))
@@ -127,11 +127,11 @@ def training_plots(runs: list[RunData]) -> list[Plot]:
 def frame_plots(run: RunData) -> list[Plot]:
     """PSNR, MS-SSIM and similarity over the frames, training and unseen marked."""
     columns = [
-        ("psnr", "PSNR of each frame, mean of its patches", "PSNR, dB"),
-        ("ms_ssim", "MS-SSIM of each frame", "MS-SSIM"),
+        ("psnr", "PSNR per frame, mean of patches", "PSNR, dB"),
+        ("ms_ssim", "MS-SSIM per frame", "MS-SSIM"),
     ]
-    columns += [("clip_sim", "Similarity of each frame", "cosine")]
-    columns += [("clip_sim_centred", "Centred similarity of each frame", "centred cosine")]
+    columns += [("clip_sim", "Similarity per frame", "cosine")]
+    columns += [("clip_sim_centred", "Centred similarity per frame", "centred cosine")]
     return [_over_frames(run.frames, *column) for column in columns if _has(run.frames, column[0])]
 
 
@@ -301,7 +301,7 @@ def _patches_over_time(patches: list[Row], column: str, title: str, unit: str) -
         axes.grid(False)
         axes.set_ylim(len(table) - 0.5, -0.5)
         axes.set_yticks(range(0, len(table), max(1, len(table) // 8)))
-        axes.set_xlabel("measured frame, in order" + (" (triangles: unseen)" if unseen else ""))
+        axes.set_xlabel("evaluated frame, in order" + (" (triangles: unseen)" if unseen else ""))
         axes.set_ylabel("patch, row by row")
         axes.figure.colorbar(image, ax=axes, label=unit)
 
@@ -321,13 +321,13 @@ def _histogram(rows: list[Row], column: str, title: str, axis: str, what: str) -
             if len(mine := values[seen]):
                 shares = np.full(len(mine), 100 / len(mine))
                 style = {"histtype": "stepfilled", "alpha": 0.35} if seen else {"histtype": "step", "lw": 1.8}
-                axes.hist(mine, edges, weights=shares, color=colour, label=f"{label}, {len(mine)}", **style)
+                axes.hist(mine, edges, weights=shares, color=colour, label=f"{label} ({len(mine)})", **style)
         axes.set_xlabel(axis)
         axes.set_ylabel(f"share of {what}, %")
         _legend(axes)
 
     words = "; ".join(
-        f"{label}: mean {values[seen].mean():.4g}, deviation {values[seen].std():.3g}"
+        f"{label}: mean {values[seen].mean():.4g}, standard deviation {values[seen].std():.3g}"
         for seen, label, *_ in SPLITS
         if len(values[seen])
     )

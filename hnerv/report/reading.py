@@ -92,7 +92,7 @@ def read_run(folder: Path, name: str = "") -> RunData:
 
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not the folder of a run, it has no config.json: give output/NAME")
+        raise UserError(f"{folder} is not a run folder (it has no config.json): pass output/NAME")
     record = read_json(path)
     check_record(path, record)
     curves = read_curves(folder / "metrics.jsonl")
@@ -124,7 +124,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or delete it") from error
+        raise UserError(f"{path} cannot be read ({error}): restore or delete it") from error
     curves: dict[str, Curve] = {}
     for number, line in enumerate(lines[:-1], start=1):
         record = _record(path, number, line)
@@ -157,7 +157,7 @@ def _record(path: Path, number: int, line: str) -> dict:
 def _summary(path: Path) -> dict:
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no summary of eval.py: delete it, and run eval.py again")
+        raise UserError(f"{path} is not a summary written by eval.py: delete it and run eval.py again")
     return found
 
 
@@ -166,7 +166,7 @@ def _beside(path: Path, summary: dict) -> tuple[Beside, ...]:
     try:
         return tuple(_beside_row(row) for row in summary.get("semantics", {"rows": ()})["rows"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged at 'semantics': delete it, and run eval.py again") from error
+        raise UserError(f"{path} is damaged at 'semantics': delete it and run eval.py again") from error
 
 
 def _beside_row(row: dict) -> Beside:
@@ -195,7 +195,7 @@ def _rows(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             return [_row(cells) for cells in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and run eval.py again") from error
+        raise UserError(f"{path} is damaged ({error}): delete it and run eval.py again") from error
 
 
 def _row(cells: dict[str, str]) -> Row:

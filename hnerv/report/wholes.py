@@ -27,7 +27,7 @@ def segments_of(folder: Path) -> list[Segment]:
     """Of a run in segments those that were begun, in order; of any other the run itself. Raises UserError."""
     begun = [part for part in parts_of(folder) if not part.count or (part.path / "config.json").is_file()]
     if not begun:
-        raise UserError(f"no segment of {folder} was begun yet: give the training command first")
+        raise UserError(f"no segment of {folder} has been started: run the training command first")
     return [Segment(part.first, read_run(part.path)) for part in begun]
 
 

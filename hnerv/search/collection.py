@@ -110,16 +110,16 @@ def open_collection(folder: Path, device: torch.device) -> Collection:
     """
     paths = [path.relative_to(folder).as_posix() for path in members_of(folder)]
     if not paths:
-        raise UserError(f"{folder} holds no .hnerv file and no run with a checkpoint: give a folder that does")
+        raise UserError(f"{folder} contains no .hnerv file and no run with a checkpoint: pass a folder that does")
     faiss_library()
     place, stored = _kept(folder)
     before = _members(stored) if stored else []
     members = _looked_at(folder, paths, before, device)
     for member in members:
         if member.fault:
-            _log.warning("%s is left out: %s", folder / member.path, member.fault)
+            _log.warning("skipping %s: %s", folder / member.path, member.fault)
     if all(member.fault for member in members):
-        raise UserError(f"none of the {len(paths)} models under {folder} can be searched: see why above")
+        raise UserError(f"none of the {len(paths)} models under {folder} can be searched: fix the causes given above")
     if members != before:
         place, stored = _written(folder, _updated(folder, place, stored, members, device))
     held = sorted((member for member in _members(stored) if not member.fault), key=lambda member: member.first)
@@ -152,7 +152,7 @@ def _kept(folder: Path) -> tuple[Path, Stored | None]:
         except FileNotFoundError:
             continue
         except (Damaged, OSError) as error:
-            _log.warning("the index %s is not usable (%s) and is built anew", place, error)
+            _log.warning("the index %s is unusable (%s); rebuilding it", place, error)
     return places[0], None
 
 
@@ -207,7 +207,8 @@ def _of_one_teacher(members: Sequence[Member]) -> list[Member]:
     most, found = max(counts, key=counts.get, default=""), []
     for member in members:
         if member.teacher and member.teacher != most:
-            member = member._replace(first=-1, fault=f"it imitates {member.teacher}, most here {most}")
+            fault = f"its targets are from {member.teacher}, most here are from {most}"
+            member = member._replace(first=-1, fault=fault)
         found.append(member._replace(fault="") if member.teacher == most and most else member)
     return found
 
@@ -283,10 +284,10 @@ def _rows(folder: Path, member: Member, device: torch.device) -> np.ndarray:
 def _opened(folder: Path, member: Member, device: torch.device) -> Index:
     path = folder / member.path
     if is_segmented(path) and _digest(path) != member.digest:
-        raise UserError(f"{path} has changed while it was read: search again")
+        raise UserError(f"{path} changed while it was being read: run the search again")
     index = open_index(path, device) if is_segmented(path) else map_index(checkpoint_of(path), member.digest, device)
     if index.embeddings.shape[:2] != (member.frames, member.patches):
-        raise UserError(f"{folder / member.path} has changed while it was read: search again")
+        raise UserError(f"{folder / member.path} changed while it was being read: run the search again")
     return index
 
 
@@ -298,5 +299,5 @@ def _written(folder: Path, stored: Stored) -> tuple[Path, Stored]:
             return place, read_vectors(place)
         except (OSError, Damaged) as error:
             cause = error
-    _log.warning("the index is not kept, %s cannot be written (%s): set HNERV_CACHE", place, cause)
+    _log.warning("the index is not saved, %s cannot be written (%s): set HNERV_CACHE to another folder", place, cause)
     return place, stored

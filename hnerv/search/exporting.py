@@ -27,7 +27,7 @@ def write_embeddings(path: Path, index: Index) -> None:
         "time": frame.double() / scene.fps,
     }
     facts = {
-        "encoder": f"predicted by the CLIP head of {index.path.name}, which imitates {index.targets}",
+        "encoder": f"predicted by the CLIP head of {index.path.name}, trained on {index.targets}",
         "grid": f"{scene.rows}x{scene.cols}",
         "frame_size": f"{scene.height}x{scene.width}",
         "fps": repr(scene.fps),
@@ -37,4 +37,4 @@ def write_embeddings(path: Path, index: Index) -> None:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another -o, or free space") from error
+        raise UserError(f"cannot write {path} ({error}): choose another path with -o or free disk space") from error

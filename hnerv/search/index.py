@@ -114,9 +114,9 @@ def _digest(path: Path) -> str:
     try:
         return sha256_of(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: give a .hnerv file, a checkpoint or the folder of a run") from None
+        raise UserError(f"{path}: no such file: pass a .hnerv file, a checkpoint or a run folder") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that may be read") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): pass a readable file") from error
 
 
 def _compute(path: Path, device: torch.device) -> Index:
@@ -150,7 +150,7 @@ def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
         count, *shape = part.embeddings.shape
         whole, record = (torch.empty(frames, *shape), part.record) if whole is None else (whole, record)
         if at + count > frames or whole.shape[1:] != part.embeddings.shape[1:]:
-            raise UserError(f"the segments of {path} do not go together: encode or train it again")
+            raise UserError(f"the segments of {path} do not match: encode or train it again")
         whole[at : at + count] = part.embeddings
         at += count
         scenes.append(part.scene)
@@ -163,7 +163,7 @@ def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
 
 def _check_head(path: Path, record: dict) -> None:
     if not record["targets"]:
-        raise UserError(f"{path} has no CLIP head, so nothing in it can be searched: train a run with CLIP targets")
+        raise UserError(f"{path} has no CLIP head and cannot be searched: train a run with CLIP targets")
 
 
 def _read(place: Path, path: Path, digest: str, check: bool = True) -> Index | None:
@@ -176,12 +176,12 @@ def _read(place: Path, path: Path, digest: str, check: bool = True) -> Index | N
         if (facts["version"], facts["source"]) != (str(INDEX_VERSION), digest):
             return None
         if check and facts["checksum"] != _checksum(embeddings, facts["record"]):
-            raise ValueError("its checksum is wrong")
+            raise ValueError("wrong checksum")
         return Index(path, embeddings, json.loads(facts["record"]))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        _log.warning("the index %s is damaged (%s) and is computed anew", place, error)
+        _log.warning("the index %s is damaged (%s); recomputing it", place, error)
         return None
 
 
@@ -200,7 +200,9 @@ def _write(places: tuple[Path, Path], index: Index, digest: str) -> None:
             return
         except OSError as error:
             cause = error
-    _log.warning("the index is not kept, %s cannot be written (%s): set HNERV_CACHE", places[-1], cause)
+    _log.warning(
+        "the index is not saved, %s cannot be written (%s): set HNERV_CACHE to another folder", places[-1], cause
+    )
 
 
 def _checksum(embeddings: Tensor, text: str) -> str:

@@ -95,7 +95,7 @@ def heat_map(path: Path, index: Index, scores: np.ndarray, title: str, device: t
         text = f"{patch}: {scores[frame, patch]:.4f}, z {z[frame, patch]:.2f}"
         pen.text((left + 8, top + 6), text, font=_font(), fill=_INK, stroke_width=2, stroke_fill=(0, 0, 0))
     _outline(image, scene.grid.origin_of(int(scores[frame].argmax())), scene.grid.patch_size, scale)
-    caption = f"{time_code(int(frame), scene.fps)}, frame {frame}; colours: {low:.4f} to {high:.4f} in this video"
+    caption = f"{time_code(int(frame), scene.fps)}, frame {frame}; colour scale of this video: {low:.4f} to {high:.4f}"
     sheet = _sheet([(image, caption)], title)
     _legend(sheet)
     _save(path, sheet)
@@ -175,4 +175,4 @@ def _save(path: Path, image: Image.Image) -> None:
         with replacing(path) as file:
             file.write(data.getvalue())
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): choose another place, or free space") from error
+        raise UserError(f"cannot write {path} ({error}): choose another path or free disk space") from error

@@ -34,7 +34,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 }
 """--prompts -> the sentences that a text is put into; their embeddings are averaged."""
 
-_ELSE = "search by --embedding FILE.safetensors:FRAME,PATCH"
+_ELSE = "search with --embedding FILE.safetensors:FRAME,PATCH"
 
 
 class Query(NamedTuple):
@@ -73,8 +73,8 @@ class Encoder:
         self._check_file()
         if self.targets["kind"] == "random":
             raise UserError(
-                f"{self.index.path} imitates a RANDOM encoder, to which a text means nothing: search by --image FILE, "
-                "or train on CLIP's targets"
+                f"the targets of {self.index.path} are from a RANDOM encoder, for which text has no meaning: search "
+                "with --image FILE or train on CLIP targets"
             )
 
     def teacher(self) -> Teacher:
@@ -86,7 +86,8 @@ class Encoder:
     def _check_file(self) -> None:
         if self.targets["kind"] == "file":
             raise UserError(
-                f"{self.index.path} imitates {self.targets['source']}, whose encoder is not known here: {_ELSE}"
+                f"the targets of {self.index.path} are from {self.targets['source']}, and their encoder is unknown: "
+                f"{_ELSE}"
             )
 
     def _spec(self) -> Weights:
@@ -103,8 +104,8 @@ class Encoder:
             if Path(place.removeprefix("local-dir:")).exists():
                 return self._matching(place)
         raise UserError(
-            f"{self.index.path} imitates {self.targets['source']}, whose weights are not at {typed}: give "
-            f"--clip-weights FILE, or {_ELSE}"
+            f"the targets of {self.index.path} are from {self.targets['source']}, but its weights are not at {typed}: "
+            f"pass --clip-weights FILE or {_ELSE}"
         )
 
     def _matching(self, weights: str) -> Weights:
@@ -116,8 +117,8 @@ class Encoder:
             spec = identify(weights, self.targets["model"], seed)  # under its new name nothing tells the activation
         if ours != theirs or _shape(spec.model) != _shape(self.targets["model"]):
             raise UserError(
-                f"{self.index.path} imitates {self.targets['source']} ({self.targets['weights']}), --clip-weights "
-                f"{weights} is {spec.weights} of {spec.model}: give the former"
+                f"the targets of {self.index.path} are from {self.targets['source']} ({self.targets['weights']}), but "
+                f"--clip-weights {weights} is {spec.weights} of {spec.model}: pass the weights of the targets"
             )
         return spec
 
@@ -126,8 +127,8 @@ class Encoder:
             return locate(spec, 0, fall_back=False) if spec.repo else spec
         except UserError as error:
             raise UserError(
-                f"{self.index.path} imitates {spec.source}, whose weights are not in the Hugging Face cache, and "
-                f"{error.__cause__}: make the hub reachable, or {_ELSE}"
+                f"the targets of {self.index.path} are from {spec.source}, but its weights are not in the Hugging Face "
+                f"cache, and {error.__cause__}: make the hub reachable or {_ELSE}"
             ) from error
 
 
@@ -136,7 +137,7 @@ def read_image(path: Path) -> Tensor:
     from hnerv.video.images import read_images
 
     if not path.is_file():
-        raise UserError(f"--image {path}: no such file: give a PNG or JPEG file")
+        raise UserError(f"--image {path}: no such file: pass a PNG or JPEG file")
     (pixels,) = read_images([path])
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
@@ -148,31 +149,31 @@ def embedding_query(text: str, dim: int) -> Query:
     match = re.fullmatch(r"(.+?)(?::(\d+),(\d+))?", text, flags=re.ASCII)
     flag = f"--embedding {text}"
     if not match:
-        raise UserError(f"{flag} is not FILE.safetensors or FILE.safetensors:FRAME,PATCH")
+        raise UserError(f"{flag} must be FILE.safetensors or FILE.safetensors:FRAME,PATCH")
     try:
         with safe_open(match[1], "pt") as file:
             embeddings = file.get_tensor("embeddings").float()
     except (SafetensorError, OSError) as error:
         cause = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(f"{flag} cannot be read ({cause}): give a safetensors file with 'embeddings'") from error
+        raise UserError(f"{flag} cannot be read ({cause}): pass a safetensors file with 'embeddings'") from error
     if match[2] is not None:
         vector = _picked(flag, embeddings, int(match[2]), int(match[3]))
     elif embeddings.dim() and embeddings.numel() == embeddings.shape[-1]:
         vector = embeddings.flatten()
     else:
-        raise UserError(f"{flag} holds {tuple(embeddings.shape)}, more than one: add :FRAME,PATCH")
+        raise UserError(f"{flag} has shape {tuple(embeddings.shape)}, more than one vector: add :FRAME,PATCH")
     norm = vector.norm()
     if len(vector) != dim or not norm.isfinite() or norm == 0:
         raise UserError(
-            f"{flag} is no direction among embeddings of {dim} dimensions (it has {len(vector)}, of norm "
-            f"{norm.item():.3g}): give one of the same encoder"
+            f"{flag} cannot be compared with embeddings of {dim} dimensions (it has {len(vector)} and norm "
+            f"{norm.item():.3g}): pass a vector from the same encoder"
         )
     return Query(text.replace(match[1], Path(match[1]).name, 1), vector / norm)
 
 
 def _picked(flag: str, embeddings: Tensor, frame: int, patch: int) -> Tensor:
     if embeddings.dim() != 3 or frame >= embeddings.shape[0] or patch >= embeddings.shape[1]:
-        raise UserError(f"{flag}: 'embeddings' is {tuple(embeddings.shape)}: give frame and patch within that")
+        raise UserError(f"{flag}: 'embeddings' has shape {tuple(embeddings.shape)}: pass a frame and a patch within it")
     return embeddings[frame, patch]
 
 

@@ -79,7 +79,7 @@ def faiss_library():
     try:
         import faiss
     except ImportError:
-        raise UserError("a search over many videos needs FAISS: pip install -e '.[fleet]'") from None
+        raise UserError("searching a folder of videos needs FAISS: run pip install -e '.[fleet]'") from None
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss
 
@@ -189,16 +189,16 @@ def read_vectors(path: Path, mapped: bool = True) -> Stored:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < _FOOTER.size:
-            raise Damaged("it is cut short")
+            raise Damaged("truncated")
         file.seek(size - _FOOTER.size)
         magic, version, own, head, dim, count, checksum = _FOOTER.unpack(file.read())
         sums = 8 * dim * (dim + 1)
         if magic != _MAGIC or not head <= own <= size - _FOOTER.size - sums:
-            raise Damaged("its end is missing")
+            raise Damaged("its footer is missing")
         if version != VERSION:
-            raise Damaged(f"it is of version {version}")
+            raise Damaged(f"unsupported version {version}")
         if _checksum(file, head, own, size - _FOOTER.size) != checksum:
-            raise Damaged("its checksum is wrong")
+            raise Damaged("wrong checksum")
         file.seek(own)
         total, outer = np.frombuffer(file.read(8 * dim)), np.frombuffer(file.read(8 * dim * dim)).reshape(dim, dim)
         table = json.loads(file.read(size - _FOOTER.size - sums - own))
@@ -207,7 +207,7 @@ def read_vectors(path: Path, mapped: bool = True) -> Stored:
     except RuntimeError as error:
         raise Damaged(str(error).splitlines()[0]) from error
     if (index.ntotal, index.d) != (count, dim):
-        raise Damaged("it was replaced meanwhile")
+        raise Damaged("replaced while it was being read")
     if mapped:
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = torch.get_num_threads()
     return Stored(index, Moments(count, total, outer), table)

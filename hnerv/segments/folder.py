@@ -79,16 +79,18 @@ def read_plan(path: Path) -> Plan:
     data = read_json(path)
     try:
         if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
+            raise ValueError(f"format {data['format']}, but this version reads {FORMAT}")
         wishes = Wishes(**{key: data[f"segment_{key}"] for key in Wishes._fields})
         segments = tuple(Segment(**row) for row in data["segments"])
         if [type(value) for value in wishes] != [int, bool, str] or wishes.init not in SEGMENT_INITS:
-            raise ValueError("its wishes")
+            raise ValueError("invalid segment settings")
         _check(data["frames"], segments)
         if type(data["total"]) is not int:
-            raise ValueError("its frames")
+            raise ValueError("invalid total of frames")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no plan of segments ({error}): restore it, or start another --exp-id") from error
+        raise UserError(
+            f"{path} is not a segment plan ({error}): restore it, or start a run with another --exp-id"
+        ) from error
     return Plan(wishes, data["frames"], data["total"], segments)
 
 
@@ -97,12 +99,12 @@ def _check(frames: object, segments: tuple[Segment, ...]) -> None:
     at = 0
     for number, segment in enumerate(segments):
         if [type(value) for value in segment] != [int, str, int, int] or segment[0::2] != (number, at):
-            raise ValueError(f"its segment {number}")
+            raise ValueError(f"segment {number} is invalid")
         if segment.count < 1:
-            raise ValueError(f"its segment {number} has no frames")
+            raise ValueError(f"segment {number} has no frames")
         at += segment.count
     if not isinstance(frames, str) or not segments:
-        raise ValueError("it has no segments")
+        raise ValueError("no segments")
 
 
 def targets_of(name: str, first: int, count: int) -> str:

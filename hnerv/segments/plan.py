@@ -57,11 +57,11 @@ def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False) -
     total = frame_count(data, frames)
     chosen = slice_positions(frames, total)
     if not chosen:
-        raise UserError(f"--frames {frames!r} selects no frame of {data}: give a wider start:stop:step")
+        raise UserError(f"--frames {frames!r} selects no frames of {data}: pass a wider start:stop:step")
     if not seeks(data):
         _log.warning(
-            "%s cannot be read from its middle: every segment decodes all that is before it; ffmpeg -i %s -c copy "
-            "out.mkv may mend that", data, data,
+            "%s cannot be decoded from its middle, so every segment decodes all frames before it; ffmpeg -i %s -c copy "
+            "out.mkv may fix that", data, data,
         )  # fmt: skip
     cuts = find_cuts(data, chosen, progress) if wishes.scenes else []
     return Plan(wishes, frames, total, divide(chosen, wishes.frames, cuts))

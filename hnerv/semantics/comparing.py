@@ -83,7 +83,7 @@ def compare(
     """
     model = run.model.eval()
     if model.clip_head is None:
-        raise UserError(f"{run.checkpoint} has no CLIP head: train without --clip-weights none, and give its targets")
+        raise UserError(f"{run.checkpoint} has no CLIP head: train with CLIP targets, not --clip-weights none")
     train, frames = torch.tensor(model.scene.train), model.scene.frames
     truth = run.store.clip(torch.arange(frames)).cpu()
     size = head_bytes or estimated_bytes(model)
@@ -96,14 +96,14 @@ def compare(
     if pca := pca_table(truth, train, size):
         rivals.append(_Rival(PCA, pca.table.embeddings, pca.table.size, pca.table.macs / 1e9))
         notes.append(
-            f"{PCA}: {pca.components} components of the true training embeddings, {pca.bits} bits a coefficient, "
-            f"{pca.basis_bits} a number of the basis, the best pair; unseen frames interpolate its entries"
+            f"{PCA}: {pca.components} components of the true training embeddings, {pca.bits} bits per coefficient "
+            f"and {pca.basis_bits} per basis entry (the best pair); for unseen frames the table is interpolated"
         )
     else:
-        notes.append(f"{PCA}: not one component fits into {size:,} bytes")
+        notes.append(f"{PCA}: left out because no component fits into {size:,} bytes")
     if made.encoder is not None:
         rivals.append(_Rival(ENCODER, made.encoder, 0, _gmac_of_encoder(model, teacher)))
-        notes.append(f"{ENCODER}: the encoder itself, which a reader must have, is not counted in bytes")
+        notes.append(f"{ENCODER}: bytes do not include the encoder, which must be available at decoding")
     rows = [_row(rival, truth, model, texts) for rival in rivals]
     count = 0 if texts is None else len(texts)
     notes.extend(_TEXT_NOTES if count else ())
@@ -111,17 +111,19 @@ def compare(
 
 
 _FIXED_NOTES = (
-    f"{MEAN}: the same for every patch, so it ranks nothing",
-    f"{NEIGHBOURS}: blends of the true embeddings of the two nearest training frames, uncompressed: a bar, not a rival",
+    f"{MEAN}: the same embedding for every patch, so it cannot rank patches",
+    f"{NEIGHBOURS}: true embeddings of the two nearest training frames, interpolated and uncompressed: a reference "
+    "point, not a competitor",
 )
 _TEXT_NOTES = (
-    "text queries: found is the patch that is nearest by the true embeddings, or the same patch of a frame beside it",
+    "text queries: a hit is the patch with the true embedding nearest to the text, or the same patch in an adjacent "
+    "frame",
 )
 
 
 def _bytes_note(measured: bool) -> str:
-    what = "its section of the file" if measured else f"an estimate, {ESTIMATED_BITS} bits a parameter"
-    return f"{HEAD}: bytes are {what}; the stages below it are there for the pixels and are not counted"
+    what = "the size of its section in the file" if measured else f"estimated at {ESTIMATED_BITS} bits per parameter"
+    return f"{HEAD}: bytes are {what}; the decoder stages below it serve the pixels and are not counted"
 
 
 def estimated_bytes(model: DualHeadHNeRV) -> int:

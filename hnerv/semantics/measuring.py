@@ -27,7 +27,7 @@ def measure(run: OpenedRun, queries: Sequence[str] = (), progress: bool = False)
     there is no CLIP head.
     """
     if run.model.clip_head is None:
-        raise UserError(f"{run.checkpoint} has no CLIP head: train without --clip-weights none, and give its targets")
+        raise UserError(f"{run.checkpoint} has no CLIP head: train with CLIP targets, not --clip-weights none")
     at_hand = _at_hand(run, list(queries) or default_queries())
     found = compare(run, _head_bytes(run), at_hand.teacher, at_hand.texts, progress)
     found.notes.extend(at_hand.notes)
@@ -45,15 +45,15 @@ class _AtHand(NamedTuple):
 def _at_hand(run: OpenedRun, queries: list[str]) -> _AtHand:
     targets, clip = run.record["targets"], run.config.clip
     if targets["kind"] == "file":
-        why = "left out, the targets come from a file and not from an encoder that is at hand"
+        why = "left out because the targets come from a file and their encoder is not available"
         return _AtHand(None, None, [f"{ENCODER}: {why}", f"{TEXTS}: {why}"])
     try:
         device = next(run.model.parameters()).device
         teacher = load_teacher(clip.clip_weights, clip.clip_model, device, run.config.train.seed)
     except UserError as error:
-        return _AtHand(None, None, [f"{ENCODER}: left out, {error}", f"{TEXTS}: left out, there is no encoder"])
+        return _AtHand(None, None, [f"{ENCODER}: left out, {error}", f"{TEXTS}: left out because there is no encoder"])
     if teacher.kind != "clip":
-        return _AtHand(teacher, None, [f"{TEXTS}: left out, a text means nothing to the RANDOM encoder"])
+        return _AtHand(teacher, None, [f"{TEXTS}: left out because text has no meaning for the RANDOM encoder"])
     return _AtHand(teacher, torch.cat([teacher.encode_text([text]).cpu() for text in queries]), [])
 
 

@@ -19,9 +19,11 @@ def read_queries(path: Path) -> list[str]:
         found = _lines(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         cause = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(f"--queries {path} cannot be read ({cause}): give a text file, a query on each line") from error
+        raise UserError(
+            f"--queries {path} cannot be read ({cause}): pass a text file with one query per line"
+        ) from error
     if not found:
-        raise UserError(f"--queries {path} holds no query: write one on each line")
+        raise UserError(f"--queries {path} contains no queries: write one per line")
     return found
 
 

@@ -23,7 +23,7 @@ def text_of(comparison: Comparison) -> str:
     if comparison.queries:
         cells = {row.name: row.texts for row in comparison.rows if row.texts}
         blocks.append(_block(f"{comparison.queries} text queries", comparison, cells))
-    notes = "\n".join((*comparison.notes, f"the targets: {comparison.targets}"))
+    notes = "\n".join((*comparison.notes, f"targets: {comparison.targets}"))
     return "\n\n".join((*blocks, notes))
 
 

@@ -157,7 +157,8 @@ class RunLogger(NullLogger):
             files = _log_files(self.events, self.metrics)
         except OSError as error:
             raise RunError(
-                f"cannot write beside {self.events} ({error}); what was saved is intact: mend it, then the same command"
+                f"cannot write logs to {self.events} ({error}); what was saved is intact: fix the folder, then run "
+                "the same command"
             ) from error
         for path in files:
             with contextlib.suppress(OSError):  # it may vanish at any time
@@ -194,7 +195,7 @@ class RunLogger(NullLogger):
             call(*values)
         except Exception as error:
             if not self._warned:
-                logging.getLogger("hnerv").warning("logging to %s failed, the run goes on: %s", self.events, error)
+                logging.getLogger("hnerv").warning("logging to %s failed; the run continues: %s", self.events, error)
             self._warned = True
 
 

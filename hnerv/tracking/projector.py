@@ -60,7 +60,7 @@ def _config() -> bytes:
 
     config = ProjectorConfig()
     embedding = config.embeddings.add(
-        tensor_name="embeddings of the patches",
+        tensor_name="patch embeddings",
         tensor_path="projector/vectors.tsv",
         metadata_path="projector/metadata.tsv",
     )

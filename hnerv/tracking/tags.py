@@ -49,7 +49,7 @@ def read_table(text: str) -> dict[str, Tag]:
     for number, line in enumerate(text.split("\n")[1:], start=2):
         cells = line.split("\t")
         if line and not (len(cells) == len(Tag._fields) and all(cells) and cells[1] in KINDS and cells[0] not in found):
-            raise UserError(f"line {number} of the table of tags is no row of it: restore hnerv/tracking/tags.tsv")
+            raise UserError(f"line {number} of the tag table is not a valid row: restore hnerv/tracking/tags.tsv")
         if line:
             found[cells[0]] = Tag(*cells)
     return found
@@ -64,7 +64,7 @@ def tag_of(name: str, kind: str) -> Tag:
     """The row of a tag. Raises KeyError for a name that the table does not hold, or holds as another kind."""
     tag = tags().get(name) or next((t for t in _templates() if re.fullmatch(t.pattern, name)), None)
     if tag is None:
-        raise KeyError(f"{name} is not in the table of tags")
+        raise KeyError(f"{name} is not in the tag table")
     if tag.kind != kind:
         raise KeyError(f"{name} is a {tag.kind}, not a {kind}")
     return tag
@@ -73,9 +73,3 @@ def tag_of(name: str, kind: str) -> Tag:
 def split_label(name: str, unseen: str) -> str:
     """'train' or 'val' -> what outputs call the split; val frames that the encoder saw (`--unseen encode`) say so."""
     return "val-encoded" if name == "val" and unseen == "encode" else name
-
-
-def markdown() -> str:
-    """The table as it stands in the README."""
-    rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]
-    return "\n".join(["| tag | kind | when | definition |", "|---|---|---|---|", *rows])

@@ -15,19 +15,19 @@ MAX_SEED = 1 << 32
 def check_settings(config: Config, log: LogConfig | None = None) -> None:
     """Raises UserError for a seed out of range, --unseen encode without encoder, a missing logger."""
     if config.train.seed >= MAX_SEED:
-        raise UserError(f"--seed {config.train.seed} is not below {MAX_SEED}: choose a smaller one")
+        raise UserError(f"--seed {config.train.seed} must be below {MAX_SEED}: choose a smaller one")
     if config.model.unseen == "encode" and config.model.embedding != "encoder":
         raise UserError(
-            f"--unseen encode is for --embedding encoder, not {config.model.embedding}: drop one of the two"
+            f"--unseen encode requires --embedding encoder, not {config.model.embedding}: change one of them"
         )
     if log and log.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError("--report-to wandb: wandb is not installed: pip install wandb, or leave the flag out")
+        raise UserError("--report-to wandb needs wandb, which is not installed: pip install wandb, or remove the flag")
 
 
 def check_scene(scene: Scene) -> None:
     """Raises UserError for frames on which MS-SSIM, and so every evaluation, is not defined."""
     if not ms_ssim_scales(scene.height, scene.width):
         raise UserError(
-            f"frames of {scene.height}x{scene.width} are too small, MS-SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels: "
-            "choose a larger --crop or --resize"
+            f"frames of {scene.height}x{scene.width} are too small for MS-SSIM, which needs "
+            f"{SSIM_WINDOW}x{SSIM_WINDOW} pixels: choose a larger --crop or --resize"
         )

@@ -20,7 +20,7 @@ def compiled(trainer: Trainer) -> Iterator[None]:
     """
     from torch._dynamo.exc import TorchDynamoException  # seconds of imports
 
-    print("compiling the network in the first steps: about a minute", flush=True)
+    print("compiling the network during the first steps (about a minute)", flush=True)
     step = trainer.training_step
     step.losses = torch.compile(step.losses, dynamic=False)
     try:
@@ -28,6 +28,6 @@ def compiled(trainer: Trainer) -> Iterator[None]:
     except TorchDynamoException as error:
         cause = " ".join(str(error).split("\n")[:2])  # who failed, and why; then come advice and a stack
         raise RunError(
-            f"--compile: torch cannot compile the network here ({cause}): install a C++ compiler (g++) and Python's "
-            "headers, or train without --compile"
+            f"--compile: torch cannot compile the network on this machine ({cause}): install a C++ compiler (g++) and "
+            "the Python headers, or remove --compile"
         ) from error

@@ -18,13 +18,13 @@ def device_errors(config: Config, latest: Path) -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise RunError(
-                f"out of GPU memory ({first_line(error)}): give {_smaller(config)}, under another --exp-id; "
-                f"or, once other programs have left the GPU, the same command {_goes_on(latest)}"
+                f"out of GPU memory ({first_line(error)}): pass {_smaller(config)}, under another --exp-id; "
+                f"or stop other programs on the GPU and run the same command to {_goes_on(latest)}"
             ) from error
         if is_gpu_lost(error):
             raise RunError(
-                f"the GPU failed ({first_line(error)}): look at nvidia-smi; the same command, there or with another "
-                f"--device, {_goes_on(latest)}"
+                f"the GPU failed ({first_line(error)}): check nvidia-smi, then run the same command, with another "
+                f"--device if needed, to {_goes_on(latest)}"
             ) from error
         raise
 
@@ -36,8 +36,8 @@ def _smaller(config: Config) -> str:
         return f"--batch-size {batch // 2} instead of {batch}"
     size = f"--dec-width {max(model.dec_width // 2, 1)}" if model.dec_width else f"--modelsize {model.modelsize / 2:g}"
     was = model.dec_width or f"{model.modelsize:g}"
-    return f"{size} instead of {was}, or a --resize to half the height and width"
+    return f"{size} instead of {was}, or a --resize of half the height and width"
 
 
 def _goes_on(latest: Path) -> str:
-    return f"goes on from {latest}" if latest.exists() else "starts anew, there is no checkpoint yet"
+    return f"resume from {latest}" if latest.exists() else "start over, since there is no checkpoint yet"

@@ -100,7 +100,7 @@ class RunFolder:
         state = load_checkpoint(path)
         _refuse_other(self.path, state["run"], record)
         if path == self.best:
-            logging.getLogger("hnerv").warning("%s is missing: going on from best.pt", self.latest)
+            logging.getLogger("hnerv").warning("%s is missing; resuming from best.pt", self.latest)
         return state
 
     @contextlib.contextmanager
@@ -184,14 +184,14 @@ def _refuse_other(path: Path, theirs: dict, ours: dict) -> None:
     _refuse(path, differences(Config.from_dict(theirs["config"]), Config.from_dict(ours["config"])))
     if theirs["video"]["digest"] != ours["video"]["digest"]:
         raise UserError(
-            f"{path} was trained on other frames than {ours['video']['source']} now gives: restore the video, "
-            "or choose another --exp-id"
+            f"{ours['video']['source']} no longer decodes to the frames that {path} was trained on: restore the "
+            "video, or choose another --exp-id"
         )
     check_targets(path, theirs, ours)
     if theirs["model"] != ours["model"]:
         raise UserError(
             f"{path} holds a model of width {theirs['model']['width']}, not {ours['model']['width']}, "
-            "made by another version of hnerv: use that one, or choose another --exp-id"
+            "written by another version of hnerv: use that version, or choose another --exp-id"
         )
 
 
@@ -253,10 +253,10 @@ def _check_name(exp_id: str, name: str, output: Path) -> None:
     parts = Path(name).parts
     if not name.strip() or Path(name).is_absolute() or ".." in parts or not parts:
         raise UserError(
-            f"--exp-id {exp_id!r} does not name a folder inside {output}: no empty name, no '..', no leading /"
+            f"--exp-id {exp_id!r} does not name a folder inside {output}: avoid empty names, '..' and a leading /"
         )
     if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
-        raise UserError(f"--exp-id {exp_id[:40]!r}... has a part of over 255 bytes: choose a shorter name")
+        raise UserError(f"--exp-id {exp_id[:40]!r}... has a component longer than 255 bytes: choose a shorter name")
 
 
 def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
@@ -266,7 +266,7 @@ def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
     if differing:
         raise OtherRun(
             f"{path} holds a run with another configuration ({_told(differing)}): choose another --exp-id, "
-            "give its settings to resume it, or --overwrite to move it aside"
+            "pass its settings to resume it, or --overwrite to move it aside"
         )
 
 
@@ -274,13 +274,13 @@ def _refuse_foreign(path: Path) -> None:
     """A folder of something else is not written into: cutting back the logs would cost its owner files."""
     if is_segmented(path):
         raise OtherRun(
-            f"{path} holds a run in segments: give its --segment- flags to resume it, choose another --exp-id, or "
+            f"{path} holds a segmented run: choose another --exp-id, pass its --segment-* flags to resume it, or "
             "--overwrite to move it aside"
         )
     if path.is_dir() and (found := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
         raise UserError(
             f"{path} holds {sorted(found)[0]!r} but no config.json of a run: choose another --exp-id, "
-            "or --overwrite to move it aside"
+            "or pass --overwrite to move it aside"
         )
 
 
@@ -288,7 +288,7 @@ def refuse_unwritable(path: Path) -> None:
     """Before minutes are spent on targets; a full disk is found by `claim`. Raises UserError."""
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise _unwritable(path, f"{parent} is no folder that may be written")
+        raise _unwritable(path, f"{parent} is not a writable folder")
 
 
 def _unwritable(path: Path, cause: object) -> UserError:
@@ -300,7 +300,7 @@ def _finished(state: dict) -> bool:
 
 
 def _told(differing: dict[str, tuple[object, object]]) -> str:
-    return ", ".join(f"{key} {_plain(theirs)} there, {_plain(ours)} here" for key, (theirs, ours) in differing.items())
+    return "; ".join(f"{key} {_plain(theirs)}, not {_plain(ours)}" for key, (theirs, ours) in differing.items())
 
 
 def _plain(value: object) -> str:

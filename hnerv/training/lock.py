@@ -47,7 +47,7 @@ def _taken(path: Path) -> int:
         except BlockingIOError:
             os.close(handle)
             raise UserError(
-                f"another process is training in {path.parent}: wait until it ends, or choose another --exp-id"
+                f"another process is training in {path.parent}: wait for it to finish, or choose another --exp-id"
             ) from None
         except OSError:
             return handle

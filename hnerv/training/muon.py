@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         for p, state in self.state.items():
             for name, value in state.items():
                 if not isinstance(value, Tensor) or value.shape != (() if name == "step" else p.shape):
-                    raise ValueError(f"{name} of a parameter of shape {tuple(p.shape)} has another shape")
+                    raise ValueError(f"{name} does not have the shape of its parameter, {tuple(p.shape)}")
 
     def _update_matrices(self, weights: list[Tensor], group: dict) -> None:
         for p in weights:

@@ -53,6 +53,6 @@ class StepProfiler:
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-            logging.getLogger("hnerv").warning("the trace %s was not written, the run goes on: %s", path, error)
+            logging.getLogger("hnerv").warning("the trace %s was not written; the run continues: %s", path, error)
             return
-        self.say(f"profile   {path}: open https://ui.perfetto.dev in a browser and drop the file on the page")
+        self.say(f"profile   {path}: open https://ui.perfetto.dev and drag the file onto the page")

@@ -36,7 +36,7 @@ def announce(record: dict, device: torch.device) -> str:
     parts = model["coded_parameters"]
     total = sum(parts.values())
     widths = " ".join(map(str, stage_widths(model["width"], Config.from_dict(record["config"]).model)))
-    held_out = f"{len(scene['val'])} unseen" if scene["val"] else "no unseen frame, so no validation"
+    held_out = f"{len(scene['val'])} unseen" if scene["val"] else "no unseen frames, so no validation"
     return "\n".join(
         (
             f"preset   {record['preset'] or 'none'}; device {device}",
@@ -46,7 +46,7 @@ def announce(record: dict, device: torch.device) -> str:
             f"targets  {targets_label(record)}",
             f"model    {record['config']['model']['embedding']}, widths {widths}, {total:,} coded parameters: "
             + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
-            f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, an estimate at 8 bits per parameter",
+            f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, estimated at 8 bits per parameter",
             *_untrained_head(record),
         )
     )
@@ -56,7 +56,7 @@ def _untrained_head(record: dict) -> list[str]:
     epochs, warmup = record["config"]["train"]["epochs"], record["config"]["loss"]["pixel_loss_warmup_epochs"]
     if not record["targets"] or epochs > warmup:
         return []
-    return [f"warm-up  all {epochs} epochs: the CLIP head is not trained (--pixel-loss-warmup-epochs {warmup})"]
+    return [f"warm-up  covers all {epochs} epochs: the CLIP head is not trained (--pixel-loss-warmup-epochs {warmup})"]
 
 
 def log_start(logger: NullLogger, model: DualHeadHNeRV, record: dict, folder: Path, graph: bool) -> None:
@@ -123,7 +123,10 @@ def targets_page(record: dict) -> str:
     if not targets:
         return "No CLIP head: the run has no targets."
     rows = [f"| {key} | {value} |" for key, value in targets.items()]
-    warning = "**NOT CLIP**: a random encoder stands in, without meaning; no number of the CLIP head is CLIP's.\n\n"
+    warning = (
+        "**NOT CLIP**: the targets come from a random encoder and have no meaning; no number based on them is a CLIP "
+        "number.\n\n"
+    )
     return warning * (targets["kind"] == "random") + "| | |\n|---|---|\n" + "\n".join(rows)
 
 

@@ -27,7 +27,7 @@ def fit(trainer: Trainer, logger: NullLogger, console: Console, report_to: str =
             if not allowed:
                 raise
             if trainer.rollbacks >= allowed:
-                raise RunError(f"{fault}; it has been rolled back {trainer.rollbacks} times already") from fault
+                raise RunError(f"{fault}; the run has already been rolled back {trainer.rollbacks} times") from fault
             logger = roll_back(trainer, fault, console, report_to)
 
 
@@ -44,7 +44,7 @@ def roll_back(trainer: Trainer, fault: Diverged, console: Console, report_to: st
     back = {"epoch": trainer.epoch, "step": trainer.global_step}
     told = (
         f"rollback {number} of {trainer.limits.rollbacks}: {fault.cause}; back from epoch {wrong[0]} to the end of "
-        f"step {back['step']} (epoch {trainer.epoch} is whole), learning rate x {trainer.lr_scale:g}"
+        f"step {back['step']} (epochs completed: {trainer.epoch}), learning rate x {trainer.lr_scale:g}"
     )
     logger = trainer.folder.reopen(state, report_to)
     detail = {"number": number, "from_epoch": wrong[0], "from_step": wrong[1], "lr_scale": trainer.lr_scale}

@@ -82,8 +82,8 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     check_scene(material.scene)
     if frames and material.scene.frames != frames:
         raise UserError(
-            f"{config.video.data} gives {material.scene.frames} frames for --frames {config.video.frames}, {frames} "
-            "were planned: repair the file, or give a range that is whole under another --exp-id"
+            f"{config.video.data} has {material.scene.frames} frames in --frames {config.video.frames}, but {frames} "
+            "were planned: repair the file, or pass an intact range under another --exp-id"
         )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
@@ -96,9 +96,9 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
         state = folder.saved_state(record)
         if state:
             trainer.load_state(state)
-            print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs were done", flush=True)
+            print(f"resumed  {trainer.epoch} of {config.train.epochs} epochs already done", flush=True)
             if trainer.epoch < config.train.epochs and (before := folder.last_precision()) not in (None, precision):
-                print(f"resumed  in {precision}, before in {before}: --precision auto follows the device", flush=True)
+                print(f"resumed  in {precision}, previously {before}: --precision auto follows the device", flush=True)
         trainer.saved = saved
         saved(trainer)
         console = Console(config.train.epochs, trainer.steps_per_epoch, trainer.global_step)

@@ -53,8 +53,8 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
             done.append(_train_one(folder, segment, choice, done[-1] if done else None, wishes.init, how))
             if (asked := done[-1].asked) and len(done) < len(plan.segments):
                 raise asked.interruption(
-                    f"stopped after segment {len(done)} of {len(plan.segments)}, which is saved; the same command "
-                    "without --overwrite goes on"
+                    f"stopped after segment {len(done)} of {len(plan.segments)}, which is saved; run the same command "
+                    "without --overwrite to resume"
                 )
         values = combined([finished.values for finished in done])
         log_whole(folder, values, choice.config.train.epochs, len(done), ask.log.report_to)
@@ -76,7 +76,7 @@ def _train_one(
         ours = ours._replace(config=ours.config.replaced({"dec_width": before.record["model"]["width"]}))
     run = RunFolder.at(folder.path / "segments", segment.name, ours, overwrite=False)
     if finished := finished_run(run):
-        print("finished before")
+        print("already finished")
         return finished
     source = folder.path / "segments" / f"{segment.number - 1:05d}" / "checkpoints" / "latest.pt"
     return train_run(ours, run, how._replace(initial=source if warm else None))
@@ -99,20 +99,19 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
         plan = read_plan(folder.plan)
         if (plan.wishes, plan.frames) != (wishes, video.frames):
             raise UserError(
-                f"{folder.path} holds a run in segments that were asked for otherwise ({_told(plan)} there, "
-                f"{_told(plan._replace(wishes=wishes, frames=video.frames))} here): give the former to resume it, "
-                "choose another --exp-id, or --overwrite"
+                f"{folder.path} holds a run segmented with other flags ({_told(plan)}, not "
+                f"{_told(plan._replace(wishes=wishes, frames=video.frames))}): pass its flags to resume it, choose "
+                "another --exp-id, or pass --overwrite to move it aside"
             )
         if (count := frame_count(video.data)) != plan.total:
             raise UserError(
-                f"{folder.path} was begun on a video of {plan.total} frames, {video.data} has {count}: restore the "
-                "video, or choose another --exp-id"
+                f"{folder.path} was started on a video of {plan.total} frames, but {video.data} has {count}: restore "
+                "the video, or choose another --exp-id"
             )
         return plan
     if any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise UserError(
-            f"{folder.path} holds something that is no run in segments: choose another --exp-id, or --overwrite to "
-            "move it aside"
+            f"{folder.path} is not a segmented run: choose another --exp-id, or pass --overwrite to move it aside"
         )
     plan = plan_video(video.data, video.frames, wishes, progress=True)
     write_plan(folder.plan, plan)
@@ -169,5 +168,5 @@ def log_whole(folder: SegmentedFolder, values: dict[str, float], epochs: int, se
         old.unlink(missing_ok=True)
     with RunLogger(events, lines, 0, report_to) as logger:
         logger.scalars(values, epochs)
-        logger.text("Model/Info/run", f"{segments} segments; `Eval/` is of all their frames together.", epochs)
+        logger.text("Model/Info/run", f"{segments} segments; the `Eval/` tags cover the frames of all of them.", epochs)
         logger.record("eval", {"epoch": epochs, "segments": segments, **values})

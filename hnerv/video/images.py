@@ -35,7 +35,7 @@ def list_images(folder: Path) -> list[Path]:
     """The PNG and JPEG files of a folder in natural order, hidden ones left out. UserError when there are none."""
     found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not found:
-        raise UserError(f"{folder} holds no PNG or JPEG files: give --data such a folder, or the path of a video")
+        raise UserError(f"{folder} has no PNG or JPEG files: pass a folder of images or the path of a video to --data")
     return sorted(found, key=natural_key)
 
 
@@ -46,8 +46,8 @@ def common_size(paths: list[Path]) -> tuple[int, int]:
         other = _size_of(path)
         if other != size:
             raise UserError(
-                f"{path} is {other[0]}x{other[1]}, the images before it are {size[0]}x{size[1]}: a folder for --data "
-                "holds images of one size, take this one out or resize it"
+                f"{path} is {other[0]}x{other[1]}, but the images before it are {size[0]}x{size[1]}: remove it from "
+                "the --data folder, or resize it"
             )
     return size
 
@@ -75,8 +75,8 @@ def _read_image(path: Path) -> np.ndarray:
             pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
     if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
         raise UserError(
-            f"{path} has transparent pixels, which a frame cannot have: put the image on an opaque background and "
-            "save it without alpha"
+            f"{path} has transparent pixels, which a video frame cannot have: flatten it onto an opaque background "
+            "and save it without alpha"
         )
     return pixels[..., :3]
 
@@ -142,5 +142,5 @@ def _opened(path: Path) -> Iterator[Image]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         cause = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read as PNG or JPEG ({cause}): take it out of the folder or write it again"
+            f"{path} cannot be read as PNG or JPEG ({cause}): remove it from the folder, or save it again"
         ) from error

@@ -147,7 +147,7 @@ def read_frames(data: str, chosen: range) -> Iterator[np.ndarray]:
 def _check_whole(source: _Source, frames: str) -> None:
     if source.cut and not _ends_before(frames, source.count):
         raise UserError(
-            f"{source.path} is cut short, {source.count} frames of it can be read: give --frames 0:{source.count}, or "
+            f"{source.path} is truncated; only {source.count} frames can be read: pass --frames 0:{source.count}, or "
             "copy or download it again"
         )
 
@@ -156,12 +156,13 @@ def _open_source(data: str) -> _Source:
     if data in CLIPS:
         return _file_source(clip_path(data), data)
     if is_remote(data):
-        raise UserError(f"{data} is an address, which is fetched whole for each segment: download it, or hnerv fleet")
+        raise UserError(
+            f"{data} is an address, and each segment would fetch the full video: download it, or use hnerv fleet"
+        )
     path = _resolved(data)
     if path is None:
         raise UserError(
-            f"--data {data[:300]!r} is neither a file nor a folder, nor one of the clips {', '.join(CLIPS)}: check the "
-            "path"
+            f"--data {data[:300]!r} is not a file, a folder or one of the clips {', '.join(CLIPS)}: check the path"
         )
     if path.is_dir():
         return _image_source(path, path.name, list_images(path))
@@ -192,7 +193,7 @@ def _file_source(path: Path, name: str) -> _Source:
     ]
     trouble = probe.trouble
     if not trouble and probe.count * math.prod(probe.size) * 3 > _room():
-        trouble = "decord decodes ahead without a bound, and not all of its frames fit into memory"
+        trouble = "decord decodes ahead without limit, and its frames do not all fit into memory"
     if trouble:
         del readers[0]
     return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, trouble, readers)
@@ -213,7 +214,7 @@ def _state_of(path: Path) -> tuple[int, int]:
 
 
 def _say_pyav(path: Path, reason: str) -> None:
-    _log.warning("%s is read by PyAV: %s", path.name, reason)
+    _log.warning("%s is read with PyAV: %s", path.name, reason)
 
 
 def _read_with_first_able(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, str]:
@@ -237,8 +238,8 @@ def _read(source: _Source, reader: _Reader, plan: CropPlan, frames: str) -> Tens
     except _Miscounted as found:
         count = found.count
     if not count:
-        raise UserError(f"{source.path} holds no frames that can be decoded: give --data another video")
-    _log.warning("%s has %d frames, %d were announced", source.path.name, count, source.count)
+        raise UserError(f"{source.path} has no frames that can be decoded: pass another video to --data")
+    _log.warning("%s has %d frames, but declares %d", source.path.name, count, source.count)
     return _fill(reader.frames(0), count, frames, plan)
 
 
@@ -249,7 +250,7 @@ def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan,
     """
     chosen = slice_positions(frames, count)
     if not chosen:
-        raise UserError(f"--frames {frames!r} selects none of the {count} frames: give a wider start:stop:step")
+        raise UserError(f"--frames {frames!r} selects none of the {count} frames: pass a wider start:stop:step")
     result = _allocate(len(chosen), plan)
     last = max(chosen)
     to_end = not _ends_before(frames, count)
@@ -287,7 +288,7 @@ def _allocate(count: int, plan: CropPlan) -> Tensor:
     except OSError as error:
         raise UserError(
             f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, which {cache_folder()} "
-            f"cannot hold ({error.strerror}): choose fewer with --frames or smaller ones with --resize, or set "
+            f"cannot hold ({error.strerror}): select fewer with --frames, make them smaller with --resize, or set "
             "HNERV_CACHE to a folder on a larger disk"
         ) from error
 
@@ -323,7 +324,7 @@ def slice_positions(frames: str, count: int) -> range:
     """Positions that --frames START:STOP:STEP picks out of `count`, '' for all. Raises UserError if malformed."""
     match = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18})?)?", frames, flags=re.ASCII) if frames else None
     if frames and (not match or int(match[3] or 1) == 0):
-        raise UserError(f"--frames {frames!r} is not start:stop:step with a step other than 0: as in 0:100 or ::2")
+        raise UserError(f"--frames {frames!r} must be start:stop:step with a step other than 0, such as 0:100 or ::2")
     parts = [int(text) if text else None for text in match.groups()] if match else [None]
     return range(count)[slice(*parts)]
 

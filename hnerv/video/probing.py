@@ -103,7 +103,7 @@ def open_video(path: Path) -> InputContainer:
     try:
         container = av.open(str(path))
     except av.error.PermissionError as error:
-        raise UserError(f"{path} may not be read: change its permissions") from error
+        raise UserError(f"{path} is not readable: change its permissions") from error
     except (av.error.FFmpegError, OSError) as error:
         raise _not_a_video(path) from error
     if container.format.name == "tty":  # FFmpeg draws any .txt file as a picture of its letters
@@ -118,7 +118,7 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not len(container.streams):
         raise _not_a_video(path)
     if not moving:
-        raise UserError(f"{path} has no video stream, only sound or the like: give --data a file with pictures")
+        raise UserError(f"{path} has no video stream, only audio or other data: pass a video to --data")
     best = container.streams.best("video")
     return best if best in moving else moving[0]
 
@@ -136,19 +136,19 @@ def probe_video(path: Path) -> Probe:
         count = _before_cut(shown) if cut else len(shown)
         first = _first_frame(path)
         if not count or not first:
-            cause = "is cut short before its first whole frame" if cut else "holds no frames that can be decoded"
-            raise UserError(f"{path} {cause}: copy or download it again, or give --data another video")
+            cause = "is truncated before its first complete frame" if cut else "has no frames that can be decoded"
+            raise UserError(f"{path} {cause}: copy or download it again, or pass another video to --data")
         orientation = _orientation(first)
         size = orientation.upright_size(first.height, first.width)
-        trouble = "it is cut short" if cut else _trouble(container, first, scan)
+        trouble = "it is truncated" if cut else _trouble(container, first, scan)
         index = None if cut else _index(container, scan)
         return Probe(path, size, count, _rate(stream), orientation, cut, trouble, index)
 
 
 def _not_a_video(path: Path) -> UserError:
     return UserError(
-        f"{path} is not a video, or is cut short before its index: check that it plays, or copy it again; --data takes "
-        "a video file, a folder of PNG or JPEG images, or a clip name"
+        f"{path} is not a video, or is truncated before its index: check that it plays, or copy it again; --data takes "
+        "a video file, a folder of PNG or JPEG images, or the name of a clip"
     )
 
 
@@ -247,19 +247,19 @@ def _troubles(container: InputContainer, first: VideoFrame, scan: _Scan) -> Iter
     step = DECORD_FORMATS.get(first.format.name)
     orientation = _orientation(first)
     if container.format.name == "mpegts":
-        yield "decord returns wrong frames of MPEG-TS"
+        yield "decord returns wrong frames for MPEG-TS"
     if any(stream.codec_context.name == "mjpeg" for stream in _moving_streams(container)):
-        yield "decord hides the damage of Motion JPEG in another way than FFmpeg"
+        yield "decord conceals damage in Motion JPEG differently from FFmpeg"
     if len(_moving_streams(container)) > 1:
         yield "it has more than one video stream"
     if any(p.hidden for p in scan.packets) or min(stamps, default=0) < 0:
-        yield "its edit list hides frames, which decord would show"
+        yield "its edit list hides frames that decord would show"
     if len(set(stamps)) < len(scan.packets):
-        yield "its timestamps are missing or repeat"
+        yield "its timestamps are missing or repeated"
     if step is None or first.height % step or first.width % step:
-        yield f"decord converts {first.format.name} of {first.height}x{first.width} inexactly"
+        yield f"decord does not convert {first.format.name} of {first.height}x{first.width} exactly"
     if orientation.mirrored or (orientation != Orientation() and "mov" not in container.format.name):
-        yield "decord does not put it upright"
+        yield "decord does not rotate it upright"
 
 
 _TURNS = {1: Orientation(True, True, False), 2: Orientation(False, True, True), 3: Orientation(True, False, True)}

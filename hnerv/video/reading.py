@@ -44,11 +44,11 @@ def read_decord(probe: Probe) -> Iterator[np.ndarray]:
     except failures as error:
         raise DecordFailed("decord cannot open it") from error
     if count != probe.count:
-        raise DecordFailed(f"decord counts {count} frames where the file has {probe.count}")
+        raise DecordFailed(f"decord counts {count} frames, but the file has {probe.count}")
     checked = _decode_checked(probe)
     for position in range(count):
         if next(checked, None) is None:
-            raise DecordFailed(f"decord counts {count} frames where {position} can be decoded")
+            raise DecordFailed(f"decord counts {count} frames, but only {position} can be decoded")
         try:
             frame = reader.next().asnumpy()
         except failures as error:
@@ -57,7 +57,7 @@ def read_decord(probe: Probe) -> Iterator[np.ndarray]:
             raise DecordFailed(f"decord returns a frame of shape {frame.shape}")
         yield frame
     if next(checked, None) is not None:
-        raise DecordFailed(f"decord counts {count} frames where more can be decoded")
+        raise DecordFailed(f"decord counts {count} frames, but more can be decoded")
 
 
 class SeekFailed(Exception):
@@ -134,8 +134,8 @@ def _decode(container: InputContainer, stream: VideoStream, cut: bool) -> Iterat
 def _size_changes(probe: Probe, size: tuple[int, int], position: int) -> UserError:
     (height, width), name = probe.size, probe.path.name
     return UserError(
-        f"{probe.path} changes size from {height}x{width} to {size[0]}x{size[1]} at frame {position}: give --frames "
-        f"0:{position}, or bring it to one size with ffmpeg -i {name} -vf scale={width}:{height} out.mp4"
+        f"{probe.path} changes size from {height}x{width} to {size[0]}x{size[1]} at frame {position}: pass --frames "
+        f"0:{position}, or scale all frames to one size with ffmpeg -i {name} -vf scale={width}:{height} out.mp4"
     )
 
 
@@ -143,10 +143,10 @@ def _undecodable(probe: Probe, cause: str, position: int, sound: range) -> UserE
     """The `sound` frames, of those that were decoded, are not touched by the damage that shows at `position`."""
     if not sound:
         return UserError(
-            f"{probe.path}: frame {position} cannot be decoded ({cause}), and none before it is sure: copy it again, "
-            "or give --data another video"
+            f"{probe.path}: frame {position} cannot be decoded ({cause}), and no earlier frame is certain to be "
+            "intact: copy the file again, or pass another video to --data"
         )
     return UserError(
-        f"{probe.path}: frame {position} cannot be decoded ({cause}): give --frames {sound.start}:{sound.stop}, or "
+        f"{probe.path}: frame {position} cannot be decoded ({cause}): pass --frames {sound.start}:{sound.stop}, or "
         f"repair the file with ffmpeg -i {probe.path.name} -c:v libx264 -crf 12 out.mp4"
     )

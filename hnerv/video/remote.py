@@ -24,7 +24,7 @@ def fetch(address: str, folder: Path) -> Path:
     try:
         import fsspec
     except ImportError:
-        raise UserError(f"{address} is opened by fsspec, which is not installed: pip install fsspec") from None
+        raise UserError(f"opening {address} needs fsspec, which is not installed: pip install fsspec") from None
     path = folder / (re.sub(r"[^\w.-]", "-", re.split(r"[?#]", address)[0].rstrip("/").rsplit("/", 1)[-1]) or "video")
     try:
         with fsspec.open(address, "rb") as source, replacing(path) as target:
@@ -32,7 +32,7 @@ def fetch(address: str, folder: Path) -> Path:
                 target.write(piece)
     except Exception as error:  # each protocol has its own
         cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{address} cannot be fetched ({cause}): check the address, the network, the keys") from error
+        raise UserError(f"{address} cannot be fetched ({cause}): check address, network and credentials") from error
     return path
 
 

@@ -27,12 +27,12 @@ def data_split(count: int, split: str, shuffle_seed: int | None = None) -> DataS
     """
     match = re.fullmatch(r"(\d{1,9})_(\d{1,9})_(\d{1,9})", split, flags=re.ASCII)
     if not match:
-        raise UserError(f"--data-split {split!r} is not three whole numbers a_b_c: give one such as 9_9_10")
+        raise UserError(f"--data-split {split!r} must be three integers a_b_c, such as 9_9_10")
     train, val, cycle = (int(number) for number in match.groups())
     if not (cycle >= 1 and train <= val <= cycle):
         raise UserError(
-            f"--data-split {split!r} breaks a <= b <= c with c at least 1: of every c frames the first a train and "
-            "those from b on validate, as in 9_9_10"
+            f"--data-split {split!r} must have a <= b <= c and c at least 1, such as 9_9_10: of every c frames, the "
+            "first a are trained and those from b on are unseen"
         )
     places = torch.arange(count)
     frames = places
@@ -44,6 +44,6 @@ def data_split(count: int, split: str, shuffle_seed: int | None = None) -> DataS
     )
     if not len(parts.train):
         raise UserError(
-            f"--data-split {split!r} leaves none of the {count} frames to train: give a of at least 1, as in 9_9_10"
+            f"--data-split {split!r} leaves none of the {count} frames to train: set a to at least 1, as in 9_9_10"
         )
     return parts

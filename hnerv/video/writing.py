@@ -62,7 +62,7 @@ def check_target(path: Path, size: tuple[int, int], overwrite: bool = False) -> 
     else:
         _check_file(path, size)
     if path.is_file() and not overwrite:
-        raise UserError(f"{path} is there already: give another name, or --overwrite")
+        raise UserError(f"{path} already exists: choose another name, or pass --overwrite")
     check_place(path)
 
 
@@ -91,7 +91,7 @@ def exact_rate(fps: float) -> Fraction:
     Raises UserError when it is not above 0 and at most MOST_FPS.
     """
     if not 0 < fps <= MOST_FPS:
-        raise UserError(f"a frame rate of {fps} is not above 0 and at most {MOST_FPS}: give one such as 24")
+        raise UserError(f"the frame rate {fps} must be above 0 and at most {MOST_FPS}, such as 24")
     ntsc = round(fps * 1.001) * _NTSC
     if abs(fps - round(fps)) > 1e-6 and abs(fps - ntsc) < 1e-4:
         return ntsc
@@ -105,28 +105,33 @@ def _is_folder(path: Path) -> bool:
 def _check_folder(path: Path, overwrite: bool) -> None:
     """Hidden files are nobody's frames: they are let be."""
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, its name asks for a folder of PNG: give one of {', '.join(FORMATS)}")
+        raise UserError(
+            f"{path} is a file, but a name without a suffix means a folder of PNG images: choose a name that ends in "
+            f"{', '.join(FORMATS)}"
+        )
     others = [name for name in _names(path) if not (name.startswith(".") or _is_ours(name))]
     if others:
         raise UserError(
-            f"{path} holds other files than frames, such as {sorted(others)[0]}: give a new folder, or the name of a "
-            f"video file in {', '.join(FORMATS)}"
+            f"{path} contains files other than frames, such as {sorted(others)[0]}: choose a new folder, or a video "
+            f"file that ends in {', '.join(FORMATS)}"
         )
 
     if not overwrite and any(_is_ours(name) for name in _names(path)):
-        raise UserError(f"{path} holds frames already: give a new folder, or --overwrite, which removes them all")
+        raise UserError(
+            f"{path} already contains frames: choose a new folder, or pass --overwrite, which removes them all"
+        )
 
 
 def _check_file(path: Path, size: tuple[int, int]) -> None:
     coding = FORMATS.get(path.suffix.lower())
     if coding is None:
         raise UserError(
-            f"{path.name} cannot be written, {path.suffix} is not known: give {', '.join(FORMATS)}, or a name without "
-            "a suffix for a folder of PNG"
+            f"{path.name} cannot be written; {path.suffix} is not supported: choose {', '.join(FORMATS)}, or a name "
+            "without a suffix for a folder of PNG images"
         )
     if coding.even and (size[0] % 2 or size[1] % 2):
         raise UserError(
-            f"{path.suffix} (H.264) needs even sizes, the frames are {size[0]}x{size[1]}: give .mkv, or a folder"
+            f"{path.suffix} (H.264) needs even sizes, but the frames are {size[0]}x{size[1]}: choose .mkv, or a folder"
         )
 
 
@@ -150,7 +155,7 @@ def _storing(path: Path) -> Iterator[None]:
         yield
     except (OSError, av.error.FFmpegError) as error:
         cause = error.strerror or str(error)
-        raise UserError(f"{path} cannot be written ({cause}): free space, or give another place") from error
+        raise UserError(f"{path} cannot be written ({cause}): free disk space, or choose another location") from error
 
 
 class _Frames:
@@ -169,7 +174,7 @@ class _Frames:
 
     def check_some(self) -> None:
         if not self.count:
-            raise UserError(f"{self._path} would hold no frame: ask for one or more")
+            raise UserError(f"{self._path} would contain no frames: select at least one")
 
 
 @contextlib.contextmanager

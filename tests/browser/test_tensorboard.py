@@ -32,7 +32,7 @@ VIEWS = [
     View("images", ("Eval/Images/",), "img"),
     View("histograms", ("Eval/Histogram/train_psnr_distribution",), "svg"),
     View("hparams", ("lr", "modelsize")),
-    View("projector", ("embeddings of the patches", "split"), "canvas"),
+    View("projector", ("patch embeddings", "split"), "canvas"),
     View("text", ("Model/Info/run", "targets.safetensors")),
 ]
 FLOOR = {"scalars", "histograms", "text"}

@@ -51,12 +51,12 @@ def test_a_file_is_asked_for(parser, capsys):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["here.hnerv", "--against", "x266"], "no rival"),
-        (["here.hnerv", "--against", "x264:quick"], "presets"),
+        (["here.hnerv", "--against", "x266"], "is not a known codec"),
+        (["here.hnerv", "--against", "x264:quick"], "has an unknown preset of x264"),
         (["gone.hnerv"], "gone.hnerv is not a file"),
         (["here.hnerv", "gone.hnerv"], "gone.hnerv is not a file"),
-        (["here.hnerv", "-o", "here.hnerv"], "is a file: give a folder"),
-        (["here.hnerv", "--device", "abacus"], "no device"),
+        (["here.hnerv", "-o", "here.hnerv"], "is a file: pass a folder"),
+        (["here.hnerv", "--device", "abacus"], "'abacus' is not a device"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(parser, tmp_path, monkeypatch, words, match):

@@ -117,19 +117,19 @@ def test_an_mp4_is_to_look_at(coded, hnerv_main, tmp_path):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--frames", "5"], "--frames '5' is not start:stop:step"),
+        (["--frames", "5"], "--frames '5' must be start:stop:step"),
         (["--frames", "3:9:0"], "step other than 0"),
         (["--frames", "20:"], "selects none of the 12 frames"),
         (["--frames", "9:3"], "selects none of the 12 frames"),
-        (["--patch", "8"], "--patch '8' is not a list of patches from 0 to 7"),
+        (["--patch", "8"], "--patch '8' must be a list of patches from 0 to 7"),
         (["--patch", "1,,2"], "--patch '1,,2'"),
         (["--patch=-1"], "--patch '-1'"),
         (["--patch", "a"], "--patch 'a'"),
         (["--patch", "²"], "--patch"),
-        (["--device", "abacus"], "--device 'abacus' is no device"),
-        (["--threads", "-1"], "--threads -1 is below 0"),
-        (["-o", "out.avi"], ".avi is not known"),
-        (["-o", "taken"], "taken holds other files than frames"),
+        (["--device", "abacus"], "--device 'abacus' is not a device"),
+        (["--threads", "-1"], "--threads -1 must be at least 0"),
+        (["-o", "out.avi"], ".avi is not supported"),
+        (["-o", "taken"], "taken contains files other than frames"),
         (["-o", "file/out"], "is a file"),
     ],
 )
@@ -155,5 +155,5 @@ def test_a_damaged_section_leaves_nothing_behind(coded, hnerv_main, tmp_path, ca
     (tmp_path / "a.hnerv").write_bytes(data)
     assert hnerv_main("decode", tmp_path / "a.hnerv", "-o", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "damaged in its section 'embedding.levels.0[0:4]'" in line
+    assert "has a damaged section 'embedding.levels.0[0:4]'" in line
     assert [path.name for path in tmp_path.iterdir()] == ["a.hnerv"]

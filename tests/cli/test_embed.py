@@ -35,7 +35,7 @@ def test_the_tensors_and_where_they_come_from(exported, finished, capsys):
     with safe_open(exported, "pt") as file:
         facts = file.metadata()
     assert facts["grid"] == "2x4" and facts["frame_size"] == "32x64" and float(facts["fps"]) == 24
-    assert facts["encoder"] == "predicted by the CLIP head of latest.pt, which imitates file targets.safetensors"
+    assert facts["encoder"] == "predicted by the CLIP head of latest.pt, trained on file targets.safetensors"
     main(["embed", str(finished), "-o", str(exported), "--overwrite"])
     assert capsys.readouterr().out.startswith("12 frames of 8 patches, 8 dimensions each")
     assert not list(finished.rglob("*.index.safetensors")), "nothing is left beside the run"

@@ -21,7 +21,7 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
     assert "Traceback" not in err
     opened = open_run(run_of(embedding), torch.device("cpu"))
     before, after = evaluate(opened.model, opened.store), evaluate(Bitstream(path).model(), opened.store)
-    lost = re.search(r"against the float model, PSNR of the frame: seen ([-+.\d]+) dB, unseen ([-+.\d]+) dB", out)
+    lost = re.search(r"frame PSNR relative to the float model: trained ([-+.\d]+) dB, unseen ([-+.\d]+) dB", out)
     for printed, split in zip(lost.groups(), ("train", "val"), strict=True):
         a, b = (getattr(report, split).psnr_frame.mean().item() for report in (after, before))
         assert float(printed) == pytest.approx(a - b, abs=2e-3)
@@ -92,22 +92,22 @@ def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--weight-bits", "1"], "--weight-bits 1 is not 2 to 8, or 16"),
-        (["--latent-bits", "12"], "--latent-bits 12 is not"),
-        (["--per-channel"], "--per-channel goes with --steps"),
-        (["--prune", "1"], "--prune 1.0 is not a share"),
+        (["--weight-bits", "1"], "--weight-bits 1 must be 2 to 8, or 16"),
+        (["--latent-bits", "12"], "--latent-bits 12 must be"),
+        (["--per-channel"], "--per-channel conflicts with --steps"),
+        (["--prune", "1"], "--prune 1.0 must be at least 0 and below 1"),
         (["--prune", "nan"], "--prune nan"),
-        (["--prune", "0.1", "--steps", "minmax"], "0 is no level"),
-        (["--target-bpp", "-1"], "--target-bpp -1.0 is not a number"),
-        (["--target-bpp", "nan"], "--target-bpp nan is not a number"),
-        (["--target-bpp", "1", "--steps", "symmetric"], "--target-bpp goes with"),
-        (["--target-bpp", "0.001", "--no-measure"], "at its coarsest: raise it"),
+        (["--prune", "0.1", "--steps", "minmax"], "no level at 0"),
+        (["--target-bpp", "-1"], "--target-bpp -1.0 must be finite"),
+        (["--target-bpp", "nan"], "--target-bpp nan must be finite"),
+        (["--target-bpp", "1", "--steps", "symmetric"], "conflicts with --steps symmetric"),
+        (["--target-bpp", "0.001", "--no-measure"], "the lowest rate of this model: raise it"),
         (["--target-bpp", "1", "--weight-bits", "4"], "--target-bpp"),
-        (["--finetune-epochs", "-1"], "--finetune-epochs -1 is not a number"),
+        (["--finetune-epochs", "-1"], "--finetune-epochs -1 must be finite"),
         (["--finetune-epochs", "1", "--finetune-lr", "0"], "above 0"),
-        (["--rate-weight", "1"], "--rate-weight acts in fine-tuning"),
-        (["--device", "abacus"], "no device"),
-        (["--threads", "-3"], "--threads -3 is below 0"),
+        (["--rate-weight", "1"], "--rate-weight applies only to fine-tuning"),
+        (["--device", "abacus"], "'abacus' is not a device"),
+        (["--threads", "-3"], "--threads -3 must be at least 0"),
         (["--data", "gone.mp4"], "gone.mp4"),
         (["--clip-targets", "gone.safetensors"], "gone.safetensors"),
         (["-o", "a.mp4"], "-o a.mp4 does not end in .hnerv"),

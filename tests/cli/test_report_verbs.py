@@ -90,17 +90,18 @@ def test_report_says_what_it_lacks(hnerv, run, tmp_path, caplog, undrawn):
     shutil.rmtree(run / "checkpoints")
     status, out, _ = hnerv("report", run, "-o", tmp_path / "page.html")
     assert status == 0 and "page.html" in out
-    assert [r.getMessage() for r in caplog.records][0].startswith("run: There is no ")
+    missing = run / "checkpoints" / "latest.pt"
+    assert [r.getMessage() for r in caplog.records][0].startswith(f"run: {missing} is missing: ")
 
 
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["report", "none"], "none is not the folder of a run"),
+        (["report", "none"], "none is not a run folder"),
         (["report", "RUN", "-o", "RUN"], "is a folder: choose another name"),
-        (["report", "RUN", "--frames", "0"], "--frames 0 is below 1"),
-        (["report", "RUN", "--device", "gpu"], "--device 'gpu' is no device"),
-        (["diagnose", "none"], "none is not the folder of a run"),
+        (["report", "RUN", "--frames", "0"], "--frames 0 must be at least 1"),
+        (["report", "RUN", "--device", "gpu"], "--device 'gpu' is not a device"),
+        (["diagnose", "none"], "none is not a run folder"),
     ],
 )
 def test_refusals_are_one_line_with_status_2(hnerv, run, words, cause):
@@ -118,7 +119,7 @@ def test_diagnose_a_run_with_warnings(hnerv, run):
     lines = out.splitlines()
     assert lines[0] == "run: 5 of 5 epochs, evaluated at epoch 5" and lines[1].startswith("warning ")
     assert any(line.startswith("warning similarity of unseen frames: -0.0") for line in lines)
-    assert lines[-1] == "similarity is to the targets: file targets.safetensors"
+    assert lines[-1] == "similarity is measured against the targets: file targets.safetensors"
 
 
 def test_diagnose_a_run_without_warnings(hnerv, run):
@@ -126,7 +127,7 @@ def test_diagnose_a_run_without_warnings(hnerv, run):
         "".join(json.dumps({"epoch": e, "Train/PSNR": 20.0 + 3 * e}) + "\n" for e in range(1, 6))
     )
     status, out, _ = hnerv("diagnose", run)
-    assert status == 0 and "good    training PSNR, rise: 12 dB (healthy: at least 3 dB)" in out
+    assert status == 0 and "good    rise in training PSNR: 12 dB (healthy: at least 3 dB)" in out
 
 
 def test_diagnose_as_json(hnerv, run):

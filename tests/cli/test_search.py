@@ -57,14 +57,14 @@ def test_an_unknown_flag_is_refused(capsys):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["a dog", "--top", "0"], "--top 0 is below 1"),
+        (["a dog", "--top", "0"], "--top 0 must be at least 1"),
         (["  "], "a query is empty"),
         (["a dog", "--not", ""], "a query is empty"),
-        (["--save", "s.png"], "--save draws one query"),
-        (["--heatmap", "s.png"], "--heatmap draws one query"),
-        (["a dog", "--save", "s.jpg"], "--save s.jpg is not the name of a .png file"),
+        (["--save", "s.png"], "--save draws a single query"),
+        (["--heatmap", "s.png"], "--heatmap draws a single query"),
+        (["a dog", "--save", "s.jpg"], "--save s.jpg does not end in .png"),
         (["a dog", "--heatmap", "folder.png"], "--heatmap folder.png is a folder"),
-        (["a dog", "--device", "abacus"], "no device"),
+        (["a dog", "--device", "abacus"], "'abacus' is not a device"),
         (["a dog"], "gone.hnerv: no such file"),
     ],
 )
@@ -82,10 +82,11 @@ def test_a_run_is_searched_and_drawn(finished, targets_file, tmp_path, capsys):
     drawn = ["--save", str(tmp_path / "sheet.png"), "--heatmap", str(tmp_path / "heat.png")]
     main(["search", *words, *drawn])
     out = capsys.readouterr().out.splitlines()
-    told = [f"hits drawn in {tmp_path / 'sheet.png'}", f"scores of the best frame drawn in {tmp_path / 'heat.png'}"]
+    told = [f"hits drawn to {tmp_path / 'sheet.png'}", f"scores of the best frame drawn to {tmp_path / 'heat.png'}"]
     assert out[-2:] == told
     del out[-2:]
-    assert out[0] == "targets.safetensors:3,2" and out[-1] == "similarity is that of: file targets.safetensors"
+    assert out[0] == "targets.safetensors:3,2"
+    assert out[-1] == "similarity is measured against the targets: file targets.safetensors"
     assert all(np.array(Image.open(tmp_path / name)).std() > 5 for name in ("sheet.png", "heat.png"))
     main(["search", *words, "--json", *drawn, "--overwrite"])
     printed = capsys.readouterr()

@@ -43,7 +43,7 @@ def test_each_segment_is_coded_as_its_run_is(film_file, divided, tmp_path):
 def test_info(film_file, capsys):
     main(["info", str(film_file)])
     told = capsys.readouterr().out
-    assert "12, 24 a second; 6 trained, 3 unseen; in 3 segments" in told
+    assert "12 at 24 frames/s; 6 trained, 3 unseen; in 3 segments" in told
     last = [line for line in told.splitlines() if line.startswith("file  ")][-1].split()
     assert int(last[3].replace(",", "")) == film_file.stat().st_size
     assert [line.split()[1] for line in told.splitlines()[-3:]] == ["0:4", "4:8", "8:12"]
@@ -95,15 +95,16 @@ def test_the_table_of_a_whole(divided, tmp_path, evaluate, capsys):
     shutil.copytree(divided, tmp_path / "run")
     assert evaluate(tmp_path / "run") == 0
     told = capsys.readouterr().out
-    assert "of 3 segments" in told and "frames                                         6               3" in told
+    assert "(all 3 segments; each segment also has an eval folder)" in told
+    assert "frames                                         6               3" in told
     assert evaluate(tmp_path / "run", "--positions", "fractional") == 2
-    assert "is measured of one segment" in capsys.readouterr().err
+    assert "works on one segment only" in capsys.readouterr().err
 
 
 def test_encode_tells_what_the_whole_lost(divided, tmp_path, capsys):
     main(["encode", str(divided), "-o", str(tmp_path / "x.hnerv"), "--weight-bits", "4", "--finetune-epochs", "1"])
     told = capsys.readouterr().out
-    assert told.count("against the float model") == 1
+    assert told.count("relative to the float model") == 1
     found = [line.split() for line in told.splitlines() if line.startswith("PSNR of the frame")]
     mean = np.mean([psnr for number in range(3) for psnr in seen_psnr(tmp_path / "x.hnerv", divided, number)])
     assert float(found[0][-2]) == pytest.approx(mean, abs=1e-3)
@@ -143,7 +144,7 @@ def test_info_says_how_far_each_segment_was_trained(divided, tmp_path, capsys):
     capsys.readouterr()
     main(["info", str(tmp_path / "x.hnerv")])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder")]
-    assert line.startswith("encoder  of each segment: hnerv ")
+    assert line.startswith("encoder  per segment: hnerv ")
     assert ", epoch 3 to 5, step 3 to 5, weight_bits 8, " in line
 
 
@@ -157,6 +158,6 @@ def test_a_search_of_a_run_that_lacks_segments_says_so(verb, divided, targets_fi
         main([verb, str(tmp_path / "run"), *words])
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        f"hnerv {verb}: 2 of 3 segments are not trained yet, the first is {tmp_path / 'run/segments/00001'}: give the "
-        "training command again\n"
+        f"hnerv {verb}: 2 of 3 segments are not trained yet, starting with {tmp_path / 'run/segments/00001'}: "
+        "run the training command again\n"
     )

@@ -27,7 +27,7 @@ def test_a_table_per_split(asked, finished):
     assert blocks[0].startswith("training frames ") and blocks[1].startswith("unseen frames ")
     names = [[line[:20].strip() for line in block.splitlines()[1:]] for block in blocks[:2]]
     assert names == [["CLIP head", "mean", "PCA table"], ["CLIP head", "mean", "neighbours", "PCA table"]]
-    assert "the targets come from a file" in blocks[2] and "the targets: file" in blocks[2]
+    assert "the targets come from a file" in blocks[2] and "\ntargets: file" in blocks[2]
     assert asked(finished / "checkpoints" / "latest.pt")[1] == out
 
 

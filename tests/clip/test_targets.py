@@ -102,7 +102,7 @@ def test_a_damaged_cache_is_computed_anew_with_a_warning(compute, damage, warned
     path.write_bytes({"cut": data[:-8], "flip": data, "empty": b""}[damage])
     again = compute()
     assert torch.equal(first.embeddings, again.embeddings)
-    assert len(warned()) == 1 and "are damaged and are computed anew" in warned()[0]
+    assert len(warned()) == 1 and "are damaged; recomputing them" in warned()[0]
     assert torch.equal(load_file(path)["embeddings"], first.embeddings)
 
 
@@ -144,7 +144,7 @@ def test_doubtful_weights_are_warned_of_on_every_run_also_from_the_cache(compute
     path = str(put("unknown.safetensors"))
     for runs in (1, 2):
         compute(weights=path)
-        assert len(warned()) == runs and "give --clip-model hnerv-tiny-quickgelu" in warned()[-1]
+        assert len(warned()) == runs and "pass --clip-model hnerv-tiny-quickgelu" in warned()[-1]
 
 
 @pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, True)])
@@ -182,7 +182,7 @@ def test_random_targets_cost_little_and_tell_patches_apart(compute):
 
 def test_none_gives_no_targets(compute):
     assert compute(weights="none") is None
-    with pytest.raises(UserError, match="--clip-weights none and --clip-targets t.safetensors contradict"):
+    with pytest.raises(UserError, match="--clip-weights none and --clip-targets t.safetensors conflict"):
         compute(weights="none", targets_file="t.safetensors")
 
 
@@ -209,15 +209,15 @@ def with_row(value: float) -> torch.Tensor:
     [
         (
             {"embeddings": torch.ones(4, 6, 7)},
-            r"for 4 frames of 6 patches, the video has 5 frames of 6 patches \(2x3\)",
+            r"for 4 frames of 6 patches, but the video has 5 frames of 6 patches \(2x3\)",
         ),
-        ({"embeddings": torch.ones(5, 8, 7)}, "for 5 frames of 8 patches, the video has 5 frames of 6 patches"),
-        ({"embeddings": torch.ones(5, 42)}, r"holds 'embeddings' \(5, 42\) of F32: store floats"),
-        ({"embeddings": torch.ones(5, 6, 7, dtype=torch.int32)}, "of I32: store floats"),
+        ({"embeddings": torch.ones(5, 8, 7)}, "for 5 frames of 8 patches, but the video has 5 frames of 6 patches"),
+        ({"embeddings": torch.ones(5, 42)}, r"has 'embeddings' of shape \(5, 42\) and type F32: store floats \(F64"),
+        ({"embeddings": torch.ones(5, 6, 7, dtype=torch.int32)}, "type I32: store floats"),
         ({"embeddings": with_row(0)}, "1 of 30 embeddings are zero or not finite, the first at frame 3, patch 2"),
         ({"embeddings": with_row(float("nan"))}, "zero or not finite, the first at frame 3, patch 2"),
         ({"embeddings": with_row(float("inf"))}, "zero or not finite, the first at frame 3, patch 2"),
-        ({"other": torch.ones(1)}, "has no tensor 'embeddings' but other"),
+        ({"other": torch.ones(1)}, r"has no tensor 'embeddings' \(found: other\)"),
     ],
 )
 def test_a_file_of_targets_that_does_not_serve_is_refused(tmp_path, tensors, sentence):

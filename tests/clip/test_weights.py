@@ -97,7 +97,7 @@ def test_a_config_beside_the_file_decides_before_its_name(put, quick):
     config = {"model_cfg": {"quick_gelu": quick}, "preprocess_cfg": {"mean": 0.5, "std": [0.1, 0.2, 0.3]}}
     (path.parent / "open_clip_config.json").write_text(json.dumps(config))
     spec = identify(str(path), "hnerv-tiny", 0)
-    assert spec.quick_gelu == quick and "open_clip_config.json beside it" in spec.source
+    assert spec.quick_gelu == quick and "from its open_clip_config.json" in spec.source
     assert spec.preprocess == Preprocess((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), "bicubic")
 
 
@@ -105,7 +105,7 @@ def test_a_file_that_nothing_describes_follows_the_model_and_its_doubt_is_left_t
     path = str(put("unknown.safetensors"))
     certain, doubtful = (identify(path, f"hnerv-tiny{suffix}", 0) for suffix in ("-quickgelu", ""))
     assert certain.quick_gelu and not certain.doubt
-    assert not doubtful.quick_gelu and "give --clip-model hnerv-tiny-quickgelu" in doubtful.doubt
+    assert not doubtful.quick_gelu and "pass --clip-model hnerv-tiny-quickgelu" in doubtful.doubt
     assert warned() == []
 
 
@@ -119,12 +119,12 @@ def test_the_identity_of_a_file_is_its_content(put):
 @pytest.mark.parametrize(
     ("weights", "model", "sentence"),
     [
-        ("openai", "ViT-B-33", "OpenCLIP has no model 'ViT-B-33': give --clip-model one such as .*ViT-B-32"),
-        ("opena", "ViT-B-32", "'opena' is neither a file nor a tag of ViT-B-32: give one such as openai"),
+        ("openai", "ViT-B-33", "OpenCLIP has no model 'ViT-B-33': set --clip-model to one such as .*ViT-B-32"),
+        ("opena", "ViT-B-32", "'opena' is neither a file nor a tag of ViT-B-32: pass a tag such as openai"),
         ("", "ViT-B-32", "'' is neither a file nor a tag"),
         ("no/such.safetensors", "ViT-B-32", "no/such.safetensors: no such file"),
         ("such.pt", "ViT-B-32", "such.pt: no such file"),
-        ("local-dir:/no/such", "ViT-B-32", "/no/such lacks open_clip_config.json with a model_cfg"),
+        ("local-dir:/no/such", "ViT-B-32", "/no/such has no open_clip_config.json with a model_cfg"),
     ],
 )
 def test_what_is_unknown_is_refused(weights, model, sentence):
@@ -159,7 +159,7 @@ def test_a_damaged_file_is_refused(tmp_path, suffix, kind):
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {}, {"epoch": 3}, {"state_dict": 3}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="holds no state dict of tensors"):
+    with pytest.raises(UserError, match="has no state dict of tensors"):
         read_state(tmp_path / "w.pt")
 
 
@@ -208,13 +208,13 @@ def test_an_explicit_tag_that_cannot_be_had_names_the_ways_out(warned, monkeypat
 
 def test_random_on_request_warns_shortly(warned):
     assert locate(identify("random", "hnerv-tiny", 5), 5, fall_back=False).weights == "random:5"
-    assert len(warned()) == 1 and warned()[0].startswith("NOT CLIP: the targets are a RANDOM encoder's (seed 5)")
+    assert len(warned()) == 1 and warned()[0].startswith("NOT CLIP: the targets come from a RANDOM encoder (seed 5)")
 
 
 def test_what_segments_share_is_warned_of_once(put, warned, monkeypatch):
     """The first asks for `auto`, the others for what it found; an activation in doubt is another subject."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    doubtful = Weights("clip", "tiny", "tiny sha256:0", "tiny", doubt="nothing tells whether")
+    doubtful = Weights("clip", "tiny", "tiny sha256:0", "tiny", doubt="it is unknown whether")
 
     def ask_twice() -> None:
         locate(identify(AUTO_TAG, "hnerv-tiny", 3), 3, fall_back=True)
@@ -224,6 +224,6 @@ def test_what_segments_share_is_warned_of_once(put, warned, monkeypatch):
 
     with warned_once():
         ask_twice()
-    assert [text[:8] for text in warned()] == ["NOT CLIP", "nothing "] and "openai" in warned()[0]
+    assert [text[:8] for text in warned()] == ["NOT CLIP", "it is un"] and "openai" in warned()[0]
     ask_twice()
     assert len(warned()) == 6

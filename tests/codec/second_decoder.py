@@ -1,4 +1,4 @@
-"""A second decoder, written from FORMAT.md alone: the proof that it says enough.
+"""A second decoder, written from docs/format.md alone: the proof that the document is complete.
 
 It imports nothing of this package, so that a mistake in the first decoder cannot be repeated here, and uses no library
 for the entropy coding. Slow: it decodes a symbol at a time.

@@ -59,7 +59,7 @@ def test_opening_reads_no_section(path):
     path.write_bytes(data)
     opened = open_container(path)
     assert read_section(opened, "first") == SECTIONS["first"]
-    with pytest.raises(UserError, match="damaged in its section 'last': copy or download it again"):
+    with pytest.raises(UserError, match="has a damaged section 'last': copy or download it again"):
         read_section(opened, "last")
     with pytest.raises(UserError, match="no section 'other'"):
         read_section(opened, "other")
@@ -83,7 +83,7 @@ def test_every_truncation_and_every_byte_too_many_is_found(path):
             open_container(path)
     for more in (b"\0", b"x", good, bytes(100_000)):
         path.write_bytes(good + more)
-        with pytest.raises(UserError, match="bytes after its end"):
+        with pytest.raises(UserError, match="has extra bytes after its end"):
             open_container(path)
 
 
@@ -98,7 +98,7 @@ def test_a_file_that_shrinks_after_it_was_opened(path):
     path.write_bytes(pack(HEADER, SECTIONS))
     opened = open_container(path)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="damaged in its section"):
+    with pytest.raises(UserError, match="has a damaged section"):
         read_section(opened, "last")
     path.unlink()
     with pytest.raises(UserError, match="cannot be read"):
@@ -109,7 +109,7 @@ def test_a_file_that_shrinks_after_it_was_opened(path):
 def test_another_version_is_called_so(path, version):
     path.write_bytes(with_header(b'{"sections": []}', version=version))
     with pytest.raises(
-        UserError, match=f"another hnerv: it has format {version}, this one reads {VERSION}: use that version"
+        UserError, match=rf"version of hnerv \(its format is {version}, expected {VERSION}\): use that version"
     ):
         open_container(path)
 
@@ -117,10 +117,10 @@ def test_another_version_is_called_so(path, version):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no .hnerv file: give one"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is no .hnerv file: give one"),
-        (MAGIC, "cut short after 8 bytes"),
-        (MAGIC + b"\1\0", "cut short after 10 bytes"),
+        (b"", "is not a .hnerv file: pass one"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is not a .hnerv file: pass one"),
+        (MAGIC, "truncated after 8 bytes"),
+        (MAGIC + b"\1\0", "truncated after 10 bytes"),
     ],
 )
 def test_other_files(path, content, words):
@@ -130,9 +130,9 @@ def test_other_files(path, content, words):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(UserError, match="is a folder: give a file"):
+    with pytest.raises(UserError, match="is a folder: pass a .hnerv file"):
         open_container(tmp_path)
-    with pytest.raises(UserError, match="cannot be read .*: give a file that `hnerv encode` wrote"):
+    with pytest.raises(UserError, match="cannot be read .*: pass a file written by `hnerv encode`"):
         open_container(tmp_path / "gone.hnerv")
 
 
@@ -173,20 +173,20 @@ def test_what_a_container_is(tmp_path):
 )
 def test_headers_with_right_checksums_that_are_not_ours(path, text):
     path.write_bytes(with_header(text))
-    with pytest.raises(UserError, match="not as FORMAT.md says.*encode the run again"):
+    with pytest.raises(UserError, match="does not follow the .hnerv format .*encode the run again"):
         open_container(path)
 
 
 @pytest.mark.parametrize("inflated", [0, 1, 15, 17, 2**20, 2**32 - 1])
 def test_a_header_of_another_size_than_announced(path, inflated):
     path.write_bytes(with_header(b'{"sections": []}', inflated=inflated))
-    with pytest.raises(UserError, match="inflates to other than|promises"):
+    with pytest.raises(UserError, match="does not inflate to|declares"):
         open_container(path)
 
 
 def test_a_header_that_is_no_zlib_stream(path):
     path.write_bytes(with_header(b"", 100, stored=b"this is not zlib"))
-    with pytest.raises(UserError, match="not as FORMAT.md says"):
+    with pytest.raises(UserError, match="does not follow the .hnerv format"):
         open_container(path)
 
 
@@ -197,7 +197,7 @@ def test_a_bomb_is_not_inflated_beyond_what_it_announces(path, announced):
     bomb = b"".join([*(squeeze.compress(b" " * (1 << 20)) for _ in range(64)), squeeze.flush()])
     path.write_bytes(with_header(b"", announced, stored=bomb))
     tracemalloc.start()
-    with pytest.raises(UserError, match="inflates to other than|promises"):
+    with pytest.raises(UserError, match="does not inflate to|declares"):
         open_container(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -209,7 +209,7 @@ def test_a_promised_header_of_four_gigabytes_takes_no_memory(path):
     data[12:16] = struct.pack("<I", 2**32 - 1)
     path.write_bytes(data)
     tracemalloc.start()
-    with pytest.raises(UserError, match="damaged in its header"):
+    with pytest.raises(UserError, match="has a damaged header"):
         open_container(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -221,6 +221,6 @@ def test_a_disk_that_fails_is_an_error_in_words(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="No space left.*choose another -o, or free space"):
+    with pytest.raises(UserError, match="No space left.*choose another -o, or free disk space"):
         write_container(tmp_path / "a.hnerv", b"data")
     assert list(tmp_path.iterdir()) == []

@@ -250,7 +250,7 @@ def test_a_generous_rate_leaves_eight_bits(make):
 
 
 def test_a_rate_out_of_reach_is_refused(opened):
-    with pytest.raises(UserError, match="--target-bpp 0.01 is below the 0.* bpp that this model takes at its coarsest"):
+    with pytest.raises(UserError, match="--target-bpp 0.01 is below 0.* bpp, the lowest rate of this model"):
         encode_run(opened.model, opened.record, Options(target_bpp=0.01), None, {})
 
 
@@ -266,29 +266,29 @@ def test_very_coarse_steps_are_worth_a_warning(opened, caplog, monkeypatch):
     first = sensitivity_scales(opened.model, weights, Bits(8, 8), 0.01)
     coarse = 12 * first["decoder.stem.weight"].step
     found = encoding_module.scaled_to_rate(weights, first, 0.2, opened.model, size_of)
-    assert found["decoder.stem.weight"].step > coarse and "times those of 8 bits" in caplog.text
+    assert found["decoder.stem.weight"].step > coarse and "times those at 8 bits" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(Bits(1, 8)), "--weight-bits 1 is not"),
-        (Options(Bits(8, 9)), "--latent-bits 9 is not"),
-        (Options(per_channel=True), "--per-channel goes with"),
-        (Options(prune=1.0), "--prune 1.0 is not"),
-        (Options(prune=-0.1), "--prune -0.1 is not"),
-        (Options(prune=math.nan), "--prune nan is not"),
-        (Options(prune=0.5, steps="minmax"), "0 is no level of minmax"),
+        (Options(Bits(1, 8)), "--weight-bits 1 must be 2 to 8"),
+        (Options(Bits(8, 9)), "--latent-bits 9 must be 2 to 8"),
+        (Options(per_channel=True), "--per-channel conflicts with"),
+        (Options(prune=1.0), "--prune 1.0 must be"),
+        (Options(prune=-0.1), "--prune -0.1 must be"),
+        (Options(prune=math.nan), "--prune nan must be"),
+        (Options(prune=0.5, steps="minmax"), "minmax, which has no level at 0"),
         (Options(target_bpp=-1.0), "--target-bpp -1.0 "),
         (Options(target_bpp=math.nan), "--target-bpp nan "),
-        (Options(target_bpp=0.1, steps="minmax"), "--target-bpp goes with"),
+        (Options(target_bpp=0.1, steps="minmax"), "--target-bpp .* conflicts with --steps minmax"),
         (Options(Bits(6, 8), target_bpp=0.1), "--target-bpp"),
         (Options(tuning=Tuning(-1)), "--finetune-epochs -1 "),
         (Options(tuning=Tuning(1, 0.0)), "above 0"),
         (Options(tuning=Tuning(1, math.nan)), "above 0"),
         (Options(tuning=Tuning(1, 1e-3, -1.0)), "--rate-weight -1.0 "),
         (Options(tuning=Tuning(1, 1e-3, math.inf)), "--rate-weight inf "),
-        (Options(tuning=Tuning(0, 1e-3, 1.0)), "--rate-weight acts in fine-tuning"),
+        (Options(tuning=Tuning(0, 1e-3, 1.0)), "--rate-weight applies only to fine-tuning"),
     ],
 )
 def test_options_that_make_no_file(options, words):

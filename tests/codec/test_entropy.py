@@ -69,7 +69,7 @@ def test_every_integer_type_from_its_lowest_value_on(kind):
 def test_as_many_letters_as_there_may_be_and_one_more():
     round_trip(np.array([0, 2**15 - 1, 5, 5, 5]))
     round_trip(np.arange(2**15) - 2**14)
-    with pytest.raises(UserError, match="32769 letters, over 32768: fewer bits"):
+    with pytest.raises(UserError, match="span 32769 symbols, more than 32768: lower --weight-bits"):
         entropy.encode(np.array([0, 2**15]))
 
 
@@ -79,9 +79,9 @@ def test_a_wide_span_is_refused_before_memory_is_taken(kind):
 
     symbols = np.array([np.iinfo(np.int32).min, np.iinfo(np.int32).max], dtype=kind)
     tracemalloc.start()
-    with pytest.raises(UserError, match="letters, over 32768"):
+    with pytest.raises(UserError, match="symbols, more than 32768"):
         entropy.encode(symbols)
-    with pytest.raises(UserError, match="letters, over 32768"):
+    with pytest.raises(UserError, match="symbols, more than 32768"):
         entropy.encode(np.array([0, 2**27], dtype=kind))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

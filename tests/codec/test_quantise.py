@@ -174,7 +174,7 @@ def test_coarser_steps_keep_some_levels_and_half_floats():
 
 @pytest.mark.parametrize("bits", [0, 1, -2, 9, 12, 15, 17, 32])
 def test_other_bits_are_refused(bits):
-    with pytest.raises(UserError, match=f"--weight-bits {bits} is not 2 to 8, or 16"):
+    with pytest.raises(UserError, match=f"--weight-bits {bits} must be 2 to 8, or 16"):
         check_bits(bits, "--weight-bits")
     for good in (*BITS, 16):
         check_bits(good, "--weight-bits")

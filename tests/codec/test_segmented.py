@@ -94,7 +94,7 @@ def test_damage_elsewhere_does_not_matter(joined, pictures, tmp_path):
     path = tmp_path / "damaged.hnerv"
     path.write_bytes(data)
     assert np.array_equal(np.stack(list(play_film(open_film(path), range(24), CPU))), pictures[:24])
-    with pytest.raises(UserError, match="damaged.*frames 24 to 35; others may be sound"):
+    with pytest.raises(UserError, match="damaged.*frames 24 to 35; the other frames may be intact"):
         list(play_film(open_film(path), range(24, 36), CPU))
 
 
@@ -115,7 +115,7 @@ def test_cut_short_or_longer(joined, tmp_path):
         with pytest.raises(UserError):
             open_film(path)
     path.write_bytes(good + b"x")
-    with pytest.raises(UserError, match="bytes after its end"):
+    with pytest.raises(UserError, match="has extra bytes after its end"):
         open_film(path)
 
 
@@ -149,7 +149,7 @@ def test_forged_by_nobody(joined, tmp_path):
     ],
 )
 def test_what_no_writer_writes(joined, tmp_path, changes):
-    with pytest.raises(UserError, match="not as FORMAT.md says"):
+    with pytest.raises(UserError, match="does not follow the .hnerv format"):
         open_film(forged(joined, tmp_path / "forged.hnerv", **changes))
 
 
@@ -157,10 +157,10 @@ def test_an_index_that_lies(joined, tmp_path):
     film = open_film(joined)
     rows = [[p.frames, p.size] for p in film.parts]
     rows[0][0] = 13
-    with pytest.raises(UserError, match="holds another segment at frame 0 than its index says"):
+    with pytest.raises(UserError, match="has a segment at frame 0 that does not match its index"):
         list(play_film(open_film(forged(joined, tmp_path / "a.hnerv", segments=rows)), [0], CPU))
     facts = film.facts | {"fps": 3.0}
-    with pytest.raises(UserError, match="another segment at frame 0"):
+    with pytest.raises(UserError, match="segment at frame 0 that does not match"):
         list(play_film(open_film(forged(joined, tmp_path / "b.hnerv", facts=facts)), [0], CPU))
     rows = [[p.frames, p.size] for p in film.parts]
     rows[0][1], rows[1][1] = rows[0][1] + 1, rows[1][1] - 1
@@ -174,7 +174,7 @@ def test_a_part_that_promises_too_much_takes_no_memory(joined, tmp_path):
     rows[1][0] = 16_000_000
     path = forged(joined, tmp_path / "huge.hnerv", segments=rows)
     tracemalloc.start()
-    with pytest.raises(UserError, match="another segment at frame 12"):
+    with pytest.raises(UserError, match="segment at frame 12 that does not match"):
         list(play_film(open_film(path), range(12, 16_000_000), CPU))
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
@@ -184,13 +184,13 @@ def test_other_geometry_is_no_segment_of_it(coded, tmp_path, train, flags):
     assert train(tmp_path, flags(grid="2x2", clip_targets=None, clip_weights="none", epochs=2)) == 0
     found, other = open_checkpoint(tmp_path / "run" / "checkpoints" / "latest.pt"), tmp_path / "other.hnerv"
     write_container(other, encode_run(found.model, found.record, Options(), None, {}))
-    with pytest.raises(UserError, match="segments of one file are alike"):
+    with pytest.raises(UserError, match="differ in frame size, .* join segments of one run"):
         write_film(tmp_path / "x.hnerv", [coded("grid"), other])
     assert not list(tmp_path.glob("*x.hnerv*"))
 
 
 def test_who_takes_one_model_says_so(joined):
-    with pytest.raises(UserError, match="holds a video in segments, this takes one"):
+    with pytest.raises(UserError, match="holds a video in segments, but a single segment is needed"):
         Bitstream(joined)
 
 
@@ -199,7 +199,7 @@ def test_another_format_is_called_so(joined, tmp_path):
     struct.pack_into("<H", data, 8, SEGMENTED + 1)
     path = tmp_path / "newer.hnerv"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=f"another hnerv: it has format {SEGMENTED + 1}"):
+    with pytest.raises(UserError, match=f"another version of hnerv .its format is {SEGMENTED + 1}"):
         open_film(path)
     assert PROLOGUE.size == 32
 

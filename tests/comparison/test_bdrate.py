@@ -41,12 +41,12 @@ def test_the_order_of_the_points_does_not_matter(curve):
 @pytest.mark.parametrize(
     ("sizes", "psnrs", "why"),
     [
-        ([1000, 2000, 3000], [28.0, 30.0, 32.0], "4 points of each, there are 3"),
-        ([], [], "4 points of each, there are 0"),
-        ([1, 2, 3, 4], [10.0, 11.0, 12.0, 13.0], "share no PSNR"),
-        ([1, 2, 3, 4], [50.0, 51.0, 52.0, 53.0], "share no PSNR"),
-        ([1, 2, 3, 4], [30.0, 32.0, 31.0, 34.0], "does not gain"),
-        ([1, 2, 2, 4], [30.0, 31.0, 32.0, 34.0], "does not gain"),
+        ([1000, 2000, 3000], [28.0, 30.0, 32.0], "at least 4 points, one has 3"),
+        ([], [], "at least 4 points, one has 0"),
+        ([1, 2, 3, 4], [10.0, 11.0, 12.0, 13.0], "PSNR ranges do not overlap"),
+        ([1, 2, 3, 4], [50.0, 51.0, 52.0, 53.0], "PSNR ranges do not overlap"),
+        ([1, 2, 3, 4], [30.0, 32.0, 31.0, 34.0], "does not rise"),
+        ([1, 2, 2, 4], [30.0, 31.0, 32.0, 34.0], "does not rise"),
     ],
 )
 def test_where_there_is_no_number_there_is_a_reason(curve, sizes, psnrs, why):

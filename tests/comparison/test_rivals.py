@@ -93,11 +93,11 @@ def test_rivals_are_parsed():
     ("text", "match"),
     [
         ("x266", "x264, x265, svt-av1"),
-        ("", "no rival"),
-        ("x264,", "no rival"),
-        ("x264:4", "presets ultrafast"),
-        ("svt-av1:medium", "presets 0, 1"),
-        ("x264,x264:medium", "twice"),
+        ("", "is not a known codec"),
+        ("x264,", "is not a known codec"),
+        ("x264:4", "unknown preset of x264: choose one of ultrafast"),
+        ("svt-av1:medium", "unknown preset of svt-av1: choose one of 0, 1"),
+        ("x264,x264:medium", "lists the same codec and preset twice"),
     ],
 )
 def test_what_is_no_rival_is_refused(text, match):
@@ -107,7 +107,7 @@ def test_what_is_no_rival_is_refused(text, match):
 
 def test_odd_sizes_and_a_missing_encoder_are_refused(monkeypatch):
     rivals = parse_rivals("x264")
-    with pytest.raises(UserError, match="even sizes, not 63x96"):
+    with pytest.raises(UserError, match="even frame sizes, not 63x96"):
         check_rivals(rivals, (63, 96))
     monkeypatch.setattr("av.codec.codecs_available", set())
     with pytest.raises(UserError, match="no encoder for x264"):

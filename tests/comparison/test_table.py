@@ -26,8 +26,8 @@ CASES = [
     (100_000, 30.0, "x264 medium needs 2.0 % of our bytes at equal PSNR: we lose"),
     (1000, 25.0, "a draw"),
     (8000, 40.0, "a draw"),
-    (1000, 24.9, "x264 medium was measured from 25.00 to 40.00 dB only: no ratio at equal PSNR"),
-    (1000, 40.1, "x264 medium was measured from 25.00 to 40.00 dB only: no ratio at equal PSNR"),
+    (1000, 24.9, "x264 medium was measured only from 25.00 to 40.00 dB: no ratio at equal PSNR"),
+    (1000, 40.1, "x264 medium was measured only from 25.00 to 40.00 dB: no ratio at equal PSNR"),
 ]
 
 
@@ -64,15 +64,15 @@ def test_four_points_of_ours_have_a_bd_rate(compared):
     found = compared([ours(size, psnr) for size, psnr in zip([800, 1600, 3200, 6400], [25, 30, 35, 40], strict=True)])
     lines = [line for line in text_table(found).splitlines() if "BD-rate" in line]
     assert lines == [
-        "BD-rate against x264 medium: -20.0 % bytes at equal PSNR, mean over 25.00 to 40.00 dB: we win",
-        "BD-rate against x265 medium: +60.0 % bytes at equal PSNR, mean over 25.00 to 40.00 dB: we lose",
+        "BD-rate against x264 medium: -20.0 % bytes at equal PSNR, averaged over 25.00 to 40.00 dB: we win",
+        "BD-rate against x265 medium: +60.0 % bytes at equal PSNR, averaged over 25.00 to 40.00 dB: we lose",
     ]
     assert to_dict(found)["bd_rate_of_ours_against"]["x264 medium"]["percent"] == pytest.approx(-20)
 
 
 def test_four_points_without_a_curve_have_a_sentence(compared):
     found = compared([ours(1000, psnr) for psnr in (26.0, 27.0, 28.0, 29.0)])
-    assert "BD-rate against x264 medium: none, one of the curves does not gain" in text_table(found)
+    assert "BD-rate against x264 medium: not available, on one of the curves, PSNR does not rise" in text_table(found)
 
 
 def test_files_hold_the_points(compared, tmp_path):

@@ -55,13 +55,13 @@ def test_cost(world):
     assert decode_fps(model, seconds=0.01) > 0
     cost = Cost({"decoder": 1000, "rgb_head": 234}, None, 0.0625, 1.5, 20.04)
     assert cost.line(torch.device("cpu")) == (
-        "1,234 coded parameters (an estimated 0.0625 bpp at 8 bits each), 1.500 GMAC per frame, "
-        f"decodes 20.0 frames/s on cpu ({FRAMES_AT_ONCE} at once, fp32)"
+        "1,234 coded parameters (an estimated 0.0625 bpp at 8 bits per parameter), 1.500 GMAC per frame, "
+        f"decodes 20.0 frames/s on cpu (batches of {FRAMES_AT_ONCE}, fp32)"
     )
     assert (
         cost._replace(bpp=0.5)
         .line(torch.device("cpu"))
-        .startswith("1,234 coded parameters (0.5000 bpp, the whole file)")
+        .startswith("1,234 coded parameters (0.5000 bpp for the full file)")
     )
 
 

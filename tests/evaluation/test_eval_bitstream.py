@@ -57,4 +57,4 @@ def test_refusals(coded, evaluate, film, tmp_path, capsys):
         assert error.count("\n") == 1 and reason in error
     coded.write_bytes(coded.read_bytes()[:-1])
     assert evaluate(coded, "--data", film) == 2
-    assert "cut short" in capsys.readouterr().err
+    assert "is truncated" in capsys.readouterr().err

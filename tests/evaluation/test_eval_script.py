@@ -79,7 +79,8 @@ def test_the_baselines_stand_in_the_summary_and_in_the_table(run, summary, evalu
     assert rows["PCA table"]["bytes"] <= rows["CLIP head"]["bytes"]
     assert evaluate(run) == 0
     out = capsys.readouterr().out
-    assert all(f"\n{name} " in out for name in rows) and "text queries: left out, the targets come from a file" in out
+    assert all(f"\n{name} " in out for name in rows)
+    assert "text queries: left out because the targets come from a file" in out
     assert "semantics" not in summary(run, "--clip-targets", "none")
 
 
@@ -173,7 +174,7 @@ def test_it_says_of_which_checkpoint_the_files_are(run, evaluate, capsys):
     for name in ("latest.pt", "best.pt"):
         epoch = torch.load(run / "checkpoints" / name)["progress"]["epoch"]
         assert evaluate(run / "checkpoints" / name) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == f"files:     {run / 'eval'}, of {name} at epoch {epoch}"
+        assert capsys.readouterr().out.splitlines()[-1] == f"files:     {run / 'eval'} ({name} at epoch {epoch})"
 
 
 def test_bars_on_a_terminal(run, evaluate, capsys, monkeypatch):
@@ -213,7 +214,7 @@ def test_the_printed_table(run, evaluate, capsys, lines_of):
     values = last_evaluation(run, lines_of)
     for tag, form in (("Frame/train_psnr", ".3f"), ("Frame/val_psnr_frame", ".3f"), ("Frame/val_clip_sim", ".4f")):
         assert f"{values[f'Eval/{tag}']:{form}}" in out
-    assert "similarity is to the targets: file targets.safetensors" in out
+    assert "similarity is measured against the targets: file targets.safetensors" in out
     assert "coded parameters" in out and "GMAC per frame" in out and "encoded" not in out
 
 
@@ -284,7 +285,7 @@ class TestVideoElsewhere:
     def test_other_pixels_are_a_warning(self, moved, tmp_path, summary, make_film, warned, lines_of):
         found = summary(moved, "--data", make_film(tmp_path / "other", shift=5))
         (text,) = warned()
-        assert "gives other pixels than" in text and "is it the same video?" in text
+        assert "the pixels of " in text and text.endswith("check that it is the same video")
         assert found["same_pixels_as_trained_on"] is False and found["video"].endswith("other")
         assert found["Eval/Frame/train_psnr"] < last_evaluation(moved, lines_of)["Eval/Frame/train_psnr"]
 
@@ -341,7 +342,7 @@ class TestUnseen:
     def test_it_is_for_the_encoder_alone(self, run, evaluate, capsys, snapshot):
         before = snapshot(run)
         assert evaluate(run, "--unseen", "encode") == 2
-        assert "--unseen is for the encoder" in capsys.readouterr().err and snapshot(run) == before
+        assert "--unseen needs --embedding encoder" in capsys.readouterr().err and snapshot(run) == before
 
 
 def test_random_targets_are_never_called_clip(tmp_path, train, flags, summary, evaluate, capsys, warned):
@@ -351,7 +352,7 @@ def test_random_targets_are_never_called_clip(tmp_path, train, flags, summary, e
     found = summary(tmp_path / "run")
     assert found["targets_kind"] == "random" and "not CLIP" in found["targets"]
     assert evaluate(tmp_path / "run") == 0
-    assert "similarity is to the targets: RANDOM encoder" in capsys.readouterr().out
+    assert "similarity is measured against the targets: RANDOM encoder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", ["eval", "eval/images", "eval/summary.json"])
@@ -364,4 +365,4 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, evaluate, capsys, bloc
         path.write_text("in the way")
     assert evaluate(run, "--images") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot write" in line and "permission" in line
+    assert "cannot write" in line and "check disk space and permissions" in line

@@ -103,7 +103,7 @@ def test_a_video_that_several_tasks_do_not_see_is_sent_once(begin):
     assert [given[-1] for _, given in driver.cluster.tasks.values()] == [None, None, "object 1", "object 1"]
     driver.cluster.results = {2: Outcome("absent", "no")}
     driver.look(0)
-    assert driver.failed == {"v": "no, though it was sent"}
+    assert driver.failed == {"v": "no, even though it was sent"}
 
 
 def test_a_stop_after_a_segment_failed(begin):

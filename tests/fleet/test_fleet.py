@@ -40,13 +40,13 @@ def test_its_runs_are_those_of_the_single_command(fleet, films, words, train, tm
     source, output = manifest(tmp_path / "fleet.jsonl", *rows), tmp_path / "fleet"
     assert fleet(source, output, *words()) == 1
     out, err = capsys.readouterr()
-    assert "1 of 3 videos failed, such as gone: " in err and len(err.splitlines()) == 1
+    assert "1 of 3 videos failed, for example gone: " in err and len(err.splitlines()) == 1
     for name, film, epochs in (("film0", "film0", 5), ("other/one", "film1", 3)):
         assert train(tmp_path / "single", words(data=films / film, epochs=epochs), name) == 0
         assert bench.equal_runs(output / name, tmp_path / "single" / name)
     found = {row.name: row for row in table.read_rows(output)}
     assert [row.state for row in found.values()] == ["finished", "finished", "failed"]
-    assert "is neither a file nor a folder" in found["gone"].cause
+    assert "is not a file, a folder or one of the clips" in found["gone"].cause
     with (output / "fleet.csv").open(newline="") as file:
         cells = list(csv.DictReader(file))
     values = [json.loads(line) for line in (output / "film0" / "metrics.jsonl").read_text().splitlines()]
@@ -119,7 +119,7 @@ def test_a_stopped_driver_keeps_all_that_was_trained(fleet, films, long, train, 
     (source, flags), output = long, tmp_path / "fleet"
     when(begun(output), lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert fleet(source, output, *flags) == 143
-    assert "0 of 1 videos are done; the same command goes on" in capsys.readouterr().err
+    assert "0 of 1 videos are done; run the same command to resume" in capsys.readouterr().err
     assert read_marks(output / "running.json") == {} and not (output / ".lock").exists()
     stopped = torch.load(output / "film1" / LATEST)["progress"]["step"]
     assert 0 < stopped < 3 * 80 and table.read_rows(output)[0].progress == stopped / (3 * 80)
@@ -155,7 +155,7 @@ def test_a_second_fleet_in_the_folder_is_refused(fleet, films, words, tmp_path, 
     (tmp_path / "fleet").mkdir()
     with locked(tmp_path / "fleet"):
         assert fleet(films, tmp_path / "fleet", *words()) == 2
-    assert "another fleet is at work" in capsys.readouterr().err
+    assert "another fleet is running" in capsys.readouterr().err
     assert not list((tmp_path / "fleet").iterdir())
 
 
@@ -169,17 +169,20 @@ def test_without_ray_it_is_one_line(films, words, tmp_path, hnerv_main, monkeypa
     ("flags", "match"),
     [
         ([], "-o is missing"),
-        (["-o", "x", "--retries", "-1"], "not below 0"),
-        (["-o", "x", "--cpus-per-task", "0"], "--cpus-per-task 0 needs"),
-        (["-o", "x", "--gpus-per-task", "1.5"], "a fraction of one, or a whole number"),
-        (["-o", "x", "--cpus-per-task", "nan"], "finite numbers"),
-        (["-o", "x", "--gpus-per-task", "inf"], "finite numbers"),
-        (["-o", "x", "--memory-per-task", "much"], "no size"),
-        (["-o", "x", "--segment-init", "previous"], "--segment-init is for"),
-        (["-o", "x", "--epochs", "0"], "--epochs 0 is below 1"),
+        (["-o", "x", "--retries", "-1"], "must be at least 0"),
+        (["-o", "x", "--cpus-per-task", "0"], "--cpus-per-task 0 would run all tasks at once"),
+        (["-o", "x", "--gpus-per-task", "1.5"], "--gpus-per-task 1.5 must be an integer or a fraction below 1"),
+        (["-o", "x", "--cpus-per-task", "nan"], "must be finite"),
+        (["-o", "x", "--gpus-per-task", "inf"], "must be finite"),
+        (["-o", "x", "--memory-per-task", "much"], "'much' is not a size"),
+        (["-o", "x", "--segment-init", "previous"], "--segment-init needs"),
+        (["-o", "x", "--epochs", "0"], "--epochs 0 must be at least 1"),
         (["-o", "x", "--preset", "none"], "none"),
-        (["-o", "x", "--compile"], "--compile is no flag of hnerv fleet: each worker"),
-        (["-o", "x", "--exp-id", "a"], "--exp-id is no flag of hnerv fleet: each run has the name of its video"),
+        (["-o", "x", "--compile"], "--compile is not a flag of hnerv fleet: remove it, each worker"),
+        (
+            ["-o", "x", "--exp-id", "a"],
+            "--exp-id is not a flag of hnerv fleet: remove it, each run is named after its video",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(films, hnerv_main, tmp_path, monkeypatch, capsys, flags, match):

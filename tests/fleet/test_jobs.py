@@ -38,7 +38,7 @@ def begin(tmp_path, finished):
     return write
 
 
-REFUSED = "no run in .* goes on with these settings: .*, or choose another -o$"
+REFUSED = "no run in .* can be resumed with these settings: .*, or choose another -o$"
 
 
 def test_other_settings_than_those_of_all_runs_are_another_fleet(videos, begin, tmp_path):
@@ -86,7 +86,7 @@ def test_what_a_killed_driver_left_of_a_plan_is_nothing(videos, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "segments.json"])
 def test_a_fleet_is_not_put_into_a_run(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match="holds a run, no fleet: choose another -o"), held(tmp_path):
+    with pytest.raises(UserError, match="is a run folder, not a fleet folder: choose another -o"), held(tmp_path):
         pytest.fail("it was held")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -109,4 +109,4 @@ def test_videos_that_are_no_longer_in_the_list_are_named(videos, tmp_path, capsy
     tell_dropped(tmp_path / "other", videos("a"))
     assert capsys.readouterr().out == ""
     tell_dropped(tmp_path, videos("a", "d"))
-    assert capsys.readouterr().out == f"no longer among the videos of {tmp_path}, though their runs stay there: b, c\n"
+    assert capsys.readouterr().out == f"no longer in the list of videos of {tmp_path}; their runs are kept: b, c\n"

@@ -125,7 +125,7 @@ def test_segments_count_by_their_frames(folder):
 
 def test_diagnose_names_a_run_of_the_fleet(folder, hnerv_main, capsys):
     assert hnerv_main("diagnose", folder) == 2
-    told = f"{folder} holds a fleet, this takes one run: give one of the fleet's, as in {folder}"
+    told = f"{folder} is a fleet folder, not a run folder: pass one of its runs, such as {folder}"
     assert capsys.readouterr().err == f"hnerv diagnose: {told}/NAME\n"
     (folder / "two").mkdir()
     (folder / "two" / "config.json").write_text("{}")
@@ -135,10 +135,10 @@ def test_diagnose_names_a_run_of_the_fleet(folder, hnerv_main, capsys):
 
 
 def test_a_folder_without_a_fleet(tmp_path, hnerv_main, capsys):
-    with pytest.raises(UserError, match="holds no fleet"):
+    with pytest.raises(UserError, match="is not a fleet folder"):
         table.read_rows(tmp_path)
     assert hnerv_main("fleet", tmp_path, "--status") == 2
-    assert "holds no fleet" in capsys.readouterr().err
+    assert "is not a fleet folder" in capsys.readouterr().err
 
 
 def test_status_needs_no_ray(folder, hnerv_main, capsys, monkeypatch):

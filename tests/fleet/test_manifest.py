@@ -73,46 +73,46 @@ def test_a_folder_holds_files_and_folders_of_images(films, tmp_path):
     (films / "empty").mkdir()
     names = [video.name for video in read_videos(films, Defaults())]
     assert names == ["A", "b", "film0", "film1"]
-    with pytest.raises(UserError, match="names no video"):
+    with pytest.raises(UserError, match="has no videos"):
         read_videos(films / "empty", Defaults())
     (films / "b.mkv").write_bytes(b"")
     with pytest.raises(UserError, match="rename one, or write a manifest"):
         read_videos(films, Defaults())
-    with pytest.raises(UserError, match="neither a folder of videos nor a manifest"):
+    with pytest.raises(UserError, match="neither a folder of videos nor a JSON Lines manifest"):
         read_videos(tmp_path / "none", Defaults())
 
 
 @pytest.mark.parametrize(
     ("row", "match"),
     [
-        ("{", "no JSON"),
-        ("[1]", 'no object with a text "data"'),
+        ("{", "not valid JSON"),
+        ("[1]", 'not an object with a string "data"'),
         ({"name": "x"}, "data"),
         ({"data": 3}, "data"),
-        ({"data": "a", "--data": 5}, "the same key twice"),
-        ({"--data": 5}, 'no object with a text "data"'),
-        ({"data": "~nosuchuser/x"}, "in no one's home"),
-        ({"data": "a\0b"}, "cannot be printed"),
-        ('{"data": "\\ud800"}', "cannot be printed"),
-        ({"data": "a", "name": "x.old1"}, "ends as that of a run moved aside"),
-        ({"data": "a", "epochs": "many"}, "train.epochs of the configuration is 'many', not of type int"),
+        ({"data": "a", "--data": 5}, "a key appears twice"),
+        ({"--data": 5}, 'not an object with a string "data"'),
+        ({"data": "~nosuchuser/x"}, "the home folder in .* does not exist"),
+        ({"data": "a\0b"}, "unprintable characters"),
+        ('{"data": "\\ud800"}', "unprintable characters"),
+        ({"data": "a", "name": "x.old1"}, "ends like that of a run moved aside"),
+        ({"data": "a", "epochs": "many"}, "train.epochs in the configuration is 'many', not of type int"),
         ({"data": "a", "epochs": True}, "epochs"),
-        ({"data": "a", "epochs": 0}, "--epochs 0 is below 1"),
+        ({"data": "a", "epochs": 0}, "--epochs 0 must be at least 1"),
         ({"data": "a", "lr": None}, "lr"),
-        ({"data": "a", "epoch": 3}, "unknown epoch"),
+        ({"data": "a", "epoch": 3}, "unknown keys epoch"),
         ({"data": "a", "preset": "none"}, "none"),
-        ({"data": "a", "preset": 1}, "preset '1' is no text"),
-        ({"data": "a", "name": "../x"}, "'../x' is not made of"),
-        ({"data": "a", "name": "/x"}, "not made of"),
-        ({"data": "a", "name": "x/segments/y"}, "means something else"),
-        ({"data": "a", "name": "fleet.csv"}, "means something else"),
-        ({"data": "a", "name": 5}, "no text"),
-        ({"data": "a", "segment_frames": "2"}, "segment_frames '2' is no int"),
-        ({"data": "a", "segment_frames": 1}, "at least three frames"),
-        ({"data": "a", "segment_init": "previous"}, "--segment-init is for a video in segments"),
-        ({"data": "x/first.mp4"}, "'first' is taken by .*line 1"),
-        ({"data": "a", "name": "FIRST"}, "is taken by"),
-        ({"data": "a", "name": "first/inner"}, "is taken by"),
+        ({"data": "a", "preset": 1}, "preset '1' must be a string"),
+        ({"data": "a", "name": "../x"}, "'../x' is not valid"),
+        ({"data": "a", "name": "/x"}, "is not valid"),
+        ({"data": "a", "name": "x/segments/y"}, "contains the reserved name"),
+        ({"data": "a", "name": "fleet.csv"}, "contains the reserved name"),
+        ({"data": "a", "name": 5}, "must be a non-empty string"),
+        ({"data": "a", "segment_frames": "2"}, "segment_frames '2' must be of type int"),
+        ({"data": "a", "segment_frames": 1}, "--segment-frames 1 must be at least 3"),
+        ({"data": "a", "segment_init": "previous"}, "--segment-init needs a video in segments"),
+        ({"data": "x/first.mp4"}, "'first' is already used by .*line 1"),
+        ({"data": "a", "name": "FIRST"}, "is already used by"),
+        ({"data": "a", "name": "first/inner"}, "is already used by"),
     ],
 )
 def test_a_fault_is_one_sentence_with_its_line(manifest, row, match):
@@ -122,13 +122,13 @@ def test_a_fault_is_one_sentence_with_its_line(manifest, row, match):
 
 
 def test_a_video_lies_in_no_folder_that_holds_another(manifest):
-    with pytest.raises(UserError, match="is taken by .*line 1"):
+    with pytest.raises(UserError, match="is already used by .*line 1"):
         read_videos(manifest({"data": "a", "name": "x/y"}, {"data": "a", "name": "x"}), Defaults())
 
 
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b"\xff\xfe\0")
-    with pytest.raises(UserError, match="is no text: give a manifest"):
+    with pytest.raises(UserError, match="is not a text file: pass a JSON Lines manifest"):
         read_videos(tmp_path / "m.jsonl", Defaults())
 
 

@@ -92,7 +92,7 @@ def test_best_travels_to_a_worker_only_where_latest_is_missing(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x"])
 def test_no_file_is_written_outside(tmp_path, name):
-    with pytest.raises(UserError, match="no file of a run folder"):
+    with pytest.raises(UserError, match="not a file of a run folder"):
         unpack(Parcel({name: Piece(0, b"x")}), tmp_path / "run")
     with pytest.raises(UserError):
         unpack(Parcel({}, frozenset([name])), tmp_path / "run")

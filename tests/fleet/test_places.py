@@ -66,7 +66,7 @@ def test_a_folder_of_linked_images_is_sent_as_images(tmp_path, make_film):
 def test_a_video_too_large_to_be_sent(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"12345")
     monkeypatch.setattr(places, "MOST", 4)
-    with pytest.raises(UserError, match="too many to be sent.*same path, or give an address"):
+    with pytest.raises(UserError, match="too large to send.*same path on all workers, or pass an address"):
         send(place_of(str(tmp_path / "a.mp4")))
 
 

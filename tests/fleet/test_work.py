@@ -89,7 +89,7 @@ def test_it_goes_on_from_what_it_is_given(task, tmp_path, single, bench):
 
 @pytest.mark.parametrize(
     ("changes", "match"),
-    [({"crop": "31x64"}, "31x64 is not divided"), ({"clip_targets": "none.safetensors"}, "no such file")],
+    [({"crop": "31x64"}, "31x64 is not a multiple of 8x16"), ({"clip_targets": "none.safetensors"}, "no such file")],
 )
 def test_a_fault_of_the_video_is_a_line(task, tmp_path, changes, match):
     outcome = train_task(task(**changes), Parcel(), None, Here(tmp_path / "there"))
@@ -98,7 +98,7 @@ def test_a_fault_of_the_video_is_a_line(task, tmp_path, changes, match):
 
 def test_another_version_is_refused(task, tmp_path):
     outcome = train_task(task()._replace(version="9.9"), Parcel(), None, Here(tmp_path / "there"))
-    assert outcome.state == "failed" and "install the same on both" in outcome.cause
+    assert outcome.state == "failed" and "install the same version on both" in outcome.cause
 
 
 def test_a_video_that_is_not_there_is_asked_for(task, tmp_path):

@@ -63,7 +63,7 @@ def test_a_size_that_is_too_small_says_what_is_needed(embedding):
     with pytest.raises(UserError) as error:
         build_model(config, BUNNY)
     assert str(error.value) == (
-        f"--modelsize 0.01 is below the {needed:.3f} million parameters that embedding and heads alone take: raise "
+        f"--modelsize 0.01 is below the {needed:.3f} million parameters that the embedding and heads alone need: raise "
         "it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
     )
 
@@ -71,7 +71,7 @@ def test_a_size_that_is_too_small_says_what_is_needed(embedding):
 @pytest.mark.parametrize("changes", [{"clip_hidden": 1 << 62}, {"clip_pool": 1 << 33}, {"lower_width": 1 << 62}])
 def test_a_model_beyond_all_numbers_is_one_line(changes):
     config = replace(Config().model, dec_width=8, clip_site=1, **changes)
-    with pytest.raises(UserError, match="the model is larger than any machine"):
+    with pytest.raises(UserError, match="the model is too large for any machine"):
         build_model(config, BUNNY)
 
 

@@ -121,6 +121,6 @@ def test_an_encoder_that_does_not_undo_the_decoder_is_refused():
     with pytest.raises(UserError) as error:
         frame_multiple(config.video, config.model)
     assert str(error.value) == (
-        "the encoder divides frames by 10 and the decoder multiplies by 20: make the product of --enc-strides equal "
-        "to that of --dec-strides and --rgb-stride"
+        "the encoder downsamples frames by 10, but the decoder upsamples by 20: make the product of --enc-strides "
+        "equal to that of --dec-strides and --rgb-stride"
     )

@@ -1,4 +1,4 @@
-"""Each rule at both of its bounds, with the values of the README and the issue of healthy runs and of bad ones."""
+"""Each rule at both of its bounds, with the values of docs/tensorboard.md of healthy runs and of bad ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hnerv.report.findings import LEVELS, RULES, Range, Rule, findings_of, has_warning
 from hnerv.tracking import tags
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "tensorboard.md").read_text(encoding="utf-8")
 
 
 def curve(*values):
@@ -37,21 +37,26 @@ CASES = [
     ("similarity of unseen frames", {"values": {"Eval/Frame/val_clip_sim": 0.84}}, "watch"),
     ("similarity of unseen frames", {"values": {"Eval/Frame/val_clip_sim": 0.69}}, "warning"),
     ("centred similarity of unseen frames", {"values": {"Eval/Frame/val_clip_sim_centred": 0.1}}, "warning"),
-    ("worst unseen frame, under the mean of all", {"values": {"Eval/PSNR_Stats/val_min": 21.0}}, "warning"),
-    ("directions of the embeddings, share of the true ones", {"values": {"Eval/Embedding/val_effective_rank": 2.0}},
-     "warning"),
+    ("worst unseen frame, below the mean", {"values": {"Eval/PSNR_Stats/val_min": 21.0}}, "warning"),
+    ("effective rank of the embeddings, relative to the targets",
+     {"values": {"Eval/Embedding/val_effective_rank": 2.0}}, "warning"),
     ("gradient norm", {"curves": {NORM: curve(*[0.0009] * 6)}}, "warning"),
     ("gradient norm", {"curves": {NORM: curve(*[101.0] * 6)}}, "warning"),
     ("gradient norm", {"curves": {NORM: curve(*[0.0011] * 6)}}, "good"),
-    ("head ratio", {"curves": {RATIO: curve(*[0.09] * 6)}}, "warning"),
-    ("head ratio", {"curves": {RATIO: curve(*[50.0] * 6)}, "values": {"Eval/Frame/train_clip_sim": 0.5}}, "watch"),
-    ("head ratio", {"curves": {RATIO: curve(*[101.0] * 6)}, "values": {"Eval/Frame/train_clip_sim": 0.5}}, "warning"),
-    ("head ratio", {"curves": {RATIO: curve(*[101.0] * 6)}, "values": {"Eval/Frame/train_clip_sim": 0.9}}, "note"),
-    ("training PSNR, rise", {"curves": {"Train/PSNR": curve(20, 20.1, 20.2, 20.1, 20.2, 20.2)}}, "warning"),
-    ("training PSNR, fall at the end", {"curves": {"Train/PSNR": curve(20, 25, 30, 32, 31, 30)}}, "warning"),
-    ("CLIP loss against pixel loss", {"curves": {"Train/Loss/clip_loss_weighted": curve(0, 1, 1, 1, 1, 0.011)}},
-     "warning"),
-    ("CLIP loss, share of its first value", {"curves": {"Train/Loss/clip_loss": curve(0, 0.5, 0.5, 0.5, 0.5, 0.49)}},
+    ("gradient ratio of RGB head to CLIP head",
+     {"curves": {RATIO: curve(*[0.09] * 6)}}, "warning"),
+    ("gradient ratio of RGB head to CLIP head",
+     {"curves": {RATIO: curve(*[50.0] * 6)}, "values": {"Eval/Frame/train_clip_sim": 0.5}}, "watch"),
+    ("gradient ratio of RGB head to CLIP head",
+     {"curves": {RATIO: curve(*[101.0] * 6)}, "values": {"Eval/Frame/train_clip_sim": 0.5}}, "warning"),
+    ("gradient ratio of RGB head to CLIP head",
+     {"curves": {RATIO: curve(*[101.0] * 6)}, "values": {"Eval/Frame/train_clip_sim": 0.9}}, "note"),
+    ("rise in training PSNR", {"curves": {"Train/PSNR": curve(20, 20.1, 20.2, 20.1, 20.2, 20.2)}}, "warning"),
+    ("drop in training PSNR after its best epoch",
+     {"curves": {"Train/PSNR": curve(20, 25, 30, 32, 31, 30)}}, "warning"),
+    ("weighted CLIP loss, relative to pixel loss",
+     {"curves": {"Train/Loss/clip_loss_weighted": curve(0, 1, 1, 1, 1, 0.011)}}, "warning"),
+    ("CLIP loss, relative to its first value", {"curves": {"Train/Loss/clip_loss": curve(0, 0.5, 0.5, 0.5, 0.5, 0.49)}},
      "warning"),
 ]  # fmt: skip
 
@@ -77,7 +82,7 @@ def test_the_table_hangs_together(rule: Rule):
 
 def test_what_was_not_measured_gives_no_finding(numbers):
     run = numbers(kind="none")._replace(values={"Eval/Frame/train_psnr": 30.0}, curves={"Train/PSNR": curve(20, 30)})
-    assert set(levels(run)) == {"unfinished run", "no CLIP head", "training PSNR, fall at the end"}
+    assert set(levels(run)) == {"unfinished run", "no CLIP head", "drop in training PSNR after its best epoch"}
 
 
 def test_the_gravest_comes_first(numbers):
@@ -98,18 +103,20 @@ def test_targets_that_are_not_clip_are_said(numbers, kind, asked, level):
 def test_the_circumstances(numbers):
     run = numbers(settings={"epochs": 9}, summary={"same_pixels_as_trained_on": False, "video": "/films/other.mp4"})
     run.record["scene"]["val"] = []
-    assert levels(run) | {"unfinished run": "note", "no unseen frames": "note", "other pixels": "warning"} == levels(
-        run
-    )
+    assert levels(run) | {
+        "unfinished run": "note",
+        "no unseen frames": "note",
+        "evaluated on different pixels": "warning",
+    } == levels(run)
     assert "no evaluation yet" in levels(numbers()._replace(values={}))
 
 
 @pytest.mark.parametrize(("head", "table", "level"), [(0.9, 0.8, "good"), (0.8, 0.9, "watch"), (0.005, -1, "watch")])
 def test_the_head_beside_its_baselines(numbers, beside, head, table, level):
     run = numbers(**beside(head, table))
-    (finding,) = [f for f in findings_of(run) if f.name == "centred similarity beside the baselines"]
+    (finding,) = [f for f in findings_of(run) if f.name == "centred similarity compared with the baselines"]
     assert finding.level == level and bool(finding.advice) == (level == "watch")
-    assert finding.value == f"{head:.3f} against 0.010 of the mean and {table:.3f} of the PCA table"
+    assert finding.value == f"{head:.3f} versus 0.010 (mean) and {table:.3f} (PCA table)"
     older = run._replace(summary=run.summary | {"epoch": 3})
     assert all(f.name != finding.name for f in findings_of(older))
 
@@ -126,7 +133,7 @@ def test_a_line_names_value_range_and_mend(numbers):
     assert finding.line().startswith("warning generalisation gap: 6 dB (healthy: at most 3 dB). The model memorises")
 
 
-def test_the_readme_says_the_same_bounds():
-    section = README.split("## How to read the curves")[1].split("\n## ")[0]
+def test_the_documentation_has_the_same_bounds():
+    section = DOCS.split("## How to read the curves")[1].split("\n## ")[0]
     for words in ("under 3 dB", "over 5 dB", "over 0.85", "under 0.7", "0.001 to 100", "0.1 to 10"):
         assert words in section

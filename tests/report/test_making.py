@@ -65,7 +65,7 @@ def homeless(tmp_path, train, flags, make_film) -> Path:
 def test_a_video_that_is_gone(homeless, tmp_path):
     (story,) = tell([homeless], WISHES)
     (sentence,) = story.missing
-    assert "no pictures of frames, no numbers by frame and patch" in sentence and "--data" in sentence
+    assert "no frames to show and no results per frame and patch" in sentence and "--data" in sentence
     assert story.shown == [] and story.run.values["Eval/Frame/val_psnr"] > 0
     assert not (homeless / "eval").exists()
     (story,) = tell([homeless], WISHES._replace(data=str(tmp_path / "moved")))
@@ -75,7 +75,7 @@ def test_a_video_that_is_gone(homeless, tmp_path):
 def test_a_video_that_is_gone_after_the_evaluation(homeless, evaluate, tmp_path):
     assert evaluate(homeless, "--data", tmp_path / "moved") == 0
     (story,) = tell([homeless], WISHES)
-    assert len(story.run.frames) == 10 and "no pictures of frames. The model" in story.missing[0]
+    assert len(story.run.frames) == 10 and "no frames to show. The model" in story.missing[0]
     path = homeless / "eval" / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"epoch": 0}))
     (story,) = tell([homeless], WISHES)
@@ -85,7 +85,7 @@ def test_a_video_that_is_gone_after_the_evaluation(homeless, evaluate, tmp_path)
 def test_a_run_without_a_checkpoint(run):
     shutil.rmtree(run / "checkpoints")
     (story,) = tell([run], WISHES)
-    assert "There is no" in story.missing[0] and story.run.values
+    assert "latest.pt is missing: " in story.missing[0] and story.run.values
 
 
 def test_several_runs_show_the_same_frames_and_have_names_of_their_own(run, tmp_path):
@@ -96,7 +96,7 @@ def test_several_runs_show_the_same_frames_and_have_names_of_their_own(run, tmp_
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(UserError, match="is not the folder of a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         tell([tmp_path], WISHES)
 
 
@@ -131,5 +131,5 @@ def test_segments_that_are_not_trained_yet(divided, tmp_path):
     assert [row.frame for row in story.run.frames] == [0, 1, 3, 8, 9, 11]
     for name in ("00000", "00002"):
         shutil.rmtree(tmp_path / "run" / "segments" / name)
-    with pytest.raises(UserError, match="no segment of .* was begun"):
+    with pytest.raises(UserError, match="no segment of .* has been started"):
         tell([tmp_path / "run"], Wishes(torch.device("cpu")))

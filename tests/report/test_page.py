@@ -92,7 +92,7 @@ def test_several_runs_side_by_side(numbers, shown):
 def test_the_baselines_stand_beside_the_head(numbers, beside):
     text = render([Story(numbers(**beside()), [], [])])
     (table,) = re.findall(r'aria-label="Baselines of run">(.*?)</table>', text, flags=re.DOTALL)
-    assert re.findall(r'scope="col">(.*?)</th>', table) == ["bytes", "cosine", "centred", "recall@1", "texts: recall@1"]
+    assert re.findall(r'scope="col">(.*?)</th>', table) == ["bytes", "cosine", "centred", "recall@1", "text recall@1"]
     rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line) for line in re.findall(r"<tr><th .*?</tr>", table)]
     assert rows == [
         ["CLIP head", "1,234", "0.950 / 0.950", "0.900 / 0.900", "0.500 / 0.500", "0.250"],
@@ -100,8 +100,8 @@ def test_the_baselines_stand_beside_the_head(numbers, beside):
         ["neighbours", "–", "– / 0.950", "– / 0.990", "– / 0.500", "–"],
         ["PCA table", "1,200", "0.950 / 0.950", "0.800 / 0.800", "0.500 / 0.500", "0.125"],
     ]
-    assert "at epoch 6; the bytes of the head are estimated. 8 texts were looked for." in text
-    assert "Beside the CLIP head</h3>" not in render([Story(numbers(), [], [])])
+    assert "at epoch 6. The size of the CLIP head is estimated. The text columns use 8 queries." in text
+    assert "CLIP head compared with baselines</h3>" not in render([Story(numbers(), [], [])])
 
 
 def test_equal_configurations(numbers):
@@ -114,7 +114,7 @@ def test_a_run_that_has_just_begun(numbers):
         curves={}, values={}, values_epoch=0, summary={}, frames=[], patches=[], environment={}
     )
     text = render([Story(run, [], ["There is no checkpoint."])])
-    assert "There is no checkpoint." in text and "No epoch has been logged." in text and "No pictures" in text
+    assert "There is no checkpoint." in text and "No epoch has been logged." in text and "No frames to show" in text
     assert {row.label for row in summary_rows([run])} == {"coded parameters", "rate, bits per pixel", "epochs"}
     assert not addresses(text)[0].startswith("http")
 
@@ -136,5 +136,5 @@ def test_the_page_is_written_whole_or_not_at_all(numbers, tmp_path):
     size = write_page(path, [Story(numbers(), [], [])])
     assert path.stat().st_size == size and [p.name for p in path.parent.iterdir()] == ["page.html"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*: give another file by --out"):
+    with pytest.raises(UserError, match="cannot write .*: pass another file with --out"):
         write_page(tmp_path / "file" / "page.html", [Story(numbers(), [], [])])

@@ -28,11 +28,11 @@ def test_every_line_is_a_tag():
 
 def test_curves_of_one_run(numbers):
     by_title = {plot.title: plot for plot in training_plots([numbers()])}
-    assert {"PSNR over training", "Loss", "Learning rate"} <= set(by_title)
+    assert {"PSNR during training", "Loss", "Learning rate"} <= set(by_title)
     assert "Generalisation gap" not in by_title
-    psnr = by_title["PSNR over training"]
+    psnr = by_title["PSNR during training"]
     assert {"epoch", "PSNR, dB", "training, mean of patches", "unseen, mean of patches"} <= words(psnr)
-    assert "unseen, of the frame" not in words(psnr)
+    assert "unseen, full frame" not in words(psnr)
     assert "training, mean of patches, last 32;" in psnr.alt and not psnr.clip
     assert by_title["CLIP loss"].clip and by_title["Loss"].clip
 
@@ -45,7 +45,7 @@ def test_curves_of_several_runs_share_a_figure(numbers):
 
 def test_a_logarithmic_axis_survives_the_zeros_of_warm_up(numbers):
     zeros = {"Train/Loss/clip_loss": [(1, 0.0), (2, 0.0)], "Train/PSNR": [(1, 20.0)]}
-    assert {plot.title for plot in training_plots([numbers()._replace(curves=zeros)])} == {"PSNR over training"}
+    assert {plot.title for plot in training_plots([numbers()._replace(curves=zeros)])} == {"PSNR during training"}
 
 
 def test_frames_are_marked_by_split(numbers):
@@ -74,7 +74,7 @@ def test_patches_by_position(numbers):
 
 def test_distributions_are_shares(numbers):
     plot = distribution_plots(numbers())[0]
-    assert {"PSNR, dB", "share of frames, %", "training, 10", "unseen, 2"} <= words(plot)
+    assert {"PSNR, dB", "share of frames, %", "training (10)", "unseen (2)"} <= words(plot)
     assert "training: mean 25" in plot.alt and "unseen: mean 28" in plot.alt
 
 

@@ -89,10 +89,10 @@ def test_a_damaged_line_is_named(tmp_path, line):
 
 
 def test_no_run(tmp_path, run):
-    with pytest.raises(UserError, match="is not the folder of a run, it has no config.json"):
+    with pytest.raises(UserError, match=r"is not a run folder \(it has no config\.json\)"):
         read_run(tmp_path)
     (run / "config.json").write_text('{"config": {}}')
-    with pytest.raises(UserError, match="is not the record of a run"):
+    with pytest.raises(UserError, match="is not a run record"):
         read_run(run)
 
 
@@ -100,5 +100,5 @@ def test_no_run(tmp_path, run):
 def test_damaged_tables_are_named(run, evaluate, text):
     assert evaluate(run) == 0
     (run / "eval" / "per_frame.csv").write_text(text)
-    with pytest.raises(UserError, match=r"per_frame\.csv is damaged .*: delete it, and run eval\.py again"):
+    with pytest.raises(UserError, match=r"per_frame\.csv is damaged .*: delete it and run eval\.py again"):
         read_run(run)

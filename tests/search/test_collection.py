@@ -202,7 +202,7 @@ def test_a_damaged_index_is_said_and_built_anew(own, warned, fault, monkeypatch,
         data = data[: len(data) // 2] if fault == "cut short" else b""
     place.write_bytes(data)
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert len(warned()) == 1 and "is not usable" in warned()[0] and len(computed) == 3
+    assert len(warned()) == 1 and "is unusable" in warned()[0] and len(computed) == 3
     open_collection(own, CPU)
     assert len(warned()) == 1
 
@@ -220,7 +220,7 @@ def test_a_video_that_changes_after_the_opening_is_refused(own):
     opened = open_collection(own, CPU)
     shutil.copy(own / "c.hnerv", own / "a.hnerv")
     open_index(own / "a.hnerv", CPU)
-    with pytest.raises(UserError, match="has changed while it was read"):
+    with pytest.raises(UserError, match="changed while it was being read"):
         found_in(opened, directions()[0], 100)
 
 
@@ -237,13 +237,14 @@ def test_where_no_place_takes_it_that_is_a_warning(own, monkeypatch, tmp_path, w
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
     (own / "index.faiss").mkdir()
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert "is not kept" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
+    assert "is not saved" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
 
 
 def test_a_video_of_another_teacher_is_left_out(own, coded, warned):
     shutil.copy(coded["file"], own / "0first.hnerv")
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert len(warned()) == 1 and "0first.hnerv is left out: it imitates" in warned()[0]
+    assert len(warned()) == 1 and warned()[0].startswith("skipping ")
+    assert "0first.hnerv: its targets are from" in warned()[0]
     open_collection(own, CPU)
     assert warned()[1] == warned()[0], "each search says so"
 
@@ -254,7 +255,7 @@ def test_most_decide_which_teacher_is_searched(own, coded, warned, random_run):
         shutil.copy(coded["random"], own / f"{name}.hnerv")
     opened = open_collection(own, CPU)
     assert names(opened) == ["d.hnerv", "e.hnerv", "f.hnerv", "g.hnerv"]
-    assert sum("is left out" in text for text in warned()) == 3
+    assert sum(text.startswith("skipping ") for text in warned()) == 3
     assert opened.teacher(CPU).record["targets"]["kind"] == "random"
     for name in ("d", "e", "f"):
         (own / f"{name}.hnerv").unlink()
@@ -278,14 +279,14 @@ def test_what_cannot_be_searched_is_left_out(own, warned, train, flags):
     (own / "broken.hnerv").write_bytes(b"\x07" * 100)
     for _ in range(2):
         checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    said = sorted(text.split(" is left out: ")[0] for text in warned()[:2])
+    said = sorted(text.removeprefix("skipping ").split(": ")[0] for text in warned()[:2])
     assert said == [str(own / "broken.hnerv"), str(own / "pixels")]
     shutil.copy(own / "a.hnerv", own / "broken.hnerv")
     assert "broken.hnerv" in names(open_collection(own, CPU))
 
 
 def test_refusals(tmp_path, monkeypatch, own):
-    with pytest.raises(UserError, match="holds no .hnerv file and no run"):
+    with pytest.raises(UserError, match="contains no .hnerv file and no run"):
         open_collection(tmp_path / "empty", CPU)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.hnerv").write_bytes(b"\x07" * 100)
@@ -338,7 +339,8 @@ def test_a_text_over_a_folder(own, search, clip_model, clip_weights, capsys):
     assert all(hit["seconds"] == pytest.approx(hit["frame"] / 24) for hit in found["hits"])
     main(["search", str(own), "a red car", "--top", "4"])  # the weights are where the runs had them
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a red car" and len(lines) == 7 and lines[-1].startswith("similarity is that of: OpenCLIP")
+    assert lines[0] == "a red car" and len(lines) == 7
+    assert lines[-1].startswith("similarity is measured against the targets: OpenCLIP")
     for line, hit in zip(lines[2:6], found["hits"], strict=False):
         assert line.split()[1:5] == [hit["video"], hit["time"], str(hit["frame"]), str(hit["patch"])]
 
@@ -348,7 +350,7 @@ def test_weights_beside_the_index_are_found(own, search, clip_weights, capsys):
     expected_hits = search(own, "a red car", "--clip-weights", clip_weights)["hits"]
     with pytest.raises(SystemExit):
         main(["search", str(own), "a red car"])
-    assert "index.faiss imitates" in (said := capsys.readouterr().err) and "--clip-weights" in said
+    assert "index.faiss are from OpenCLIP" in (said := capsys.readouterr().err) and "--clip-weights" in said
     shutil.copy(clip_weights, own)
     assert search(own, "a red car")["hits"] == expected_hits
 
@@ -357,7 +359,7 @@ def test_the_hits_are_drawn(own, tmp_path, capsys):
     main(["search", str(own), "a red car", "--top", "60", "--save", str(tmp_path / "sheet.png")])
     *lines, _, told = capsys.readouterr().out.splitlines()
     assert len({line.split()[1] for line in lines[2:]}) > 1, "of several videos"
-    assert told == f"hits drawn in {tmp_path / 'sheet.png'}"
+    assert told == f"hits drawn to {tmp_path / 'sheet.png'}"
     assert np.array(Image.open(tmp_path / "sheet.png")).std() > 5
     with pytest.raises(SystemExit) as stop:
         main(["search", str(own), "a red car", "--heatmap", str(tmp_path / "heat.png")])

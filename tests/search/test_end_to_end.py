@@ -150,8 +150,8 @@ def test_renamed_weights_are_known_by_their_content_and_others_are_refused(
     data = bytearray(clip_weights.read_bytes())
     data[-1] ^= 1
     (tmp_path / "other.openai.safetensors").write_bytes(data)
-    assert "give the former" in refused(path, "a dog", "--clip-weights", tmp_path / "other.openai.safetensors")
-    assert "give the former" in refused(path, "a dog", "--clip-weights", "random")
+    for weights in (tmp_path / "other.openai.safetensors", "random"):
+        assert "pass the weights of the targets" in refused(path, "a dog", "--clip-weights", weights)
 
 
 def test_weights_in_a_folder_that_moved(clip_config, clip_weights, tmp_path, train, flags, search, text_of, refused):
@@ -164,7 +164,7 @@ def test_weights_in_a_folder_that_moved(clip_config, clip_weights, tmp_path, tra
     path = tmp_path / "clip.hnerv"
     main(["encode", str(tmp_path / "run"), "-o", str(path), "--no-measure"])
     folder.rename(tmp_path / "moved")
-    assert "give --clip-weights" in refused(tmp_path / "run", "a dog")
+    assert "pass --clip-weights" in refused(tmp_path / "run", "a dog")
     found = search(path, "a dog", "--clip-weights", tmp_path / "moved")
     check(found, brute_force(path, [(1.0, text_of("a dog"))]))
 
@@ -189,7 +189,8 @@ def test_the_table(alone, clip_weights, capsys, search):
     hits = search(path, "a dog", *few)["hits"]
     main(["search", str(path), "a dog", "--not", "a cat", *few])
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "a dog - a cat" and len(out) == 5 and out[-1].startswith("similarity is that of: OpenCLIP")
+    assert out[0] == "a dog - a cat" and len(out) == 5
+    assert out[-1].startswith("similarity is measured against the targets: OpenCLIP")
     main(["search", str(path), "a dog", *few])
     rows = capsys.readouterr().out.splitlines()[2:4]
     for row, hit in zip(rows, hits, strict=True):

@@ -101,10 +101,10 @@ def test_damage_elsewhere_does_not_matter_and_damage_there_is_found(alone):
         ends[entry.name] = end
     flip(path, ends["rgb_head"] - 1)
     assert torch.equal(open_index(path, CPU).embeddings, expected)
-    with pytest.raises(UserError, match="damaged in its section 'rgb_head'"):
+    with pytest.raises(UserError, match="has a damaged section 'rgb_head'"):
         Bitstream(path).model()
     flip(path, ends["clip_head"] - 1)
-    with pytest.raises(UserError, match="damaged in its section 'clip_head'"):
+    with pytest.raises(UserError, match="has a damaged section 'clip_head'"):
         open_index(path, CPU)
 
 
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_leaves_it_in_the_cache(alone, computed,
     beside.rmdir()
     open_index(path, CPU)
     assert computed == [path] and not beside.exists()
-    assert [text for text in warned() if "is not kept" in text] == []
+    assert [text for text in warned() if "is not saved" in text] == []
 
 
 def test_where_no_place_takes_it_that_is_a_warning(alone, monkeypatch, tmp_path, warned):
@@ -183,14 +183,14 @@ def test_where_no_place_takes_it_that_is_a_warning(alone, monkeypatch, tmp_path,
     path = alone()
     place_of(path).mkdir()
     assert open_index(path, CPU).embeddings.shape == (12, 8, 12)
-    assert "is not kept" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
+    assert "is not saved" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
 
 
 def test_refusals(tmp_path, train, flags):
     with pytest.raises(UserError, match="no such file"):
         open_index(tmp_path / "none.hnerv", CPU)
     (tmp_path / "foreign.hnerv").write_bytes(os.urandom(100))
-    with pytest.raises(UserError, match="is no .hnerv file"):
+    with pytest.raises(UserError, match="is not a .hnerv file"):
         open_index(tmp_path / "foreign.hnerv", CPU)
     assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
     with pytest.raises(UserError, match="has no CLIP head"):

@@ -41,14 +41,14 @@ def test_a_file_of_one_vector(tmp_path, shape):
 @pytest.mark.parametrize(
     ("words", "dim", "match"),
     [
-        ("e.safetensors", 5, "more than one: add :FRAME,PATCH"),
-        ("e.safetensors:3,0", 5, r"is \(3, 2, 5\): give frame and patch within"),
-        ("e.safetensors:0,2", 5, r"is \(3, 2, 5\): give frame and patch within"),
+        ("e.safetensors", 5, "more than one vector: add :FRAME,PATCH"),
+        ("e.safetensors:3,0", 5, r"has shape \(3, 2, 5\): pass a frame and a patch within it"),
+        ("e.safetensors:0,2", 5, r"has shape \(3, 2, 5\): pass a frame and a patch within it"),
         ("e.safetensors:0,1", 6, "of 6 dimensions"),
         ("none.safetensors:0,1", 5, "no such file"),
-        ("zero.safetensors:0,0", 5, "of norm 0"),
-        ("nan.safetensors:0,0", 5, "of norm nan"),
-        ("flat.safetensors:0,0", 5, "give frame and patch within"),
+        ("zero.safetensors:0,0", 5, "and norm 0"),
+        ("nan.safetensors:0,0", 5, "and norm nan"),
+        ("flat.safetensors:0,0", 5, "pass a frame and a patch within it"),
         ("noise.safetensors", 5, "cannot be read"),
         ("named.safetensors:0,0", 5, "with 'embeddings'"),
     ],
@@ -103,5 +103,5 @@ def test_a_tag_is_had_from_the_cache_or_refused_in_words(alone, monkeypatch):
     with pytest.raises(UserError, match="/nowhere/w.safetensors cannot be read"):
         Encoder(index, "", CPU).texts(["a dog"])
     assert len(asked) == 1
-    with pytest.raises(UserError, match="is laion2b_s34b_b79k of ViT-B-32: give the former"):
+    with pytest.raises(UserError, match="is laion2b_s34b_b79k of ViT-B-32: pass the weights of the targets"):
         Encoder(index, "laion2b_s34b_b79k", CPU).texts(["a dog"])

@@ -40,7 +40,7 @@ def test_what_is_no_plan(change, tmp_path):
     folder = SegmentedFolder(tmp_path)
     write_plan(folder.plan, PLAN)
     folder.plan.write_text(json.dumps(json.loads(folder.plan.read_text()) | change))
-    with pytest.raises(UserError, match="is no plan of segments"):
+    with pytest.raises(UserError, match="is not a segment plan"):
         parts_of(tmp_path)
 
 

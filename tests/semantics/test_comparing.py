@@ -46,7 +46,7 @@ def test_bytes_of_a_checkpoint_are_called_an_estimate(run):
     found = compare(run)
     numbers = sum(p.numel() for p in run.model.clip_head.parameters())
     assert found.rows[0].size == -(-6 * numbers // 8) and not found.measured_bytes
-    assert "an estimate, 6 bits a parameter" in text_of(found) and f"~{found.rows[0].size:,}" in text_of(found)
+    assert "estimated at 6 bits per parameter" in text_of(found) and f"~{found.rows[0].size:,}" in text_of(found)
     assert "estimate" not in text_of(compare(run, 5000))
 
 
@@ -105,10 +105,10 @@ def test_the_arithmetic_of_a_real_encoder_is_counted(run):
 
 def test_without_a_head_it_refuses(run):
     without_clip(run.model)
-    with pytest.raises(UserError, match="has no CLIP head: train without"):
+    with pytest.raises(UserError, match="has no CLIP head: train with CLIP targets"):
         compare(run)
 
 
 def test_a_head_too_small_for_any_table(run):
     found = compare(run, 10)
-    assert PCA not in [row.name for row in found.rows] and "not one component fits into 10 bytes" in text_of(found)
+    assert PCA not in [row.name for row in found.rows] and "no component fits into 10 bytes" in text_of(found)

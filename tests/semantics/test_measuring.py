@@ -112,7 +112,7 @@ def test_random_targets_have_an_encoder_but_no_text(tmp_path, train, flags):
     assert train(tmp_path, flags(clip_targets=None, clip_weights="random", epochs=1)) == 0
     found = measure(open_run(tmp_path / "run", CPU))
     assert found.queries == 0 and ENCODER in [row.name for row in found.rows]
-    assert any("means nothing to the RANDOM encoder" in note for note in found.notes)
+    assert any("has no meaning for the RANDOM encoder" in note for note in found.notes)
 
 
 def test_weights_that_are_gone(clip_run, tmp_path):

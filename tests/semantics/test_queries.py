@@ -21,7 +21,7 @@ def test_a_list_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "match"), [(None, "no such file"), (b"\xff\xfe\xfa", "cannot be read"), (b" \n\n", "holds no query")]
+    ("data", "match"), [(None, "no such file"), (b"\xff\xfe\xfa", "cannot be read"), (b" \n\n", "contains no queries")]
 )
 def test_what_is_no_list_is_refused(tmp_path, data, match):
     path = tmp_path / "mine.txt"

@@ -29,7 +29,7 @@ def test_a_writer_that_raises_warns_once(tmp_path, monkeypatch, warned):
         logger.text("Model/Info/run", "page", 0)
         logger.record("train", {"epoch": 1})
         logger.position()
-    assert len(warned()) == 1 and "disk full" in warned()[0] and "the run goes on" in warned()[0]
+    assert len(warned()) == 1 and "disk full" in warned()[0] and "the run continues" in warned()[0]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"kind": "train", "epoch": 1}
 
 

@@ -87,4 +87,4 @@ def test_points_are_not_called_clip(tmp_path, points):
     """They are so only if the targets are."""
     write_points(tmp_path, points)
     config = (tmp_path / "projector_config.pbtxt").read_text()
-    assert "embeddings of the patches" in config and "CLIP" not in config
+    assert "patch embeddings" in config and "CLIP" not in config

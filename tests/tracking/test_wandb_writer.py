@@ -104,7 +104,7 @@ def test_a_service_that_fails_warns_once(tmp_path, wandb, monkeypatch, caplog):
 
 def test_without_the_package_it_is_refused_in_words(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--report-to wandb: wandb is not installed: pip install wandb"):
+    with pytest.raises(UserError, match="--report-to wandb needs wandb, which is not installed: pip install wandb"):
         check_settings(Config(), LogConfig("wandb"))
     check_settings(Config(), LogConfig("tensorboard"))
 

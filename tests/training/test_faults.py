@@ -87,7 +87,7 @@ def test_a_disk_that_fails_from_the_third_epoch_on(tmp_path, train, flags, monke
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (MEMORY, "give --batch-size 1 instead of 3, under another --exp-id"),
+        (MEMORY, "pass --batch-size 1 instead of 3, under another --exp-id"),
         (LOST, "the GPU failed (CUDA error: an ill"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_gpu_that_fails_in_a_step(tmp_path, train, flags, monkeypatch, capsys,
         capsys.readouterr()
         assert train(tmp_path / "failed", words) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line and f"goes on from {tmp_path / 'failed' / 'run' / 'checkpoints' / 'latest.pt'}" in line
+    assert told in line and f"to resume from {tmp_path / 'failed' / 'run' / 'checkpoints' / 'latest.pt'}" in line
     assert train(tmp_path / "failed", words) == 0
     assert_same(tmp_path / "failed" / "run", tmp_path / "whole" / "run")
 
@@ -113,10 +113,10 @@ def test_a_gpu_that_fails_in_a_step(tmp_path, train, flags, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"batch_size": 8}, "give --batch-size 4 instead of 8,"),
-        ({"batch_size": 3}, "give --batch-size 1 instead of 3,"),
-        ({"batch_size": 1, "modelsize": 1.5}, "give --modelsize 0.75 instead of 1.5, or a --resize to half"),
-        ({"batch_size": 1, "dec_width": 100}, "give --dec-width 50 instead of 100, or a --resize to half"),
+        ({"batch_size": 8}, "pass --batch-size 4 instead of 8,"),
+        ({"batch_size": 3}, "pass --batch-size 1 instead of 3,"),
+        ({"batch_size": 1, "modelsize": 1.5}, "pass --modelsize 0.75 instead of 1.5, or a --resize of half"),
+        ({"batch_size": 1, "dec_width": 100}, "pass --dec-width 50 instead of 100, or a --resize of half"),
     ],
 )
 def test_out_of_memory_names_the_setting_that_helps_most(tmp_path, changes, told):
@@ -124,7 +124,7 @@ def test_out_of_memory_names_the_setting_that_helps_most(tmp_path, changes, told
         raise MEMORY
     text = str(caught.value)
     assert told in text and "Tried to allocate 2.00 GiB" in text and "\n" not in text
-    assert text.endswith("the same command starts anew, there is no checkpoint yet")
+    assert text.endswith("run the same command to start over, since there is no checkpoint yet")
 
 
 def test_a_lost_gpu_by_the_error_that_torch_has_for_it(tmp_path):
@@ -133,8 +133,11 @@ def test_a_lost_gpu_by_the_error_that_torch_has_for_it(tmp_path):
     with pytest.raises(RunError) as caught, device_errors(Config(), tmp_path / "latest.pt"):
         raise kind("CUDA error: unspecified launch failure")
     text = str(caught.value)
-    assert text.startswith("the GPU failed (CUDA error: unspecified launch failure): look at nvidia-smi; ")
-    assert text.endswith(f"goes on from {tmp_path / 'latest.pt'}")
+    assert text.startswith(
+        "the GPU failed (CUDA error: unspecified launch failure): check nvidia-smi, then run the same command, with "
+        "another --device if needed, "
+    )
+    assert text.endswith(f"to resume from {tmp_path / 'latest.pt'}")
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("shapes do not match"), ValueError("CUDA error"), RunError("told")])

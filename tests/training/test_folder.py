@@ -109,11 +109,11 @@ def test_a_finished_run_started_again_changes_nothing_and_prints_its_table(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"lr": 0.25}, f"lr {Config().train.lr} there, 0.25 here"),
-        ({"epochs": 9}, "epochs 5 there, 9 here"),
-        ({"clip_site": 2}, "clip_site 1 there, 2 here"),
-        ({"optimizer": "adamw"}, f"optimizer {Config().train.optimizer} there, adamw here"),
-        ({"blend_freq": 1}, "blend_freq 2 there, 1 here"),
+        ({"lr": 0.25}, f"(lr {Config().train.lr}, not 0.25)"),
+        ({"epochs": 9}, "(epochs 5, not 9)"),
+        ({"clip_site": 2}, "(clip_site 1, not 2)"),
+        ({"optimizer": "adamw"}, f"(optimizer {Config().train.optimizer}, not adamw)"),
+        ({"blend_freq": 1}, "(blend_freq 2, not 1)"),
     ],
 )
 def test_another_configuration_is_refused_and_nothing_changes(tmp_path, train, flags, snapshot, capsys, change, told):
@@ -135,7 +135,7 @@ def test_other_frames_under_the_same_path_are_refused(tmp_path, train, flags, ma
     make_film(tmp_path / "film", shift=3)
     capsys.readouterr()
     assert train(output, flags(data=film)) == 2
-    assert "was trained on other frames" in capsys.readouterr().err
+    assert "no longer decodes to the frames that" in capsys.readouterr().err
     assert snapshot(output) == before
 
 
@@ -202,7 +202,7 @@ def test_a_run_without_latest_goes_on_from_best(tmp_path, train, flags, monkeypa
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"
     latest.unlink()
     assert train(tmp_path, words) == 0
-    assert "going on from best.pt" in caplog.text
+    assert "is missing; resuming from best.pt" in caplog.text
     assert torch.load(latest)["progress"]["epoch"] == 4
     starts = [json.loads(line)["epoch"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert starts == [1, 1, 2, 2, 3, 3, 4, 4]
@@ -251,7 +251,7 @@ def test_resuming_in_another_precision_is_announced(tmp_path, train, flags, caps
     first, second = json.loads(path.read_text())
     path.write_text(json.dumps([first, second | {"device": "cuda:0", "precision": "bf16"}]))
     assert train(tmp_path, [*words, "--max-minutes", "1e-9"]) == 124
-    line = "resumed  in fp32, before in bf16: --precision auto follows the device"
+    line = "resumed  in fp32, previously bf16: --precision auto follows the device"
     assert capsys.readouterr().out.splitlines().count(line) == 1
     del first["precision"]
     path.write_text(json.dumps([first]))  # of an older version

@@ -56,7 +56,7 @@ def test_nothing_is_recorded_that_was_not_asked_for(tmp_path, said, span, number
 def test_a_disk_that_does_not_take_it_warns(tmp_path, said, caplog):
     (tmp_path / "profile").touch()
     steps(StepProfiler(range(1, 2), tmp_path / "profile", CPU, said.append), range(3))
-    assert "was not written, the run goes on" in caplog.text and not said
+    assert "was not written; the run continues" in caplog.text and not said
 
 
 def test_a_run_that_is_profiled_learns_the_same(make, console, said):

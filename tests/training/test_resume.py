@@ -44,7 +44,7 @@ def test_stopped_by_signals(tmp_path, train, flags, monkeypatch, capsys, assert_
             capsys.readouterr()
             assert train(tmp_path / "stopped", words) == 128 + number
         (line,) = capsys.readouterr().err.splitlines()
-        assert where in line and "saved" in line and "the same command goes on" in line
+        assert where in line and "saved" in line and "run the same command to resume" in line
     assert train(tmp_path / "stopped", words) == 0
     assert_same(tmp_path / "stopped" / "run", tmp_path / "whole" / "run")
     starts = json.loads((tmp_path / "stopped" / "run" / "environment.json").read_text())
@@ -55,7 +55,7 @@ def test_a_stopped_run_that_was_to_overwrite_says_how_to_go_on(tmp_path, train, 
     with monkeypatch.context() as patch:
         stop_at(patch, 2, signal.SIGTERM)
         assert train(tmp_path, [*flags(), "--overwrite"]) == 143
-    assert "the same command without --overwrite goes on" in capsys.readouterr().err
+    assert "run the same command without --overwrite to resume" in capsys.readouterr().err
 
 
 def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train, flags, monkeypatch, capsys):
@@ -123,7 +123,7 @@ def test_a_damaged_latest_can_be_replaced_by_best(tmp_path, train, flags, capsys
     capsys.readouterr()
     assert train(tmp_path / "stopped", words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is corrupt" in line and "give best.pt" in line
+    assert "is corrupt" in line and "pass best.pt" in line
     assert snapshot(tmp_path / "stopped") == before
     folder.joinpath("latest.pt").unlink()
     assert train(tmp_path / "stopped", words) == 0
@@ -164,8 +164,8 @@ def test_the_time_is_up(tmp_path, train, flags, capsys, assert_same, embedding):
         capsys.readouterr()
         assert train(tmp_path / "stopped", [*words, "--max-minutes", "1e-9"]) == 124
         (line,) = capsys.readouterr().err.splitlines()
-        assert "--max-minutes is over" in line and f"epoch 1, step {step} of 3; saved" in line
-        assert "the same command goes on" in line
+        assert "--max-minutes reached" in line and f"epoch 1, step {step} of 3; saved" in line
+        assert "run the same command to resume" in line
     assert train(tmp_path / "stopped", [*words, "--max-minutes", "1e9"]) == 0
     assert_same(tmp_path / "stopped" / "run", tmp_path / "whole" / "run")
 
@@ -174,7 +174,7 @@ def test_the_time_is_up(tmp_path, train, flags, capsys, assert_same, embedding):
 def test_minutes_that_are_none(tmp_path, train, flags, capsys, text):
     assert train(tmp_path, [*flags(), f"--max-minutes={text}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--max-minutes" in line and "is not a number of minutes" in line and not list(tmp_path.iterdir())
+    assert "--max-minutes" in line and "must be a number of minutes" in line and not list(tmp_path.iterdir())
 
 
 def test_torn_logs_are_mended(tmp_path, train, flags, monkeypatch, lines_of, events_of):

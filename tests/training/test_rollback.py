@@ -100,7 +100,7 @@ def test_three_times_and_no_more(tmp_path, train, flags, monkeypatch, lines_of, 
         capsys.readouterr()
         assert train(tmp_path, words) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert "is nan at step 5" in line and line.endswith("it has been rolled back 3 times already")
+        assert "is nan at step 5" in line and line.endswith("the run has already been rolled back 3 times")
         assert kinds(lines_of(run)) == [("train", 1)] + [("rollback", 1)] * 3
     assert [line["detail"]["lr_scale"] for line in lines_of(run) if line["kind"] == "rollback"] == [0.5, 0.25, 0.125]
     state = load_checkpoint(run / "checkpoints" / "latest.pt")
@@ -110,7 +110,7 @@ def test_three_times_and_no_more(tmp_path, train, flags, monkeypatch, lines_of, 
 def test_a_run_that_stopped_may_go_on_with_rollbacks(tmp_path, train, flags, monkeypatch, lines_of, capsys):
     spoil(monkeypatch, 4)
     assert train(tmp_path, flags()) == 1
-    assert "--on-divergence rollback goes on with this one" in capsys.readouterr().err
+    assert "or pass --on-divergence rollback to resume this run" in capsys.readouterr().err
     assert train(tmp_path, [*flags(), *ON]) == 0
     assert ("rollback", 1) in kinds(lines_of(tmp_path / "run"))
 
@@ -143,7 +143,7 @@ def test_a_signal_is_obeyed_before_a_rollback(tmp_path, train, flags, monkeypatc
     monkeypatch.setattr(Trainer, "advance", signalled)
     assert train(tmp_path, [*flags(), *ON]) == 143
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is nan at step 5" in line and "goes on from" in line
+    assert "is nan at step 5" in line and "to resume from" in line
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "latest.pt")["progress"]["step"] == 3
     assert train(tmp_path, [*flags(), *ON]) == 0
     assert ("rollback", 1) in kinds(lines_of(tmp_path / "run"))

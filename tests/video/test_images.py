@@ -84,7 +84,9 @@ def test_opaque_alpha_is_dropped_and_transparent_refused(tmp_path: Path) -> None
     assert np.array_equal(_only(tmp_path), NOISE[0])
     alpha[3, 4, 3] = 254
     Image.fromarray(alpha).save(tmp_path / "f.png")
-    with pytest.raises(UserError, match=r"f\.png has transparent pixels, which a frame cannot have: put the image on"):
+    with pytest.raises(
+        UserError, match=r"f\.png has transparent pixels, which a video frame cannot have: flatten it onto"
+    ):
         load_video(str(tmp_path))
     Image.fromarray(NOISE[0]).quantize(16).save(tmp_path / "f.png", transparency=0)
     with pytest.raises(UserError, match="transparent pixels"):
@@ -130,7 +132,9 @@ def test_sizes_are_told_without_decoding(tmp_path: Path, monkeypatch: pytest.Mon
 def test_sizes_must_be_equal(tmp_path: Path) -> None:
     for i, size in enumerate([(14, 10), (14, 10), (12, 10)]):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match=r"2\.png is 10x12, the images before it are 10x14: .* take this one out"):
+    with pytest.raises(
+        UserError, match=r"2\.png is 10x12, but the images before it are 10x14: remove it from the --data folder"
+    ):
         load_video(str(tmp_path))
 
 
@@ -141,12 +145,12 @@ def test_broken_image(tmp_path: Path, keep: int, suffix: str) -> None:
     Image.fromarray(NOISE[0]).save(path)
     path.write_bytes(path.read_bytes()[:keep])
     Image.fromarray(NOISE[1]).save(tmp_path / f"a{suffix}")
-    with pytest.raises(UserError, match="cannot be read as PNG or JPEG .*take it out of the folder") as caught:
+    with pytest.raises(UserError, match="cannot be read as PNG or JPEG .*remove it from the folder") as caught:
         load_video(str(tmp_path))
     assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} holds no PNG or JPEG files: give --data such a")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} has no PNG or JPEG files: pass a folder of images")):
         load_video(str(tmp_path))

@@ -151,7 +151,7 @@ def sound_alone(path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 def test_sound_alone(suffix: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no video stream, only sound"):
+    with pytest.raises(UserError, match="has no video stream, only audio"):
         load_video(str(sound_alone(tmp_path / f"a.{suffix}")))
 
 

@@ -52,16 +52,20 @@ def test_decord_where_it_equals_pyav(name: str, settings: dict, write, pyav_fram
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
-        ("10-bit.mp4", {"pix_fmt": "yuv420p10le"}, "decord converts yuv420p10le of 64x96 inexactly"),
-        ("hevc.mp4", {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": X265}, "decord converts yuv420p10le"),
-        ("422-10.mp4", {"pix_fmt": "yuv422p10le"}, "decord converts yuv422p10le"),
-        ("444-10.mp4", {"pix_fmt": "yuv444p10le"}, "decord converts yuv444p10le"),
-        ("grey-16.mkv", {"codec": "ffv1", "pix_fmt": "gray16le"}, "decord converts gray16le"),
-        ("odd.mkv", {"codec": "ffv1", "size": (63, 97)}, "decord converts yuv420p of 63x97"),
+        ("10-bit.mp4", {"pix_fmt": "yuv420p10le"}, "decord does not convert yuv420p10le of 64x96 exactly"),
+        (
+            "hevc.mp4",
+            {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": X265},
+            "decord does not convert yuv420p10le",
+        ),
+        ("422-10.mp4", {"pix_fmt": "yuv422p10le"}, "decord does not convert yuv422p10le"),
+        ("444-10.mp4", {"pix_fmt": "yuv444p10le"}, "decord does not convert yuv444p10le"),
+        ("grey-16.mkv", {"codec": "ffv1", "pix_fmt": "gray16le"}, "decord does not convert gray16le"),
+        ("odd.mkv", {"codec": "ffv1", "size": (63, 97)}, "decord does not convert yuv420p of 63x97"),
         ("av1.mp4", {"codec": "libsvtav1", "options": {"svtav1-params": "lp=1"}}, "decord cannot open it"),
-        ("stream.ts", {"codec": "mpeg2video"}, "decord returns wrong frames of MPEG-TS"),
-        ("motion.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}, "decord hides the damage of Motion JPEG"),
-        ("raw.h264", {}, "timestamps are missing or repeat"),
+        ("stream.ts", {"codec": "mpeg2video"}, "decord returns wrong frames for MPEG-TS"),
+        ("motion.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}, "decord conceals damage in Motion JPEG"),
+        ("raw.h264", {}, "timestamps are missing or repeated"),
         ("edit-list.mp4", {"first": -4}, "its edit list hides frames"),
     ],
 )
@@ -70,7 +74,7 @@ def test_pyav_where_decord_is_wrong(name: str, settings: dict, reason: str, writ
     video = load_video(str(path))
     assert video.reader == "pyav"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert f"{name} is read by PyAV: " in caplog.text and reason in caplog.text
+    assert f"{name} is read with PyAV: " in caplog.text and reason in caplog.text
     assert video.frames.equal(pyav_frames(path))
 
 
@@ -112,7 +116,7 @@ def test_mirrored_video_goes_to_pyav(write, pyav_frames, caplog) -> None:
     assert data.count(half_turn) == 1
     path.write_bytes(data.replace(half_turn, mirror))
     video = load_video(str(path))
-    assert video.reader == "pyav" and "decord does not put it upright" in caplog.text
+    assert video.reader == "pyav" and "decord does not rotate it upright" in caplog.text
     assert video.frames.equal(pyav_frames(path).flip(3))
 
 
@@ -151,7 +155,8 @@ def _two_sizes(path: Path, scene, container_codec: str = "libx264") -> Path:
 @pytest.mark.parametrize("name", ["sizes.mkv", "sizes.ts"])
 def test_changing_size(name: str, tmp_path: Path, scene) -> None:
     path = _two_sizes(tmp_path / name, scene)
-    mend = f"at frame 10: give --frames 0:10, or bring it to one size with ffmpeg -i {name} -vf scale=96:64 out.mp4"
+    command = f"ffmpeg -i {name} -vf scale=96:64 out.mp4"
+    mend = f"at frame 10: pass --frames 0:10, or scale all frames to one size with {command}"
     with pytest.raises(UserError, match=re.escape(f"changes size from 64x96 to 48x80 {mend}")):
         load_video(str(path))
     assert load_video(str(path), frames="0:10").frames.shape == (10, 3, 64, 96)
@@ -165,16 +170,14 @@ def test_cut_short(name: str, kept: float, write, pyav_frames) -> None:
     whole = pyav_frames(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(
-        UserError, match=r"is cut short, \d+ frames of it can be read: .* copy or download it"
-    ) as caught:
+    with pytest.raises(UserError, match=r"is truncated; only \d+ frames can be read: .* copy or download it") as caught:
         load_video(str(path))
-    readable = int(re.search(r"give --frames 0:(\d+),", str(caught.value))[1])
+    readable = int(re.search(r"pass --frames 0:(\d+),", str(caught.value))[1])
     assert 0 < readable < 48
     video = load_video(str(path), frames=f"0:{readable}")
     assert video.reader == "pyav" and video.frames.equal(whole[:readable])
     for frames in (f"0:{readable + 1}", "::2", "-3:", "0:-1"):
-        with pytest.raises(UserError, match="is cut short"):
+        with pytest.raises(UserError, match="is truncated"):
             load_video(str(path), frames=frames)
 
 
@@ -182,7 +185,7 @@ def test_cut_before_the_first_frame(write) -> None:
     path = write("cut.mp4", muxer={"movflags": "faststart"})
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"mdat") + 40])
-    with pytest.raises(UserError, match="is cut short before its first whole frame: copy or download it again"):
+    with pytest.raises(UserError, match="is truncated before its first complete frame: copy or download it again"):
         load_video(str(path))
 
 
@@ -193,7 +196,7 @@ def test_cut_before_its_index_and_other_files_that_are_no_video(write, tmp_path:
     (tmp_path / "text.txt").write_text("hello\n" * 100)
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name in ("cut.mp4", "text.mp4", "text.txt", "empty.mp4"):
-        with pytest.raises(UserError, match="is not a video, or is cut short before its index") as caught:
+        with pytest.raises(UserError, match="is not a video, or is truncated before its index") as caught:
             load_video(str(tmp_path / name))
         assert "\n" not in str(caught.value)
 
@@ -207,7 +210,7 @@ def test_damage_in_the_middle(pix_fmt: str, write, pyav_frames) -> None:
     data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
     path.write_bytes(data)
     with pytest.raises(
-        UserError, match=r"frame \d+ cannot be decoded \(.*\): give --frames 0:\d+, or repair"
+        UserError, match=r"frame \d+ cannot be decoded \(.*\): pass --frames 0:\d+, or repair"
     ) as caught:
         load_video(str(path))
     sound = int(re.search(r"--frames 0:(\d+)", str(caught.value))[1])
@@ -219,26 +222,24 @@ def test_sound_only_and_no_frames(tmp_path: Path, write) -> None:
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setnchannels(1), sound.setsampwidth(2), sound.setframerate(8000)
         sound.writeframes(bytes(16000))
-    with pytest.raises(
-        UserError, match="has no video stream, only sound or the like: give --data a file with pictures"
-    ):
+    with pytest.raises(UserError, match="has no video stream, only audio or other data: pass a video to --data"):
         load_video(str(tmp_path / "sound.wav"))
     path = write("none.avi", count=0)
-    with pytest.raises(UserError, match="holds no frames that can be decoded: .* give --data another video"):
+    with pytest.raises(UserError, match="has no frames that can be decoded: .* pass another video to --data"):
         load_video(str(path))
 
 
 def test_without_decord(plain: Path, pyav_frames, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
     video = load_video(str(plain))
-    assert video.reader == "pyav" and "plain.mp4 is read by PyAV: decord is not installed" in caplog.text
+    assert video.reader == "pyav" and "plain.mp4 is read with PyAV: decord is not installed" in caplog.text
     assert video.frames.equal(pyav_frames(plain))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"count": 11}, "decord counts 12 frames where the file has 11"),
+        ({"count": 11}, "decord counts 12 frames, but the file has 11"),
         ({"size": (96, 64), "orientation": Orientation(transpose=True)}, "decord returns a frame of shape"),
     ],
 )
@@ -247,7 +248,7 @@ def test_decord_is_held_against_the_packets(plain: Path, change: dict, reason: s
         list(reading.read_decord(probe_video(plain)._replace(**change)))
 
 
-@pytest.mark.parametrize(("decoded", "reason"), [(11, "where 11 can be decoded"), (13, "where more can be decoded")])
+@pytest.mark.parametrize(("decoded", "reason"), [(11, "but only 11 can be decoded"), (13, "but more can be decoded")])
 def test_decord_is_held_against_pyav(plain: Path, decoded: int, reason: str, monkeypatch, caplog, pyav_frames) -> None:
     honest, calls = reading._decode_checked, []
 

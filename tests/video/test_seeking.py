@@ -91,7 +91,7 @@ def test_damage_behind_the_start_is_named(write, monkeypatch) -> None:
     data[middle : middle + 400] = bytes(400)
     path.write_bytes(data)
     monkeypatch.setattr(loading, "SEEK_FROM", 1)
-    with pytest.raises(UserError, match="frame [45][0-9] cannot be decoded .*give --frames 30:[345]"):
+    with pytest.raises(UserError, match="frame [45][0-9] cannot be decoded .*pass --frames 30:[345]"):
         load_video(str(path), frames="30:60")
 
 

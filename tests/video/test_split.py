@@ -45,17 +45,17 @@ def test_shuffled_parts_keep_their_sizes_and_never_meet() -> None:
     "split", ["", "9_10", "9_9_10_1", "a_b_c", "-1_9_10", "9.0_9_10", "9-9-10", " 9_9_10", "٣_٣_٣"]
 )
 def test_malformed(split: str) -> None:
-    with pytest.raises(UserError, match="is not three whole numbers a_b_c: give one such as 9_9_10"):
+    with pytest.raises(UserError, match="must be three integers a_b_c, such as 9_9_10"):
         data_split(10, split)
 
 
 @pytest.mark.parametrize("split", ["5_4_10", "5_11_10", "0_0_0", "11_11_10"])
 def test_out_of_order(split: str) -> None:
-    with pytest.raises(UserError, match=f"--data-split '{split}' breaks a <= b <= c with c at least 1"):
+    with pytest.raises(UserError, match=f"--data-split '{split}' must have a <= b <= c and c at least 1"):
         data_split(10, split)
 
 
 @pytest.mark.parametrize(("count", "split"), [(10, "0_0_10"), (0, "9_9_10")])
 def test_nothing_to_train(count: int, split: str) -> None:
-    with pytest.raises(UserError, match=f"leaves none of the {count} frames to train: give a of at least 1"):
+    with pytest.raises(UserError, match=f"leaves none of the {count} frames to train: set a to at least 1"):
         data_split(count, split)

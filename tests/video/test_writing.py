@@ -180,7 +180,7 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, frames, name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_was_there_is_replaced(tmp_path, frames, name):
     write(tmp_path / name, frames)
-    with pytest.raises(UserError, match="already: give .*--overwrite"):
+    with pytest.raises(UserError, match="already .*: choose .*--overwrite"):
         write(tmp_path / name, frames[:3])
     assert len(pixels_of(tmp_path / name)) == len(frames)
     assert len(pixels_of(write(tmp_path / name, frames[:3], overwrite=True))) == 3
@@ -194,7 +194,7 @@ def test_images_may_have_the_numbers_of_their_frames(tmp_path, frames):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_frame_is_no_video(tmp_path, name):
-    with pytest.raises(UserError, match="no frame"), open_writer(tmp_path / name, SIZE, 25.0):
+    with pytest.raises(UserError, match="would contain no frames"), open_writer(tmp_path / name, SIZE, 25.0):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -244,7 +244,7 @@ def test_targets_that_cannot_be_are_refused_early(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "00000.png").touch()
     (tmp_path / "full" / "letter.txt").touch()
-    refused(tmp_path / "out.avi", SIZE, r"\.avi is not known: give \.mp4, \.mov, \.mkv")
+    refused(tmp_path / "out.avi", SIZE, r"\.avi is not supported: choose \.mp4, \.mov, \.mkv")
     refused(tmp_path / "out.mp4", (47, 64), "even")
     refused(tmp_path / "out.mov", (48, 63), "even")
     refused(tmp_path / "file", SIZE, "is a file")
@@ -258,7 +258,7 @@ def test_a_place_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     """Asked of the nearest folder that exists. Root may write everywhere, hence the stand-in for the question."""
     asked = []
     monkeypatch.setattr("hnerv.video.writing.os.access", lambda path, mode: asked.append(path))
-    refused(tmp_path / "new" / "out.mp4", SIZE, "may not be written")
+    refused(tmp_path / "new" / "out.mp4", SIZE, "is not writable")
     assert set(asked) == {tmp_path}
 
 
