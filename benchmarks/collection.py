@@ -1,11 +1,11 @@
-"""A search over many videos: time to build the index, its size, milliseconds a query, recall against the exact answer.
+"""Search over many synthetic videos: time to build the index, its size, latency per query, recall against exact search.
 
     python benchmarks/collection.py --vectors 1000000 --dim 512 --threads 1 2 --json output/collection.json
 
-The videos are made up: the vectors of a video are walks in time around scenes, scenes lie around topics, all around one
-common direction, and the spread falls off over the dimensions; `--targets FILE` takes topics from real embeddings. They
-lie in files as `hnerv search` keeps them, so that all but the models is what it does. Queries look like a stored
-vector, or like a text: far from all of them, and nearer to some. The folder is deleted at the end.
+The vectors of a video are random walks around scenes, and scenes are scattered around topics. All share one common
+direction, and the variance falls off over the dimensions. `--targets FILE` draws the topics from real embeddings. The
+vectors are stored in the index files of `hnerv search`; only the models are missing. Queries resemble either a stored
+vector or a text embedding, which is far from every vector and closer to some. The folder is deleted at the end.
 """
 
 from __future__ import annotations
@@ -44,18 +44,22 @@ def main() -> None:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="collection.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--vectors", type=int, default=100_000, help=f"rounded to whole videos of {FRAMES * PATCHES}")
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--targets", type=Path, metavar="FILE", help="safetensors file whose `embeddings` are topics")
-    parser.add_argument("--queries", type=int, default=100, help="of each kind (100)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="one measurement each; the first builds")
+    parser.add_argument("--vectors", type=int, default=100_000, help=f"in full videos of {FRAMES * PATCHES} (100000)")
+    parser.add_argument("--dim", type=int, default=512, help="dimensions of a vector (512)")
     parser.add_argument(
-        "--share", type=int, nargs="+", default=[32, 16, 8, 4, 2], help="a list in SHARE is looked into"
+        "--targets", type=Path, metavar="FILE", help="safetensors file with `embeddings` to draw topics from"
     )
-    parser.add_argument("--folder", type=Path, help="where the files are made; a temporary one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--queries", type=int, default=100, help="queries of each kind (100)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="measure with each; the first builds the index (1 2)"
+    )
+    parser.add_argument(
+        "--share", type=int, nargs="+", default=[32, 16, 8, 4, 2], help="probe one list in SHARE (32 16 8 4 2)"
+    )
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder (default: the system's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of videos and queries (0)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers as JSON")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser.parse_args(argv)
 
 
@@ -261,19 +265,19 @@ def versions() -> dict[str, str]:
 def table(found: dict) -> str:
     """In Markdown."""
     seconds = ", ".join(
-        f"{name} {clock:.1f} s ({processor:.1f} s of processor)"
+        f"{name} {clock:.1f} s ({processor:.1f} s processor time)"
         for name, (clock, processor) in found["seconds"].items()
     )
     size = f"{found['bytes'] / 1e6:,.0f} MB; peak memory {found['peak_memory'] / 1e9:.1f} GB"
     lines = [
-        f"{found['vectors']:,} vectors of {found['dim']}, {found['lists']} lists: {seconds}; {size}",
+        f"{found['vectors']:,} vectors of {found['dim']}, {found['lists']} lists: {seconds}; index {size}",
         json.dumps(found["versions"]),
         "",
-        f"| query | threads | lists | ms, median | p95 | first | processor | recall@{TOP} | without rescoring |",
+        f"| query | threads | lists probed | ms, median | p95 | first | processor | recall@{TOP} | without rescoring |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["queries"]:
-        share = f"1 in {row['share']}" if row["share"] else "whole answer"
+        share = f"1 in {row['share']}" if row["share"] else "full answer"
         recall = f"{row['recall']:.3f} | {row['recall_by_code']:.3f}" if row["share"] else " | "
         times = " | ".join(f"{row[key]:.1f}" for key in ("ms", "ms_p95", "ms_first", "processor_ms"))
         lines.append(f"| {row['kind']} | {row['threads']} | {share} | {times} | {recall} |")

@@ -1,4 +1,4 @@
-"""A training step against its arithmetic, its memory traffic, and its bare convolutions."""
+"""The time of a training step compared with its arithmetic, its memory traffic and its bare convolutions."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def floor(config: Config, device, rounds: int, folder: str) -> dict:
     rates = machine_rates(device, torch.bfloat16 if config.train.in_bf16(device.type) else None)
     found: dict = {"gmac": gmac, **rates, "bare_ms": 1e3 * step["bare"], "convolutions": len(convolutions)}
     print(
-        f"machine    {rates['gmac_per_second']:.1f} GMAC/s in a matrix product, {rates['gb_per_second']:.1f} GB/s in "
-        f"a copy\nbare       {found['bare_ms']:.1f} ms, {len(convolutions)} convolutions forward and backward alone"
+        f"machine    {rates['gmac_per_second']:.1f} GMAC/s for a matrix product, {rates['gb_per_second']:.1f} GB/s "
+        f"for a copy\nbare       {found['bare_ms']:.1f} ms for the {len(convolutions)} convolutions alone, forward and "
+        "backward"
     )
     for name in trainers:
         arithmetic, traffic = gmac / rates["gmac_per_second"], moved[name] / 1e9 / rates["gb_per_second"]
@@ -47,9 +48,9 @@ def floor(config: Config, device, rounds: int, folder: str) -> dict:
         }
         found[name] = row
         print(
-            f"{name:10} {ms:.1f} ms a step without blends; {gmac:.2f} GMAC take {row['arithmetic_ms']:.1f} ms, "
-            f"{row['moved_mb']:.0f} MB {row['traffic_ms']:.1f} ms: {row['times_floor']:.2f} x the larger, "
-            f"{row['times_bare']:.2f} x the bare convolutions",
+            f"{name:10} {ms:.1f} ms per step without blends; arithmetic {row['arithmetic_ms']:.1f} ms "
+            f"({gmac:.2f} GMAC), memory traffic {row['traffic_ms']:.1f} ms ({row['moved_mb']:.0f} MB): "
+            f"{row['times_floor']:.2f} x the larger, {row['times_bare']:.2f} x the bare convolutions",
             flush=True,
         )
     return found

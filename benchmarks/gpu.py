@@ -1,29 +1,29 @@
-"""All GPU measurements in one command, which ends within --minutes and saves its results after each part.
+"""Run all GPU measurements in one command that ends within --minutes and saves its results after each part.
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --parts profile split --minutes 8      # fills in what the first left out
-    python benchmarks/gpu.py --rehearse                             # every part, tiny, on the CPU
+    python benchmarks/gpu.py --parts profile split --minutes 8      # run parts that a first command had no time for
+    python benchmarks/gpu.py --rehearse                             # a tiny version of every part, on the CPU
 
-The parts, in this order: `env` (machine, versions, ceilings), `full` (bunny-1.5m on all frames, 300 epochs), `codec`
+Parts, in this order: `env` (machine, versions, peak rates), `full` (bunny-1.5m on all frames, 300 epochs), `codec`
 (encode that run on the GPU, decode it there and on the CPU), `tests` (`pytest -m cuda`), `profile` (20 steps of `full`:
-eager, captured, compiled), `speed` (speed.py), `split` (bunny-1.5m on 9_9_10). Each runs in processes of its own and
-may take all the time that the parts after it do not need. A part that runs over its time is stopped and reports the
-results it has.
+eager, captured, compiled), `speed` (speed.py), `split` (bunny-1.5m on 9_9_10). Each part runs in its own processes and
+may use all the time that later parts do not need. A part that exceeds its limit is stopped and reports the results it
+has.
 
-In --out: results.json and table.md, rewritten after each part, log.txt, and the bitstream of `codec`. A part that is
-not run again keeps its results of an earlier command. The exit status is 1 if a part or a test failed; a part for which
-no time was left is no failure.
+--out holds results.json and table.md, rewritten after each part, log.txt, and the bitstream of `codec`. Parts that are
+not run keep the results of an earlier command. The exit status is 1 if a part or a test failed; a part that had no time
+left does not count as failed.
 
-`full` has no CLIP head, to be compared with papers; `split` has one if --clip-targets gives it a file.
+`full` has no CLIP head, so that it compares with papers; `split` has one if --clip-targets is passed.
 
-Nothing is installed, and no network is used. A machine with torch 2.11, torchvision, triton, tensorboard, timm,
-huggingface_hub, regex, scipy, scikit-image, torchmetrics, matplotlib, jinja2, safetensors, tqdm, pytest and hypothesis
-lacks these wheels (Linux, Python 3.12; MB of the files, together with the checkout under 64 MiB):
+Nothing is installed or downloaded. A machine with torch 2.11, torchvision, triton, tensorboard, timm, huggingface_hub,
+regex, scipy, scikit-image, torchmetrics, matplotlib, jinja2, safetensors, tqdm, pytest and hypothesis also needs these
+wheels (Linux, Python 3.12; sizes in MB, together with the checkout under 64 MiB):
 
     av 18.1.0                35.8       pytorch-msssim 1.0.0      0.01
     scikit-video 1.1.11       2.3       constriction 0.5.0        0.4
     open_clip_torch 3.3.0     1.5       ftfy 6.3.1                0.04
-    wcwidth 0.9.4             0.8       decord 0.6.0             13.6 (may be left out: PyAV reads the video too)
+    wcwidth 0.9.4             0.8       decord 0.6.0             13.6 (optional: PyAV reads the video too)
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
@@ -105,11 +105,9 @@ def main() -> None:
     args = parse()
     with one_line_errors("gpu.py", args.debug), stopped_by_signal():
         if not args.minutes > 0:
-            raise UserError(f"--minutes {args.minutes} is not above 0")
+            raise UserError(f"--minutes {args.minutes} must be above 0")
         if args.clip_targets and not os.path.isfile(args.clip_targets):
-            raise UserError(
-                f"--clip-targets {args.clip_targets}: no such file: give one of embeddings, or leave it out"
-            )
+            raise UserError(f"--clip-targets {args.clip_targets} does not exist: pass a target file or remove the flag")
         results = earlier(args.out / "results.json", args.rehearse)
         if not args.rehearse:
             check_gpu()
@@ -117,7 +115,7 @@ def main() -> None:
             setting = Setting(Path(work), args.rehearse, args.clip_targets, shlex.split(args.train_flags))
             failed = run_parts([PARTS[name] for name in PARTS if name in args.parts], setting, args, results)
         print(table(results))
-        print(f"{args.out}: results.json, table.md, log.txt")
+        print(f"written to {args.out}: results.json, table.md, log.txt")
         if failed:
             print(f"failed: {', '.join(failed)}", file=sys.stderr)
             sys.exit(1)
@@ -126,16 +124,16 @@ def main() -> None:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line. The minutes begin now."""
     parser = Parser(prog="gpu.py", description=__doc__)
-    parser.add_argument("--out", type=Path, help="output/gpu, of a rehearsal output/gpu-rehearsal")
+    parser.add_argument("--out", type=Path, help="results folder (output/gpu; with --rehearse output/gpu-rehearsal)")
     parser.add_argument(
-        "--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="in the order above (all)"
+        "--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="parts to run, in the order above (all)"
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="for everything (9)")
-    parser.add_argument("--clip-targets", default="", metavar="FILE", help="embeddings for `split`, as in training")
-    parser.add_argument("--train-flags", default="", metavar="'FLAGS'", help="more flags of the training runs")
-    parser.add_argument("--commit", default="", help="of the checkout, where there is no git")
-    parser.add_argument("--rehearse", action="store_true", help="every part, tiny, on the CPU")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit of the full command (9)")
+    parser.add_argument("--clip-targets", default="", metavar="FILE", help="target file of `split`, as in training")
+    parser.add_argument("--train-flags", default="", metavar="'FLAGS'", help="additional flags of the training runs")
+    parser.add_argument("--commit", default="", help="commit to record if git is not available")
+    parser.add_argument("--rehearse", action="store_true", help="run a tiny version of every part on the CPU")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     args = parser.parse_args(argv)
     args.deadline = time.monotonic() + 60 * args.minutes
     args.out = args.out or Path("output/gpu-rehearsal" if args.rehearse else "output/gpu")
@@ -147,7 +145,7 @@ def earlier(path: Path, rehearse: bool) -> dict:
     """results.json of an earlier command, or an empty one. Raises UserError for one of the other kind."""
     results = read_json(path) if path.is_file() else {"rehearsal": rehearse, "parts": {}}
     if results["rehearsal"] != rehearse:
-        raise UserError(f"{path} holds {'measurements' if rehearse else 'a rehearsal'}: give another --out")
+        raise UserError(f"{path} holds {'measurements' if rehearse else 'a rehearsal'}: pass another --out")
     return results
 
 
@@ -156,7 +154,7 @@ def check_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError(f"torch {torch.__version__} finds no CUDA device: --rehearse runs every part tiny on the CPU")
+        raise UserError(f"torch {torch.__version__} finds no CUDA device: pass --rehearse to run on the CPU")
 
 
 # The parts
@@ -311,8 +309,8 @@ def run_part(part: Part, setting: Setting, limit: float, log: Path) -> dict:
 def cause(ended: Ended, limit: float) -> str:
     """Why a part is not done, with its last words."""
     if ended.status is None:
-        return f"over its {limit:.0f} s: {last_line(ended.log)}"
-    return (f"ended by signal {-ended.status}: " if ended.status < 0 else "") + last_line(ended.log)
+        return f"exceeded its limit of {limit:.0f} s: {last_line(ended.log)}"
+    return (f"killed by signal {-ended.status}: " if ended.status < 0 else "") + last_line(ended.log)
 
 
 if __name__ == "__main__":

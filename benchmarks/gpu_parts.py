@@ -1,10 +1,10 @@
-"""Parts of `gpu.py` that are scripts of their own: the machine, a profile of training steps, a file on two devices.
+"""Parts of `gpu.py` that run as scripts: machine facts, a profile of training steps, one file on two devices.
 
     python benchmarks/gpu_parts.py env --device cuda --json output/env.json
     python benchmarks/gpu_parts.py profile --preset bunny-1.5m --json output/profile.json
     python benchmarks/gpu_parts.py codec output/full.hnerv --device cuda --json output/codec.json
 
-Each measurement is written at once: a process that is killed leaves the earlier ones. `profile` takes the flags of
+Each measurement is written immediately, so that a killed process leaves the earlier ones. `profile` takes the flags of
 speed.py.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
     """The first word says which part."""
     parts = {"env": env, "profile": profile, "codec": codec}
     if len(sys.argv) < 2 or sys.argv[1] not in parts:
-        sys.exit(f"gpu_parts.py: error: give one of {', '.join(parts)}")
+        sys.exit(f"gpu_parts.py: error: pass one of {', '.join(parts)} as the first argument")
     with one_line_errors(f"gpu_parts.py {sys.argv[1]}", debug=True):
         parts[sys.argv[1]](sys.argv[2:])
 
@@ -61,8 +61,8 @@ def main() -> None:
 def env(words: list[str]) -> None:
     """What the machine is, and its two ceilings: a copy and a matrix product."""
     parser = Parser(prog="gpu_parts.py env")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--device", default="cuda", help="device to measure (cuda)")
+    parser.add_argument("--json", type=Path, required=True, help="output file")
     args = parser.parse_args(words)
     set_up_torch(0)
     import torch
@@ -124,7 +124,7 @@ def profiled_variant(config, device, variant: Variant) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(config, device, folder)
         if variant == VARIANTS["captured"] and not trainer.captures:
-            return {"not_measured": "steps are captured on CUDA alone"}
+            return {"not_measured": "steps are captured only on CUDA"}
         trainer.captures = trainer.captures and variant.captured
         start = time.perf_counter()
         with compiled(trainer) if variant.compiled else contextlib.nullcontext():
@@ -186,10 +186,10 @@ def profiled(call, device) -> list:
 def codec(words: list[str]) -> None:
     """A .hnerv file decoded on a device, twice, and on the CPU: weights and pixels compared."""
     parser = Parser(prog="gpu_parts.py codec")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--every", type=int, default=4, help="decode every so many frames (4)")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("file", type=Path, help=".hnerv file")
+    parser.add_argument("--device", default="cuda", help="device to compare with the CPU (cuda)")
+    parser.add_argument("--every", type=int, default=4, metavar="N", help="decode every N-th frame (4)")
+    parser.add_argument("--json", type=Path, required=True, help="output file")
     args = parser.parse_args(words)
     set_up_torch(0)
     import torch
@@ -198,7 +198,7 @@ def codec(words: list[str]) -> None:
 
     device, stream = pick_device(args.device), Bitstream(args.file)
     if args.every < 1:
-        raise UserError(f"--every {args.every} is below 1")
+        raise UserError(f"--every {args.every} must be at least 1")
     here, there = stream.model(), stream.model().to(device, memory_format=torch.channels_last)
     weights = there.cpu().state_dict()
     same = all(torch.equal(value, weights[name]) for name, value in here.state_dict().items())

@@ -1,4 +1,4 @@
-"""Logs and files of the parts of `gpu.py` -> results, as dictionaries for JSON -> the table.
+"""Convert logs and files of the parts of `gpu.py` to results (dictionaries for JSON), and results to a table.
 
 The table has a row for every quantity, measured or not.
 """
@@ -95,8 +95,8 @@ def clock_of_evaluations(folder: Path) -> dict[int, float]:
 
 
 def loss_of_coding(log: str) -> dict[str, float]:
-    """{"seen": dB, "unseen": dB} that `hnerv encode` reports against the float model."""
-    line = re.search(r"against the float model, PSNR of the frame: (.*)", log)
+    """{"trained": dB, "unseen": dB}: what `hnerv encode` reports relative to the float model."""
+    line = re.search(r"frame PSNR relative to the float model: (.*)", log)
     return {name: float(value) for name, value in re.findall(r"(\w+) ([+-][\d.]+) dB", line[1] if line else "")}
 
 
@@ -106,14 +106,14 @@ def loss_of_coding(log: str) -> dict[str, float]:
 def _machine_rows() -> list[Row]:
     def facts(r: dict) -> str:
         if not r["cuda"]:
-            raise NotMeasured("the CPU took its place")
+            raise NotMeasured("the CPU was used instead")
         sm = r["capability"].replace(".", "")
         return f"{r['cuda']}, {r['memory_gib']:.0f} GiB, sm_{sm}, {r['multiprocessors']} multiprocessors"
 
     return [
         Row("env", "GPU", facts, lambda r: f"driver {r['driver_version']}, {r['cores']} processor cores"),
-        Row("env", "copy on the device", lambda r: f"{r['copy_gb_per_second']:,.0f} GB/s",
-            lambda r: "read and written, best of 5"),
+        Row("env", "copy within device memory", lambda r: f"{r['copy_gb_per_second']:,.0f} GB/s",
+            lambda r: "bytes read and written, best of 5"),
         Row("env", "matrix product, bf16", lambda r: f"{r['product_tflops']:,.1f} TFLOP/s",
             lambda r: f"side {8192 if r['cuda'] else 1024}, best of 5"),
     ]  # fmt: skip
@@ -147,7 +147,7 @@ def _run_rows(part: str, split: str) -> list[Row]:
         row = r["reached"]["evaluation"]
         if row is None:
             return "not reached"
-        return f"{row[1]:.1f} s of training" + (f", {row[2]:.1f} s by the clock" if row[2] else "")
+        return f"{row[1]:.1f} s of training" + (f", {row[2]:.1f} s wall time" if row[2] else "")
 
     def near_target(r: dict) -> str:
         row = r["reached"]["epoch"]
@@ -157,14 +157,14 @@ def _run_rows(part: str, split: str) -> list[Row]:
     def epoch(r: dict) -> str:
         ends = [0.0, *(row[1] for row in r["epochs"])]
         seconds = [after - before for before, after in itertools.pairwise(ends)]
-        return f"an epoch {median(seconds):.3f} s (median), the first {seconds[0]:.1f} s; evaluations left out"
+        return f"{median(seconds):.3f} s per epoch (median), the first {seconds[0]:.1f} s; evaluations excluded"
 
     return [
         Row(part, f"{name}: PSNR", quality, extent),
-        Row(part, f"{name}: command by the clock", lambda r: f"{r['command_seconds']:.1f} s",
-            lambda r: f"{len(r['epochs'])} epochs; imports, video, evaluations, logs and checkpoints included"),
+        Row(part, f"{name}: full command, wall time", lambda r: f"{r['command_seconds']:.1f} s",
+            lambda r: f"{len(r['epochs'])} epochs; includes imports, video, evaluations, logs and checkpoints"),
         Row(part, f"{name}: training", lambda r: f"{r['train_seconds']:.1f} s", epoch),
-        Row(part, f"{name}: PSNR of HNeRV's paper first reached", at_target, near_target),
+        Row(part, f"{name}: time to the PSNR of the HNeRV paper", at_target, near_target),
     ]  # fmt: skip
 
 
@@ -180,14 +180,14 @@ def _profile_rows() -> list[Row]:
 
     def how(r: dict) -> str:
         own = f"{r['steps']} steps of the 1_1_1 run"
-        return own if r["device"] == "cuda" else f"{own}; operators take the place of kernels and launches"
+        return own if r["device"] == "cuda" else f"{own}; counts operators instead of kernels and launches"
 
     cells = {
         "launches, kernels": lambda v: f"{v['launches']:,.1f}, {v['kernels']:,.1f}",
-        "by the clock, host alone, kernels alone": lambda v: (
+        "wall time, host only, kernels only": lambda v: (
             f"{v['step_ms']:.2f}, {v['host_ms']:.2f}, {v['device_ms']:.2f} ms"
         ),
-        "until warm": lambda v: f"{v['warm_up_seconds']:.1f} s",
+        "warm-up": lambda v: f"{v['warm_up_seconds']:.1f} s",
     }
     variants = ("eager", "captured", "captured, compiled")
     return [Row("profile", f"{v} step: {q}", of(v, cell), how) for v in variants for q, cell in cells.items()]
@@ -202,8 +202,10 @@ def _speed_rows() -> list[Row]:
     def floor(name: str) -> Callable[[dict], str]:
         def how(r: dict) -> str:
             row = f(r)[name]
-            return (f"{row['step_ms']:.2f} ms; {f(r)['gmac']:.1f} GMAC take {row['arithmetic_ms']:.2f} ms, "
-                    f"{row['moved_mb']:.0f} MB {row['traffic_ms']:.2f} ms, bare {f(r)['bare_ms']:.2f} ms")  # fmt: skip
+            return (
+                f"{row['step_ms']:.2f} ms; arithmetic {row['arithmetic_ms']:.2f} ms ({f(r)['gmac']:.1f} GMAC), "
+                f"memory traffic {row['traffic_ms']:.2f} ms ({row['moved_mb']:.0f} MB), bare {f(r)['bare_ms']:.2f} ms"
+            )
 
         return how
 
@@ -213,16 +215,16 @@ def _speed_rows() -> list[Row]:
 
     own = "`speed.py`: CLIP loss on, random targets"
     return [
-        Row("speed", "training", lambda r: f"{t(r)['patches_per_second']:,.0f} patches/s, {t(r)['step_ms']:.2f} ms a "
-            "step", lambda r: f"{own}; {' to '.join(f'{rate:,.0f}' for rate in t(r)['patches_per_second_range'])}"),
-        Row("speed", "operators dispatched in a step", lambda r: str(t(r)["operators"]), operators),
-        Row("speed", "an epoch, logged and not", lambda r: f"{t(r)['epoch_seconds']:.2f}, "
-            f"{t(r)['epoch_seconds_unlogged']:.2f} s", lambda r: f"the log takes {t(r)['logging_percent']:.2f} %"),
-        Row("speed", "step against its floor, its bare convolutions: Muon", against("muon"), floor("muon")),
-        Row("speed", "step against its floor, its bare convolutions: Adam", against("adam"), floor("adam")),
+        Row("speed", "training", lambda r: f"{t(r)['patches_per_second']:,.0f} patches/s, {t(r)['step_ms']:.2f} ms "
+            "per step", lambda r: f"{own}; {' to '.join(f'{rate:,.0f}' for rate in t(r)['patches_per_second_range'])}"),
+        Row("speed", "operators dispatched per step", lambda r: str(t(r)["operators"]), operators),
+        Row("speed", "epoch with and without logging", lambda r: f"{t(r)['epoch_seconds']:.2f}, "
+            f"{t(r)['epoch_seconds_unlogged']:.2f} s", lambda r: f"logging takes {t(r)['logging_percent']:.2f} %"),
+        Row("speed", "step relative to its floor and its bare convolutions: Muon", against("muon"), floor("muon")),
+        Row("speed", "step relative to its floor and its bare convolutions: Adam", against("adam"), floor("adam")),
         Row("speed", "decoding", lambda r: f"{t(r)['decode_fps']:,.0f} frames/s",
-            lambda r: "in batches, fp32, as training sets cuDNN"),
-        Row("speed", "a patch alone", lambda r: f"{t(r)['patch_ms']:.2f} ms"),
+            lambda r: "in batches, fp32, cuDNN set as in training"),
+        Row("speed", "decoding a single patch", lambda r: f"{t(r)['patch_ms']:.2f} ms"),
         Row("speed", "memory, peak", lambda r: f"{t(r)['peak_memory_mib']:,.0f} MiB", lambda r: t(r)["peak_memory_of"]),
     ]  # fmt: skip
 
@@ -231,21 +233,23 @@ def _codec_rows() -> list[Row]:
     def same(flag: bool) -> str:
         return "identical" if flag else "differ"
 
+    def pixels(r: dict) -> str:
+        return f"differ by at most {r['largest_difference']} levels, in {r['share_of_pixels']:.4%} of the pixels"
+
     def run(r: dict) -> str:
-        return f"of the run `{r['run']}` after epoch {r['note']['epoch']}"
+        return f"run `{r['run']}` after epoch {r['note']['epoch']}"
 
     def lost(r: dict) -> str:
-        return ", ".join(f"{name} {value:+.3f} dB" for name, value in r["lost"].items()) + " by coding, 8 bit"
+        return ", ".join(f"{name} {value:+.3f} dB" for name, value in r["lost"].items()) + " from coding at 8 bits"
 
     return [
         Row("codec", "file", lambda r: f"{r['bytes']:,} bytes", lambda r: f"{run(r)}; {lost(r)}"),
-        Row("codec", "`hnerv encode` by the clock", lambda r: f"{r['encode_seconds']:.1f} s",
-            lambda r: "imports, video and both evaluations included"),
-        Row("codec", "decoded on the device and on the CPU: weights", lambda r: same(r["same_weights"])),
-        Row("codec", "the same: pixels", lambda r: f"{r['largest_difference']} levels at most, "
-            f"{r['share_of_pixels']:.4%} of the pixels differ", lambda r: f"{r['frames']} frames"),
-        Row("codec", "decoded on the device twice", lambda r: same(r["same_twice"])),
-        Row("codec", "decoding to pictures in memory, device and CPU",
+        Row("codec", "`hnerv encode`, wall time", lambda r: f"{r['encode_seconds']:.1f} s",
+            lambda r: "includes imports, video and both evaluations"),
+        Row("codec", "weights decoded on the device and on the CPU", lambda r: same(r["same_weights"])),
+        Row("codec", "pixels decoded on the device and on the CPU", pixels, lambda r: f"{r['frames']} frames"),
+        Row("codec", "pixels decoded twice on the device", lambda r: same(r["same_twice"])),
+        Row("codec", "decoding to images in memory, device and CPU",
             lambda r: f"{r['device_fps']:.1f}, {r['cpu_fps']:.1f} frames/s", lambda r: f"{r['frames']} frames"),
     ]  # fmt: skip
 
@@ -275,7 +279,7 @@ def heading(parts: dict, rehearsal: bool) -> str:
     gpu, day = r.get("cuda") or entry.get("gpu") or "no GPU", entry.get("started", "")[:10]
     facts = [f"commit {short_commit(entry.get('commit', ''))}", gpu, *versions, "seed 0", *([day] if day else [])]
     command = f"`python benchmarks/gpu.py{' --rehearse' if rehearsal else ''}`"
-    return f"{command}, {', '.join(facts)}." + (" Tiny, on the CPU: no measurements." if rehearsal else "")
+    return f"{command}, {', '.join(facts)}." + (" Tiny sizes on the CPU: no measurements." if rehearsal else "")
 
 
 def cells(row: Row, entry: dict | None, machine: dict | None) -> tuple[str, str, str]:
@@ -308,7 +312,8 @@ def heaviest(parts: dict) -> list[str]:
     variants = (parts.get("profile", {}).get("result") or {}).get("variants", {})
     columns = {name: row["heaviest"] for name, row in variants.items() if "heaviest" in row}
     names = list(columns) or [NOT_MEASURED]
-    lines = [f"| heaviest, ms of a step (times) | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    heading = f"| heaviest kernels, ms per step (calls per step) | {' | '.join(names)} |"
+    lines = [heading, "|---" * (len(names) + 1) + "|"]
     for i, row in enumerate(itertools.zip_longest(*columns.values())):
         shown = [f"`{short(kernel[0])}` {kernel[1]:.3f} ({kernel[2]:.1f})" if kernel else "" for kernel in row]
         lines.append(f"| {i + 1} | {' | '.join(shown)} |")

@@ -1,4 +1,4 @@
-"""How the cost of a step and of decoding grows with frames, resolution and parameters."""
+"""How the cost of a training step and of decoding grows with frames, resolution and parameters."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def growth(config: Config, device, folder: str) -> list[dict]:
             try:
                 measured = size_and_speed(config, changes, device, folder)
             except UserError as error:
-                print(f"growth     {field} {value} left out: {error}", flush=True)
+                print(f"growth     {field} {value} skipped: {error}", flush=True)
                 continue
             row = {"axis": axis, "value": value, "number": number, **measured}
             rows.append(row)
             print(
-                f"growth     {field} {value}: {row['step_ms']:.1f} ms a step, {row['decode_fps']:.1f} frames/s, "
+                f"growth     {field} {value}: {row['step_ms']:.1f} ms per step, {row['decode_fps']:.1f} frames/s, "
                 f"{row['parameters']:,} parameters",
                 flush=True,
             )
@@ -66,10 +66,11 @@ def plot(rows: list[dict], path: Path) -> None:
 
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
     figure, grid = plt.subplots(2, len(axes_names), figsize=(4 * len(axes_names), 6), squeeze=False)
-    labels = {"frames": "frames", "pixels": "pixels of a frame", "modelsize": "modelsize, millions"}
+    labels = {"frames": "frames", "pixels": "pixels per frame", "modelsize": "parameters, millions"}
     for column, axis in zip(grid.T, axes_names, strict=True):
         own = [row for row in rows if row["axis"] == axis]
-        for cell, key, label in zip(column, ("step_ms", "decode_fps"), ("ms a step", "decoded frames/s"), strict=True):
+        quantities = {"step_ms": "ms per step", "decode_fps": "decoded frames/s"}
+        for cell, (key, label) in zip(column, quantities.items(), strict=True):
             cell.plot([row["number"] for row in own], [row[key] for row in own], "o-")
             cell.set(xlabel=labels[axis], ylabel=label)
             cell.set_ylim(bottom=0)

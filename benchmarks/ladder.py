@@ -1,4 +1,4 @@
-"""What `quality.py` compares: scales, and variants that change one thing of a scale's recipe."""
+"""Scales of `quality.py`, and the variants that each change one setting of a scale."""
 
 from __future__ import annotations
 

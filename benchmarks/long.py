@@ -1,6 +1,8 @@
-"""A long synthetic video in segments, from training to search: seconds and host memory of every command.
+"""Time and host memory of every command on a long synthetic video in segments, from training to search.
 
-python benchmarks/long.py --frames 10000 --segment-frames 250 --epochs 2
+    python benchmarks/long.py --frames 10000 --segment-frames 250 --epochs 2
+
+The CLIP model has random weights.
 """
 
 from __future__ import annotations
@@ -44,17 +46,17 @@ def main() -> None:
         print(f"file {file.stat().st_size:,} bytes; index {index_bytes(file):,} bytes")
         for label, cost in rows:
             print(f"{label:40}{cost.seconds:10.1f} s{cost.memory:8.2f} GB")
-        print(f"a second decoded in this process, of 20: mean {np.mean(seconds):.3f} s, most {max(seconds):.3f} s")
+        print(f"decoding one second of video, 20 draws: mean {np.mean(seconds):.3f} s, maximum {max(seconds):.3f} s")
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--segment-frames", type=int, default=250)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--modelsize", default="0.2", help="of a segment, in millions")
-    parser.add_argument("--folder", type=Path, help="where the work is done and removed; default: the system's")
+    parser.add_argument("--frames", type=int, default=10_000, help="frames of the video (10000)")
+    parser.add_argument("--segment-frames", type=int, default=250, help="frames of a segment (250)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each segment (2)")
+    parser.add_argument("--modelsize", default="0.2", help="parameters of each segment, in millions (0.2)")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder (default: the system's)")
     return parser.parse_args()
 
 
@@ -92,7 +94,7 @@ def commands(ask: argparse.Namespace, folder: Path, video: Path) -> Iterator[tup
     file, embeddings = folder / "long.hnerv", folder / "e.safetensors"
     middle = ask.frames // 2
     yield "train", measured(train)
-    yield "train again: everything is there", measured(train)
+    yield "train again, nothing left to train", measured(train)
     yield "encode --no-measure", measured([*hnerv, "encode", folder / "long", "-o", file, "--no-measure"])
     yield "info", measured([*hnerv, "info", file])
     part = [*hnerv, "decode", file, "-o", folder / "part.mkv", "--frames", f"{middle}:{middle + FPS}"]
@@ -100,7 +102,7 @@ def commands(ask: argparse.Namespace, folder: Path, video: Path) -> Iterator[tup
     yield "decode all to .mp4", measured([*hnerv, "decode", file, "-o", folder / "all.mp4"])
     yield "embed", measured([*hnerv, "embed", file, "-o", embeddings])
     search = [*hnerv, "search", file, "--embedding", f"{embeddings}:{middle},3", "--json"]
-    yield "search, the index is built", measured(search)
+    yield "search, builds the index", measured(search)
     yield "search again", measured(search)
 
 

@@ -1,4 +1,4 @@
-"""Operators that torch dispatches, views aside: the cost of a step on the host, on any device."""
+"""Count the operators that torch dispatches, views excluded: the cost of a step on the host, for any device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes with a time limit, whose output is kept; and where a number comes from: commit, GPU."""
+"""Run processes with a time limit and keep their output; report the commit and the GPU."""
 
 from __future__ import annotations
 

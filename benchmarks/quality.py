@@ -1,9 +1,9 @@
-"""Ladder of variants on one clip under an equal budget: a table, and a plot of PSNR over training time.
+"""Train a ladder of variants on one clip with equal budgets; write a table and a plot of PSNR over training time.
 
     python benchmarks/quality.py --scale proxy --seeds 0 1 2 --jobs 2
     python benchmarks/quality.py --scale bunny-1.5m-1_1_1 --only default --seeds 0
 
-A finished row is kept in the output folder and not trained again: the same command goes on.
+Results are kept in --out and finished trainings are skipped: run the same command to resume.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     with one_line_errors("quality.py", args.debug):
         jobs = plan(args)
         todo = [job for job in jobs if not done(job)]
-        print(f"{len(jobs)} trainings, {len(jobs) - len(todo)} of them done before", flush=True)
+        print(f"{len(jobs)} trainings, {len(jobs) - len(todo)} of them already finished", flush=True)
         with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
             for line in pool.imap_unordered(run, todo):
                 print(line, flush=True)
@@ -57,19 +57,29 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = Parser(prog="quality.py", description=__doc__)
-    parser.add_argument("--scale", default="proxy", choices=tuple(SCALES))
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of: " + ", ".join(LADDER))
+    parser.add_argument("--scale", default="proxy", choices=tuple(SCALES), help="base settings of all variants (proxy)")
     parser.add_argument(
-        "--clip-targets", default="", metavar="FILE", help=f"train the CLIP ladder, on these: {', '.join(CLIP_LADDER)}"
+        "--only", nargs="+", default=[], metavar="NAME", help=f"variants to train (all): {', '.join(LADDER)}"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=0, help="equal epochs; 0: the scale's")
-    parser.add_argument("--seconds", type=float, default=0, help="equal seconds; of processor, on the CPU")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
-    parser.add_argument("--out", type=Path, default=Path("output/quality"))
-    parser.add_argument("--debug", action="store_true")
+    parser.add_argument(
+        "--clip-targets",
+        default="",
+        metavar="FILE",
+        help=f"target file; trains the variants of the CLIP head instead: {', '.join(CLIP_LADDER)}",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of every variant (0 1 2)")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of every variant; 0: as set by --scale (0)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0,
+        help="training time of every variant instead of epochs, processor time on the CPU; 0: use epochs (0)",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings to run in parallel (1)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training (1)")
+    parser.add_argument("--out", type=Path, default=Path("output/quality"), help="results folder (output/quality)")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser.parse_args()
 
 
@@ -270,7 +280,7 @@ def plot(rows: list[dict], path: Path) -> None:
         (line,) = axes.plot(seconds, seen, label=row["variant"])
         if unseen[0] is not None:
             axes.plot(seconds, unseen, "--", color=line.get_color())
-    axes.set(xlabel="training, seconds", ylabel="psnr_frame, dB (seen solid, unseen dashed)")
+    axes.set(xlabel="training time, s", ylabel="psnr_frame, dB (seen solid, unseen dashed)")
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
 

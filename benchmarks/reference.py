@@ -1,9 +1,9 @@
-"""The published implementations beside ours: their own modules, imported from a checkout, at the same network.
+"""Compare with the published implementations: import their modules from a checkout and build the same network.
 
-Nothing of theirs is copied or changed. A third-party module that theirs import and a training step does not need is
-replaced by a stand-in where it is not installed.
+Their code is neither copied nor changed. Third-party modules that they import but a training step does not need are
+replaced by stand-ins if they are not installed.
 
-B frames of a step, P patches of a frame, H W frame, h w patch, pixels, h0 w0 cells of the embedding of one canvas.
+B frames per step, P patches per frame, H W frame size, h w patch size (pixels), h0 w0 embedding cells of one canvas.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def recognise(folder: Path) -> tuple[str, Kind]:
     for name, kind in KINDS.items():
         if all((folder / file).is_file() for file in kind.files):
             return name, kind
-    raise UserError(f"--reference {folder} is no checkout of {' or '.join(KINDS)}: give the folder with its README")
+    raise UserError(f"--reference {folder} is not a checkout of {' or '.join(KINDS)}: pass the folder with its README")
 
 
 def same_network(kind: Kind, config: Config) -> Config:
@@ -209,7 +209,7 @@ def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
         try:
             return [importlib.import_module(name) for name in names]
         except ImportError as error:
-            raise UserError(f"--reference {folder} cannot be imported: {error}") from error
+            raise UserError(f"--reference {folder} cannot be imported ({error}): install what it needs") from error
         finally:
             for name in names:
                 sys.modules.pop(name, None)

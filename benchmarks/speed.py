@@ -1,11 +1,11 @@
-"""Where a training step's time goes: patches/s, decode frames/s, logging, memory; the floor of the step; growth.
+"""Measure training and decoding speed, logging and memory; compare a training step with its floor and a reference.
 
     python benchmarks/speed.py --preset demo --threads 1 --json output/speed.json
     python benchmarks/speed.py --preset bunny-1.5m --growth --plot output/speed.png
     python benchmarks/speed.py --preset demo --reference ../HNeRV
 
-The flags are those of train_patch_dual.py (those of a run's folder are ignored), and the ones below. Random vectors
-stand in for the targets unless --clip-targets names some: the teacher takes no part in a step. The CLIP loss is on.
+Takes the flags of train_patch_dual.py, without effect for those of the run folder, and the group `measurement`. The
+CLIP loss is on. Its targets are random vectors unless --clip-targets is passed; the CLIP model itself is not timed.
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation
     parser = train_parser()
     parser.prog, parser.usage, parser.description = "speed.py", "%(prog)s [--preset NAME] [flags]", __doc__
     own = parser.add_argument_group("measurement")
-    own.add_argument("--steps", type=int, default=50, help=f"steps timed, {BLOCK} at a time, three times at least (50)")
-    own.add_argument("--json", type=Path, metavar="OUT", help="all numbers, written after each section")
-    own.add_argument("--growth", action="store_true", help="also over frames, resolution and modelsize")
-    own.add_argument("--plot", type=Path, metavar="OUT.png", help="draws --growth")
-    own.add_argument("--reference", type=Path, metavar="DIR", help="checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV")
+    own.add_argument("--steps", type=int, default=50, help=f"steps to time, in at least 3 blocks of {BLOCK} (50)")
+    own.add_argument("--json", type=Path, metavar="OUT", help="write all numbers as JSON, after each section")
+    own.add_argument(
+        "--growth", action="store_true", help="also measure with more and fewer frames, pixels and parameters"
+    )
+    own.add_argument("--plot", type=Path, metavar="OUT.png", help="plot the results of --growth")
+    own.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="also compare with a checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV",
+    )
     # An output folder that is overwritten is not looked into for a preset.
     args = parser.parse_args(["--exp-id", "speed", "--overwrite", *(sys.argv[1:] if argv is None else argv)])
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in vars(args).items() if key in Config().flat()}
@@ -58,9 +65,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Invocation
 def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     """Prints as it goes, and writes --json after each section -> all numbers. Raises UserError."""
     if args.plot and not args.growth:
-        raise UserError("--plot draws what --growth measures: give both")
+        raise UserError("--plot needs the measurements of --growth: pass both")
     if args.steps < 1:
-        raise UserError(f"--steps {args.steps} is below 1")
+        raise UserError(f"--steps {args.steps} must be at least 1")
     set_up_torch(args.threads, benchmark=True)
     from hnerv.training.folder import environment
 
@@ -119,12 +126,12 @@ def training(config: Config, device, rounds: int, folder: str, compile_it: bool 
     low, high = found["patches_per_second_range"]
     print(
         f"training   {found['patches_per_second']:.1f} patches/s ({low:.1f} to {high:.1f}), {found['step_ms']:.1f} ms "
-        f"a step, {config.train.optimizer}, {found['parameters']:,} parameters\n"
+        f"per step, {config.train.optimizer}, {found['parameters']:,} parameters\n"
         f"operators  {operators_line(found)}\n"
-        f"epoch      {found['epoch_seconds']:.2f} s fully logged, {found['epoch_seconds_unlogged']:.2f} s without, "
-        f"{found['logging_percent_of_epochs']:+.2f} %; the log's own calls take {found['logging_percent']:.2f} %\n"
-        f"decode     {found['decode_fps']:.1f} frames/s in batches, {found['patch_ms']:.2f} ms a patch alone\n"
-        f"memory     {found['peak_memory_mib']:.0f} MiB, {found['peak_memory_of']}",
+        f"epoch      {found['epoch_seconds']:.2f} s with full logging, {found['epoch_seconds_unlogged']:.2f} s without "
+        f"({found['logging_percent_of_epochs']:+.2f} %); the calls that log take {found['logging_percent']:.2f} %\n"
+        f"decode     {found['decode_fps']:.1f} frames/s in batches, {found['patch_ms']:.2f} ms for a single patch\n"
+        f"memory     {found['peak_memory_mib']:.0f} MiB at peak, {found['peak_memory_of']}",
         flush=True,
     )
     return found
@@ -160,10 +167,10 @@ def operators_of(trainer, folder: str) -> dict[str, int]:
 def operators_line(found: dict) -> str:
     """For people."""
     if "operators" not in found:
-        return "not counted of a compiled network"
-    more = {"operators_eager": "in an eager one", "operators_without_clip": "in an eager one without the CLIP head"}
+        return "not counted for a compiled network"
+    more = {"operators_eager": "per eager step", "operators_without_clip": "per eager step without the CLIP head"}
     words = [f"{found[key]} {what}" for key, what in more.items() if key in found]
-    return ", ".join([f"{found['operators']} dispatched in a step, views aside", *words])
+    return ", ".join([f"{found['operators']} dispatched per step, views excluded", *words])
 
 
 def logging_share(trainer, device, folder: Path, rounds: int = 3) -> dict[str, float]:
@@ -220,7 +227,7 @@ def peak_memory(device) -> dict[str, object]:
 
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return {"peak_memory_mib": peak, "peak_memory_of": "resident, of the whole process with video and libraries"}
+    return {"peak_memory_mib": peak, "peak_memory_of": "resident memory of the process, video and libraries included"}
 
 
 def compare(checkout: Path, config: Config, device, rounds: int, folder: str) -> dict:
@@ -235,7 +242,7 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
     name, kind = recognise(checkout)
     config = same_network(kind, config)
     if name.startswith("Alanjy") and config.clip.clip_weights == "none":
-        raise UserError("AlanjyHuang/HNeRV has a CLIP head: leave out --clip-weights none")
+        raise UserError("AlanjyHuang/HNeRV has a CLIP head: remove --clip-weights none")
     scene = material_of(config, device).scene
     width = config.model.dec_width or solve_width(config.model, scene)
     config = config.replaced({"dec_width": width, **kind.fit(config, scene, width)})
@@ -260,15 +267,15 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
     }
     sizes, gmac = found["parameters"], found["gmac_per_frame"]
     print(
-        f"reference  {name}, width {width}: {sizes['theirs']:,} parameters and {gmac['theirs']:.3f} GMAC a frame, "
-        f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; adam and L2 in both, "
+        f"reference  {name}, width {width}: {sizes['theirs']:,} parameters and {gmac['theirs']:.3f} GMAC per frame, "
+        f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; both with Adam and L2, "
         f"theirs in fp32 or TF32, ours in {'bf16' if config.train.in_bf16(device.type) else 'fp32'}"
     )
     for what, unit in (("training", "patches"), ("decoding", "frames")):
         row = found[what]
         print(
-            f"{what:10} {row['times']:.2f} x the {unit} per second of the reference ({row['range'][0]:.2f} to "
-            f"{row['range'][1]:.2f} over {rounds} rounds): {row['ours']:.1f} against {row['theirs']:.1f}",
+            f"{what:10} {row['times']:.2f} x the {unit}/s of the reference ({row['range'][0]:.2f} to "
+            f"{row['range'][1]:.2f} over {rounds} rounds): ours {row['ours']:.1f}, theirs {row['theirs']:.1f}",
             flush=True,
         )
     return found

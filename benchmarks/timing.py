@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: a trainer with its CLIP loss on, and calls timed in turns."""
+"""Shared by the speed benchmarks: a trainer with the CLIP loss on, and timing of alternating calls."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_growth_and_its_plot(speed, config, tmp_path):
 
 def test_an_unknown_checkout_is_refused(reference, tmp_path):
     (tmp_path / "model_all.py").write_text("")
-    with pytest.raises(UserError, match="no checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV"):
+    with pytest.raises(UserError, match="is not a checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV"):
         reference.recognise(tmp_path)
 
 
@@ -218,4 +218,4 @@ def test_the_whole_script(speed, flags, tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found) == {"environment", "config", "training", "floor"}
     out = capsys.readouterr().out
-    assert "patches/s" in out and f"{found['training']['operators']} dispatched in a step, views aside" in out
+    assert "patches/s" in out and f"{found['training']['operators']} dispatched per step, views excluded" in out
