@@ -1,0 +1,91 @@
+"""Draw docs/teaser.jpg, the picture at the top of the README, from a .hnerv file of the demo.
+
+    python docs/teaser.py demo.hnerv targets.safetensors
+
+First row: an unseen frame, its reconstruction from the file, their difference. Second row: a patch of that frame, whose
+target embedding is the query; the patch whose predicted embedding is nearest to it; the scores of all patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from PIL import Image
+from safetensors.numpy import load_file
+
+from hnerv.geometry import PatchGrid
+from hnerv.video import load_video
+
+FRAME, PATCH = 59, 1
+"""An unseen frame (data split 9_9_10) and the patch with the rabbit's head."""
+GRID = PatchGrid(160, 320, 2, 4)
+GAIN = 10
+"""Factor by which the difference is brightened."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help=".hnerv file of the demo")
+    parser.add_argument("targets", type=Path, help="the targets it was trained on: embeddings (N, P, D)")
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name("teaser.jpg"))
+    args = parser.parse_args()
+
+    source = load_video("bunny", crop="640x1280", resize="160x320").frames.numpy().transpose(0, 2, 3, 1)
+    decoded, predicted = decoded_and_embedded(args.file)
+    query = load_file(args.targets)["embeddings"][FRAME, PATCH]
+    scores = predicted @ (query / np.linalg.norm(query))
+    draw(source[FRAME], decoded, source, scores, args.output)
+
+
+def decoded_and_embedded(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (H, W, 3) of FRAME and the embeddings (N, P, D) of all patches, by the verbs, as a user would."""
+    with tempfile.TemporaryDirectory() as folder:
+        hnerv("decode", file, "-o", f"{folder}/frames", "--frames", f"{FRAME}:{FRAME + 1}")
+        hnerv("embed", file, "-o", f"{folder}/embeddings.safetensors")
+        picture = np.asarray(Image.open(next(Path(folder, "frames").glob("*.png"))))
+        return picture, load_file(f"{folder}/embeddings.safetensors")["embeddings"]
+
+
+def hnerv(*words: object) -> None:
+    """Run a verb. Raises CalledProcessError."""
+    subprocess.run([sys.executable, "-c", "from hnerv.cli import main; main()", *map(str, words)], check=True)
+
+
+def draw(truth: np.ndarray, decoded: np.ndarray, source: np.ndarray, scores: np.ndarray, output: Path) -> None:
+    """Two rows of three panels. Pictures are uint8 (H, W, 3), `source` (N, H, W, 3), `scores` (N, P) cosines."""
+    plt.rcParams |= {"font.size": 15, "axes.titlesize": 17}
+    figure, axes = plt.subplots(2, 3, figsize=(15, 5.9), layout="constrained")
+    difference = np.abs(truth.astype(int) - decoded.astype(int))
+    psnr = 10 * np.log10(255**2 / np.mean(difference**2))
+    frame, patch = map(int, np.unravel_index(scores.argmax(), scores.shape))
+
+    show(axes[0, 0], truth, f"source, frame {FRAME}, unseen in training")
+    show(axes[0, 1], decoded, f"decoded from the file, {psnr:.1f} dB")
+    show(axes[0, 2], np.minimum(GAIN * difference, 255).astype(np.uint8), f"difference x {GAIN}")
+    (top, left), (height, width) = GRID.origin_of(PATCH), GRID.patch_size
+    show(axes[1, 0], truth[top : top + height, left : left + width], "query image")
+    show(axes[1, 1], source[frame], f"found: frame {frame}, patch {patch}")
+    top, left = GRID.origin_of(patch)
+    axes[1, 1].add_patch(Rectangle((left, top), width, height, fill=False, color="#ff2d55", lw=4))
+    axes[1, 2].plot(np.delete(scores, patch, axis=1), color="#9db4c8", lw=1.2)
+    axes[1, 2].plot(scores[:, patch], color="#ff2d55", lw=2.2)
+    axes[1, 2].plot(frame, scores.max(), "o", color="#ff2d55", ms=9)
+    axes[1, 2].set(title="cosine of each patch with the query", xlabel="frame", xlim=(0, len(scores) - 1))
+    figure.savefig(output, dpi=80, pil_kwargs={"quality": 88})
+
+
+def show(axis: plt.Axes, picture: np.ndarray, title: str) -> None:
+    """A picture without ticks."""
+    axis.imshow(picture, interpolation="lanczos")
+    axis.set(title=title, xticks=[], yticks=[])
+
+
+if __name__ == "__main__":
+    main()

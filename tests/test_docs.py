@@ -1,0 +1,231 @@
+"""What README, docs and docstrings say is true: commands are accepted or run, links lead somewhere, pages are short."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib.util
+import io
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hnerv.cli import VERBS, build_parser
+from hnerv.cli import main as hnerv
+from hnerv.flags import SECTIONS, Parser, parse_train
+from hnerv.presets import PRESETS
+from hnerv.tracking import tags
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])]
+LONG = ("flags.md", "tags.md", "format.md", "results.md")
+"""Pages of docs/ that are looked up, not read."""
+TABLES = sorted(ROOT.glob("benchmarks/data/*.csv"))
+SCRIPTS = [*ROOT.glob("*.py"), *sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("docs/*.py"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def commands_of(path: Path) -> list[str]:
+    """The commands in the fenced blocks of a page, or in the docstring of a script, without comments, one by one."""
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text_of(path))) or ""
+        blocks = re.findall(r"^ {4}((?:python|hnerv|pip|pytest|export) .*(?:\n {8,}.*)*)", text, re.M)
+        blocks = [re.sub(r"\\?\n\s*", " ", block) for block in blocks]
+    else:
+        blocks = re.findall(r"^```sh\n(.*?)^```", text_of(path), re.S | re.M)
+        blocks = [re.sub(r"(\\|\||&&)\n", r"\1 ", block) for block in blocks]
+    lines = [re.sub(r"\s#.*", "", line) for block in blocks for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"&& |\| (?=xargs)", line)]
+    return [part for part in parts if part]
+
+
+def mentioned_in(path: Path) -> list[str]:
+    """The commands in the text of a page, or in the header of a table. A verb without arguments is its name."""
+    text = text_of(path)
+    if path.suffix == ".csv":
+        return re.findall(r"^# command: (.*)$", text, re.M)
+    spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+    return [
+        span for span in spans if re.match(r"(?:[A-Z_]+=\S+ )*(?:python (?!-)|hnerv \S+ [^-]|pytest |uv run )", span)
+    ]
+
+
+COMMANDS = [(path, command) for path in [*PAGES, *SCRIPTS] for command in commands_of(path)]
+COMMANDS += [(path, command) for path in [*PAGES, *TABLES] for command in mentioned_in(path)]
+
+
+class Accepted(Exception):
+    """The parser took the words."""
+
+
+@pytest.fixture
+def accepts(monkeypatch):
+    """accepts(script, words): the parser that it builds takes them. SystemExit where not."""
+
+    def check(script: Path, words: list[str]) -> None:
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(ROOT / "benchmarks")
+            patch.setattr(sys, "argv", [str(script), *words])
+            for parser in (argparse.ArgumentParser, Parser):
+                patch.setattr(parser, "parse_args", ending(parser.parse_args))
+            with pytest.raises(Accepted):
+                runpy.run_path(str(script), run_name="__main__")
+
+    return check
+
+
+def ending(parse):
+    """`parse_args` that ends the script once it has parsed."""
+
+    def parse_and_end(*args, **settings):
+        parse(*args, **settings)
+        raise Accepted
+
+    return parse_and_end
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[f"{p.name}: {c}" for p, c in COMMANDS])
+def test_commands_are_accepted(path, command, accepts):
+    words = shlex.split(re.sub(r"^(?:[A-Z_]+=\S+ )*", "", command))
+    if words[:2] == ["uv", "run"]:
+        extra = words[3:4] if words[2] == "--extra" else []
+        assert set(extra) <= set(EXTRAS)
+        words = words[2 + 2 * len(extra) :]
+        words = ["python", *words] if words[0].endswith(".py") else words
+    program, *rest = words
+    match program:
+        case "python" | "python3" if rest[0] == "-m":
+            assert rest == ["-m", "venv", ".venv"]
+        case "python" | "python3" if rest[0] == "train_patch_dual.py":
+            assert parse_train(rest[1:]).resolve(cuda=False).config
+        case "python" if rest == ["docs/generate.py"]:
+            pass  # it takes no words
+        case "python" | "python3":
+            accepts(ROOT / rest[0], rest[1:])
+        case "hnerv":
+            assert build_parser().parse_args(rest).verb == rest[0]
+        case "xargs":
+            inner = rest[rest.index("hnerv") :]
+            assert build_parser().parse_args(inner[1:]).verb == inner[1]
+        case "pip":
+            extras = re.findall(r"\[(.*)\]", " ".join(rest))
+            assert rest[0] in ("install", "download") and {e for x in extras for e in x.split(",")} <= set(EXTRAS)
+        case "pytest":
+            tests = [word for word in rest if word.startswith("tests")]
+            assert all((ROOT / test).exists() for test in tests) and markers_of(rest) <= MARKERS
+        case "tensorboard":
+            assert rest[0] == "--logdir" and len(rest) == 2
+        case "mkdocs":
+            assert rest in (["serve"], ["build", "--strict"])
+        case "." | ".ci/run" | "find" | "export":
+            assert program != ".ci/run" or (ROOT / program).is_file()
+        case _:
+            pytest.fail(f"{path.name} has a command that no test knows: {command}")
+
+
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+MARKERS = {line.split(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
+
+
+def markers_of(words: list[str]) -> set[str]:
+    return {words[i + 1] for i, word in enumerate(words) if word == "-m"}
+
+
+@pytest.fixture
+def demo(clip_run, clip_weights, film, tmp_path, monkeypatch) -> Path:
+    """The current folder: a run in miniature as output/demo, its video and weights, the files that pages name."""
+    shutil.copytree(film, tmp_path / film.name)
+    shutil.copy(clip_weights, tmp_path)
+    shutil.copytree(clip_run, tmp_path / "output" / "demo")
+    shutil.copytree(clip_run, tmp_path / "output" / "other")
+    Image.new("RGB", (40, 40)).save(tmp_path / "fridge.jpg")
+    (tmp_path / "mine.txt").write_text("a wave\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a wave\n"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if "\nhnerv " in text_of(page)], ids=lambda page: page.name)
+def test_commands_run(path, demo, evaluate):
+    """In the order of the page. Those of other folders than output/demo, and of fleets, take longer."""
+    commands = [c for c in commands_of(path) if "output/fleet" not in c and "talk" not in c]
+    if not any(command.startswith("hnerv encode") for command in commands):
+        hnerv(["encode", "output/demo", "-o", "demo.hnerv", "--no-measure"])
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "hnerv" and words[1] != "fleet":
+            assert status_of(hnerv, words[1:]) in ((0, 1) if words[1] in ("doctor", "diagnose") else (0,)), command
+        elif words[:2] == ["python", "eval.py"]:
+            assert evaluate(*words[2:]) == 0, command
+
+
+def status_of(call, words: list[str]) -> int:
+    try:
+        call(words)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_generated_pages_are_those_of_the_code():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name, text in generate.pages().items():
+        assert text_of(ROOT / "docs" / name) == text, "run: python docs/generate.py"
+
+
+def test_the_page_of_flags_has_every_field_with_its_default():
+    page = text_of(ROOT / "docs" / "flags.md")
+    for section in SECTIONS.values():
+        for field in dataclasses.fields(section):
+            rows = re.findall(rf"^\| `--{field.name.replace('_', '-')}[ ,`].*$", page, re.M)
+            value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+            assert f"({value or 'not set'})" in rows[0]
+            assert all(choice in rows[0] for choice in field.metadata["choices"] or ())
+
+
+def test_the_page_of_tags_is_their_table():
+    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| (.+?) \| (.+) \|$", text_of(ROOT / "docs" / "tags.md"), re.M)
+    assert rows == [tuple(tag) for tag in tags().values()]
+
+
+def test_links_lead_to_files():
+    """As on a hosting site; `mkdocs build --strict` checks those of the built one, headings included."""
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text_of(page)):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_sizes():
+    readme = text_of(ROOT / "README.md")
+    assert 130 <= len(readme.splitlines()) <= 180 and len(readme.split()) <= 1200
+    assert len(text_of(ROOT / "docs" / "results.md").splitlines()) <= 150
+    for page in ROOT.glob("docs/*.md"):
+        assert page.name in LONG or len(text_of(page).split()) <= 700, page.name
+
+
+def test_every_preset_and_verb_is_named():
+    assert all(f"`{name}`" in text_of(ROOT / "docs" / "training.md") for name in PRESETS)
+    assert all(re.search(rf"`(hnerv )?{verb}`", text_of(ROOT / "README.md")) for verb in VERBS)
+
+
+def test_messages_of_the_troubleshooting_page_exist():
+    """Between the ellipses, each stands in the package's code as it stands there."""
+    strings = "\n".join(text_of(path) for path in sorted(ROOT.glob("hnerv/**/*.py")))
+    strings = re.sub(r'"\s*\n\s*f?"', "", strings)
+    for message in re.findall(r"^\| `([^|]+)` \|", text_of(ROOT / "docs" / "troubleshooting.md"), re.M):
+        for part in message.split("…"):
+            assert part.strip() in strings, f"{message}: {part}"

@@ -1,0 +1,41 @@
+"""No word of the dialect that this project once spoke, in what a user reads (`hnerv`, scripts, docs): a floor."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DIALECT = re.compile(
+    r"\b(mend\w*|anew|told|tells?|sa(y|ys|ying|id)|wish\w*|go(es|ing|ne)? on|beside|films?|whose|of which|nobody"
+    r"|harm\w*|is no more|no checkpoint of|hold\w* against)\b",
+    re.I,
+)
+READ = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+READ += [*ROOT.glob("data/*.md"), *ROOT.glob("hnerv/**/*.html"), *ROOT.glob("hnerv/**/*.tsv")]
+CODE = [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("hnerv/**/*.py")]
+
+
+def strings_of(path: Path) -> Iterator[str]:
+    """String constants of several words that are no docstrings."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        text = node.value if isinstance(node, ast.Constant) and id(node) not in docstrings else None
+        if isinstance(text, str) and " " in text.strip():
+            yield text
+
+
+PROMPTS = "hnerv/search/queries.py"
+"""Its sentences around a text are input of the encoder, where a film is a film."""
+
+
+@pytest.mark.parametrize("path", [*READ, *CODE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_plain_english(path):
+    texts = strings_of(path) if path.suffix == ".py" else path.read_text(encoding="utf-8").splitlines()
+    found = [text for text in texts if DIALECT.search(text)]
+    assert [text for text in found if not (path == ROOT / PROMPTS and "{}" in text)] == []
