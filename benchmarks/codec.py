@@ -2,7 +2,8 @@
 
     python benchmarks/codec.py output/demo --finetune-epochs 30
 
-Prints one Markdown row per file: name, bytes, PSNR of seen and unseen frames in dB, processor seconds to encode.
+Prints one Markdown row per file: name, bytes, full-frame PSNR of training and of unseen frames in dB, processor seconds
+to encode.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def variants(epochs: int) -> dict[str, Options]:
 
 
 def quality(model: torch.nn.Module, run: OpenedRun) -> tuple[float, float]:
-    """PSNR of the frame, seen and unseen (nan without unseen frames)."""
+    """Full-frame PSNR, training and unseen (nan without unseen frames)."""
     values = eval_values(evaluate(model, run.store))
     return values["Eval/Frame/train_psnr_frame"], values.get("Eval/Frame/val_psnr_frame", math.nan)
 
@@ -179,7 +180,7 @@ def equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
             share = (baseline.seen - low.seen) / (high.seen - low.seen)
             size = low.size ** (1 - share) * high.size**share
             fewer = f"{size:,.0f} bytes, {1 - size / baseline.size:.1%} fewer than HNeRV's scheme"
-            return f"at {baseline.seen:.3f} dB on seen frames, {how} fine-tuning: {fewer}"
+            return f"at {baseline.seen:.3f} dB on training frames, {how} fine-tuning: {fewer}"
     return f"{how} fine-tuning: no two files bracket the {baseline.seen:.3f} dB of HNeRV's scheme"
 
 

@@ -95,8 +95,8 @@ def clock_of_evaluations(folder: Path) -> dict[int, float]:
 
 
 def loss_of_coding(log: str) -> dict[str, float]:
-    """{"trained": dB, "unseen": dB}: what `hnerv encode` reports relative to the float model."""
-    line = re.search(r"frame PSNR relative to the float model: (.*)", log)
+    """{"training": dB, "unseen": dB}: what `hnerv encode` reports relative to the float model."""
+    line = re.search(r"full-frame PSNR relative to the float model: (.*)", log)
     return {name: float(value) for name, value in re.findall(r"(\w+) ([+-][\d.]+) dB", line[1] if line else "")}
 
 
@@ -135,10 +135,10 @@ def _run_rows(part: str, split: str) -> list[Row]:
 
     def quality(r: dict) -> str:
         seen, unseen = r["last"]["train_psnr_frame"], r["last"].get("val_psnr_frame")
-        return f"{seen:.2f} dB" + (f" seen, {unseen:.2f} unseen" if unseen is not None else "")
+        return f"{seen:.2f} dB" + (f" training, {unseen:.2f} unseen" if unseen is not None else "")
 
     def extent(r: dict) -> str:
-        clip = [f"{s} {r['last'][f'{k}_clip_sim_centred']:.4f}" for k, s in (("train", "seen"), ("val", "unseen"))
+        clip = [f"{s} {r['last'][f'{k}_clip_sim_centred']:.4f}" for k, s in (("train", "training"), ("val", "unseen"))
                 if f"{k}_clip_sim_centred" in r["last"]]  # fmt: skip
         head = f"CLIP head, centred cosine {', '.join(clip)}" if clip else "no CLIP head"
         return f"psnr_frame at epoch {r['curve'][-1][0]} of {r['of_epochs']}, {head}"

@@ -268,7 +268,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """psnr_frame over training seconds, the first seed of each variant: seen solid, unseen dashed."""
+    """psnr_frame over training seconds, the first seed of each variant: training solid, unseen dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -280,7 +280,7 @@ def plot(rows: list[dict], path: Path) -> None:
         (line,) = axes.plot(seconds, seen, label=row["variant"])
         if unseen[0] is not None:
             axes.plot(seconds, unseen, "--", color=line.get_color())
-    axes.set(xlabel="training time, s", ylabel="psnr_frame, dB (seen solid, unseen dashed)")
+    axes.set(xlabel="training time, s", ylabel="psnr_frame, dB (training solid, unseen dashed)")
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
 

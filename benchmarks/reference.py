@@ -209,7 +209,7 @@ def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
         try:
             return [importlib.import_module(name) for name in names]
         except ImportError as error:
-            raise UserError(f"--reference {folder} cannot be imported ({error}): install what it needs") from error
+            raise UserError(f"--reference {folder} cannot be imported ({error}): install its requirements") from error
         finally:
             for name in names:
                 sys.modules.pop(name, None)

@@ -62,10 +62,9 @@ def tables_of(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) ->
 
 def row(action: argparse.Action) -> str:
     """`-o`, `--output FILE` | its help."""
-    names, switch = list(action.option_strings), action.nargs == 0
-    if isinstance(action, argparse.BooleanOptionalAction):
-        names, switch = [f"{names[0]}, {names[1]}"], True
-    value = "" if switch else action.metavar or "|".join(action.choices or ()) or action.dest.upper()
+    names = list(action.option_strings)
+    value = "" if action.nargs == 0 else action.metavar or "|".join(action.choices or ()) or action.dest.upper()
+    value += " ..." if action.nargs in ("+", "*") else ""
     names = [*names[:-1], f"{names[-1]} {value}".strip()] if names else [value]
     cells = ", ".join(f"`{name}`" for name in names), action.help.replace("%%", "%")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -73,7 +72,7 @@ def row(action: argparse.Action) -> str:
 
 def tag_table() -> str:
     """A row per tag."""
-    rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]
+    rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]  # none has a | inside
     return "\n".join(["| tag | kind | when | definition |", "|---|---|---|---|", *rows])
 
 

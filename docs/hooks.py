@@ -24,5 +24,5 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     """Links as the site has them; those to other files of the repository become plain text."""
     markdown = re.sub(r"\]\((?:\.\./)+", "](" + "../" * page.file.src_uri.count("/"), markdown)
     if page.file.src_uri in PAGES:
-        markdown = re.sub(r"(\]\(|src=\")((?:\.\./)*)docs/", r"\1\2", markdown)
+        markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)#]*(?:LICENSE|\.py|\.toml|/)\)", r"\1", markdown)

@@ -9,8 +9,6 @@ target embedding is the query; the patch whose predicted embedding is nearest to
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from safetensors.numpy import load_file
 
+from hnerv.cli import main as hnerv
 from hnerv.geometry import PatchGrid
 from hnerv.video import load_video
 
@@ -45,17 +44,12 @@ def main() -> None:
 
 
 def decoded_and_embedded(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (H, W, 3) of FRAME and the embeddings (N, P, D) of all patches, by the verbs, as a user would."""
+    """The picture (H, W, 3) of FRAME and the embeddings (N, P, D) of all patches, by the verbs."""
     with tempfile.TemporaryDirectory() as folder:
-        hnerv("decode", file, "-o", f"{folder}/frames", "--frames", f"{FRAME}:{FRAME + 1}")
-        hnerv("embed", file, "-o", f"{folder}/embeddings.safetensors")
+        hnerv(["decode", str(file), "-o", f"{folder}/frames", "--frames", f"{FRAME}:{FRAME + 1}"])
+        hnerv(["embed", str(file), "-o", f"{folder}/embeddings.safetensors"])
         picture = np.asarray(Image.open(next(Path(folder, "frames").glob("*.png"))))
         return picture, load_file(f"{folder}/embeddings.safetensors")["embeddings"]
-
-
-def hnerv(*words: object) -> None:
-    """Run a verb. Raises CalledProcessError."""
-    subprocess.run([sys.executable, "-c", "from hnerv.cli import main; main()", *map(str, words)], check=True)
 
 
 def draw(truth: np.ndarray, decoded: np.ndarray, source: np.ndarray, scores: np.ndarray, output: Path) -> None:
@@ -70,8 +64,8 @@ def draw(truth: np.ndarray, decoded: np.ndarray, source: np.ndarray, scores: np.
     show(axes[0, 1], decoded, f"decoded from the file, {psnr:.1f} dB")
     show(axes[0, 2], np.minimum(GAIN * difference, 255).astype(np.uint8), f"difference x {GAIN}")
     (top, left), (height, width) = GRID.origin_of(PATCH), GRID.patch_size
-    show(axes[1, 0], truth[top : top + height, left : left + width], "query image")
-    show(axes[1, 1], source[frame], f"found: frame {frame}, patch {patch}")
+    show(axes[1, 0], truth[top : top + height, left : left + width], "query: this patch's true embedding")
+    show(axes[1, 1], source[frame], f"first of 1,056: frame {frame}, patch {patch}")
     top, left = GRID.origin_of(patch)
     axes[1, 1].add_patch(Rectangle((left, top), width, height, fill=False, color="#ff2d55", lw=4))
     axes[1, 2].plot(np.delete(scores, patch, axis=1), color="#9db4c8", lw=1.2)

@@ -38,8 +38,12 @@ def load_checkpoint(path: Path) -> dict:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint: pass a .pt file or a run folder") from None
+        raise UserError(
+            f"{path}: no such file: pass a run folder, a checkpoint (.pt) or, where accepted, a .hnerv file"
+        ) from None
     except Exception as error:  # what the unpickler raises on foreign bytes has no bounds
+        if path.suffix == ".hnerv":
+            raise UserError(f"{path} is a .hnerv file: pass the run folder or checkpoint it was made from") from error
         cause = str(error).split("\n")[0][:160] or type(error).__name__
         raise UserError(f"{path} is corrupt or not an hnerv checkpoint ({cause}): {_mend(path)}") from error
     if not isinstance(state, dict) or "format" not in state:

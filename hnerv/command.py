@@ -64,7 +64,7 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         place = f"{error.filename}: " if error.filename else ""
         cause = " ".join(f"{place}{error.strerror or error}".split())
-        sys.stderr.write(f"{prog}: {shortened(cause)}: use another path, or fix the system error\n")
+        sys.stderr.write(f"{prog}: {shortened(cause)}: use another path, or fix the cause\n")
         sys.exit(2 if error.errno in _WRONG_PATH else 1)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped; everything saved so far is intact\n")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as short
 
 from hnerv.errors import UserError
-from hnerv.geometry import parse_size
+from hnerv.geometry import parse_grid
 from hnerv.losses import CLIP_LOSSES, LOSSES, compares_frames, formula
 from hnerv.schedule import SCHEDULES, parse_lr
 
@@ -48,10 +48,13 @@ class ClipConfig:
         "auto (cache, hub, else random with a warning), OpenCLIP tag, weights file, random, or none (RGB only)",
         metavar="auto|TAG|FILE|random|none",
     )
-    clip_model: str = knob("ViT-B-32", "OpenCLIP model name; with OpenAI weights, its QuickGELU variant")
-    clip_targets: str = knob(
-        "", "precomputed embeddings (N, P, D) from any encoder, replacing the teacher", metavar="FILE.safetensors"
+    clip_model: str = knob(
+        "ViT-B-32", "OpenCLIP model name; with OpenAI weights, its QuickGELU variant", metavar="MODEL"
     )
+    clip_targets: str = knob(
+        "", "precomputed embeddings (N, P, D) from any encoder, instead of those of --clip-weights",
+        metavar="FILE.safetensors",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,28 +65,35 @@ class ModelConfig:
         "grid", "decoder input: learned temporal grid, frame encoder or positional encoding",
         choices=("grid", "encoder", "pe"),
     )  # fmt: skip
-    modelsize: float = knob(1.5, "millions of coded parameters (decoder, heads, embeddings); determines the width")
-    dec_width: int = knob(0, "channels after the stem; overrides --modelsize; 0: computed from it")
-    dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling factor of each decoder stage")
-    rgb_stride: int = knob(1, "upsampling factor inside the RGB head (pixel shuffle), after the stages")
-    ks: str = knob(
-        "0_1_5", "kernel sizes E_D1_D2: stage i = 0, 1, ... has min(D1 + 2i, D2); E must be 0 (ConvNeXt encoder)"
+    modelsize: float = knob(
+        1.5, "millions of coded parameters (decoder, heads, embeddings); determines the width", metavar="MILLIONS"
     )
-    reduce: float = knob(1.2, "each stage divides the channels by this, down to --lower-width")
-    lower_width: int = knob(12, "minimum channels of a stage")
-    width_multiple: int = knob(1, "round the channels of every stage to a multiple of this; use 8 for tensor cores")
+    dec_width: int = knob(0, "channels after the stem; overrides --modelsize; 0: computed from it", metavar="N")
+    dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling factor of each decoder stage")
+    rgb_stride: int = knob(1, "upsampling factor inside the RGB head (pixel shuffle), after the stages", metavar="S")
+    ks: str = knob(
+        "0_1_5", "kernel sizes: stage i = 0, 1, ... has min(D1 + 2i, D2); E must be 0 (ConvNeXt encoder)",
+        metavar="E_D1_D2",
+    )  # fmt: skip
+    reduce: float = knob(1.2, "each stage divides the channels by this, down to --lower-width", metavar="FACTOR")
+    lower_width: int = knob(12, "minimum channels of a stage", metavar="N")
+    width_multiple: int = knob(
+        1, "round the channels of every stage to a multiple of N; use 8 for tensor cores", metavar="N"
+    )
     act: str = knob("sin", "decoder activation", choices=("sin", "gelu"))
     bilinear_init: bool = knob(True, "initialise each stage close to bilinear upsampling")
-    embed_dim: int = knob(16, "channels of the embedding")
-    grid_levels: int = knob(3, "grid: number of temporal resolutions, each half the previous one")
-    grid_knots: int = knob(0, "grid: knots of the finest level; 0: frames / widest gap between training frames")
-    pe: str = knob("1.25_80", "pe: B_L for the sine and cosine of pi B^i t, i < L")
-    pe_stem: int = knob(128, "pe: width of the hidden layer after the encoding")
+    embed_dim: int = knob(16, "channels of the embedding", metavar="N")
+    grid_levels: int = knob(3, "grid: number of temporal resolutions, each half the previous one", metavar="N")
+    grid_knots: int = knob(
+        0, "grid: knots of the finest level; 0: frames / widest gap between training frames", metavar="N"
+    )
+    pe: str = knob("1.25_80", "pe: sine and cosine of pi B^i t, i < L", metavar="B_L")
+    pe_stem: int = knob(128, "pe: width of the hidden layer after the encoding", metavar="N")
     enc_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "encoder: downsampling factor of each stage")
-    enc_width: int = knob(64, "encoder: channels of every stage except the last, which has --embed-dim")
-    clip_site: int = knob(2, "decoder stage that feeds the CLIP head; 1: the first")
+    enc_width: int = knob(64, "encoder: channels of every stage except the last, which has --embed-dim", metavar="N")
+    clip_site: int = knob(2, "decoder stage that feeds the CLIP head; 1: the first", metavar="STAGE")
     clip_pool: int = knob(1, "average-pool the features of a patch to N x N for the CLIP head", metavar="N")
-    clip_hidden: int = knob(64, "hidden width of the CLIP head")
+    clip_hidden: int = knob(64, "hidden width of the CLIP head", metavar="N")
     unseen: str = knob(
         "interpolate", "encoder: embed unseen frames from their neighbours or from the frame itself",
         choices=("interpolate", "encode"),
@@ -153,20 +163,22 @@ class LossConfig:
 class TrainConfig:
     """How it is fitted."""
 
-    epochs: int = knob(300, "passes over the training frames")
-    batch_size: int = knob(2, "frames per step, with all their patches")
-    lr: float = knob(0.004, "peak learning rate; muon uses a fixed multiple of it for matrices")
-    lr_type: str = knob("cosine_0.05_1_0.1", "learning-rate schedule: " + ", ".join(SCHEDULES))
-    embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr")
+    epochs: int = knob(300, "passes over the training frames", metavar="N")
+    batch_size: int = knob(2, "frames per step, with all their patches", metavar="N")
+    lr: float = knob(0.004, "peak learning rate; muon uses a fixed multiple of it for matrices", metavar="RATE")
+    lr_type: str = knob(
+        "cosine_0.05_1_0.1", "learning-rate schedule: " + ", ".join(SCHEDULES), metavar="SCHEDULE"
+    )  # fmt: skip
+    embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr", metavar="FACTOR")
     optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"))
-    weight_decay: float = knob(0.0, "weight decay of the optimiser")
+    weight_decay: float = knob(0.0, "weight decay of the optimiser", metavar="DECAY")
     blend_freq: int = knob(
         1,
         "every N steps, add a frame blended from two training frames along their motion; 0: never",
         metavar="N",
     )
-    grad_clip: float = knob(1.0, "maximum L2 norm of the gradient; 0: no clipping")
-    seed: int = knob(0, "seed of the initialisation, the frame order and a random teacher")
+    grad_clip: float = knob(1.0, "maximum L2 norm of the gradient; 0: no clipping", metavar="NORM")
+    seed: int = knob(0, "seed of the initialisation, the frame order and the random encoder", metavar="N")
     precision: str = knob(
         "auto", "precision of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "bf16")
     )
@@ -202,7 +214,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        parse_size(self.video.grid, "--grid")
+        parse_grid(self.video.grid)
         for section in dataclasses.fields(self):
             values = getattr(self, section.name)
             for knob_ in dataclasses.fields(values):

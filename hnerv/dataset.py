@@ -15,7 +15,7 @@ from torch import Tensor
 from hnerv.clip import Targets, clip_targets
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.geometry import PatchGrid, parse_size
+from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.model.build import MAX_WIDTH
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
@@ -50,7 +50,7 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
     video = load_video(knobs.data, crop=knobs.crop, resize=knobs.resize, frames=knobs.frames, multiple=multiple)
     count, _, height, width = video.frames.shape
     split = data_split(count, knobs.data_split, config.train.seed if knobs.shuffle_data else None)
-    grid = PatchGrid(height, width, *parse_size(knobs.grid, "--grid"))
+    grid = PatchGrid(height, width, *parse_grid(knobs.grid))
     targets = clip_targets(
         video.frames,
         grid,

@@ -18,7 +18,9 @@ EXTRAS = {
     "wandb": "--report-to wandb",
     "nvidia-ml-py": "logging GPU utilisation",
     "ray": "hnerv fleet",
-    "fsspec": "videos at a URL",
+    "faiss-cpu": "hnerv search on a folder",
+    "bjontegaard": "the BD-rates of hnerv compare",
+    "fsspec": "--data with an address",
 }
 """Optional distribution -> what it is for."""
 ENCODERS = ("libx264", "libx265", "libsvtav1")
@@ -37,7 +39,7 @@ class Check(NamedTuple):
 
     def line(self) -> str:
         """For the terminal."""
-        return f"{self.level:8}{self.name:14}{self.says}" + (f": {self.mend}" if self.mend else "")
+        return f"{self.level:8}{self.name:16}{self.says}" + (f": {self.mend}" if self.mend else "")
 
 
 def check_all(output: Path, online: bool = False) -> list[Check]:
@@ -53,7 +55,7 @@ def check_all(output: Path, online: bool = False) -> list[Check]:
         ("disk", lambda: check_disk(output)),
         ("decord", check_decord),
         ("PyAV", check_pyav),
-        ("encoders", check_encoders),
+        ("video encoders", check_encoders),
         ("CLIP", lambda: check_clip(online)),
         ("extras", check_extras),
     ]
@@ -258,8 +260,8 @@ def check_encoders() -> Check:
     lacking = [name for name in ENCODERS if not _has_codec(name, "w")]
     if lacking:
         mend = "only hnerv compare needs them: pip install --only-binary av -U av"
-        return Check("encoders", "warning", f"PyAV has no {', '.join(lacking)}", mend)
-    return Check("encoders", "ok", f"PyAV has {', '.join(ENCODERS)}")
+        return Check("video encoders", "warning", f"PyAV has no {', '.join(lacking)}", mend)
+    return Check("video encoders", "ok", f"PyAV has {', '.join(ENCODERS)}")
 
 
 def check_clip(online: bool) -> Check:
@@ -270,14 +272,16 @@ def check_clip(online: bool) -> Check:
     spec = identify("auto", "ViT-B-32", 0)
     if path := hub.cached(spec.repo, spec.files):
         return Check("CLIP", "ok", f"{spec.source}, in the Hugging Face cache ({path})")
-    mend = "pass --clip-weights FILE or --clip-targets FILE, otherwise a random encoder is used"
+    mend = "pass --clip-weights FILE or --clip-targets FILE"
     if not online:
-        return Check(
-            "CLIP", "warning", f"{spec.source} is not cached; the hub was not checked (pass --online to check)", mend
+        says = (
+            f"{spec.source} is not cached; training will download it from the hub (pass --online to check that it can)"
         )
+        return Check("CLIP", "warning", says, f"without a hub, {mend}")
     try:
         return Check("CLIP", "ok", f"{spec.source} is available on the hub: {hub.served(spec.repo, spec.files)}")
     except hub.HubUnavailable as error:
+        mend += "; otherwise a random encoder is used"
         return Check("CLIP", "warning", f"{spec.source} is not cached, and {error}", mend)
 
 

@@ -23,9 +23,9 @@ TITLES = {
     "video": "video",
     "clip": "CLIP targets",
     "model": "model",
-    "loss": "objective: total = pixel + lambda x CLIP",
+    "loss": "objective (total = pixel + lambda x CLIP)",
     "train": "training",
-    "log": "logging: does not affect training; may change when a run is resumed",
+    "log": "logging (does not affect training; may change on resume)",
 }
 SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
 """Name -> dataclass of its knobs: the sections of `Config`, and what is logged."""
@@ -63,8 +63,18 @@ class Parser(argparse.ArgumentParser):
             unknown = [word for word in unknown if word.startswith("-")]
         return known, unknown
 
+    def _check_value(self, action, value) -> None:
+        """As argparse's; for a verb that does not exist, the one that may be meant."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            close = difflib.get_close_matches(value, action.choices, n=1)
+            self.error(
+                f"unknown verb {value!r}, "
+                + (f"did you mean {close[0]}?" if close else f"choose from {', '.join(action.choices)}")
+            )
+        super()._check_value(action, value)
+
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {shortened(message)} (--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)} (see --help)\n")
 
     def _verb_of(self, known: argparse.Namespace) -> Parser:
         """The parser of the verb that was given; this one where there are no verbs."""
@@ -73,7 +83,7 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         flags = self._option_string_actions
-        close = difflib.get_close_matches(word.split("=")[0], flags, n=1)
+        close = difflib.get_close_matches(word.split("=")[0], flags, n=1, cutoff=0.65)
         meant = close and not isinstance(flags[close[0]], LeftOut)
         return f"unknown argument {word!r}" + (f", did you mean {close[0]}?" if meant else "")
 
@@ -188,12 +198,15 @@ def train_parser() -> Parser:
     run.add_argument(
         "--exp-id",
         required=True,
+        metavar="NAME",
         help="run name and folder under --output; may contain / and {params} (preset and changed settings)",
     )
     run.add_argument("--preset", default="", metavar="NAME", help=f"one of {', '.join(PRESETS)}; flags override it")
-    run.add_argument("--output", type=Path, default=Path("output"), help="folder that holds all runs (output)")
+    run.add_argument(
+        "--output", type=Path, default=Path("output"), metavar="FOLDER", help="folder that holds all runs (output)"
+    )
     run.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
-    run.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: chosen by torch (0)")
+    run.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of torch; 0: chosen by torch (0)")
     run.add_argument(
         "--deterministic", action="store_true",
         help="bit-identical results on CUDA too, with the same GPU and versions; slower on CUDA, no effect on the CPU",
@@ -293,7 +306,9 @@ def eval_parser() -> Parser:
     parser = Parser(
         prog="eval.py", description="Evaluate a checkpoint, a run folder or a .hnerv file against its video."
     )
-    parser.add_argument("path", type=Path, help="checkpoint (.pt), run folder (its latest.pt), or .hnerv file")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="checkpoint (.pt), run folder (its latest.pt), or .hnerv file"
+    )
     parser.add_argument("--data", default="", help="video, if it has moved since training", metavar="PATH|CLIP")
     parser.add_argument(
         "--clip-targets",
@@ -309,10 +324,10 @@ def eval_parser() -> Parser:
         help="fractional: also measure PSNR of patches shifted by half a patch to the right, down, and both (trained)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: chosen by torch (0)")
     parser.add_argument(
-        "--images", action="store_true", help="write images of ground truth and reconstruction side by side"
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of torch; 0: chosen by torch (0)"
     )
+    parser.add_argument("--images", action="store_true", help="write images of source and reconstruction side by side")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser

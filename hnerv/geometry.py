@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def parse_size(text: str, flag: str) -> tuple[int, int]:
-    """'640x1280' -> (640, 1280), rows first. Raises UserError naming `flag` for anything else."""
+def parse_size(text: str, flag: str, form: str = "HEIGHTxWIDTH, as in 640x1280") -> tuple[int, int]:
+    """'640x1280' -> (640, 1280), rows first. Raises UserError naming `flag` and the `form` for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text, flags=re.ASCII)
     if not match:
-        raise UserError(f"{flag} {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280")
+        raise UserError(f"{flag} {text!r} must be two integers {form}")
     return int(match[1]), int(match[2])
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """--grid: '2x4' -> (2, 4), rows first. Raises UserError."""
+    return parse_size(text, "--grid", "ROWSxCOLUMNS, as in 2x4")
 
 
 class CropPlan(NamedTuple):

@@ -218,7 +218,7 @@ def test_the_second_in_which_a_psnr_was_reached(gpu, tmp_path, train, flags, lin
 def test_the_loss_of_coding_is_read_from_what_encode_prints(gpu, finished, tmp_path, hnerv_main, capsys):
     assert hnerv_main("encode", finished, "-o", tmp_path / "a.hnerv") == 0
     found = gpu.loss_of_coding(capsys.readouterr().out)
-    assert set(found) == {"trained", "unseen"} and all(-3 < value < 3 for value in found.values())
+    assert set(found) == {"training", "unseen"} and all(-3 < value < 3 for value in found.values())
     assert gpu.loss_of_coding("killed") == {}
 
 

@@ -130,7 +130,7 @@ def test_a_file_of_limited_size(tmp_path):
 
 
 def test_missing_and_a_folder(tmp_path):
-    assert "no such checkpoint" in one_line(tmp_path / "none.pt")
+    assert "no such file: pass a run folder, a checkpoint" in one_line(tmp_path / "none.pt")
     one_line(tmp_path)
 
 
@@ -140,6 +140,11 @@ def test_only_a_latest_beside_a_best_may_be_deleted(saved):
     saved.with_name("best.pt").touch()
     assert "pass best.pt, or delete this file" in one_line(saved)
     assert "delete" not in one_line(Path(saved.rename(saved.with_name("kitchen.mp4"))))
+
+
+def test_a_coded_file_is_named_as_such(saved):
+    saved.write_bytes(b"no checkpoint")
+    assert "is a .hnerv file: pass the run folder or checkpoint" in one_line(saved.rename(saved.with_name("a.hnerv")))
 
 
 def test_truncated_anywhere(saved):

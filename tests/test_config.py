@@ -191,7 +191,7 @@ CHECKS = [
     ("grad_clip", -1.0, "--grad-clip -1.0 must be at least 0"),
     ("eval_freq", -1, "--eval-freq -1 must be at least 0"),
     ("seed", -1, "--seed -1 must be at least 0"),
-    ("grid", "2", "--grid '2' must be two integers HEIGHTxWIDTH, as in 640x1280"),
+    ("grid", "2", "--grid '2' must be two integers ROWSxCOLUMNS, as in 2x4"),
     ("embedding", "voxel", "--embedding 'voxel' does not exist: choose from grid, encoder, pe"),
     ("act", "relu", "--act 'relu' does not exist: choose from sin, gelu"),
     ("unseen", "guess", "--unseen 'guess' does not exist: choose from interpolate, encode"),

@@ -22,7 +22,6 @@ from hnerv.cli import VERBS, build_parser
 from hnerv.cli import main as hnerv
 from hnerv.flags import SECTIONS, Parser, parse_train
 from hnerv.presets import PRESETS
-from hnerv.tracking import tags
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])]
@@ -57,9 +56,8 @@ def mentioned_in(path: Path) -> list[str]:
     if path.suffix == ".csv":
         return re.findall(r"^# command: (.*)$", text, re.M)
     spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
-    return [
-        span for span in spans if re.match(r"(?:[A-Z_]+=\S+ )*(?:python (?!-)|hnerv \S+ [^-]|pytest |uv run )", span)
-    ]
+    starts = r"(?:[A-Z_]+=\S+ )*(?:python (?!-)|hnerv \S+ [^-]|pytest |uv run |pip install -e|mkdocs )"
+    return [part for span in spans for part in span.split(" && ") if re.match(starts, part)]
 
 
 COMMANDS = [(path, command) for path in [*PAGES, *SCRIPTS] for command in commands_of(path)]
@@ -114,6 +112,8 @@ def test_commands_are_accepted(path, command, accepts):
             pass  # it takes no words
         case "python" | "python3":
             accepts(ROOT / rest[0], rest[1:])
+            if rest[0] == "benchmarks/speed.py":
+                assert runpy.run_path(str(ROOT / rest[0]))["parse"](rest[1:])[1].resolve(cuda=False).config
         case "hnerv":
             assert build_parser().parse_args(rest).verb == rest[0]
         case "xargs":
@@ -128,7 +128,7 @@ def test_commands_are_accepted(path, command, accepts):
         case "tensorboard":
             assert rest[0] == "--logdir" and len(rest) == 2
         case "mkdocs":
-            assert rest in (["serve"], ["build", "--strict"])
+            assert rest in (["serve"], ["build"], ["build", "--strict"])
         case "." | ".ci/run" | "find" | "export":
             assert program != ".ci/run" or (ROOT / program).is_file()
         case _:
@@ -157,12 +157,18 @@ def demo(clip_run, clip_weights, film, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("path", [page for page in PAGES if "\nhnerv " in text_of(page)], ids=lambda page: page.name)
+RUNNABLE = [
+    page for page in PAGES if re.search(r"^hnerv (?:doctor|.*(?:output/demo|demo\.hnerv))", text_of(page), re.M)
+]
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda page: page.name)
 def test_commands_run(path, demo, evaluate):
     """In the order of the page. Those of other folders than output/demo, and of fleets, take longer."""
     commands = [c for c in commands_of(path) if "output/fleet" not in c and "talk" not in c]
     if not any(command.startswith("hnerv encode") for command in commands):
         hnerv(["encode", "output/demo", "-o", "demo.hnerv", "--no-measure"])
+    assert commands
     for command in commands:
         words = shlex.split(command)
         if words[0] == "hnerv" and words[1] != "fleet":
@@ -197,11 +203,6 @@ def test_the_page_of_flags_has_every_field_with_its_default():
             assert all(choice in rows[0] for choice in field.metadata["choices"] or ())
 
 
-def test_the_page_of_tags_is_their_table():
-    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| (.+?) \| (.+) \|$", text_of(ROOT / "docs" / "tags.md"), re.M)
-    assert rows == [tuple(tag) for tag in tags().values()]
-
-
 def test_links_lead_to_files():
     """As on a hosting site; `mkdocs build --strict` checks those of the built one, headings included."""
     for page in PAGES:
@@ -214,7 +215,7 @@ def test_sizes():
     assert 130 <= len(readme.splitlines()) <= 180 and len(readme.split()) <= 1200
     assert len(text_of(ROOT / "docs" / "results.md").splitlines()) <= 150
     for page in ROOT.glob("docs/*.md"):
-        assert page.name in LONG or len(text_of(page).split()) <= 700, page.name
+        assert page.name in LONG or 200 <= len(text_of(page).split()) <= 700, page.name
 
 
 def test_every_preset_and_verb_is_named():
@@ -223,9 +224,10 @@ def test_every_preset_and_verb_is_named():
 
 
 def test_messages_of_the_troubleshooting_page_exist():
-    """Between the ellipses, each stands in the package's code as it stands there."""
-    strings = "\n".join(text_of(path) for path in sorted(ROOT.glob("hnerv/**/*.py")))
-    strings = re.sub(r'"\s*\n\s*f?"', "", strings)
-    for message in re.findall(r"^\| `([^|]+)` \|", text_of(ROOT / "docs" / "troubleshooting.md"), re.M):
-        for part in message.split("…"):
-            assert part.strip() in strings, f"{message}: {part}"
+    """In the package's code, with anything for an ellipsis."""
+    code = "\n".join(text_of(path) for path in sorted(ROOT.glob("hnerv/**/*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    messages = re.findall(r"^\| `([^|]+)` \|", text_of(ROOT / "docs" / "troubleshooting.md"), re.M)
+    assert len(messages) >= 10
+    for message in messages:
+        assert re.search('"' + re.escape(message).replace("…", ".+?"), code), message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -129,7 +131,7 @@ def test_without_decord(monkeypatch, platform, machine, level):
 def test_codecs_that_are_missing(monkeypatch):
     assert not doctor._has_codec("no-such-codec", "r")
     monkeypatch.setattr(doctor, "_has_codec", lambda name, mode: name != "libx265" and name != "hevc")
-    assert "PyAV has no libx265" in doctor.check_encoders().says
+    assert doctor.check_encoders().line().startswith("warning video encoders  PyAV has no libx265: ")
     assert "cannot read hevc" in doctor.check_pyav().says
 
 
@@ -155,16 +157,27 @@ def test_clip_weights(monkeypatch):
         raise hub.HubUnavailable("the hub cannot be reached")
 
     monkeypatch.setattr(hub, "cached", lambda repo, files: "")
-    offline = check_clip(False)
-    assert offline.level == "warning" and "the hub was not checked" in offline.says and offline.mend
+    offline, files = check_clip(False), "pass --clip-weights FILE or --clip-targets FILE"
+    asked = "training will download it from the hub (pass --online to check that it can)"
+    assert offline.says.endswith(f" is not cached; {asked}")
+    assert (offline.level, offline.mend) == ("warning", f"without a hub, {files}")
     monkeypatch.setattr("hnerv.clip.hub.served", no_hub)
-    assert "the hub cannot be reached" in check_clip(True).says
+    online = check_clip(True)
+    assert online.says.endswith(" is not cached, and the hub cannot be reached")
+    assert (online.level, online.mend) == ("warning", f"{files}; otherwise a random encoder is used")
     monkeypatch.setattr("hnerv.clip.hub.served", lambda repo, files: files[0])
     assert check_clip(True).level == "ok"
     monkeypatch.setattr(hub, "cached", lambda repo, files: "/cache/file")
     assert check_clip(False) == Check(
         "CLIP", "ok", "OpenCLIP ViT-B-32-quickgelu, openai, in the Hugging Face cache (/cache/file)"
     )
+
+
+def test_every_optional_package_is_checked():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    optional = tomllib.loads(text)["project"]["optional-dependencies"]
+    names = {line.split(">")[0] for line in [*optional["compare"], *optional["fleet"]]}
+    assert names <= {check.name for check in doctor.check_extras()}
 
 
 def test_the_hub_is_not_asked_where_it_must_not_be():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hnerv.errors import UserError
-from hnerv.geometry import PatchGrid, Reach, Window, halo_windows, parse_size, plan_crop
+from hnerv.geometry import PatchGrid, Reach, Window, halo_windows, parse_grid, parse_size, plan_crop
 
 GRIDS = [(1, 1), (2, 4), (4, 8), (3, 3), (1, 5), (7, 2)]
 
@@ -33,7 +33,8 @@ def test_sizes_are_rows_first(text, size):
     "text", ["", "640", "640x", "x640", "0x4", "4x0", "-2x4", "2.5x4", "2X4", "2x4x3", "2 x 4", "2x4\n"]
 )
 def test_what_is_no_size_is_named_with_its_flag(text):
-    assert said(parse_size, text, "--grid") == f"--grid {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280"
+    assert said(parse_size, text, "--crop") == f"--crop {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280"
+    assert said(parse_grid, text) == f"--grid {text!r} must be two integers ROWSxCOLUMNS, as in 2x4"
 
 
 @pytest.mark.parametrize("grid", GRIDS)

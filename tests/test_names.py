@@ -52,7 +52,7 @@ def test_from_training_to_the_report(
         lambda: hnerv_main("decode", f"./{coded}", f"--output={out}"),
         lambda: hnerv_main("embed", f"./{coded}", f"--output=out/{targets}"),
         lambda: hnerv_main("search", f"./{coded}", f"--embedding=./{targets}:5,3"),
-        lambda: hnerv_main("report", f"./{run}", f"--out={page}", *moved),
+        lambda: hnerv_main("report", f"./{run}", f"--output={page}", *moved),
     )
     for number, command in enumerate(commands):
         assert command() == 0, (number, capsys.readouterr().err)

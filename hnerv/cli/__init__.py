@@ -45,8 +45,10 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, line in VERBS.items():
         sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
-        module_of(verb).add_arguments(sub)
-        sub.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: chosen by torch (0)")
+        module = module_of(verb)
+        module.add_arguments(sub)
+        threads = getattr(module, "THREADS", "CPU threads of torch; 0: chosen by torch (0)")
+        sub.add_argument("--threads", type=int, default=0, metavar="N", help=threads)
         sub.add_argument("--debug", action="store_true", help="print the traceback of an error")
     return parser
 

@@ -49,7 +49,7 @@ def answer_across(
         }
         print(json.dumps(found, indent=2 if ask.query or ask.image or ask.embedding else None), flush=True)
     else:
-        print(f"{title}\n{found_table(hits)}\nsimilarity is measured against the targets: {targets}", flush=True)
+        print(f"{title}\n{found_table(hits)}\ntargets: {targets}", flush=True)
     if ask.save:
         drawn = [(found.member.path, found.index, found.hit) for found in hits]
         contact_sheet_across(ask.save, drawn, title, device)

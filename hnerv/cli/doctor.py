@@ -17,8 +17,9 @@ def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
     parser.add_argument("--online", action="store_true", help="check the hub for CLIP weights that are not cached")
     parser.add_argument(
-        "--output", type=Path, default=Path("output"), help="folder that holds all runs, to check its disk (output)"
-    )
+        "--output", type=Path, default=Path("output"), metavar="FOLDER",
+        help="folder that holds all runs, to check its disk (output)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 

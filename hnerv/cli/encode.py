@@ -27,23 +27,39 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its latest.pt) or checkpoint")
     add("-o", "--output", type=Path, required=True, metavar="FILE.hnerv", help="file to write")
-    add("--weight-bits", type=int, default=8, help="bits per weight: 2 to 8, or 16 for half precision (8)")
-    add("--latent-bits", type=int, default=8, help="bits per value of the stored embeddings (8)")
+    add(
+        "--weight-bits", type=int, default=8, metavar="BITS",
+        help="bits per weight: 2 to 8, or 16 for half precision (8)",
+    )  # fmt: skip
+    add("--latent-bits", type=int, default=8, metavar="BITS", help="bits per value of the stored embeddings (8)")
     add(
         "--steps", default="sensitivity", choices=("sensitivity", "symmetric", "minmax"),
         help="sensitivity: the bits are an average, allocated over the tensors to minimise distortion; symmetric: "
         "2^bits - 1 levels around 0; minmax: as in HNeRV, 2^bits levels from minimum to maximum (sensitivity)",
     )  # fmt: skip
     add("--per-channel", action="store_true", help="symmetric, minmax: one step per output channel, not per tensor")
-    add("--prune", type=float, default=0.0, help="fraction of each weight tensor to set to 0, smallest first (0)")
-    add("--finetune-epochs", type=int, default=0, help="epochs of quantisation-aware fine-tuning; needs the video (0)")
-    add("--finetune-lr", type=float, default=2e-4, help="peak learning rate of the fine-tuning (0.0002)")
-    add("--rate-weight", type=float, default=0.0, help="fine-tuning: loss weight of the bits per parameter (0)")
+    add(
+        "--prune", type=float, default=0.0, metavar="FRACTION",
+        help="fraction of each weight tensor to set to 0, smallest first (0)",
+    )  # fmt: skip
+    add(
+        "--finetune-epochs", type=int, default=0, metavar="N",
+        help="epochs of quantisation-aware fine-tuning; needs the video (0)",
+    )  # fmt: skip
+    add(
+        "--finetune-lr", type=float, default=2e-4, metavar="RATE",
+        help="peak learning rate of the fine-tuning (0.0002)",
+    )  # fmt: skip
+    add(
+        "--rate-weight", type=float, default=0.0, metavar="WEIGHT",
+        help="fine-tuning: loss weight of the bits per parameter (0)",
+    )  # fmt: skip
     add("--learn-steps", action="store_true", help="fine-tuning: learn the quantisation steps too")
     add(
         "--target-bpp",
         type=float,
         default=0.0,
+        metavar="BPP",
         help="coarsen the steps until the file (or each segment) has at most this many bits per pixel; 0: off (0)",
     )
     add("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
@@ -168,6 +184,6 @@ def show_all(coded: list[Coded], path: Path) -> None:
 
 def lost(before: dict[str, float], after: dict[str, float]) -> str:
     """What coding cost, against the model before it (and before its fine-tuning)."""
-    tags = {name: f"Eval/Frame/{split}_psnr_frame" for name, split in (("trained", "train"), ("unseen", "val"))}
-    parts = [f"{name} {after[tag] - before[tag]:+.3f} dB" for name, tag in tags.items() if tag in after]
-    return f"frame PSNR relative to the float model: {', '.join(parts)}"
+    tags = {name: f"Eval/Frame/{split}_psnr_frame" for name, split in (("training", "train"), ("unseen", "val"))}
+    parts = [f"{name} {round(after[tag] - before[tag], 3) + 0.0:+.3f} dB" for name, tag in tags.items() if tag in after]
+    return f"full-frame PSNR relative to the float model: {', '.join(parts)}"

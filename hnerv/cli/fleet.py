@@ -15,6 +15,8 @@ from hnerv.flags import Parser, add_configuration, add_segments, settings_of
 
 USES_TORCH = False
 """Not here: in the workers, which set their own threads."""
+THREADS = "CPU threads of torch in each run; 0: --cpus-per-task, rounded down to at least 1 (0)"
+"""Help of --threads."""
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -62,8 +64,8 @@ def add_arguments(parser: Parser) -> None:
     add_segments(group)
     without = {
         "data": "pass the videos as VIDEOS, a folder or a manifest, without a flag",
-        "exp_id": "remove it, each run is named after its video",
-        "compile": "remove it, each worker would compile on its own",
+        "exp_id": "remove it; each run is named after its video",
+        "compile": "remove it; each worker would compile on its own",
     }
     add_configuration(parser, without=without)
 

@@ -19,13 +19,14 @@ def add_arguments(parser: Parser) -> None:
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder or fleet folder; several runs appear side by side"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE",
+        "-o", "--output", type=Path, metavar="FILE",
         help="page to write (RUN/report.html; for several runs, report.html next to the first run folder)",
     )  # fmt: skip
+    parser.add_argument("--out", dest="output", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, default=12, metavar="N", help="frames shown by the slider (12)")
     parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
     parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it has moved")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file given by --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file given by --output")
     add_device(parser)
 
 
@@ -38,11 +39,13 @@ def run(ask: argparse.Namespace) -> None:
 
     if ask.frames < 1:
         raise UserError(f"--frames {ask.frames} must be at least 1")
-    path = ask.out or page_path(ask.runs)
-    check_output(path, "--out", overwrite=ask.overwrite or not ask.out)
+    if files := [path for path in ask.runs if path.is_file()]:
+        raise UserError(f"{files[0]} is not a run folder: pass a folder such as output/NAME")
+    path = ask.output or page_path(ask.runs)
+    check_output(path, "--output", overwrite=ask.overwrite or not ask.output)
     if len(ask.runs) == 1 and table.is_fleet(ask.runs[0]):
         size = fleet_page(path, ask.runs[0].resolve().name, table.read_rows(ask.runs[0]))
-        print(f"report:    {path} ({size / 1e6:.1f} MB)")
+        print(f"report:    {path} ({size_text(size)})")
         return
     for folder in ask.runs:
         table.check_no_fleet(folder)
@@ -51,7 +54,12 @@ def run(ask: argparse.Namespace) -> None:
         for sentence in story.missing:
             logging.getLogger("hnerv").warning("%s: %s", story.run.name, sentence)
     size = write_page(path, stories)
-    print(f"report:    {path} ({size / 1e6:.1f} MB)")
+    print(f"report:    {path} ({size_text(size)})")
+
+
+def size_text(size: int) -> str:
+    """2345678 -> '2.3 MB'; below 1 MB in kB."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def page_path(runs: list[Path]) -> Path:

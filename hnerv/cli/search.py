@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
         help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder; "
         "repeatable",
     )  # fmt: skip
-    add("--top", type=int, default=5, help="number of hits to list (5)")
+    add("--top", type=int, default=5, metavar="N", help="number of hits to list (5)")
     add("--per-patch", action="store_true", help="list every patch as its own hit, instead of one hit per shot")
     add(
         "--prompts", default="plain", choices=("plain", "ensemble"),
@@ -149,7 +149,7 @@ def _answer(
         }
         print(json.dumps(found, indent=2 if _asks(ask) else None), flush=True)
     else:
-        targets = f"similarity is measured against the targets: {index.targets}"
+        targets = f"targets: {index.targets}"
         print(f"{title}\n{hits_table(hits, index.scene)}\n{targets}", flush=True)
     if ask.save:
         contact_sheet(ask.save, index, hits, title, device)

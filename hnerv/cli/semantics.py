@@ -26,6 +26,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Prints the table. Raises UserError."""
+    from hnerv.clip import warned_once
     from hnerv.codec import is_container, open_stream
     from hnerv.command import pick_device
     from hnerv.evaluation import open_run
@@ -37,6 +38,7 @@ def run(ask: argparse.Namespace) -> None:
         )
     queries = read_queries(ask.queries) if ask.queries else []
     opener = open_stream if is_container(ask.run) else open_run
-    opened = opener(ask.run, pick_device(ask.device), data=ask.data, clip_targets=ask.clip_targets)
-    found = measure(opened, queries, progress=True)
+    with warned_once():
+        opened = opener(ask.run, pick_device(ask.device), data=ask.data, clip_targets=ask.clip_targets)
+        found = measure(opened, queries, progress=True)
     print(json.dumps(as_dict(found), indent=2) if ask.json else text_of(found))

@@ -102,7 +102,7 @@ def check_rows(name: str, frames: int) -> None:
         return  # what `read_targets_file` refuses, with the cause
     if count != frames:
         raise UserError(
-            f"--clip-targets {name} is for {count} frames, but {frames} are trained: select the entries of these "
+            f"--clip-targets {name} is for {count} frames, but this run has {frames}: select the entries of these "
             f"frames, as in {path}@60:{60 + frames}"
         )
 

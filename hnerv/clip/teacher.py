@@ -86,7 +86,7 @@ class Teacher:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """B sentences -> (B, D) float32 of unit norm on the teacher's device. Raises UserError for kind 'random'."""
         if self.kind != "clip":
-            raise UserError(f"{self.source}, so text has no meaning to it: pass a tag or a file to --clip-weights")
+            raise UserError(f"{self.source}; text has no meaning for it: pass a tag or a file to --clip-weights")
         tokens = self._tokenizer(list(texts))
         return nn.functional.normalize(self.net.encode_text(tokens.to(self.device)).float(), dim=-1)
 

@@ -229,7 +229,7 @@ def _of_file(path: Path, model: str) -> Weights:
         if not quick and f"{model}-quickgelu" in _known_models():
             doubt = (
                 f"it is unknown whether {path.name} was trained with QuickGELU; using GELU, as {model} does: "
-                f"for weights by OpenAI, pass --clip-model {model}-quickgelu"
+                f"for weights from OpenAI, pass --clip-model {model}-quickgelu"
             )
     preprocess = _preprocess(config.get("preprocess_cfg", {}))
     source = f"OpenCLIP {resolved}, file {path.name} ({why})"
@@ -251,7 +251,7 @@ def _of_folder(folder: Path) -> Weights:
         kind="clip",
         model=f"local-dir:{folder.resolve().name}@{shape}",
         weights=f"{path.name} sha256:{sha256_of(path)}",
-        source=f"OpenCLIP folder {folder.resolve().name} (architecture and activation by its {CONFIG_NAME})",
+        source=f"OpenCLIP folder {folder.resolve().name} (architecture and activation from its {CONFIG_NAME})",
         architecture=f"local-dir:{folder.resolve()}",
         quick_gelu=bool(config["model_cfg"].get("quick_gelu")),
         preprocess=_preprocess(config.get("preprocess_cfg", {})),
@@ -290,9 +290,9 @@ def _recognise(path: Path, model: str) -> tuple[bool, str]:
         return True, "QuickGELU: it has OpenAI's keys"
     if tag := _tag_by_name(path, model.removesuffix("-quickgelu")):
         quick = bool(get_pretrained_cfg(model.removesuffix("-quickgelu"), tag).get("quick_gelu"))
-        return quick, f"{'QuickGELU' if quick else 'GELU'}: by its name the weights {tag}"
+        return quick, f"{'QuickGELU' if quick else 'GELU'}, because its name matches the weights {tag}"
     if re.search(r"quick[-_]?gelu|openai", " ".join(_names(path)), re.IGNORECASE):
-        return True, "QuickGELU by its name"
+        return True, "QuickGELU, judging by its name"
     return False, ""
 
 

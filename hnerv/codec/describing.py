@@ -45,18 +45,18 @@ def origin_lines(film: Film) -> str:
     record, scenes, grid = streams[0].record, [stream.scene for stream in streams], film.grid
     top, left, height, width, *size = record["video"]["crop"]
     made = ", ".join(f"{key} {_span([s.encoder.get(key) for s in streams])}" for key in streams[0].encoder)
-    trained, unseen = (sum(len(getattr(scene, split)) for scene in scenes) for split in ("train", "val"))
+    training, unseen = (sum(len(getattr(scene, split)) for scene in scenes) for split in ("train", "val"))
     widths = ", ".join(map(str, sorted({stream.record["model"]["width"] for stream in streams})))
     return "\n".join(
         (
             f"file     {film.path}: {film.size:,} bytes, {rate_of(film):.5f} bpp",
             f"video    {record['video']['source']}, crop {height}x{width} at {top},{left} -> {size[0]}x{size[1]}",
-            f"frames   {film.frames} at {film.fps:.6g} frames/s; {trained} trained, {unseen} unseen"
+            f"frames   {film.frames} at {film.fps:.6g} frames/s; {training} training, {unseen} unseen"
             + (f"; in {len(film.parts)} segments" if film.header_bytes else ""),
             f"patches  {grid.rows}x{grid.cols} of {grid.height // grid.rows}x{grid.width // grid.cols}",
             f"targets  {targets_label(record)}",
             f"model    {streams[0].config.model.embedding}, width {widths}",
-            f"encoder  {'per segment: ' if film.header_bytes else ''}{made}",
+            f"encoding {'per segment: ' if film.header_bytes else ''}{made}",
         )
     )
 

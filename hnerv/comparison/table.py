@@ -168,7 +168,7 @@ def plot(found: Comparison) -> bytes:
         look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
         axes.plot(rate, [point.psnr_frame for point in ordered], label=label, lw=2.5 if not number else 1.2, **look)
     axes.set_xscale("log")
-    axes.set(xlabel="rate, bits per pixel (log scale)", ylabel="PSNR of the frame, mean over frames (dB)")
+    axes.set(xlabel="rate, bits per pixel (log scale)", ylabel="full-frame PSNR, mean over frames (dB)")
     axes.set_title(f"{clip.frames} frames of {clip.height}x{clip.width}", fontsize=10)
     axes.grid(which="both", alpha=0.3)
     axes.legend()

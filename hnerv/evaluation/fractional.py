@@ -14,7 +14,7 @@ from hnerv.evaluation.measure import Report, frames_bar, in_batches, whole_batch
 from hnerv.geometry import PatchGrid, Window
 from hnerv.metrics import frame_mse, psnr, round8
 from hnerv.model import DualHeadHNeRV
-from hnerv.tracking import split_label
+from hnerv.tracking import split_name
 
 SHIFTS: dict[str, tuple[int, int]] = {"horizontal": (0, 1), "vertical": (1, 0), "corner": (1, 1)}
 """Kind of position -> half patches that it lies below and to the right of a trained one."""
@@ -78,7 +78,7 @@ def _measure(
 def fractional_table(values: dict[str, dict[str, float]], grid: PatchGrid, unseen: str = "") -> str:
     """`measure_fractional` as a text table; a kind's distance to the trained positions behind it."""
     counts = {"trained": grid.patches, **{kind: len(windows) for kind, windows in half_grid(grid).items()}}
-    lines = [f"{'patch PSNR, dB':36}" + "".join(f"{split_label(name, unseen):>20}" for name in values)]
+    lines = [f"{'patch PSNR, dB':36}" + "".join(f"{split_name(name, unseen):>20}" for name in values)]
     for kind, count in counts.items():
         cells = ""
         for split in values.values():

@@ -16,7 +16,7 @@ from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport
 from hnerv.geometry import PatchGrid
 from hnerv.metrics import round8
 from hnerv.model import DualHeadHNeRV
-from hnerv.tracking import NullLogger, Points, split_label
+from hnerv.tracking import NullLogger, Points, split_label, split_name
 from hnerv.tracking.images import (
     MARK,
     SMALLEST,
@@ -113,7 +113,7 @@ def _chosen(split: SplitReport) -> dict[str, int]:
 
 
 def _frame_name(report: Report, name: str, position: int) -> str:
-    return f"frame {position} ({split_label(name, report.unseen)})"
+    return f"frame {position} ({split_name(name, report.unseen)})"
 
 
 def _frame_caption(report: Report, name: str, row: int) -> str:
@@ -127,10 +127,10 @@ def _scaled(frame: np.ndarray) -> np.ndarray:
 
 
 def comparison(truth: np.ndarray, rgb: np.ndarray, caption: str) -> np.ndarray:
-    """Ground truth, reconstruction and error map (H, W, 3), each under its name."""
+    """Source, reconstruction and error map (H, W, 3), each under its name."""
     error = np.abs(truth.astype(np.float32) - rgb).mean(2) / 255
     error_map = colours(error / ERROR_TOP)
-    cells = zip(("ground truth", "reconstruction", "absolute error"), (truth, rgb, error_map), strict=True)
+    cells = zip(("source", "reconstruction", "absolute error"), (truth, rgb, error_map), strict=True)
     row = side_by_side([captioned(_scaled(picture), [name]) for name, picture in cells])
     bar = scale_bar(0, 100 * ERROR_TOP, ".0f", "% of the full range")
     return captioned(stacked([row, bar]), [caption])
@@ -162,7 +162,7 @@ def _grid_map(
     low, high = min(m.min() for m in means.values()), max(m.max() for m in means.values())
     cell = max(28, SMALLEST // 2 // shape[0]), max(44, SMALLEST // shape[1])
     maps = [
-        captioned(cell_map(m, low, high, form, cell), [split_label(name, report.unseen)]) for name, m in means.items()
+        captioned(cell_map(m, low, high, form, cell), [split_name(name, report.unseen)]) for name, m in means.items()
     ]
     picture = stacked([side_by_side(maps), scale_bar(low, high, form, unit)])
     return captioned(picture, [f"{title} per patch, mean over frames"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from hnerv.evaluation.health import EmbeddingHealth
 from hnerv.evaluation.measure import Report, SplitReport
 from hnerv.files import replacing
-from hnerv.tracking import NullLogger, split_label
+from hnerv.tracking import NullLogger, split_label, split_name
 
 CLIP_COLUMNS = (
     "clip_sim", "clip_sim_centred", "clip_retrieval", "clip_recall5", "clip_recall10", "clip_overlap10", "clip_spearman"
@@ -104,8 +104,8 @@ def _labelled(report: Report) -> dict[str, str]:
 
 
 def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
-    """{Eval/ tag: value} as a text table, train and validation side by side. `targets` says what CLIP means here."""
-    rows = [("", *(split_label(name, unseen) for name in ("train", "val")))]
+    """{Eval/ tag: value} as a text table, training and unseen side by side. `targets` says what CLIP means here."""
+    rows = [("", *(split_name(name, unseen) for name in ("train", "val")))]
     for label, tag, form in _ROWS:
         cells = [values.get(tag.format(name)) for name in ("train", "val")]
         if cells != [None, None]:
@@ -114,9 +114,9 @@ def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
     if "Eval/Frame/train_clip_sim" in values:
         lines.append(f"similarity is measured against the targets: {targets}")
     if "Eval/Frame/val_psnr" not in values:
-        lines.append("This split has no validation frames, so none were measured.")
+        lines.append("The split holds out no frames: there are no results for unseen frames.")
     elif unseen == "encode":
-        lines.append("The val frames were decoded from their own encoded embeddings: the encoder has seen them.")
+        lines.append("Unseen frames were decoded from their own embeddings: the encoder has seen them.")
     return "\n".join(lines)
 
 
@@ -128,16 +128,16 @@ _ROWS = (
     ("  worst frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.3f}"),
     ("  best frame, mean of patches", "Eval/PSNR_Stats/{}_max", "{:.3f}"),
     ("  standard deviation over patches", "Eval/Patch/{}_psnr_std", "{:.3f}"),
-    ("PSNR of the frame (literature), dB", "Eval/Frame/{}_psnr_frame", "{:.3f}"),
+    ("full-frame PSNR (literature), dB", "Eval/Frame/{}_psnr_frame", "{:.3f}"),
     ("MS-SSIM", "Eval/Frame/{}_ms_ssim", "{:.5f}"),
     ("similarity to the targets", "Eval/Frame/{}_clip_sim", "{:.4f}"),
     ("  standard deviation over patches", "Eval/Patch/{}_clip_sim_std", "{:.4f}"),
     ("  centred", "Eval/Frame/{}_clip_sim_centred", "{:.4f}"),
-    ("  retrieval agreement", "Eval/Frame/{}_clip_retrieval", "{:.4f}"),
-    ("    within the top 5", "Eval/Frame/{}_clip_recall5", "{:.4f}"),
-    ("    within the top 10", "Eval/Frame/{}_clip_recall10", "{:.4f}"),
-    ("  overlap of the 10 nearest", "Eval/Frame/{}_clip_overlap10", "{:.4f}"),
-    ("  rank correlation (Spearman)", "Eval/Frame/{}_clip_spearman", "{:.4f}"),
+    ("  recall@1", "Eval/Frame/{}_clip_retrieval", "{:.4f}"),
+    ("  recall@5", "Eval/Frame/{}_clip_recall5", "{:.4f}"),
+    ("  recall@10", "Eval/Frame/{}_clip_recall10", "{:.4f}"),
+    ("  overlap@10", "Eval/Frame/{}_clip_overlap10", "{:.4f}"),
+    ("  Spearman", "Eval/Frame/{}_clip_spearman", "{:.4f}"),
 )
 
 

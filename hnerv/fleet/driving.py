@@ -107,7 +107,7 @@ class Driver:
             self.guarded(video, lambda video=video: self.add(video, first_jobs(video, self.output)), note=False)
         if self.waiting:
             again = f"hnerv fleet {shlex.quote(str(self.output))} --status"
-            self.say(f"one line per video that ends; `{again}` shows all (bpp*: estimate at 8 bits per parameter)")
+            self.say(f"one line per video as it ends; `{again}` shows all (bpp*: estimate at 8 bits per parameter)")
             self.say(table.heading(self.width))
         with StopSignals() as stop, self.bar:
             while (self.waiting or self.at_work) and not stop.asked:
@@ -247,7 +247,8 @@ class Driver:
         job, mark = attempt.job, attempt.mark
         attempt.fruitless += 1
         if attempt.fruitless > self.orders.retries:
-            self.fail(job.video, f"ended {attempt.fruitless} times without a new checkpoint, the last time by: {cause}")
+            ended = f"ended {attempt.fruitless} times without a new checkpoint, the last time with"
+            self.fail(job.video, f"{ended}: {cause}")
         else:
             self.ledger.note(job.standing_as, "lost", cause=cause, **mark.facts())
             self.waiting.appendleft(attempt)
@@ -319,7 +320,8 @@ class Driver:
         """Lets the tasks save and hand over, and raises Interrupted."""
         self.waiting.clear()
         going = [one.handle for one in self.at_work.values() if one.job.video.name not in self.failed]
-        self.say(f"stopping {len(going)} tasks; each saves its run and sends it back")
+        tasks = "1 task; it" if len(going) == 1 else f"{len(going)} tasks; each"
+        self.say(f"stopping {tasks} saves its run and sends it back")
         self.cluster.cancel(going)
         deadline = time.monotonic() + PATIENCE
         while self.at_work and time.monotonic() < deadline:

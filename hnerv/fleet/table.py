@@ -145,7 +145,8 @@ def lines(rows: list[Row], most: int = 60) -> str:
     more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
     targets = sorted({row.targets for row in rows if row.targets})
     meaning = [
-        f"* estimate at 8 bits per parameter; similarity is measured against: {'; '.join(targets) or 'no targets yet'}"
+        "* estimate at 8 bits per parameter; similarity is measured against the targets: "
+        f"{'; '.join(targets) or 'no targets yet'}"
     ]
     return "\n".join([heading(width), *body, *more, *meaning, summary(rows)])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hnerv.config import ModelConfig, VideoConfig
 from hnerv.errors import UserError
-from hnerv.geometry import PatchGrid, parse_size
+from hnerv.geometry import PatchGrid, parse_grid
 
 LARGEST = 1 << 24
 """Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
@@ -94,7 +94,7 @@ def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
     With the cell of the CLIP head, scale at its site x clip_pool: an embedding over whole frames needs
     H % prod(strides) = 0 and H % (rows x cell) = 0; `pe` decodes every patch alone, which has to divide by both.
     """
-    rows, cols = parse_size(video.grid, "--grid")
+    rows, cols = parse_grid(video.grid)
     total = math.prod(model.strides)
     cell = math.prod(model.strides[model.clip_site :]) * model.clip_pool
     if model.embedding == "pe":

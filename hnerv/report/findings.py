@@ -196,7 +196,7 @@ RULES = (
         "--data-split with more training frames.",
     ),
     Rule(
-        "worst unseen frame, below the mean", "Eval/PSNR_Stats/val_min", " dB", worst_below_mean,
+        "drop of the worst unseen frame below the mean", "Eval/PSNR_Stats/val_min", " dB", worst_below_mean,
         Range(high=6), Range(high=10), "Mean PSNR of the unseen frames minus that of the worst one.",
         high="A single bad frame is often a scene cut at an unseen frame: look at that frame in hnerv report.",
     ),
@@ -315,7 +315,7 @@ def _not_clip(run: RunData) -> Finding:
         return Finding("note", "targets from a file", "", run.targets, "", advice)
     asked = run.record["config"]["clip"]["clip_weights"] == "random"
     advice = (
-        "The similarities of this run are not CLIP similarities: make the hub reachable or pass --clip-weights FILE, "
-        "and retrain."
+        "The similarities of this run are not CLIP similarities: train a new run with --clip-weights openai, "
+        "--clip-weights FILE or --clip-targets FILE."
     )
     return Finding("note" if asked else "warning", "targets are not CLIP embeddings", "", run.targets, "", advice)

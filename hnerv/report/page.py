@@ -103,7 +103,7 @@ def save_page(path: Path, text: str) -> int:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): pass another file with --out") from error
+        raise UserError(f"cannot write {path} ({error}): pass another file with --output") from error
     return len(data)
 
 
@@ -235,7 +235,7 @@ GROUPS = (
 """(title, lead, plots of a run)."""
 
 SPLIT_ROWS = (
-    ("PSNR of the full frame, dB", "from the error of the full 8-bit frame, as reported in the literature",
+    ("full-frame PSNR, dB", "from the error of the full 8-bit frame, as reported in the literature",
      "Eval/Frame/{}_psnr_frame", "{:.2f}"),
     ("PSNR, mean of patches, dB", "PSNR of each patch, averaged", "Eval/Frame/{}_psnr", "{:.2f}"),
     ("worst frame, dB", "lowest PSNR of a frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
@@ -243,8 +243,8 @@ SPLIT_ROWS = (
     ("similarity", "cosine to the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
     ("centred similarity", "after removing the mean of the training targets",
      "Eval/Frame/{}_clip_sim_centred", "{:.3f}"),
-    ("retrieval agreement", "share of true embeddings that retrieve their own patch",
-     "Eval/Frame/{}_clip_retrieval", "{:.1%}"),
+    ("recall@1", "share of true embeddings that retrieve their own patch",
+     "Eval/Frame/{}_clip_retrieval", "{:.3f}"),
 )  # fmt: skip
 """(label, help, tag with a place for the split, format)."""
 

@@ -70,7 +70,7 @@ PANELS = (
         ),
         log=True,
     ),
-    Panel("CLIP loss", "1 - cosine", (Line("Train/Loss/clip_loss", "training"),), log=True),
+    Panel("CLIP loss", "loss", (Line("Train/Loss/clip_loss", "training"),), log=True),
     Panel(
         "Similarity during training", "cosine",
         (

@@ -60,8 +60,8 @@ def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False) -
         raise UserError(f"--frames {frames!r} selects no frames of {data}: pass a wider start:stop:step")
     if not seeks(data):
         _log.warning(
-            "%s cannot be decoded from its middle, so every segment decodes all frames before it; ffmpeg -i %s -c copy "
-            "out.mkv may fix that", data, data,
+            "%s cannot be read from a key frame, so every segment decodes all frames before it: try remuxing with "
+            "ffmpeg -i %s -c copy out.mkv", data, data,
         )  # fmt: skip
     cuts = find_cuts(data, chosen, progress) if wishes.scenes else []
     return Plan(wishes, frames, total, divide(chosen, wishes.frames, cuts))

@@ -31,7 +31,7 @@ HEAD, MEAN, NEIGHBOURS, PCA, ENCODER = "CLIP head", "mean", "neighbours", "PCA t
 class Row(NamedTuple):
     """What an embedding of a patch costs, and how good it is.
 
-    `size` in bytes, None where the embeddings are the true ones. `gmac` is 1e9 multiply-accumulates per patch. Of
+    `size` in bytes, None where nothing that was coded can be counted. `gmac` is 1e9 multiply-accumulates per patch. Of
     `ranks` False, all embeddings are equal, and no retrieval can be measured. `splits` are 'train' and 'val', or one.
     `texts` {name: mean over the queries} of RETRIEVAL's names, empty where there are none, or where nothing is ranked.
     """
@@ -102,7 +102,7 @@ def compare(
     else:
         notes.append(f"{PCA}: left out because no component fits into {size:,} bytes")
     if made.encoder is not None:
-        rivals.append(_Rival(ENCODER, made.encoder, 0, _gmac_of_encoder(model, teacher)))
+        rivals.append(_Rival(ENCODER, made.encoder, None, _gmac_of_encoder(model, teacher)))
         notes.append(f"{ENCODER}: bytes do not include the encoder, which must be available at decoding")
     rows = [_row(rival, truth, model, texts) for rival in rivals]
     count = 0 if texts is None else len(texts)

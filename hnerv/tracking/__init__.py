@@ -2,6 +2,8 @@
 
 from hnerv.tracking.logger import NullLogger, RunLogger, events_folder, metrics_file, rewind
 from hnerv.tracking.projector import Points
-from hnerv.tracking.tags import split_label, tags
+from hnerv.tracking.tags import split_label, split_name, tags
 
-__all__ = ["NullLogger", "Points", "RunLogger", "events_folder", "metrics_file", "rewind", "split_label", "tags"]
+__all__ = [
+    "NullLogger", "Points", "RunLogger", "events_folder", "metrics_file", "rewind", "split_label", "split_name", "tags"
+]  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from hnerv.tracking.tags import split_label
+from hnerv.tracking.tags import split_name
 
 
 class Console:
@@ -41,9 +41,9 @@ class Console:
             self._bar.set_postfix_str("  ".join(words))
 
     def evaluation(self, epoch: int, values: dict[str, float], unseen: str = "") -> None:
-        """One line about an evaluation, by tag. `unseen` as in `split_label`."""
+        """One line about an evaluation, by tag. `unseen` as in `split_name`."""
         words = [
-            f"{split_label(split, unseen)} {name} {values[tag]:{form}}"
+            f"{split_name(split, unseen)} {name} {values[tag]:{form}}"
             for name, quantity, form in _EVAL_WORDS
             for split in ("train", "val")
             if (tag := f"Eval/Frame/{split}_{quantity}") in values
@@ -65,6 +65,6 @@ _WORDS = (
 )
 _EVAL_WORDS = (
     ("PSNR", "psnr", ".2f"),
-    ("frame PSNR", "psnr_frame", ".2f"),
+    ("full-frame PSNR", "psnr_frame", ".2f"),
     ("similarity", "clip_sim", ".4f"),
 )

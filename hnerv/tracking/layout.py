@@ -17,7 +17,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
             "Train/Loss/total_loss", "Train/Loss/pixel_loss", "Train/Loss/clip_loss_weighted",
         ),
         "share of the total loss (%)": ("Train/Loss/pixel_share", "Train/Loss/clip_share"),
-        "CLIP loss (1 - cosine)": ("Train/Loss/clip_loss",),
+        "CLIP loss": ("Train/Loss/clip_loss",),
         "pixel loss / CLIP loss": ("Train/Loss/pixel_to_clip_ratio",),
         "CLIP loss weight": ("Train/clip_weight",),
         "stability: smoothness and spikes": ("Train/Stability/smoothness", "Train/Stability/spike_ratio"),
@@ -43,12 +43,12 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "MS-SSIM": tuple(f"Eval/Frame/{s}_ms_ssim" for s in _EVAL),
         "similarity": tuple(f"Eval/Frame/{s}_clip_sim" for s in _EVAL),
         "centred similarity": tuple(f"Eval/Frame/{s}_clip_sim_centred" for s in _EVAL),
-        "retrieval agreement": tuple(f"Eval/Frame/{s}_clip_retrieval" for s in _EVAL),
-        "retrieval within the top 5 and 10": tuple(
+        "recall@1": tuple(f"Eval/Frame/{s}_clip_retrieval" for s in _EVAL),
+        "recall@5 and recall@10": tuple(
             f"Eval/Frame/{s}_clip_recall{top}" for s in _EVAL for top in (5, 10)
         ),
-        "overlap of the 10 nearest neighbours": tuple(f"Eval/Frame/{s}_clip_overlap10" for s in _EVAL),
-        "rank correlation (Spearman)": tuple(f"Eval/Frame/{s}_clip_spearman" for s in _EVAL),
+        "overlap@10": tuple(f"Eval/Frame/{s}_clip_overlap10" for s in _EVAL),
+        "Spearman": tuple(f"Eval/Frame/{s}_clip_spearman" for s in _EVAL),
         "generalisation gap in PSNR (dB)": ("Eval/Gap/psnr_gap",),
         "generalisation gap in similarity": ("Eval/Gap/clip_sim_gap",),
     },
@@ -77,10 +77,10 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Embedding health": {
         **{
-            f"similarity of {s} patches: mean between worst and best": (
+            f"similarity of {name} patches: mean between worst and best": (
                 f"Eval/Frame/{s}_clip_sim", f"Eval/Patch/{s}_clip_sim_min", f"Eval/Patch/{s}_clip_sim_max",
             )
-            for s in _EVAL
+            for s, name in zip(_EVAL, ("training", "unseen"), strict=True)
         },
         "standard deviation per dimension: mean and minimum": tuple(
             f"Eval/Embedding/{s}_std_{w}" for s in _EVAL for w in ("mean", "min")

@@ -71,5 +71,10 @@ def tag_of(name: str, kind: str) -> Tag:
 
 
 def split_label(name: str, unseen: str) -> str:
-    """'train' or 'val' -> what outputs call the split; val frames that the encoder saw (`--unseen encode`) say so."""
+    """'train' or 'val' -> the split in CSV files and file names; 'val-encoded' where the encoder saw the frames."""
     return "val-encoded" if name == "val" and unseen == "encode" else name
+
+
+def split_name(name: str, unseen: str) -> str:
+    """'train' or 'val' -> the split in tables, on the console and in pictures. `unseen` as in `split_label`."""
+    return {"train": "training", "val": "unseen", "val-encoded": "unseen-encoded"}[split_label(name, unseen)]

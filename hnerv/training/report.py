@@ -36,7 +36,7 @@ def announce(record: dict, device: torch.device) -> str:
     parts = model["coded_parameters"]
     total = sum(parts.values())
     widths = " ".join(map(str, stage_widths(model["width"], Config.from_dict(record["config"]).model)))
-    held_out = f"{len(scene['val'])} unseen" if scene["val"] else "no unseen frames, so no validation"
+    held_out = f"{len(scene['val'])} unseen" if scene["val"] else "none unseen"
     return "\n".join(
         (
             f"preset   {record['preset'] or 'none'}; device {device}",

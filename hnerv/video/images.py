@@ -141,6 +141,4 @@ def _opened(path: Path) -> Iterator[Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         cause = " ".join(str(error).split())
-        raise UserError(
-            f"{path} cannot be read as PNG or JPEG ({cause}): remove it from the folder, or save it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as PNG or JPEG ({cause}): replace it with an intact file") from error

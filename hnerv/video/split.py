@@ -32,7 +32,7 @@ def data_split(count: int, split: str, shuffle_seed: int | None = None) -> DataS
     if not (cycle >= 1 and train <= val <= cycle):
         raise UserError(
             f"--data-split {split!r} must have a <= b <= c and c at least 1, such as 9_9_10: of every c frames, the "
-            "first a are trained and those from b on are unseen"
+            "first a are training frames and those from b on are unseen"
         )
     places = torch.arange(count)
     frames = places

@@ -41,15 +41,17 @@ def test_every_flag_of_every_verb_is_explained(verb, capsys):
     verbs = next(action for action in build_parser()._actions if action.dest == "verb").choices
     for action in verbs[verb]._actions:
         assert action.help and len(action.help) > 10, action.dest
-    assert "--threads" in capsys.readouterr().out
+    (threads,) = [action.help for action in verbs[verb]._actions if action.dest == "threads"]
+    assert "--threads" in capsys.readouterr().out and ("--cpus-per-task" in threads) == (verb == "fleet")
 
 
 @pytest.mark.parametrize(
     ("words", "match"),
     [
         ([], "VERB"),
-        (["play"], "invalid choice: 'play'"),
-        (["--frames", "1:2"], "VERB"),
+        (["play"], "unknown verb 'play', choose from encode, info, decode"),
+        (["serach"], "unknown verb 'serach', did you mean search?"),
+        (["--frames", "1:2"], "unknown verb '1:2'"),
         (["info"], "FILE.hnerv"),
         (["info", "a.hnerv", "b.hnerv"], "'b.hnerv'"),
         (["info", "a.hnerv", "--jsn"], "did you mean --json"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hnerv.cli.encode import lost
 from hnerv.codec import Bitstream, play
 from hnerv.evaluation import evaluate, open_run
 
@@ -21,7 +22,7 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
     assert "Traceback" not in err
     opened = open_run(run_of(embedding), torch.device("cpu"))
     before, after = evaluate(opened.model, opened.store), evaluate(Bitstream(path).model(), opened.store)
-    lost = re.search(r"frame PSNR relative to the float model: trained ([-+.\d]+) dB, unseen ([-+.\d]+) dB", out)
+    lost = re.search(r"^full-frame PSNR relative to the float model: training (\S+) dB, unseen (\S+) dB$", out, re.M)
     for printed, split in zip(lost.groups(), ("train", "val"), strict=True):
         a, b = (getattr(report, split).psnr_frame.mean().item() for report in (after, before))
         assert float(printed) == pytest.approx(a - b, abs=2e-3)
@@ -31,6 +32,11 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
     )
     told = Bitstream(path).encoder
     assert told["weight_bits"] == 5 and told["latent_bits"] == 4 and told["epoch"] > 0
+
+
+def test_a_loss_that_rounds_to_zero_has_no_minus():
+    tag = "Eval/Frame/train_psnr_frame"
+    assert "+0.000 dB" in lost({tag: 30.0}, {tag: 29.9996}) and "-0.001 dB" in lost({tag: 30.0}, {tag: 29.9994})
 
 
 def test_a_checkpoint_and_its_folder_give_the_same_file_every_time(finished, hnerv_main, tmp_path, snapshot):

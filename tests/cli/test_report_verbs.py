@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hnerv.cli import VERBS, build_parser, main
+from hnerv.cli.report import size_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,16 +89,27 @@ def test_report_of_several_runs_goes_beside_them(hnerv, run, tmp_path, evaluate,
 
 def test_report_says_what_it_lacks(hnerv, run, tmp_path, caplog, undrawn):
     shutil.rmtree(run / "checkpoints")
-    status, out, _ = hnerv("report", run, "-o", tmp_path / "page.html")
+    status, out, _ = hnerv("report", run, "--out", tmp_path / "page.html")
     assert status == 0 and "page.html" in out
     missing = run / "checkpoints" / "latest.pt"
     assert [r.getMessage() for r in caplog.records][0].startswith(f"run: {missing} is missing: ")
+
+
+@pytest.mark.parametrize(("size", "text"), [(12_345, "12.3 kB"), (1_000_000, "1.0 MB")])
+def test_a_small_page_has_its_size_in_kb(size, text):
+    assert size_text(size) == text
+
+
+def test_the_page_has_one_flag_and_its_older_name():
+    ask = [build_parser().parse_args(["report", "run", *words]) for words in ([], ["--output", "a"], ["--out", "a"])]
+    assert [one.output for one in ask] == [None, Path("a"), Path("a")]
 
 
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
         (["report", "none"], "none is not a run folder"),
+        (["report", __file__], "is not a run folder: pass a folder such as output/NAME"),
         (["report", "RUN", "-o", "RUN"], "is a folder: choose another name"),
         (["report", "RUN", "--frames", "0"], "--frames 0 must be at least 1"),
         (["report", "RUN", "--device", "gpu"], "--device 'gpu' is not a device"),
@@ -146,7 +158,7 @@ def test_doctor(hnerv, tmp_path, monkeypatch):
     from hnerv import doctor
 
     monkeypatch.setattr(doctor, "check_all", lambda output, online: [doctor.Check("torch", "ok", f"{output} {online}")])
-    assert hnerv("doctor", "--output", tmp_path) == (0, f"ok      torch         {tmp_path} False\n", "")
+    assert hnerv("doctor", "--output", tmp_path) == (0, f"ok      torch           {tmp_path} False\n", "")
     broken = [doctor.Check("torch", "fault", "broken", "mend it"), doctor.Check("x", "warning", "w")]
     monkeypatch.setattr(doctor, "check_all", lambda output, online: broken)
     status, out, _ = hnerv("doctor", "--json")
@@ -156,7 +168,7 @@ def test_doctor(hnerv, tmp_path, monkeypatch):
         "says": "broken",
         "mend": "mend it",
     }
-    assert hnerv("doctor")[1].startswith("fault   torch         broken: mend it\n")
+    assert hnerv("doctor")[1].startswith("fault   torch           broken: mend it\n")
     monkeypatch.setattr(doctor, "check_all", lambda output, online: broken[1:])
     assert hnerv("doctor")[0] == 0
 

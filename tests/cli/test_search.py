@@ -86,7 +86,7 @@ def test_a_run_is_searched_and_drawn(finished, targets_file, tmp_path, capsys):
     assert out[-2:] == told
     del out[-2:]
     assert out[0] == "targets.safetensors:3,2"
-    assert out[-1] == "similarity is measured against the targets: file targets.safetensors"
+    assert out[-1] == "targets: file targets.safetensors"
     assert all(np.array(Image.open(tmp_path / name)).std() > 5 for name in ("sheet.png", "heat.png"))
     main(["search", *words, "--json", *drawn, "--overwrite"])
     printed = capsys.readouterr()

@@ -43,7 +43,7 @@ def test_each_segment_is_coded_as_its_run_is(film_file, divided, tmp_path):
 def test_info(film_file, capsys):
     main(["info", str(film_file)])
     told = capsys.readouterr().out
-    assert "12 at 24 frames/s; 6 trained, 3 unseen; in 3 segments" in told
+    assert "12 at 24 frames/s; 6 training, 3 unseen; in 3 segments" in told
     last = [line for line in told.splitlines() if line.startswith("file  ")][-1].split()
     assert int(last[3].replace(",", "")) == film_file.stat().st_size
     assert [line.split()[1] for line in told.splitlines()[-3:]] == ["0:4", "4:8", "8:12"]
@@ -105,7 +105,7 @@ def test_encode_tells_what_the_whole_lost(divided, tmp_path, capsys):
     main(["encode", str(divided), "-o", str(tmp_path / "x.hnerv"), "--weight-bits", "4", "--finetune-epochs", "1"])
     told = capsys.readouterr().out
     assert told.count("relative to the float model") == 1
-    found = [line.split() for line in told.splitlines() if line.startswith("PSNR of the frame")]
+    found = [line.split() for line in told.splitlines() if line.startswith("full-frame PSNR (literature)")]
     mean = np.mean([psnr for number in range(3) for psnr in seen_psnr(tmp_path / "x.hnerv", divided, number)])
     assert float(found[0][-2]) == pytest.approx(mean, abs=1e-3)
 
@@ -143,8 +143,8 @@ def test_info_says_how_far_each_segment_was_trained(divided, tmp_path, capsys):
     main(["encode", str(tmp_path / "run"), "-o", str(tmp_path / "x.hnerv"), "--no-measure"])
     capsys.readouterr()
     main(["info", str(tmp_path / "x.hnerv")])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder")]
-    assert line.startswith("encoder  per segment: hnerv ")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoding")]
+    assert line.startswith("encoding per segment: hnerv ")
     assert ", epoch 3 to 5, step 3 to 5, weight_bits 8, " in line
 
 

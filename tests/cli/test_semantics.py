@@ -43,6 +43,13 @@ def test_json_has_the_bytes_of_the_file(asked, coded, film, targets_file):
     assert set(found["rows"][1]["splits"]["val"]) == {"cosine", "centred"}
 
 
+def test_random_targets_are_warned_of_once(asked, tmp_path, train, flags, caplog):
+    assert train(tmp_path, flags(clip_targets=None, clip_weights="random", epochs=1)) == 0
+    caplog.clear()
+    assert asked(tmp_path / "run")[0] == 0
+    assert [record.getMessage()[:9] for record in caplog.records] == ["NOT CLIP:"]
+
+
 @pytest.mark.parametrize("case", ["none", "gone", "long"])
 def test_what_cannot_be_compared_ends_in_one_line(asked, finished, coded, long_film, tmp_path, case):
     words = {

@@ -158,7 +158,7 @@ def test_the_random_encoder_is_seeded_small_and_says_that_it_is_not_clip(warned)
     assert a.source == "RANDOM encoder, seed 1: not CLIP"
     assert sum(parameter.numel() for parameter in a.net.parameters()) < 2e6
     assert len(warned()) == 3 and all(text.startswith("NOT CLIP:") for text in warned())
-    with pytest.raises(UserError, match="RANDOM encoder, seed 1: not CLIP, so text has no meaning to it"):
+    with pytest.raises(UserError, match="RANDOM encoder, seed 1: not CLIP; text has no meaning for it"):
         a.encode_text(["a rabbit"])
 
 

@@ -62,12 +62,12 @@ def test_auto_without_the_tag_openai_names_the_others():
 @pytest.mark.parametrize(
     ("name", "quick", "says"),
     [
-        ("openai_tiny.safetensors", True, "by its name the weights openai"),
-        ("openai/model.safetensors", True, "by its name the weights openai"),
-        ("models--timm--tiny.openai/snapshots/abc/w.safetensors", True, "by its name the weights openai"),
-        ("tiny-quickgelu.safetensors", True, "QuickGELU by its name"),
-        ("laion2B-s1B.safetensors", False, "GELU: by its name the weights laion2b_s1b"),
-        ("tiny-laion.safetensors", False, "GELU: by its name the weights laion2b_s1b"),
+        ("openai_tiny.safetensors", True, "QuickGELU, because its name matches the weights openai"),
+        ("openai/model.safetensors", True, "QuickGELU, because its name matches the weights openai"),
+        ("models--timm--tiny.openai/snapshots/abc/w.safetensors", True, "because its name matches the weights openai"),
+        ("tiny-quickgelu.safetensors", True, "QuickGELU, judging by its name"),
+        ("laion2B-s1B.safetensors", False, "(GELU, because its name matches the weights laion2b_s1b"),
+        ("tiny-laion.safetensors", False, "(GELU, because its name matches the weights laion2b_s1b"),
     ],
 )
 def test_a_file_gets_its_activation_by_its_name(put, warned, name, quick, says):

@@ -221,7 +221,7 @@ def test_what_is_told_of_a_file(coded):
     text = origin_lines(open_film(stream.path))
     for words in (
         "film, crop 32x64 at 0,0 -> 32x64",
-        "12 at 24 frames/s; 8 trained, 2 unseen",
+        "12 at 24 frames/s; 8 training, 2 unseen",
         "2x4 of 16x16",
         "encoder",
     ):

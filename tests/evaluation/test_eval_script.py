@@ -216,6 +216,10 @@ def test_the_printed_table(run, evaluate, capsys, lines_of):
         assert f"{values[f'Eval/{tag}']:{form}}" in out
     assert "similarity is measured against the targets: file targets.safetensors" in out
     assert "coded parameters" in out and "GMAC per frame" in out and "encoded" not in out
+    head, *rows = out[: out.index("similarity is measured")].splitlines()
+    labels = [row[:36].strip() for row in rows]
+    assert head.split() == ["training", "unseen"] and "full-frame PSNR (literature), dB" in labels
+    assert labels[-5:] == ["recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
 
 
 def test_images_side_by_side(run, evaluate, film):
@@ -314,7 +318,8 @@ class TestUnseen:
         assert plain["unseen"] == "interpolate"
         assert evaluate(encoder_run, "--unseen", "encode") == 0
         out = capsys.readouterr().out
-        assert "val-encoded" in out.splitlines()[0] and "the encoder has seen them" in out
+        assert out.splitlines()[0].split() == ["training", "unseen-encoded"]
+        assert "Unseen frames were decoded from their own embeddings: the encoder has seen them." in out
         for name in ("frame", "patch"):
             rows = csv.DictReader((encoder_run / "eval" / f"per_{name}.csv").read_text().splitlines())
             assert {row["split"] for row in rows} == {"train", "val-encoded"}
@@ -336,7 +341,7 @@ class TestUnseen:
 
     def test_training_with_encode_is_labelled(self, tmp_path, train, flags, capsys, lines_of):
         assert train(tmp_path, flags(embedding="encoder", unseen="encode", epochs=1)) == 0
-        assert "val-encoded" in capsys.readouterr().out
+        assert " unseen-encoded PSNR " in capsys.readouterr().out
         assert lines_of(tmp_path / "run")[-1]["unseen"] == "encode"
 
     def test_it_is_for_the_encoder_alone(self, run, evaluate, capsys, snapshot):

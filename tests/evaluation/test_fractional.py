@@ -93,7 +93,7 @@ def test_frames_that_the_embedding_saw_are_shown_to_it_again(world):
 def test_the_table():
     values = {"train": {"trained": 30.0, "horizontal": 29.5}, "val": {"trained": 28.0, "horizontal": 28.25}}
     rows = fractional_table(values, PatchGrid(8, 16, 1, 2), "").splitlines()
-    assert rows[0].split() == ["patch", "PSNR,", "dB", "train", "val"]
+    assert rows[0].split() == ["patch", "PSNR,", "dB", "training", "unseen"]
     assert rows[1].split() == ["trained", "positions", "(2)", "30.000", "28.000"]
     assert rows[2].split() == ["horizontal", "positions", "(1)", "29.500", "(-0.50)", "28.250", "(+0.25)"]
     assert rows[3].split() == ["vertical", "positions", "(0)", "-", "-"]

@@ -121,7 +121,7 @@ def test_a_stop_after_a_segment_failed(begin):
     assert driver.cluster.cancelled == [] and driver.ledger.standing["v"].cause == "why"
 
 
-def test_a_stop_keeps_how_far_it_came(begin):
+def test_a_stop_keeps_how_far_it_came(begin, capsys):
     driver = begin()
     driver.cluster.heard = {("v", 1): News(None, 45, 100, 40)}
     with driving.StopSignals() as stop:
@@ -131,6 +131,7 @@ def test_a_stop_keeps_how_far_it_came(begin):
     row = driver.row(driver.videos[0])
     assert (row.state, row.progress, row.repeated_steps) == ("begun", 0.4, 5)
     assert driver.ledger.left() == {}
+    assert "stopping 1 task; it saves its run and sends it back\n" in capsys.readouterr().out
 
 
 def test_a_refusal_is_no_event(begin, monkeypatch):

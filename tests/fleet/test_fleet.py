@@ -178,10 +178,10 @@ def test_without_ray_it_is_one_line(films, words, tmp_path, hnerv_main, monkeypa
         (["-o", "x", "--segment-init", "previous"], "--segment-init needs"),
         (["-o", "x", "--epochs", "0"], "--epochs 0 must be at least 1"),
         (["-o", "x", "--preset", "none"], "none"),
-        (["-o", "x", "--compile"], "--compile is not a flag of hnerv fleet: remove it, each worker"),
+        (["-o", "x", "--compile"], "--compile is not a flag of hnerv fleet: remove it; each worker"),
         (
             ["-o", "x", "--exp-id", "a"],
-            "--exp-id is not a flag of hnerv fleet: remove it, each run is named after its video",
+            "--exp-id is not a flag of hnerv fleet: remove it; each run is named after its video",
         ),
     ],
 )

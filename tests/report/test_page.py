@@ -136,5 +136,5 @@ def test_the_page_is_written_whole_or_not_at_all(numbers, tmp_path):
     size = write_page(path, [Story(numbers(), [], [])])
     assert path.stat().st_size == size and [p.name for p in path.parent.iterdir()] == ["page.html"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*: pass another file with --out"):
+    with pytest.raises(UserError, match="cannot write .*: pass another file with --output"):
         write_page(tmp_path / "file" / "page.html", [Story(numbers(), [], [])])

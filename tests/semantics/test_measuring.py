@@ -40,7 +40,7 @@ def test_the_encoder_is_measured_on_the_decoded_patches(run, found, clip_weights
     truth = run.store.clip(where)
     expected = clip_measures(made[where], truth, where, truth[: len(train)].mean((0, 1)))
     row = next(row for row in found.rows if row.name == ENCODER)
-    assert row.size == 0 and set(row.splits) == {"train", "val"}
+    assert row.size is None and set(row.splits) == {"train", "val"}
     for split, rows in (("train", slice(len(train))), ("val", slice(len(train), None))):
         for field in ("sim", "centred", "found10", "spearman"):
             value = getattr(expected, field)[rows].double().mean().item()

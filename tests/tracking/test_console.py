@@ -13,21 +13,25 @@ def test_lines(capsys):
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "epoch    1/3  PSNR 31.23  pixel 1.23e-03  1.3 s",
-        "eval     1/3  train PSNR 30.00",
+        "eval     1/3  training PSNR 30.00",
     ]
     assert err == ""
 
 
-def test_val_frames_that_the_encoder_saw_are_called_so(capsys):
-    values = {f"Eval/Frame/{split}_{name}": 1.0 for name in ("psnr", "clip_sim") for split in ("train", "val")}
+def test_unseen_frames_that_the_encoder_saw_are_called_so(capsys):
+    names = ("psnr", "psnr_frame", "clip_sim")
+    values = {f"Eval/Frame/{split}_{name}": 1.0 for name in names for split in ("train", "val")}
     with Console(3, 2, 0) as console:
         console.evaluation(1, values)
         console.evaluation(2, values, "interpolate")
         console.evaluation(3, values, "encode")
     plain, also_plain, encoded = capsys.readouterr().out.splitlines()
-    assert plain.endswith("train PSNR 1.00  val PSNR 1.00  train similarity 1.0000  val similarity 1.0000")
+    assert plain.endswith(
+        "training PSNR 1.00  unseen PSNR 1.00  training full-frame PSNR 1.00  unseen full-frame PSNR 1.00  "
+        "training similarity 1.0000  unseen similarity 1.0000"
+    )
     assert also_plain[14:] == plain[14:]
-    assert encoded[14:] == plain[14:].replace("val ", "val-encoded ")
+    assert encoded[14:] == plain[14:].replace("unseen ", "unseen-encoded ")
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):

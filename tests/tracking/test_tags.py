@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 
 from hnerv.config import Config
-from hnerv.tracking import NullLogger, RunLogger, split_label, tags
+from hnerv.tracking import NullLogger, RunLogger, split_label, split_name, tags
 from hnerv.tracking.tags import KINDS, tag_of
 
 SPECIFIED = (
@@ -110,6 +110,8 @@ def test_what_is_measured_of_one_split_is_measured_of_the_other():
 def test_labels_of_splits(unseen):
     assert split_label("train", unseen) == "train"
     assert split_label("val", unseen) == ("val-encoded" if unseen == "encode" else "val")
+    assert split_name("train", unseen) == "training"
+    assert split_name("val", unseen) == ("unseen-encoded" if unseen == "encode" else "unseen")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,8 @@ def test_without_validation_frames_no_tag_of_them(tmp_path, train, flags, events
         tag for tag in CPU_TAGS if "val_" not in tag and "Gap" not in tag and "--histogram" not in tags()[tag].when
     }
     text = capsys.readouterr().out
-    assert "no unseen frames, so no validation" in text and "no validation frames, so none were measured" in text
+    assert "for training, none unseen" in text
+    assert "The split holds out no frames: there are no results for unseen frames." in text
 
 
 def test_without_targets_no_tag_of_clip(tmp_path, train, flags, events_of, lines_of, capsys):

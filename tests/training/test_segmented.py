@@ -153,7 +153,7 @@ def test_the_preset_of_a_run_is_found_again(tmp_path):
 def test_targets_of_other_frames_are_refused(tmp_path, train, flags, targets_file, capsys):
     """Frames 4 to 11 and a file of all twelve: the first eight of it are of other frames."""
     assert train(tmp_path, [*flags(data_split="2_3_4", frames="4:12"), *SEGMENTS]) == 2
-    assert "is for 12 frames, but 8 are trained" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "is for 12 frames, but this run has 8: select" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_wish_to_stop_in_the_last_evaluation_ends_the_whole(divided, tmp_path, train, flags, monkeypatch, capsys):

@@ -145,7 +145,7 @@ def test_broken_image(tmp_path: Path, keep: int, suffix: str) -> None:
     Image.fromarray(NOISE[0]).save(path)
     path.write_bytes(path.read_bytes()[:keep])
     Image.fromarray(NOISE[1]).save(tmp_path / f"a{suffix}")
-    with pytest.raises(UserError, match="cannot be read as PNG or JPEG .*remove it from the folder") as caught:
+    with pytest.raises(UserError, match="cannot be read as PNG or JPEG .*replace it with an intact file") as caught:
         load_video(str(tmp_path))
     assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
 
