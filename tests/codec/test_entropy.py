@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +143,11 @@ def test_words_that_do_not_fit_the_count_are_found():
             entropy.decode(coded, count)
 
 
-def test_ten_million_symbols_a_second_is_in_reach():
-    """An order of magnitude below, since other work may take the core: only a loop in Python would fail."""
-    import time
-
+def test_no_loop_in_python_codes_the_symbols():
+    """A million take about 0.03 s of processor time; a loop in Python would take several."""
     symbols = np.rint(np.random.default_rng(2).laplace(0, 6, 1_000_000)).astype(np.int32)
-    start = time.perf_counter()
+    start = time.process_time()
     coded = entropy.encode(symbols)
-    middle = time.perf_counter()
+    middle = time.process_time()
     entropy.decode(coded, symbols.size)
-    assert max(middle - start, time.perf_counter() - middle) < 1
+    assert max(middle - start, time.process_time() - middle) < 2
