@@ -2,8 +2,8 @@
 
     python docs/teaser.py demo.hnerv targets.safetensors
 
-First row: an unseen frame, its reconstruction from the file, their difference. Second row: a patch of that frame, whose
-target embedding is the query; the patch whose predicted embedding is nearest to it; the scores of all patches.
+First row: an unseen frame, its reconstruction from the file, their difference. Second row: a patch of that frame, with
+its target embedding as the query; the patch with the nearest predicted embedding; the scores of all patches.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
 from safetensors.numpy import load_file
 
 from hnerv.cli import main as hnerv
 from hnerv.geometry import PatchGrid
+from hnerv.metrics import psnr
+from hnerv.presets import PRESETS
 from hnerv.video import load_video
 
 FRAME, PATCH = 59, 1
 """An unseen frame (data split 9_9_10) and the patch with the rabbit's head."""
-GRID = PatchGrid(160, 320, 2, 4)
 GAIN = 10
 """Factor by which the difference is brightened."""
 
@@ -36,11 +38,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name("teaser.jpg"))
     args = parser.parse_args()
 
-    source = load_video("bunny", crop="640x1280", resize="160x320").frames.numpy().transpose(0, 2, 3, 1)
+    video = load_video("bunny", crop=PRESETS["demo"]["crop"], resize=PRESETS["demo"]["resize"])
+    source = video.frames.numpy().transpose(0, 2, 3, 1)
     decoded, predicted = decoded_and_embedded(args.file)
     query = load_file(args.targets)["embeddings"][FRAME, PATCH]
     scores = predicted @ (query / np.linalg.norm(query))
-    draw(source[FRAME], decoded, source, scores, args.output)
+    draw(source, decoded, scores, args.output)
 
 
 def decoded_and_embedded(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -52,21 +55,23 @@ def decoded_and_embedded(file: Path) -> tuple[np.ndarray, np.ndarray]:
         return picture, load_file(f"{folder}/embeddings.safetensors")["embeddings"]
 
 
-def draw(truth: np.ndarray, decoded: np.ndarray, source: np.ndarray, scores: np.ndarray, output: Path) -> None:
-    """Two rows of three panels. Pictures are uint8 (H, W, 3), `source` (N, H, W, 3), `scores` (N, P) cosines."""
+def draw(source: np.ndarray, decoded: np.ndarray, scores: np.ndarray, output: Path) -> None:
+    """Two rows of three panels. `source` is uint8 (N, H, W, 3), `decoded` uint8 (H, W, 3), `scores` (N, P) cosines."""
     plt.rcParams |= {"font.size": 15, "axes.titlesize": 17}
     figure, axes = plt.subplots(2, 3, figsize=(15, 5.9), layout="constrained")
-    difference = np.abs(truth.astype(int) - decoded.astype(int))
-    psnr = 10 * np.log10(255**2 / np.mean(difference**2))
+    original = source[FRAME]
+    grid = PatchGrid(*original.shape[:2], 2, 4)
+    difference = np.abs(original.astype(int) - decoded.astype(int))
+    decibel = psnr(torch.tensor(np.mean((difference / 255) ** 2)))
     frame, patch = map(int, np.unravel_index(scores.argmax(), scores.shape))
 
-    show(axes[0, 0], truth, f"source, frame {FRAME}, unseen in training")
-    show(axes[0, 1], decoded, f"decoded from the file, {psnr:.1f} dB")
+    show(axes[0, 0], original, f"source, frame {FRAME}, unseen in training")
+    show(axes[0, 1], decoded, f"decoded from the file, {decibel:.1f} dB")
     show(axes[0, 2], np.minimum(GAIN * difference, 255).astype(np.uint8), f"difference x {GAIN}")
-    (top, left), (height, width) = GRID.origin_of(PATCH), GRID.patch_size
-    show(axes[1, 0], truth[top : top + height, left : left + width], "query: this patch's true embedding")
-    show(axes[1, 1], source[frame], f"first of 1,056: frame {frame}, patch {patch}")
-    top, left = GRID.origin_of(patch)
+    (top, left), (height, width) = grid.origin_of(PATCH), grid.patch_size
+    show(axes[1, 0], original[top : top + height, left : left + width], "query: this patch's true embedding")
+    show(axes[1, 1], source[frame], f"first of {scores.size:,}: frame {frame}, patch {patch}")
+    top, left = grid.origin_of(patch)
     axes[1, 1].add_patch(Rectangle((left, top), width, height, fill=False, color="#ff2d55", lw=4))
     axes[1, 2].plot(np.delete(scores, patch, axis=1), color="#9db4c8", lw=1.2)
     axes[1, 2].plot(scores[:, patch], color="#ff2d55", lw=2.2)

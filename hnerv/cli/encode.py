@@ -56,12 +56,9 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     add("--learn-steps", action="store_true", help="fine-tuning: learn the quantisation steps too")
     add(
-        "--target-bpp",
-        type=float,
-        default=0.0,
-        metavar="BPP",
+        "--target-bpp", type=float, default=0.0, metavar="BPP",
         help="coarsen the steps until the file (or each segment) has at most this many bits per pixel; 0: off (0)",
-    )
+    )  # fmt: skip
     add("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
     add("--clip-targets", default="", metavar="FILE", help="the run's target file, if it has moved")
     add("--no-measure", action="store_true", help="skip the evaluation, which needs the video")
