@@ -99,7 +99,7 @@ def test_a_slow_hub_is_waited_for_with_a_word(serve, weights_bytes, reference, m
     found = compute("openai")
     assert found.kind == "clip" and found.weights == "openai"
     said = [text for text in warned() if "still downloading someone/tiny/open_clip_model.safetensors" in text]
-    assert 2 <= len(said) <= 12
+    assert len(said) >= 2
 
 
 def test_words_come_within_ten_seconds():

@@ -54,13 +54,17 @@ def cluster() -> Iterator[Ray]:
     """One node of two CPUs. Its processes end with the tests."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
-    port, pipe = free_port(), subprocess.PIPE
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", NODE, str(port)]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment) as process:
-        address, raylets = json.loads(next(line for line in process.stdout if line.startswith(b"[")))
-        yield Ray(address, f"ray://127.0.0.1:{port}", raylets)
-        process.stdin.close()
+    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
+    for _ in range(3):  # another process may take the port before Ray does
+        port = free_port()
+        command = [sys.executable, "-c", NODE, str(port)]
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment) as process:
+            if line := next((line for line in process.stdout if line.startswith(b"[")), b""):
+                address, raylets = json.loads(line)
+                yield Ray(address, f"ray://127.0.0.1:{port}", raylets)
+                process.stdin.close()
+                return
+    pytest.fail("Ray did not start")
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_a_killed_process_costs_the_steps_since_the_checkpoint(
     assert len(killed) == 1
     (row,) = table.read_rows(output)
     assert row.retries == 1 and 0 <= row.repeated_steps < 3 * 80
-    assert f"1 retries, {row.repeated_steps} steps repeated" in capsys.readouterr().out
+    assert f"1 retry, {row.repeated_steps} steps repeated" in capsys.readouterr().out
     assert train(tmp_path / "single", [*flags, "--data", films / "film1"]) == 0
     assert bench.equal_runs(output / "film1", tmp_path / "single" / "run")
 
@@ -211,6 +211,18 @@ def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "1 video: 1 finished" in done.stdout
+
+
+def test_the_rehearsal_ends(tmp_path):
+    """The command of the results, with fewer tasks."""
+    pytest.importorskip("ray")
+    command = [sys.executable, ROOT / "benchmarks" / "fleet.py", "rehearsal", tmp_path / "fleet", "--tasks", "5"]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=300, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["tasks"] == 5
 
 
 @pytest.mark.campaign
