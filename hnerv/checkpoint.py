@@ -38,9 +38,7 @@ def load_checkpoint(path: Path) -> dict:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file: pass a run folder, a checkpoint (.pt) or, where accepted, a .hnerv file"
-        ) from None
+        raise UserError(f"{path}: no such file: pass a run folder, a checkpoint (.pt) or a .hnerv file") from None
     except Exception as error:  # what the unpickler raises on foreign bytes has no bounds
         if path.suffix == ".hnerv":
             raise UserError(f"{path} is a .hnerv file: pass the run folder or checkpoint it was made from") from error

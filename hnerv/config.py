@@ -145,7 +145,7 @@ class LossConfig:
 
     pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
     clip_loss: str = knob(
-        "cosine", "1 - cosine; motion adds 0.05 x the relative error of the embedding's change to a nearby frame",
+        "cosine", "1 - cosine; motion adds 0.05 x the squared relative error of the change to a nearby frame",
         choices=tuple(CLIP_LOSSES),
     )  # fmt: skip
     clip_loss_weight: float = knob(0.01, "lambda, the weight of the CLIP loss", metavar="LAMBDA")
@@ -221,8 +221,8 @@ class Config:
                 _check_value(knob_, getattr(values, knob_.name))
         _check(
             self.model.embedding != "encoder" or not compares_frames(self.loss.clip_loss),
-            f"--clip-loss {self.loss.clip_loss} embeds frames that a step does not decode, which --embedding encoder "
-            "cannot: pass --clip-loss cosine",
+            f"--clip-loss {self.loss.clip_loss} needs embeddings of frames that the step does not decode, and "
+            "--embedding encoder has none: pass --clip-loss cosine",
         )
 
     def to_dict(self) -> dict:

@@ -274,10 +274,8 @@ def check_clip(online: bool) -> Check:
         return Check("CLIP", "ok", f"{spec.source}, in the Hugging Face cache ({path})")
     mend = "pass --clip-weights FILE or --clip-targets FILE"
     if not online:
-        says = (
-            f"{spec.source} is not cached; training will download it from the hub (pass --online to check that it can)"
-        )
-        return Check("CLIP", "warning", says, f"without a hub, {mend}")
+        says = f"{spec.source} is not cached, and the hub was not checked (pass --online)"
+        return Check("CLIP", "warning", says, f"{mend}; without the hub, training uses a random encoder")
     try:
         return Check("CLIP", "ok", f"{spec.source} is available on the hub: {hub.served(spec.repo, spec.files)}")
     except hub.HubUnavailable as error:

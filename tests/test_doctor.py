@@ -158,9 +158,9 @@ def test_clip_weights(monkeypatch):
 
     monkeypatch.setattr(hub, "cached", lambda repo, files: "")
     offline, files = check_clip(False), "pass --clip-weights FILE or --clip-targets FILE"
-    asked = "training will download it from the hub (pass --online to check that it can)"
-    assert offline.says.endswith(f" is not cached; {asked}")
-    assert (offline.level, offline.mend) == ("warning", f"without a hub, {files}")
+    assert offline.says.endswith(" is not cached, and the hub was not checked (pass --online)")
+    without = "without the hub, training uses a random encoder"
+    assert (offline.level, offline.mend) == ("warning", f"{files}; {without}")
     monkeypatch.setattr("hnerv.clip.hub.served", no_hub)
     online = check_clip(True)
     assert online.says.endswith(" is not cached, and the hub cannot be reached")

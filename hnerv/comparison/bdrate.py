@@ -38,7 +38,7 @@ def bd_rate(anchor: Sequence[RatePoint], test: Sequence[RatePoint]) -> BdRate:
     try:
         import bjontegaard
     except ImportError:
-        return BdRate(None, low, high, "the package bjontegaard is not installed; run pip install 'hnerv[compare]'")
+        return BdRate(None, low, high, "the package bjontegaard is not installed: pip install -e '.[compare]'")
     percent = bjontegaard.bd_rate(
         *_curve(anchor), *_curve(test), method="pchip", require_matching_points=False, min_overlap=0
     )

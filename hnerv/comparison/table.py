@@ -71,7 +71,7 @@ def bd_line(label: str, rival: Sequence[RatePoint], ours: Sequence[RatePoint]) -
     """Our BD-rate against a rival in one sentence."""
     result = bd_rate(rival, ours)
     if result.percent is None:
-        return f"BD-rate against {label}: not available, {result.why}"
+        return f"BD-rate against {label} is not available: {result.why}"
     outcome = "a draw" if abs(result.percent) < 100 * _A_DRAW else "we win" if result.percent < 0 else "we lose"
     return (
         f"BD-rate against {label}: {result.percent:+.1f} % bytes at equal PSNR, averaged over {result.low:.2f} to "

@@ -86,4 +86,4 @@ def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float
 
 
 def _unseen_mode(run: OpenedRun, report: Report) -> str:
-    return report.unseen if run.config.model.embedding == "encoder" else "decoded at their time"
+    return report.unseen if run.config.model.embedding == "encoder" else "decoded at their time stamps"

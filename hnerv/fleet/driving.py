@@ -320,8 +320,9 @@ class Driver:
         """Lets the tasks save and hand over, and raises Interrupted."""
         self.waiting.clear()
         going = [one.handle for one in self.at_work.values() if one.job.video.name not in self.failed]
-        tasks = "1 task; it" if len(going) == 1 else f"{len(going)} tasks; each"
-        self.say(f"stopping {tasks} saves its run and sends it back")
+        if going:
+            tasks = "1 task; it" if len(going) == 1 else f"{len(going)} tasks; each"
+            self.say(f"stopping {tasks} saves its run and sends it back")
         self.cluster.cancel(going)
         deadline = time.monotonic() + PATIENCE
         while self.at_work and time.monotonic() < deadline:

@@ -133,7 +133,8 @@ def summary(rows: list[Row]) -> str:
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     retries, repeated = sum(row.retries for row in rows), sum(row.repeated_steps for row in rows)
     videos = "1 video" if len(rows) == 1 else f"{len(rows)} videos"
-    return f"{videos}: {told}; {retries} retries, {repeated} steps repeated"
+    again = "1 retry" if retries == 1 else f"{retries} retries"
+    return f"{videos}: {told}; {again}, {repeated} steps repeated"
 
 
 def lines(rows: list[Row], most: int = 60) -> str:
@@ -145,7 +146,7 @@ def lines(rows: list[Row], most: int = 60) -> str:
     more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
     targets = sorted({row.targets for row in rows if row.targets})
     meaning = [
-        "* estimate at 8 bits per parameter; similarity is measured against the targets: "
+        "PSNR is full-frame; * estimate at 8 bits per parameter; similarity is measured against the targets: "
         f"{'; '.join(targets) or 'no targets yet'}"
     ]
     return "\n".join([heading(width), *body, *more, *meaning, summary(rows)])

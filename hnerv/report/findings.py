@@ -277,8 +277,8 @@ def _circumstances(run: RunData) -> list[Finding]:
     if not run.values:
         found.append(Finding("note", "no evaluation yet", "", "", "", f"Run python eval.py {run.folder}."))
     if run.record["scene"]["val"] and "encode" in (run.summary.get("unseen"), run.record["config"]["model"]["unseen"]):
-        advice = "Their results do not measure generalisation: run eval.py --unseen interpolate."
-        found.append(Finding("warning", "unseen frames were seen by the encoder", "", "", "", advice))
+        advice = f"They do not measure generalisation: run python eval.py {run.folder} --unseen interpolate."
+        found.append(Finding("warning", "held-out frames were shown to the encoder", "", "", "", advice))
     if run.summary.get("same_pixels_as_trained_on") is False:
         advice = "eval.py read different frames from those of training: pass the video of the run with --data."
         found.append(

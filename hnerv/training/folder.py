@@ -300,7 +300,9 @@ def _finished(state: dict) -> bool:
 
 
 def _told(differing: dict[str, tuple[object, object]]) -> str:
-    return "; ".join(f"{key} {_plain(theirs)}, not {_plain(ours)}" for key, (theirs, ours) in differing.items())
+    return "; ".join(
+        f"{key} is {_plain(theirs)}, this command has {_plain(ours)}" for key, (theirs, ours) in differing.items()
+    )
 
 
 def _plain(value: object) -> str:

@@ -72,7 +72,7 @@ def test_four_points_of_ours_have_a_bd_rate(compared):
 
 def test_four_points_without_a_curve_have_a_sentence(compared):
     found = compared([ours(1000, psnr) for psnr in (26.0, 27.0, 28.0, 29.0)])
-    assert "BD-rate against x264 medium: not available, on one of the curves, PSNR does not rise" in text_table(found)
+    assert "BD-rate against x264 medium is not available: on one of the curves, PSNR does not rise" in text_table(found)
 
 
 def test_files_hold_the_points(compared, tmp_path):

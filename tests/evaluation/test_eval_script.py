@@ -141,7 +141,7 @@ def test_the_events_say_what_similarity_means_and_what_was_evaluated(run, evalua
     assert text_page(run).splitlines() == [
         "**file targets.safetensors**",
         "",
-        "- unseen frames: decoded at their time",
+        "- unseen frames: decoded at their time stamps",
         f"- checkpoint: `{run / 'checkpoints' / 'best.pt'}`, epoch {epoch}",
     ]
 

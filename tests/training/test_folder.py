@@ -109,11 +109,11 @@ def test_a_finished_run_started_again_changes_nothing_and_prints_its_table(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"lr": 0.25}, f"(lr {Config().train.lr}, not 0.25)"),
-        ({"epochs": 9}, "(epochs 5, not 9)"),
-        ({"clip_site": 2}, "(clip_site 1, not 2)"),
-        ({"optimizer": "adamw"}, f"(optimizer {Config().train.optimizer}, not adamw)"),
-        ({"blend_freq": 1}, "(blend_freq 2, not 1)"),
+        ({"lr": 0.25}, f"(lr is {Config().train.lr}, this command has 0.25)"),
+        ({"epochs": 9}, "(epochs is 5, this command has 9)"),
+        ({"clip_site": 2}, "(clip_site is 1, this command has 2)"),
+        ({"optimizer": "adamw"}, f"(optimizer is {Config().train.optimizer}, this command has adamw)"),
+        ({"blend_freq": 1}, "(blend_freq is 2, this command has 1)"),
     ],
 )
 def test_another_configuration_is_refused_and_nothing_changes(tmp_path, train, flags, snapshot, capsys, change, told):

@@ -62,5 +62,5 @@ def test_an_epoch_that_is_resumed_draws_the_same(make):
 
 
 def test_the_encoder_cannot(tmp_path):
-    with pytest.raises(UserError, match="which --embedding encoder cannot: pass --clip-loss cosine"):
+    with pytest.raises(UserError, match="--embedding encoder has none: pass --clip-loss cosine"):
         Config().replaced({"clip_loss": "motion", "embedding": "encoder"})

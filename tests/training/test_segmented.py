@@ -73,7 +73,7 @@ def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
         (["--segment-frames", "4", "--segment-scenes"], "segmented with other flags"),
         (["--segment-frames", "4", "--frames", "0:8"], "segmented with other flags"),
         (["--segment-frames", "4", "--segment-init", "previous"], "segmented with other flags"),
-        (["--segment-frames", "4", "--lr", "0.5"], "another configuration (lr 0.004, not 0.5)"),
+        (["--segment-frames", "4", "--lr", "0.5"], "another configuration (lr is 0.004, this command has 0.5)"),
         ([], "holds a segmented run: choose another --exp-id, pass its --segment-* flags"),
         (["--segment-frames", "1"], "--segment-frames 1 must be at least 3, or 0"),
         (["--segment-init", "previous"], "--segment-init needs a video in segments"),
