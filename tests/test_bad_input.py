@@ -240,7 +240,8 @@ def test_a_folder_of_another_configuration(finished, tmp_path, train, flags, ref
     shutil.copytree(finished, tmp_path / "run")
     before = snapshot(tmp_path)
     line = refused(train(tmp_path, flags(lr=0.5, batch_size=1)))
-    assert "batch_size 3, not 1" in line and f"lr {Config().train.lr}, not 0.5" in line
+    assert "batch_size is 3, this command has 1;" in line
+    assert f"lr is {Config().train.lr}, this command has 0.5" in line
     assert snapshot(tmp_path) == before
 
 

@@ -99,7 +99,7 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
         plan = read_plan(folder.plan)
         if (plan.wishes, plan.frames) != (wishes, video.frames):
             raise UserError(
-                f"{folder.path} holds a run segmented with other flags ({_told(plan)}, not "
+                f"{folder.path} holds a run segmented with other flags ({_told(plan)}; this command has "
                 f"{_told(plan._replace(wishes=wishes, frames=video.frames))}): pass its flags to resume it, choose "
                 "another --exp-id, or pass --overwrite to move it aside"
             )

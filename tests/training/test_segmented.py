@@ -69,7 +69,7 @@ def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--segment-frames", "6"], "with other flags (--segment-frames 4 --segment-init none --frames all, not --seg"),
+        (["--segment-frames", "6"], "(--segment-frames 4 --segment-init none --frames all; this command has --seg"),
         (["--segment-frames", "4", "--segment-scenes"], "segmented with other flags"),
         (["--segment-frames", "4", "--frames", "0:8"], "segmented with other flags"),
         (["--segment-frames", "4", "--segment-init", "previous"], "segmented with other flags"),
