@@ -32,7 +32,9 @@ class VideoConfig:
 
     data: str = knob("bunny", "video file, image folder, or a named clip: bunny, bikes, carphone", metavar="PATH|CLIP")
     frames: str = knob("", "frame range START:STOP:STEP, a Python slice; empty: all frames", metavar="A:B:S")
-    crop: str = knob("", "centre crop in source pixels; empty: the largest that grid and strides allow", metavar="HxW")
+    crop: str = knob(
+        "", "centre crop in source pixels; empty: the largest that fits grid, strides and --resize", metavar="HxW"
+    )
     resize: str = knob("", "resize the crop to this size (bicubic, antialiased); empty: no resize", metavar="HxW")
     grid: str = knob("2x4", "patches per frame, rows x columns", metavar="RxC")
     data_split: str = knob("9_9_10", "frame i is trained on if i mod C < A, unseen if i mod C >= B", metavar="A_B_C")

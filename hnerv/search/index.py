@@ -114,7 +114,9 @@ def _digest(path: Path) -> str:
     try:
         return sha256_of(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: pass a .hnerv file, a checkpoint or a run folder") from None
+        raise UserError(
+            f"{path}: no such file: pass a .hnerv file, a checkpoint, a run folder or a folder of these"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): pass a readable file") from error
 
