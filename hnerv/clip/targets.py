@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,8 +136,13 @@ def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets
         found = ", ".join(keys) or "none"
         raise UserError(f"{flag} has no tensor 'embeddings' (found: {found}): store the embeddings under that name")
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
-    label = f"{path.name} sha256:{_known_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}"
+    label = f"{path.name} sha256:{_sha256(path)}"
     return Targets(_unit(flag, embeddings), source, "file", "", label)
+
+
+def _sha256(path: Path) -> str:
+    state = path.stat()
+    return _known_sha256(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,6 +156,12 @@ def _path_and_rows(name: str) -> tuple[Path, slice]:
     if not match or Path(name).exists():
         return Path(name), slice(None)
     return Path(match[1]), slice(int(match[2]), int(match[3]))
+
+
+def is_same_file(theirs: str, ours: str, label: str) -> bool:
+    """Whether `ours` names the entries that --clip-targets `theirs` named, of a file with the sha256 in `label`."""
+    (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
+    return rows == before and os.path.isfile(path) and label.endswith(f"sha256:{_sha256(path)}")
 
 
 def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:

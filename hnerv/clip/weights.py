@@ -146,7 +146,8 @@ def warned_once() -> Iterator[None]:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name out of a .safetensors file or a PyTorch state dict, on the CPU. Never unpickles code.
 
-    Raises UserError for a TorchScript archive, for a file that holds more than tensors and for a damaged one.
+    Raises UserError for a TorchScript archive, a model of transformers, and a file that is damaged or holds more than
+    tensors.
     """
     import torch
     from safetensors.torch import load_file
@@ -157,19 +158,28 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "pass its weights as a .safetensors file, or the tag openai"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = path.suffix == ".safetensors"
+        state = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no closed list of what it raises for a damaged file
         reason = " ".join(str(error).split())[:100]
-        kind = "safetensors" if path.suffix == ".safetensors" else "a plain state dict"
+        kind = "safetensors" if is_safetensors else "a plain state dict"
         raise UserError(
             f"--clip-weights {path} cannot be read as {kind} ({reason}): pass an intact file, preferably .safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not _only_tensors(state):
         raise UserError(f"--clip-weights {path} has no state dict of tensors: pass a .safetensors file")
+    if any(key.startswith(("vision_model.", "text_model.")) for key in state):
+        raise _of_transformers(path)
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _of_transformers(path: Path) -> UserError:
+    return UserError(
+        f"--clip-weights {path} is a model of Hugging Face transformers, which OpenCLIP does not read: pass the "
+        "OpenCLIP weights of that model (open_clip_model.safetensors or open_clip_pytorch_model.bin), or a tag such as "
+        "openai"
+    )
 
 
 def _only_tensors(state: dict[str, Any]) -> bool:
@@ -240,6 +250,8 @@ def _of_file(path: Path, model: str) -> Weights:
 def _of_folder(folder: Path) -> Weights:
     """A folder as OpenCLIP saves it to the hub: its config gives architecture, activation and preprocessing."""
     config = _config_beside(folder)
+    if not config and "architectures" in _read_json(folder / "config.json"):
+        raise _of_transformers(folder)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if "model_cfg" not in config or path is None:
         raise UserError(
@@ -317,7 +329,10 @@ def _tag_by_name(path: Path, model: str) -> str:
 
 def _config_beside(folder: Path) -> dict[str, Any]:
     """The open_clip_config.json of a folder, {} where there is none."""
-    path = folder / CONFIG_NAME
+    return _read_json(folder / CONFIG_NAME)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,6 +24,8 @@ ENTRIES = {"train": train, "plan": plan, "nothing": nothing}
 
 TRIES = 3
 """To connect to a ray:// address."""
+LONGEST_TMPDIR = 107 - len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
+"""Bytes: Linux allows 107 for the path of a socket, and this is the longest that Ray puts below TMPDIR."""
 
 
 class Needs(NamedTuple):
@@ -192,7 +195,7 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
     except ImportError:
         raise UserError("hnerv fleet needs Ray, which is not installed: pip install -e '.[fleet]'") from None
     quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
-    where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    where = {"address": address} if address else {"address": "local", "include_dashboard": False, **short_folder()}
     try:
         _init(ray, TRIES if address.startswith("ray://") else 1, **where, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
@@ -213,6 +216,19 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
         raise RunError(f"lost the cluster ({error}): run the same command to resume once it is back") from error
     finally:
         ray.shutdown()
+
+
+def short_folder() -> dict[str, str]:
+    """What ray.init is given besides: a folder in /tmp, where TMPDIR is too long for Ray's sockets, else nothing."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    size = len(os.fsencode(os.environ.get(name, "")))
+    if sys.platform != "linux" or size <= LONGEST_TMPDIR:
+        return {}
+    logging.getLogger("hnerv").warning(
+        "%s has %d bytes, too long for Ray's sockets (at most %d): Ray's own files go to /tmp/ray; for another place, "
+        "set RAY_TMPDIR to a shorter path", name, size, LONGEST_TMPDIR,
+    )  # fmt: skip
+    return {"_temp_dir": "/tmp/ray"}
 
 
 def _init(ray, tries: int, **words: object) -> None:

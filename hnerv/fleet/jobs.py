@@ -109,7 +109,7 @@ def with_width(job: Job, output: Path) -> Choice:
 def run_folder(job: Job, output: Path) -> RunFolder:
     """Where its run is kept. Raises UserError where another run is there."""
     try:
-        return RunFolder.at(output, job.name, with_width(job, output), False)
+        return RunFolder.at(output, job.name, with_width(job, output), False, same_path=True)
     except UserError as error:
         cause, _, mend = str(error).partition(": choose another --exp-id")
         settings = "pass its settings, " * ("to resume it" in mend)

@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnerv.checkpoint import load_checkpoint
+from hnerv.clip.targets import is_same_file
 from hnerv.command import next_commands, pick_device
 from hnerv.config import Config, differences
-from hnerv.dataset import check_record, check_targets, pin_targets
+from hnerv.dataset import check_record, check_targets, load_material, pin_targets
 from hnerv.errors import OtherRun, UserError
 from hnerv.files import move_aside, read_json, replacing, write_json
 from hnerv.flags import Choice
 from hnerv.segments import is_segmented
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 from hnerv.training import lock
+from hnerv.video import CLIPS, is_remote
 
 if TYPE_CHECKING:
     import torch
@@ -59,16 +61,19 @@ class RunFolder:
         return self.path / "checkpoints" / "best.pt"
 
     @classmethod
-    def at(cls, output: Path, exp_id: str, choice: Choice, overwrite: bool) -> RunFolder:
+    def at(cls, output: Path, exp_id: str, choice: Choice, overwrite: bool, same_path: bool = False) -> RunFolder:
         """The folder of a run, `{params}` filled in, refused early where it cannot hold it.
 
-        Writes nothing. Raises UserError for a name outside `output`, a folder of another configuration or of
-        something else, and one that cannot be written.
+        A video under another path than the run's is decoded and compared; with `same_path` it is refused, unread.
+        Writes nothing. Raises UserError for a name outside `output`, a folder of another configuration, of another
+        video or of something else, and one that cannot be written.
         """
         folder = cls(output / folder_name(exp_id, choice, output), overwrite)
         known = folder.known()
         if known:
-            _refuse(folder.path, differences(Config.from_dict(known["config"]), choice.config))
+            _refuse(folder.path, known, choice.config, same_path)
+            if not same_path and _is_elsewhere(choice.config.video.data, known):
+                _check_frames(folder.path, known["video"], *_decoded(choice.config))
         elif not overwrite and not folder.latest.exists():
             _refuse_foreign(folder.path)
         refuse_unwritable(folder.path)
@@ -181,12 +186,8 @@ def params_name(choice: Choice, more: Sequence[str] = ()) -> str:
 
 def _refuse_other(path: Path, theirs: dict, ours: dict) -> None:
     """Raises UserError where a checkpoint's record names another configuration, video, target or size than ours."""
-    _refuse(path, differences(Config.from_dict(theirs["config"]), Config.from_dict(ours["config"])))
-    if theirs["video"]["digest"] != ours["video"]["digest"]:
-        raise UserError(
-            f"{ours['video']['source']} no longer decodes to the frames that {path} was trained on: restore the "
-            "video, or choose another --exp-id"
-        )
+    _refuse(path, theirs, Config.from_dict(ours["config"]))
+    _check_frames(path, theirs["video"], ours["video"]["source"], ours["video"]["digest"])
     check_targets(path, theirs, ours)
     if theirs["model"] != ours["model"]:
         raise UserError(
@@ -259,15 +260,54 @@ def _check_name(exp_id: str, name: str, output: Path) -> None:
         raise UserError(f"--exp-id {exp_id[:40]!r}... has a component longer than 255 bytes: choose a shorter name")
 
 
-def _refuse(path: Path, differing: dict[str, tuple[object, object]]) -> None:
-    """Raises OtherRun for {setting: (theirs, ours)}, but for a video that is only spelled in another way."""
-    if "data" in differing and len({os.path.abspath(place) for place in differing["data"]}) == 1:
-        differing = {name: pair for name, pair in differing.items() if name != "data"}
+def _refuse(path: Path, theirs: dict, ours: Config, same_path: bool = False) -> None:
+    """Raises OtherRun where the run of the record `theirs` has other settings than `ours`.
+
+    Files may have moved: targets are known by their sha256, a video by its frames, which the caller compares, or with
+    `same_path` by its absolute path.
+    """
+    differing = differences(Config.from_dict(theirs["config"]), ours)
+    if not same_path or len({os.path.abspath(place) for place in differing.get("data", ())}) == 1:
+        differing.pop("data", None)
+    label = theirs["targets"]["weights"] if theirs["targets"] else ""
+    if "clip_targets" in differing and is_same_file(*differing["clip_targets"], label):
+        del differing["clip_targets"]
     if differing:
         raise OtherRun(
             f"{path} holds a run with another configuration ({_told(differing)}): choose another --exp-id, "
             "pass its settings to resume it, or --overwrite to move it aside"
         )
+
+
+def _is_elsewhere(data: str, known: dict) -> bool:
+    """Whether --data is another place than the one that the run of the record `known` read."""
+    if data in CLIPS or is_remote(data):
+        return data != known["config"]["video"]["data"]
+    return os.path.realpath(os.path.expanduser(data)) != known["video"]["source"]
+
+
+def _decoded(config: Config) -> tuple[str, str]:
+    """Source and digest of the video of a configuration. Raises UserError."""
+    import torch
+
+    without_targets = config.replaced({"clip_weights": "none", "clip_targets": ""})
+    video = load_material(without_targets, torch.device("cpu")).video
+    return video.source, video.digest
+
+
+def _check_frames(path: Path, theirs: dict, source: str, digest: str) -> None:
+    """Raises UserError where a video has other frames than the run of the record's part `theirs` was trained on."""
+    if digest == theirs["digest"]:
+        return
+    if source == theirs["source"]:
+        raise UserError(
+            f"{source} no longer decodes to the frames that {path} was trained on: restore the video, or choose "
+            "another --exp-id"
+        )
+    raise UserError(
+        f"{source} does not decode to the frames that {path} was trained on, those of {theirs['source']}: set --data "
+        "to that video or an exact copy, choose another --exp-id, or pass --overwrite to move the run aside"
+    )
 
 
 def _refuse_foreign(path: Path) -> None:

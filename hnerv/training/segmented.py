@@ -36,8 +36,8 @@ class Whole(NamedTuple):
 def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits: Limits) -> Whole:
     """Trains what is not trained yet, in the order of the video; no more than one segment is in memory.
 
-    Finished segments are taken as they are, their video is not read again. Raises as `train_run`, and UserError where
-    the folder holds something else.
+    Finished segments are taken as they are; their video is read again only where it has moved. Raises as `train_run`,
+    and UserError where the folder holds something else.
     """
     check_settings(choice.config, ask.log)
     wishes = Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init)
@@ -103,17 +103,17 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
                 f"{_told(plan._replace(wishes=wishes, frames=video.frames))}): pass its flags to resume it, choose "
                 "another --exp-id, or pass --overwrite to move it aside"
             )
-        if (count := frame_count(video.data)) != plan.total:
+        if (count := frame_count(video.data, raw_video=video.raw_video)) != plan.total:
             raise UserError(
-                f"{folder.path} was started on a video of {plan.total} frames, but {video.data} has {count}: restore "
-                "the video, or choose another --exp-id"
+                f"{folder.path} was started on a video of {plan.total} frames, but {video.data} has {count}: set "
+                "--data to that video, or choose another --exp-id"
             )
         return plan
     if any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise UserError(
             f"{folder.path} is not a segmented run: choose another --exp-id, or pass --overwrite to move it aside"
         )
-    plan = plan_video(video.data, video.frames, wishes, progress=True)
+    plan = plan_video(video.data, video.frames, wishes, progress=True, raw_video=video.raw_video)
     write_plan(folder.plan, plan)
     return plan
 

@@ -10,7 +10,9 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
+from hnerv.clip.teacher import load_teacher
 from hnerv.clip.weights import (
     AUTO_TAG,
     OPENAI_KEYS,
@@ -172,6 +174,18 @@ def test_pickled_code_is_refused(tmp_path):
 def test_wrapped_state_dicts_are_unwrapped(tmp_path):
     torch.save({"epoch": 3, "state_dict": {"module.a": torch.ones(2)}}, tmp_path / "w.pt")
     assert read_state(tmp_path / "w.pt")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("name", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", torch.save)])
+def test_a_model_of_transformers_is_named(tmp_path, name, save):
+    """The file alone, and the folder that a download leaves."""
+    draw = torch.Generator().manual_seed(0)
+    keys = "vision_model.encoder.layers.0.self_attn.q_proj.weight", "text_model.final_layer_norm.bias", "logit_scale"
+    save({key: torch.randn(2, 2, generator=draw) for key in keys}, tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CLIPModel"]}))
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(UserError, match="is a model of Hugging Face transformers.*open_clip_model.safetensors"):
+            load_teacher(str(path), "hnerv-tiny")
 
 
 def test_a_cached_tag_needs_no_hub(in_hf_cache, warned):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hnerv.fleet import driving, table
+from hnerv.fleet import driving, engine, table
 from hnerv.fleet.ledger import read_marks
 from hnerv.fleet.parcels import LATEST
 
@@ -197,6 +198,23 @@ def test_more_threads_than_any_machine_has_are_refused(films, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["fleet", str(films), "-o", str(tmp_path / "x"), "--threads", "99999999999"])
     assert "--threads 99999999999 is above" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray ignores TMPDIR there, and sockets have other limits")
+@pytest.mark.parametrize(("name", "other"), [("TMPDIR", "RAY_TMPDIR"), ("RAY_TMPDIR", "TMPDIR")])
+def test_where_ray_puts_its_sockets(monkeypatch, caplog, name, other):
+    """Where Ray would, as long as they fit into the 108 bytes of a sockaddr_un, the last of which is 0."""
+    monkeypatch.delenv(other, raising=False)
+    ours = "/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
+    monkeypatch.setenv(name, "/" + "x" * (106 - len(ours)))
+    with socket.socket(socket.AF_UNIX) as one, pytest.raises(FileNotFoundError):
+        one.bind(os.environ[name] + ours)
+    assert engine.short_folder() == {} and not caplog.records
+    monkeypatch.setenv(name, os.environ[name] + "x")
+    with socket.socket(socket.AF_UNIX) as one, pytest.raises(OSError, match="too long"):
+        one.bind(os.environ[name] + ours)
+    assert engine.short_folder() == {"_temp_dir": "/tmp/ray"}
+    assert f"{name} has 40 bytes, too long for Ray's sockets (at most 39)" in caplog.text
 
 
 def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):

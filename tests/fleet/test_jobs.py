@@ -71,6 +71,13 @@ def test_other_segments_are_another_fleet(videos, begin, tmp_path):
     check_runs(videos("a", "b", wishes=Wishes(8), lr=0.2), tmp_path)
 
 
+def test_a_video_under_another_path_is_another_fleet(videos, begin, tmp_path):
+    """The driver need not see a video, and decodes none."""
+    begin(videos("a")[0])
+    with pytest.raises(UserError, match=r"\(data is .*/a.mp4, this command has .*/moved/a.mp4\)"):
+        check_runs(videos("moved/a"), tmp_path)
+
+
 def test_a_run_becomes_no_run_in_segments(videos, begin, tmp_path):
     begin(videos("a")[0])
     with pytest.raises(UserError, match=REFUSED):

@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
+from hnerv.video import open_writer, read_frames
 
 
 def stop_at(monkeypatch, step: int, number: int) -> None:
@@ -218,11 +221,62 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "once\n")
 
 
-def test_a_video_that_is_spelled_in_another_way_is_the_same(tmp_path, film, train, flags, monkeypatch):
-    shutil.copytree(film, tmp_path / "film")
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_run_whose_files_moved_is_resumed(tmp_path, film, targets_file, train, flags, monkeypatch, checkpoint):
+    """The video, named from another working folder, and the targets; also before the first checkpoint."""
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    shutil.copytree(film, here / "film")
+    targets = shutil.copy(targets_file, here / "t.safetensors")
+    monkeypatch.chdir(here)
+    assert train(tmp_path, [*flags(data="film", clip_targets=targets, epochs=2), "--max-minutes", "1e-9"]) == 124
+    if not checkpoint:
+        shutil.rmtree(run / "checkpoints")
+    here.rename(there)
+    (there / "film").rename(there / "moved")
+    monkeypatch.chdir(there / "moved")
+    assert train(tmp_path, flags(data="../moved", clip_targets="../t.safetensors", epochs=2)) == 0
+    record = json.loads((run / "config.json").read_text())
+    assert record["config"]["video"]["data"] == "../moved" and record["video"]["source"] == str(there / "moved")
+    assert record["config"]["clip"]["clip_targets"] == "../t.safetensors"
+    assert train(tmp_path, flags(data=there / "moved", clip_targets=there / "t.safetensors", epochs=2)) == 0
+    assert len(json.loads((run / "environment.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_another_video_under_another_path_is_refused(
+    tmp_path, film, make_film, train, flags, snapshot, capsys, monkeypatch, checkpoint
+):
+    """Also one of the same relative path in another working folder."""
+    output, other = tmp_path / "output", make_film(tmp_path / film.name, shift=3)
+    monkeypatch.chdir(film.parent)
+    assert train(output, [*flags(data=film.name, epochs=2), "--max-minutes", "1e-9"]) == 124
+    if not checkpoint:
+        shutil.rmtree(output / "run" / "checkpoints")
+    before = snapshot(output)
     monkeypatch.chdir(tmp_path)
-    words = flags(data="film", epochs=1)
-    assert train(tmp_path, words) == 0
-    assert train(tmp_path, flags(data=tmp_path / "film", epochs=1)) == 0
-    shutil.copytree(film, tmp_path / "other")
-    assert train(tmp_path, flags(data="other", epochs=1)) == 2
+    for data in (other, film.name):
+        capsys.readouterr()
+        assert train(output, flags(data=data, epochs=2)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{other} does not decode to the frames that {output / 'run'} was trained on, those of {film}: " in line
+        assert snapshot(output) == before
+
+
+def test_a_video_that_moved_to_an_address(tmp_path, film, train, flags):
+    path = tmp_path / "film.mkv"
+    with open_writer(path, (32, 64), 24) as writer:
+        for frame in read_frames(str(film), range(12)):
+            writer.write(frame)
+    words, address = {"epochs": 2, "clip_targets": None, "clip_weights": "none"}, path.as_uri()
+    assert train(tmp_path, [*flags(data=path, **words), "--max-minutes", "1e-9"]) == 124
+    assert train(tmp_path, flags(data=address, **words)) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["video"]["source"] == address
+
+
+@pytest.mark.parametrize("name", ["same.safetensors@0:12", "other.safetensors"])
+def test_other_targets_under_another_path_are_refused(tmp_path, targets_file, train, flags, capsys, name):
+    assert train(tmp_path, flags(epochs=1)) == 0
+    shutil.copy(targets_file, tmp_path / "same.safetensors")
+    save_file({"embeddings": torch.ones(12, 8, 8)}, tmp_path / "other.safetensors")
+    assert train(tmp_path, flags(epochs=1, clip_targets=tmp_path / name)) == 2
+    assert f"clip_targets is {targets_file}, this command has" in capsys.readouterr().err

@@ -56,6 +56,20 @@ def test_the_same_command_trains_what_is_missing(divided, tmp_path, train, flags
     assert lines_of(tmp_path / "run") == lines_of(divided)
 
 
+def test_a_segmented_run_whose_video_moved(divided, film, make_film, tmp_path, train, flags, capsys, snapshot):
+    """With another video not even a finished segment is taken."""
+    run = shutil.copytree(divided, tmp_path / "run")
+    shutil.rmtree(run / "segments" / "00001")
+    before = snapshot(run)
+    other, moved = make_film(tmp_path / "other", shift=3), shutil.copytree(film, tmp_path / "moved")
+    assert train(tmp_path, [*flags(data_split="2_3_4", data=other), *SEGMENTS]) == 2
+    assert f"{other} does not decode to the frames that {run / 'segments/00000'} was" in capsys.readouterr().err
+    assert snapshot(run) == before
+    assert train(tmp_path, [*flags(data_split="2_3_4", data=moved), *SEGMENTS]) == 0
+    assert capsys.readouterr().out.count("already finished") == 2
+    assert same(weights(run / "segments/00001"), weights(divided / "segments/00001"))
+
+
 def test_a_segment_that_was_stopped_goes_on(divided, tmp_path, train, flags):
     words = [*flags(data_split="2_3_4"), *SEGMENTS]
     assert train(tmp_path, [*words, "--max-minutes", "0.0001"]) == 124
