@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -7,17 +8,28 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+import tifffile
+from PIL import Image, ImageCms, PngImagePlugin
 
 from hnerv.errors import UserError
 from hnerv.video import images, load_video
-from hnerv.video.images import common_size, list_images, natural_key
+from hnerv.video.images import (
+    SUFFIXES,
+    animation_times,
+    common_size,
+    frame_total,
+    list_images,
+    natural_key,
+    read_animation,
+    read_images,
+)
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), dtype=np.uint8)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def _write_16_bit(path: Path, pixels: np.ndarray, pix_fmt: str) -> None:
-    encoder = av.CodecContext.create("png", "w")
+    encoder = av.CodecContext.create("tiff" if path.suffix == ".tif" else "png", "w")
     encoder.height, encoder.width = pixels.shape[:2]
     encoder.pix_fmt, encoder.time_base = pix_fmt, Fraction(1, 25)
     frame = av.VideoFrame.from_ndarray(pixels, format=pix_fmt)
@@ -68,14 +80,238 @@ def test_grey_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
     assert np.abs(frames[3].astype(int) - frames[0]).max() <= 3
 
 
-@pytest.mark.parametrize(("pix_fmt", "channels"), [("rgb48be", 3), ("gray16be", 1), ("rgba64be", 4)])
-def test_16_bits_are_rounded(tmp_path: Path, pix_fmt: str, channels: int) -> None:
+@pytest.mark.parametrize(("pix_fmt", "channels"), [("rgb48", 3), ("gray16", 1), ("rgba64", 4)])
+@pytest.mark.parametrize(("name", "order"), [("deep.png", "be"), ("deep.tif", "le")])
+def test_16_bits_are_rounded(tmp_path: Path, pix_fmt: str, channels: int, name: str, order: str) -> None:
     deep = np.random.default_rng(1).integers(0, 65536, (10, 14, channels), dtype=np.uint16)
     if channels == 4:
         deep[..., 3] = 65535
-    _write_16_bit(tmp_path / "deep.png", deep if channels > 1 else deep[..., 0], pix_fmt)
+    _write_16_bit(tmp_path / name, deep if channels > 1 else deep[..., 0], pix_fmt + order)
     expected = np.round(deep[..., :3] / 257).astype(np.uint8)
     assert np.array_equal(_only(tmp_path), np.broadcast_to(expected, (10, 14, 3)))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_are_put_upright(tmp_path: Path, suffix: str) -> None:
+    deep, exif = np.random.default_rng(1).integers(0, 65536, (10, 14), dtype=np.uint16), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(deep).save(tmp_path / f"f{suffix}", exif=exif)
+    assert np.array_equal(_only(tmp_path)[..., 0], np.rot90(np.round(deep / 257), -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "options"),
+    [
+        (np.uint16, (10, 14, 3), {"photometric": "rgb", "tile": (16, 16)}),
+        (np.uint16, (10, 14, 4), {"photometric": "separated"}),
+        (np.int16, (10, 14), {}),
+        (np.uint32, (10, 14), {}),
+        (np.float32, (10, 14), {}),
+    ],
+)
+def test_samples_that_would_be_cut_are_refused(tmp_path: Path, dtype: type, shape: tuple, options: dict) -> None:
+    tifffile.imwrite(tmp_path / "f.tif", np.ones(shape, dtype), **options)
+    with pytest.raises(
+        UserError, match=r"f\.tif has samples of more than 8 bits that cannot be rounded: save it with 8"
+    ):
+        load_video(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", sorted({*SUFFIXES} - {".jpg", ".jpeg"}))
+def test_every_type_is_read(tmp_path: Path, suffix: str) -> None:
+    image = Image.fromarray(NOISE[0, ..., 0] if suffix == ".pgm" else NOISE[0])
+    image.save(tmp_path / f"f{suffix.upper()}", **({"lossless": True} if suffix == ".webp" else {}))
+    assert np.array_equal(_only(tmp_path), NOISE[0, ..., :1].repeat(3, -1) if suffix == ".pgm" else NOISE[0])
+    assert frame_total(tmp_path / f"f{suffix.upper()}") == 1
+
+
+def test_a_folder_of_several_types_is_read_in_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (8, 10, 14, 3), dtype=np.uint8)
+    for i, suffix in enumerate([".png", ".webp", ".tiff", ".png", ".webp", ".png", ".tiff", ".webp"]):
+        image = Image.fromarray(pixels[i])
+        image.save(tmp_path / f"f{i + 5}{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
+    for name in ("Thumbs.db", "notes.txt", "meta.json", ".hidden.gif", "noext"):
+        (tmp_path / name).write_bytes(b"\0")
+    assert np.array_equal(load_video(str(tmp_path)).frames.permute(0, 2, 3, 1).numpy(), pixels)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["a.exr", "b.GIF", "c.heic", "d.dpx", "e.jp2", "f.avif", "g.svg"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_images_of_another_type_are_refused(tmp_path: Path, name: str, count: int) -> None:
+    for i in range(count):
+        Image.fromarray(NOISE[i]).save(tmp_path / f"{i}.png")
+    for other in (name, "z.psd"):
+        (tmp_path / other).write_bytes(b"\0")
+    expected = f"{tmp_path / name} is an image of a type that is not read: convert it to PNG, or move it elsewhere"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (
+            ["f0003.png", "f0004.png", "f0007.jpg", "f0009.png"],
+            "skips 3 numbers after f0004.png (f0005.png is missing): the frames are read as consecutive",
+        ),
+        (["a9v2.png", "a9v3.png", "a9v5.png"], "skips 1 number after a9v3.png (a9v4.png is missing): the frames"),
+        (["8_x.png", "9_x.png", "12_x.png"], "skips 2 numbers after 9_x.png (10_x.png is missing): the frames"),
+        (["000.png", "005.png", "015.png", "020.png"], "skips 1 number after 005.png (010.png is missing): the"),
+        (["f0.png", "f5.png", "f10.png", "f15.jpg"], ""),
+        (["f3.png", "f90.png"], ""),
+        (["a1.png", "a2.png", "b9.png"], ""),
+        (["a.png", "b7.png", "b9.png", "b12.png"], ""),
+        (["1.png"], ""),
+    ],
+)
+def test_gaps_in_the_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list, warning: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    for _ in range(2):  # a command lists its folder several times
+        assert [path.name for path in list_images(tmp_path)] == names
+    assert len(caplog.messages) == bool(warning)
+    assert all(message.startswith(f"{tmp_path} {warning}") for message in caplog.messages)
+
+
+@pytest.mark.parametrize("pair", [("f1.jpg", "f1.png"), ("f01.png", "f1.png"), ("still.bmp", "still.png")])
+def test_two_images_of_one_number_are_refused(tmp_path: Path, pair: tuple[str, str]) -> None:
+    for name in (*pair, "f2.png"):
+        (tmp_path / name).write_bytes(b"")
+    expected = f"{tmp_path / pair[1]} and {pair[0]} have the same number or name: remove one of them"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        list_images(tmp_path)
+
+
+def _profile(name: str, space: bytes = b"RGB ") -> bytes:
+    """An ICC profile of this description; 13 characters replace those of Pillow's 'sRGB built-in'."""
+    data = SRGB.replace("sRGB built-in".encode("utf-16-be"), name.ljust(13).encode("utf-16-be"))
+    return data[:16] + space + data[20:]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [
+        (_profile("Display P3"), "the colour profile 'Display P3'"),
+        (b"broken", "a colour profile that cannot be read"),
+        (SRGB, ""),
+        (_profile("c sRGB 2014"), ""),
+        (_profile("Dot Gain 20%", b"GRAY"), ""),
+    ],
+)
+def test_a_profile_is_warned_about_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, profile: bytes, name: str
+) -> None:
+    paths = [tmp_path / f"{i}{suffix}" for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.fromarray(NOISE[i]).save(
+            path, icc_profile=profile if i else None, **({"lossless": True} if "w" in suffix else {})
+        )
+    read = [*read_images(paths), *read_images(paths[2:0:-1])]
+    if suffix != ".jpg":
+        assert np.array_equal(read, NOISE[[0, 1, 2, 2, 1]])
+    expected = f"{paths[1]} has {name}: values are read as stored, not converted to sRGB; convert the images to sRGB"
+    assert len(caplog.messages) == bool(name)
+    assert all(message.startswith(expected) for message in caplog.messages)
+
+
+def test_a_profile_without_the_library_that_reads_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Missing:
+        def __getattr__(self, name: str) -> None:
+            raise ImportError
+
+    monkeypatch.setattr(ImageCms, "core", Missing())
+    Image.fromarray(NOISE[0]).save(tmp_path / "f.png", icc_profile=_profile("Adobe RGB"))
+    assert np.array_equal(_only(tmp_path), NOISE[0])
+    assert "has a colour profile that cannot be read: values are read as stored" in caplog.text
+
+
+def _animate(path: Path, pixels: np.ndarray, **options) -> None:
+    frames = [Image.fromarray(frame) for frame in pixels]
+    if path.suffix == ".webp":
+        options["lossless"] = True
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png", ".apng"])
+@pytest.mark.parametrize(
+    ("durations", "times"),
+    [
+        ([40, 40, 100, 33], [0, 40, 80, 180, 213]),
+        ([20, 0, 50, 0], [0, 20, 120, 170, 270]),
+    ],
+)
+def test_an_animation(tmp_path: Path, suffix: str, durations: list[int], times: list[int]) -> None:
+    path = tmp_path / f"a{suffix}"
+    _animate(path, NOISE[:4], duration=durations)
+    assert np.array_equal(list(read_animation(path)), NOISE[:4])
+    assert (animation_times(path), frame_total(path), common_size([path])) == (times, 4, (10, 14))
+    for read in (lambda: [*read_images([path])], lambda: load_video(str(tmp_path))):
+        with pytest.raises(UserError, match=f"{path} is an animation of 4 frames, a folder takes still pictures: pass"):
+            read()
+
+
+def test_times_are_not_rounded_one_by_one(tmp_path: Path) -> None:
+    _animate(tmp_path / "a.png", NOISE, duration=100 / 3)
+    assert animation_times(tmp_path / "a.png") == [0, 33, 67, 100, 133, 167, 200]
+
+
+def test_the_default_image_of_an_animation_is_no_frame(tmp_path: Path) -> None:
+    _animate(tmp_path / "a.png", NOISE[:3], default_image=True, duration=50)
+    assert np.array_equal(list(read_animation(tmp_path / "a.png")), NOISE[1:3])
+    assert animation_times(tmp_path / "a.png") == [0, 50, 100]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png"])
+def test_an_animation_is_put_upright_and_its_profile_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"a{suffix}"
+    _animate(path, NOISE[:3], duration=40, exif=exif, icc_profile=_profile("Display P3"))
+    assert np.array_equal(list(read_animation(path)), np.rot90(NOISE[:3], -1, (1, 2)))
+    assert common_size([path]) == (14, 10)
+    assert [message.split(":")[0] for message in caplog.messages] == [f"{path} has the colour profile 'Display P3'"]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png"])
+def test_a_transparent_animation_is_refused(tmp_path: Path, suffix: str) -> None:
+    pixels = np.concatenate([NOISE[:3], np.full((3, 10, 14, 1), 255, np.uint8)], -1)
+    _animate(tmp_path / f"a{suffix}", pixels, duration=40)
+    assert np.array_equal(list(read_animation(tmp_path / f"a{suffix}")), NOISE[:3])
+    pixels[2, 4, 5, 3] = 250
+    _animate(tmp_path / f"b{suffix}", pixels, duration=40)
+    with pytest.raises(UserError, match=r"b\.\w+ has transparent pixels, which a video frame cannot have: flatten it"):
+        list(read_animation(tmp_path / f"b{suffix}"))
+
+
+def test_an_animation_of_16_bits_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(NOISE[i, ..., 0].astype(np.uint16) * 200) for i in range(2)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"a\.png has samples of more than 8 bits that cannot be rounded"):
+        list(read_animation(tmp_path / "a.png"))
+
+
+def test_pages_are_refused(tmp_path: Path) -> None:
+    _animate(tmp_path / "a.tif", NOISE[:3])
+    for read in (frame_total, lambda path: [*read_images([path])], lambda path: [*read_animation(path)]):
+        with pytest.raises(UserError, match=r"a\.tif is a TIFF file of 3 pages, where one picture is read: save each"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_photo_with_a_preview_is_a_still_image(tmp_path: Path) -> None:
+    path, alone = tmp_path / "f.jpg", io.BytesIO()
+    frames = [Image.new("RGB", (14, 10), colour) for colour in ("red", "blue")]
+    frames[0].save(alone, "JPEG")
+    frames[0].save(path, "MPO", save_all=True, append_images=frames[1:])
+    with Image.open(path, formats=["JPEG"]) as image:
+        assert image.format == "MPO" and image.n_frames == 2
+    assert frame_total(path) == 1
+    assert np.array_equal(_only(tmp_path), np.asarray(Image.open(alone)))
 
 
 def test_opaque_alpha_is_dropped_and_transparent_refused(tmp_path: Path) -> None:
@@ -93,11 +329,16 @@ def test_opaque_alpha_is_dropped_and_transparent_refused(tmp_path: Path) -> None
         load_video(str(tmp_path))
 
 
-def test_exif_puts_a_photo_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".png", {}), (".webp", {"lossless": True}), (".tif", {}), (".tif", {"compression": "tiff_lzw"})],
+)
+def test_exif_puts_a_photo_upright(tmp_path: Path, suffix: str, options: dict) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to show
-    Image.fromarray(NOISE[0]).save(tmp_path / "f.png", exif=exif)
+    Image.fromarray(NOISE[0]).save(tmp_path / f"f{suffix}", exif=exif, **options)
     assert np.array_equal(_only(tmp_path), np.rot90(NOISE[0], -1))
+    assert common_size([tmp_path / f"f{suffix}"]) == (14, 10)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -138,19 +379,20 @@ def test_sizes_must_be_equal(tmp_path: Path) -> None:
         load_video(str(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("keep", [0, 20, 60, 200])
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".ppm", ".tif"])
 def test_broken_image(tmp_path: Path, keep: int, suffix: str) -> None:
     path = tmp_path / f"f{suffix}"
     Image.fromarray(NOISE[0]).save(path)
     path.write_bytes(path.read_bytes()[:keep])
     Image.fromarray(NOISE[1]).save(tmp_path / f"a{suffix}")
-    with pytest.raises(UserError, match="cannot be read as PNG or JPEG .*replace it with an intact file") as caught:
+    with pytest.raises(UserError, match="cannot be read as an image .*replace it with an intact file") as caught:
         load_video(str(tmp_path))
     assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} has no PNG or JPEG files: pass a folder of images")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} has no PNG or JPEG files, nor WebP")):
         load_video(str(tmp_path))
