@@ -32,6 +32,14 @@ class VideoConfig:
 
     data: str = knob("bunny", "video file, image folder, or a named clip: bunny, bikes, carphone", metavar="PATH|CLIP")
     frames: str = knob("", "frame range START:STOP:STEP, a Python slice; empty: all frames", metavar="A:B:S")
+    fps: float = knob(
+        0.0, "frames per second of an image folder, raw video or stream without time stamps; 0: its own, else 24",
+        metavar="RATE",
+    )  # fmt: skip
+    raw_video: str = knob(
+        "", "geometry of a raw .yuv file, WIDTHxHEIGHT:PIX_FMT:FPS; empty: from a name such as "
+        "Beauty_1920x1080_120fps_420_8bit_YUV.yuv", metavar="GEOMETRY",
+    )  # fmt: skip
     crop: str = knob(
         "", "centre crop in source pixels; empty: the largest that fits grid, strides and --resize", metavar="HxW"
     )

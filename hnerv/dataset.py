@@ -20,6 +20,7 @@ from hnerv.model.build import MAX_WIDTH
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
 from hnerv.video import Video, data_split, load_video
+from hnerv.video.colour import Display
 
 
 class Material(NamedTuple):
@@ -33,7 +34,13 @@ class Material(NamedTuple):
         """Plain dictionary for config.json and checkpoints: what identifies the pixels and the targets."""
         video = self.video
         return {
-            "video": {"source": video.source, "digest": video.digest, "reader": video.reader, "crop": [*video.crop]},
+            "video": {
+                "source": video.source,
+                "digest": video.digest,
+                "reader": video.reader,
+                "crop": [*video.crop],
+                "display": video.display.to_dict(),
+            },
             "scene": self.scene.to_dict(),
             "targets": _without_embeddings(self.targets) if self.targets else None,
         }
@@ -47,7 +54,15 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
     """Reads the video, splits its frames and gets the targets, from the cache if they are there. Raises UserError."""
     knobs = config.video
     multiple = frame_multiple(knobs, config.model)
-    video = load_video(knobs.data, crop=knobs.crop, resize=knobs.resize, frames=knobs.frames, multiple=multiple)
+    video = load_video(
+        knobs.data,
+        crop=knobs.crop,
+        resize=knobs.resize,
+        frames=knobs.frames,
+        multiple=multiple,
+        raw_video=knobs.raw_video,
+        fps=knobs.fps,
+    )
     count, _, height, width = video.frames.shape
     split = data_split(count, knobs.data_split, config.train.seed if knobs.shuffle_data else None)
     grid = PatchGrid(height, width, *parse_grid(knobs.grid))
@@ -72,6 +87,7 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
         train=tuple(split.train.tolist()),
         val=tuple(split.val.tolist()),
         clip_dim=0 if targets is None else targets.embeddings.shape[-1],
+        times=video.times,
     )
     return Material(video, scene, targets)
 
@@ -94,6 +110,10 @@ def check_record(where: Path, record: object) -> None:
     video, model = record["video"], record["model"]
     if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
         raise _damaged(where, "video")
+    try:
+        Display.from_dict(video.get("display", {}))
+    except (TypeError, ValueError) as error:
+        raise _damaged(where, "video") from error
     if not _has(model, int, "width") or not 0 < model["width"] <= MAX_WIDTH:
         raise _damaged(where, "model")
     if not isinstance(record.get("preset", ""), str):

@@ -229,20 +229,20 @@ def check_disk(output: Path) -> Iterator[Check]:
 
 
 def check_decord() -> Check:
-    """Its wheels exist for Linux x86-64 and Windows; PyAV reads every file too."""
+    """Its wheels exist for Linux x86-64 and Windows; HNERV_READER=decord asks for it."""
     import torch  # noqa: F401  decord crashes where it is loaded before torch
 
     try:
-        return Check("decord", "ok", f"{importlib.import_module('decord').__version__} reads video files")
+        return Check("decord", "ok", f"{importlib.import_module('decord').__version__} reads video files on request")
     except (ImportError, OSError) as error:
         if (sys.platform, platform.machine()) in (("linux", "x86_64"), ("win32", "AMD64")):
             return Check(
                 "decord",
                 "warning",
                 f"cannot be loaded ({_brief(error)})",
-                "pip install decord; until then PyAV reads video files",
+                "pip install decord; without it PyAV reads all video files",
             )
-        return Check("decord", "ok", "no wheel for this system; PyAV reads video files instead")
+        return Check("decord", "ok", "no wheel for this system; PyAV reads all video files")
 
 
 def check_pyav() -> Check:

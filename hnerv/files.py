@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what their content is called."""
+"""Files that are written whole or not at all, what their content is called, and the room on this machine."""
 
 from __future__ import annotations
 
@@ -89,3 +89,11 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or move its folder aside") from error
+
+
+def memory_bytes() -> int:
+    """Of this machine; no bound where it does not report any."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TIERS = (
     "errors files",
-    "geometry",
+    "geometry timeline",
     "losses schedule metrics motion",
     "config",
     "presets",
@@ -36,7 +36,7 @@ TIERS = (
     "train_patch_dual eval",
 )
 ROOMS = [room for tier in TIERS for room in tier.split()]
-LIGHT = ["errors", "files", "geometry", "losses", "schedule", "config", "presets", "flags", "command"]
+LIGHT = ["errors", "files", "geometry", "timeline", "losses", "schedule", "config", "presets", "flags", "command"]
 EXCEPTIONS = {("losses", "metrics")}  # imported where it is used, so that the table of losses needs no torch
 FILES = [*sorted((ROOT / "hnerv").rglob("*.py")), ROOT / "train_patch_dual.py", ROOT / "eval.py"]
 LIBRARIES = {"torch", "torchvision", "numpy", "open_clip", "av", "decord", "PIL", "matplotlib", "tensorboard", "tqdm"}

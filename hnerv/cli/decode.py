@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from hnerv.flags import Parser
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from hnerv.video import FrameWriter
 
 
 def add_arguments(parser: Parser) -> None:
@@ -26,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
         "--frames",
         default="",
         metavar="A:B:S",
-        help="frame range START:STOP:STEP, at the source's frame rate; empty: all",
+        help="frame range START:STOP:STEP, each frame shown at its time in the source; empty: all",
     )
     parser.add_argument(
         "--patch", default="", metavar="P,P", help="decode only these patches, numbered row-wise from 0"
@@ -39,9 +42,9 @@ def run(ask: argparse.Namespace) -> None:
     """Decodes into the output, streaming. Raises UserError before anything is decoded, where it can."""
     import time
 
-    from hnerv.codec import open_film, play_film
+    from hnerv.codec import film_times, open_film, play_film
     from hnerv.command import pick_device
-    from hnerv.video import check_target, slice_positions
+    from hnerv.video import check_target, open_writer, slice_positions
 
     device = pick_device(ask.device)
     film = open_film(ask.file)
@@ -54,29 +57,21 @@ def run(ask: argparse.Namespace) -> None:
     outputs = {patch: patch_path(ask.output, patch) if len(patches) > 1 else ask.output for patch in patches or (None,)}
     for path in outputs.values():
         check_target(path, size, ask.overwrite)
-    start = time.perf_counter()
+    start, times = time.perf_counter(), film_times(film, frames)
     for patch, path in outputs.items():
-        save(play_film(film, frames, device, patch), ask, path, size, film.fps, frames)
+        writer = open_writer(path, size, times, display=film.display, overwrite=ask.overwrite, numbers=frames)
+        save(play_film(film, frames, device, patch), writer, path.name, len(frames))
     seconds = time.perf_counter() - start
     places = ", ".join(map(str, outputs.values()))
     print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {places} in {seconds:.1f} s")
 
 
-def save(
-    pictures: Iterable[np.ndarray],
-    ask: argparse.Namespace,
-    path: Path,
-    size: tuple[int, int],
-    fps: float,
-    frames: range,
-) -> None:
-    """Writes the pictures (H, W, 3) of `frames` as they come; images are named by their frame."""
+def save(pictures: Iterable[np.ndarray], opened: AbstractContextManager[FrameWriter], name: str, count: int) -> None:
+    """Writes the pictures (H, W, 3) as they come."""
     from tqdm import tqdm
 
-    from hnerv.video import open_writer
-
-    with open_writer(path, size, fps, overwrite=ask.overwrite, numbers=frames) as writer:
-        for picture in tqdm(pictures, desc=path.name, total=len(frames), unit="frame", disable=None):
+    with opened as writer:
+        for picture in tqdm(pictures, desc=name, total=count, unit="frame", disable=None):
             writer.write(picture)
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     add(
         "--image", action="append", type=Path, default=[], metavar="FILE",
-        help="PNG or JPEG to search for; repeatable",
+        help="image file to search for; repeatable",
     )  # fmt: skip
     add(
         "--embedding", action="append", default=[], metavar="FILE:FRAME,PATCH",

@@ -4,7 +4,7 @@ from hnerv.codec.container import is_container, write_container
 from hnerv.codec.encoding import Options, check_options, encode_run
 from hnerv.codec.file import Bitstream, Part, coded_weights, encode_model, summed_by_part
 from hnerv.codec.opening import check_trained, has_parts, open_parts, open_stream, whole_folder
-from hnerv.codec.playing import play, play_film, play_patch
+from hnerv.codec.playing import film_times, play, play_film, play_patch
 from hnerv.codec.segmented import FilePart, Film, open_film, write_film
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "coded_weights",
     "encode_model",
     "encode_run",
+    "film_times",
     "has_parts",
     "is_container",
     "open_film",

@@ -20,6 +20,7 @@ from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model, frame_multiple
 from hnerv.model.build import MAX_WIDTH
 from hnerv.video import CLIPS
+from hnerv.video.colour import Display
 
 HEADS = ("rgb_head", "clip_head")
 RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
@@ -140,6 +141,7 @@ class Bitstream:
             raise TypeError("invalid epoch or step")
         if not (isinstance(video["crop"], list) and [type(side) for side in video["crop"]] == [int] * 6):
             raise TypeError("invalid crop")
+        Display.from_dict(video.get("display", {}))
         if targets is not None and not all(isinstance(targets[key], str) for key in ("source", "kind", "weights")):
             raise TypeError("invalid targets entry")
 

@@ -12,6 +12,7 @@ from hnerv.codec.segmented import FilePart, Film
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
+from hnerv.timeline import Timeline
 
 SPARSE = 4
 """Times as many frames from the first to the last: from there on only what each of them needs is read."""
@@ -54,6 +55,17 @@ def play_film(
         with _placed(film, part):
             model = stream.model(("rgb_head",), span if len(span) < SPARSE * len(inner) else inner).to(device)
         yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
+
+
+def film_times(film: Film, frames: Sequence[int]) -> Timeline:
+    """When these frames of a file are shown in its source. Raises UserError."""
+    tick, stamps = None, []
+    for part, group in film.by_part(frames):
+        with _placed(film, part):
+            scene = film.stream(part).scene
+        tick, first = tick or scene.clock.tick, part.first if scene.times is None else 0
+        stamps += [scene.clock.stamps[frame - part.first] + first for frame in group]
+    return Timeline(tick, stamps)
 
 
 @contextlib.contextmanager

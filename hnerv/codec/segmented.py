@@ -22,6 +22,7 @@ from hnerv.files import replacing
 from hnerv.geometry import PatchGrid
 from hnerv.model import Scene
 from hnerv.model.scene import LARGEST
+from hnerv.video.colour import Display
 
 FACTS = ("height", "width", "rows", "cols", "fps", "clip_dim")
 """What all segments of a file have in common, as `Scene` calls it."""
@@ -57,6 +58,11 @@ class Film:
     @property
     def fps(self) -> float:
         return self.facts["fps"]
+
+    @property
+    def display(self) -> Display:
+        """How its frames are to be shown. Raises UserError as `stream`."""
+        return Display.from_dict(self.stream(self.parts[0]).record["video"].get("display", {}))
 
     def stream(self, part: FilePart) -> Bitstream:
         """A segment. Raises UserError where it is damaged, or not what the index says."""

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from hnerv.comparison.points import RatePoint, quality
 from hnerv.errors import UserError
+from hnerv.timeline import exact_rate
 from hnerv.video.colour import to_rgb, to_yuv420
-from hnerv.video.writing import exact_rate
 
 if TYPE_CHECKING:
     from av.packet import Packet

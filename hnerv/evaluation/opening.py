@@ -174,7 +174,7 @@ def _moved(config: Config, data: str, unseen: str, clip_targets: str) -> Config:
 def _check_belongs(checkpoint: Path, record: dict, found: dict) -> None:
     """The video must have the geometry that was trained on; other pixels of that geometry are worth a warning."""
     ours, theirs = Scene.from_dict(record["scene"]), Scene.from_dict(found["scene"])
-    if ours != replace(theirs, fps=ours.fps):
+    if ours != replace(theirs, fps=ours.fps, times=ours.times):
         raise UserError(
             f"{checkpoint} was trained on {ours.frames} frames of {ours.height}x{ours.width} with targets of "
             f"{ours.clip_dim} dimensions, but {found['video']['source']} has {theirs.frames} of "

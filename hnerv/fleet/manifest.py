@@ -18,7 +18,10 @@ from hnerv.segments import Wishes
 from hnerv.video import CLIPS, is_remote
 from hnerv.video.images import SUFFIXES
 
-VIDEOS = {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".ogv", ".wmv", ".flv"}
+VIDEOS = {
+    ".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".dv", ".y4m", ".yuv", ".ogv",
+    ".wmv", ".flv",
+}  # fmt: skip
 """Of a folder, the files that are taken for videos."""
 RESERVED = {
     "fleet.csv", "fleet.jsonl", "report.html", "manifest.jsonl", "running.json",

@@ -9,9 +9,9 @@ import torch
 
 from hnerv.config import ModelConfig
 from hnerv.errors import UserError
+from hnerv.files import memory_bytes
 from hnerv.model.network import DualHeadHNeRV
 from hnerv.model.scene import Scene
-from hnerv.video.loading import memory_bytes
 
 MAX_WIDTH = 1 << 14
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hnerv.config import ModelConfig, VideoConfig
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
+from hnerv.timeline import Timeline, exact_rate
 
 LARGEST = 1 << 24
 """Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
@@ -31,6 +32,8 @@ class Scene:
     """Positions of the unseen frames, ascending; may be empty."""
     clip_dim: int
     """D of the embeddings; 0: no CLIP head."""
+    times: Timeline | None = None
+    """When each frame is shown in the source; None where frame k is at k / fps."""
 
     @property
     def grid(self) -> PatchGrid:
@@ -41,30 +44,53 @@ class Scene:
         """Positions that lie between two training frames and are none themselves, ascending."""
         return tuple(sorted(set(range(self.train[0], self.train[-1])) - set(self.train)))
 
+    @property
+    def clock(self) -> Timeline:
+        """When each frame is shown."""
+        return self.times or Timeline.at_rate(self.fps, range(self.frames))
+
     def to_dict(self) -> dict:
-        """Plain dictionary. Inverse of `from_dict`."""
-        return dataclasses.asdict(self)
+        """Plain dictionary, without times where they are None. Inverse of `from_dict`."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "times"}
+        return plain | ({"times": self.times.to_dict()} if self.times else {})
 
     @classmethod
     def from_dict(cls, data: dict) -> Scene:
         """Inverse of `to_dict`. Raises UserError for other keys, and for values that no video has."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
+        names = {f.name for f in dataclasses.fields(cls)} - {"times"}
+        if not isinstance(data, dict) or set(data) - {"times"} != names:
             found = sorted(set(data) ^ names) if isinstance(data, dict) else repr(data)
             raise UserError(f"the scene of this checkpoint does not fit this version: {found}")
         if fault := _fault(data):
             raise UserError(f"the scene of this checkpoint is damaged ({fault}): use another checkpoint")
-        return cls(**{**data, "train": tuple(data["train"]), "val": tuple(data["val"])})
+        try:
+            times = Timeline.from_dict(data["times"], data["frames"]) if "times" in data else None
+        except ValueError as error:
+            raise UserError(f"the scene of this checkpoint is damaged (times {error}): use another one") from error
+        return cls(**{**data, "train": tuple(data["train"]), "val": tuple(data["val"]), "times": times})
 
 
 def joined_scene(scenes: Sequence[Scene]) -> Scene:
-    """That of several videos of one geometry, one after the other; the frame rate is that of the first."""
+    """That of the parts of a video, one after the other; geometry, frame rate and tick are those of the first."""
     frames, train, val = 0, [], []
     for scene in scenes:
         train += [frames + position for position in scene.train]
         val += [frames + position for position in scene.val]
         frames += scene.frames
-    return dataclasses.replace(scenes[0], frames=frames, train=tuple(train), val=tuple(val))
+    return dataclasses.replace(scenes[0], frames=frames, train=tuple(train), val=tuple(val), times=joined_times(scenes))
+
+
+def joined_times(scenes: Sequence[Scene]) -> Timeline | None:
+    """Those of the parts of a video, in one; None where a part does not say where in the video it is."""
+    tick = scenes[0].clock.tick
+    if any(scene.times is None or scene.times.tick != tick for scene in scenes[1:]):
+        return None
+    stamps = tuple(stamp for scene in scenes for stamp in scene.clock.stamps)
+    return (
+        None
+        if stamps == tuple(range(len(stamps))) and 1 / tick == exact_rate(scenes[0].fps)
+        else Timeline(tick, stamps)
+    )
 
 
 def _fault(data: dict) -> str:

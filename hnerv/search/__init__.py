@@ -8,7 +8,7 @@ from hnerv.search.members import is_collection, members_of
 from hnerv.search.pictures import contact_sheet, contact_sheet_across, heat_map
 from hnerv.search.queries import Encoder, Query, embedding_query, read_image
 from hnerv.search.ranking import Hit, find_hits, score_patches, z_scores
-from hnerv.search.report import as_dict, hits_table, time_code
+from hnerv.search.report import as_dict, hits_table
 
 __all__ = [
     "Collection",
@@ -33,7 +33,6 @@ __all__ = [
     "open_index",
     "read_image",
     "score_patches",
-    "time_code",
     "write_embeddings",
     "z_scores",
 ]

@@ -15,8 +15,9 @@ from torch import Tensor
 from hnerv.search.collection import Collection, Member
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, direction_of, find_hits, score_patches
-from hnerv.search.report import as_dict, patch_list, time_code
+from hnerv.search.report import as_dict, patch_list
 from hnerv.search.vectors import error_of, nearest
+from hnerv.timeline import time_code
 
 CANDIDATES, MORE = 50, 8
 """Vectors that the index is first asked for, per hit that is wanted, and how many times more it is asked for then."""
@@ -62,7 +63,7 @@ def found_table(hits: Sequence[Found]) -> str:
         row, col = index.scene.grid.coords_of(hit.patch)
         place = f"{row},{col}"
         rows.append(
-            f"{number:>3} {member.path:{width}}  {time_code(hit.frame, index.scene.fps):12} {hit.frame:>6} "
+            f"{number:>3} {member.path:{width}}  {time_code(index.scene.clock.seconds(hit.frame)):12} {hit.frame:>6} "
             f"{hit.patch:>6} {place:>8} {hit.score:>8.4f} {hit.z:>6.2f}"
             + (f"  also {patch_list(hit)}" if hit.also else "")
         )

@@ -19,12 +19,12 @@ def write_embeddings(path: Path, index: Index) -> None:
     from safetensors.torch import save
 
     scene = index.scene
-    frame = torch.arange(scene.frames)
+    frame, clock = torch.arange(scene.frames), scene.clock
     tensors = {
         "embeddings": index.embeddings.contiguous(),
         "frame": frame,
         "patch": torch.arange(scene.grid.patches),
-        "time": frame.double() / scene.fps,
+        "time": torch.tensor([clock.seconds(number) for number in range(scene.frames)], dtype=torch.float64),
     }
     facts = {
         "encoder": f"predicted by the CLIP head of {index.path.name}, trained on {index.targets}",

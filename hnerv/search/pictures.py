@@ -19,8 +19,9 @@ from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
-from hnerv.search.report import patch_list, time_code
+from hnerv.search.report import patch_list
 from hnerv.segments import parts_of
+from hnerv.timeline import time_code
 
 TILE_WIDTH = 480
 COLUMNS = 3
@@ -70,7 +71,7 @@ def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], tit
         for patch in hit.also:
             _outline(image, grid.origin_of(patch), grid.patch_size, scale, _THIN)
         _outline(image, grid.origin_of(hit.patch), grid.patch_size, scale)
-        text = f"{number}. {name and f'{name}, '}{time_code(hit.frame, index.scene.fps)}, frame {hit.frame}"
+        text = f"{number}. {name and f'{name}, '}{time_code(index.scene.clock.seconds(hit.frame))}, frame {hit.frame}"
         others = f", also {patch_list(hit)}" if hit.also else ""
         tiles.append((image, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}{others}"))
     _save(path, _sheet(tiles, title))
@@ -95,7 +96,8 @@ def heat_map(path: Path, index: Index, scores: np.ndarray, title: str, device: t
         text = f"{patch}: {scores[frame, patch]:.4f}, z {z[frame, patch]:.2f}"
         pen.text((left + 8, top + 6), text, font=_font(), fill=_INK, stroke_width=2, stroke_fill=(0, 0, 0))
     _outline(image, scene.grid.origin_of(int(scores[frame].argmax())), scene.grid.patch_size, scale)
-    caption = f"{time_code(int(frame), scene.fps)}, frame {frame}; colour scale of this video: {low:.4f} to {high:.4f}"
+    time = time_code(scene.clock.seconds(int(frame)))
+    caption = f"{time}, frame {frame}; colour scale of this video: {low:.4f} to {high:.4f}"
     sheet = _sheet([(image, caption)], title)
     _legend(sheet)
     _save(path, sheet)

@@ -133,11 +133,11 @@ class Encoder:
 
 
 def read_image(path: Path) -> Tensor:
-    """A PNG or JPEG file -> (3, h, w) uint8. Raises UserError."""
+    """An image file -> (3, h, w) uint8. Raises UserError."""
     from hnerv.video.images import read_images
 
     if not path.is_file():
-        raise UserError(f"--image {path}: no such file: pass a PNG or JPEG file")
+        raise UserError(f"--image {path}: no such file: pass an image file, such as a PNG")
     (pixels,) = read_images([path])
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 

@@ -6,26 +6,19 @@ from collections.abc import Sequence
 
 from hnerv.model import Scene
 from hnerv.search.ranking import Hit
-
-
-def time_code(frame: int, fps: float) -> str:
-    """Frame 0, 1, ... played at `fps` -> hh:mm:ss.mmm of its beginning."""
-    millis = round(1000 * frame / fps)
-    seconds, millis = divmod(millis, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02d}:{minutes:02d}:{seconds:02d}.{millis:03d}"
+from hnerv.timeline import time_code
 
 
 def hits_table(hits: Sequence[Hit], scene: Scene) -> str:
     """A line per hit, best first; `also` are patches."""
+    clock = scene.clock
     head = f"{'':>3} {'time':12} {'frame':>6} {'patch':>6} {'row,col':>8} {'score':>8} {'z':>6}  {'frames':13} also"
     rows = [head]
     for number, hit in enumerate(hits, start=1):
         row, col = scene.grid.coords_of(hit.patch)
         place = f"{row},{col}"
         rows.append(
-            f"{number:>3} {time_code(hit.frame, scene.fps):12} {hit.frame:>6} {hit.patch:>6} {place:>8} "
+            f"{number:>3} {time_code(clock.seconds(hit.frame)):12} {hit.frame:>6} {hit.patch:>6} {place:>8} "
             f"{hit.score:>8.4f} {hit.z:>6.2f}  {f'{hit.first}-{hit.last}':13} {patch_list(hit)}".rstrip()
         )
     return "\n".join(rows)
@@ -39,6 +32,6 @@ def patch_list(hit: Hit) -> str:
 def as_dict(hit: Hit, scene: Scene) -> dict[str, object]:
     """A hit as a plain dictionary; `first` and `last` are frames, `also` patches, `seconds` is where `frame` begins."""
     row, col = scene.grid.coords_of(hit.patch)
-    seconds = hit.frame / scene.fps
+    seconds = scene.clock.seconds(hit.frame)
     fields = hit._asdict() | {"also": list(hit.also)}
-    return {"time": time_code(hit.frame, scene.fps), "seconds": seconds, **fields, "row": row, "col": col}
+    return {"time": time_code(seconds), "seconds": seconds, **fields, "row": row, "col": col}

@@ -20,11 +20,12 @@ SHORTEST = 8
 """Frames from one cut to the next, at least: a flash begins one scene, not two."""
 
 
-def find_cuts(data: str, chosen: range, progress: bool = False) -> list[int]:
+def find_cuts(data: str, chosen: range, progress: bool = False, raw_video: str = "") -> list[int]:
     """Positions among the `chosen` frames, above 0, at which a scene begins. Raises UserError for a damaged video."""
     if chosen.step < 0:
-        return sorted(len(chosen) - cut for cut in find_cuts(data, chosen[::-1], progress))
-    frames = tqdm(read_frames(data, chosen), "scenes", len(chosen), unit="frame", disable=None if progress else True)
+        return sorted(len(chosen) - cut for cut in find_cuts(data, chosen[::-1], progress, raw_video))
+    frames = read_frames(data, chosen, raw_video)
+    frames = tqdm(frames, "scenes", len(chosen), unit="frame", disable=None if progress else True)
     return cuts_of(differences(frames))
 
 

@@ -49,21 +49,21 @@ class Plan(NamedTuple):
         return sum(segment.count for segment in self.segments)
 
 
-def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False) -> Plan:
+def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False, raw_video: str = "") -> Plan:
     """Divides what `frames` chooses of a video; with `wishes.scenes` it is decoded once for that, in little memory.
 
     Raises UserError for a video that cannot be read, or of which `frames` chooses none.
     """
-    total = frame_count(data, frames)
+    total = frame_count(data, frames, raw_video)
     chosen = slice_positions(frames, total)
     if not chosen:
         raise UserError(f"--frames {frames!r} selects no frames of {data}: pass a wider start:stop:step")
-    if not seeks(data):
+    if not seeks(data, raw_video):
         _log.warning(
             "%s cannot be read from a key frame, so every segment decodes all frames before it: try remuxing with "
             "ffmpeg -i %s -c copy out.mkv", data, data,
         )  # fmt: skip
-    cuts = find_cuts(data, chosen, progress) if wishes.scenes else []
+    cuts = find_cuts(data, chosen, progress, raw_video) if wishes.scenes else []
     return Plan(wishes, frames, total, divide(chosen, wishes.frames, cuts))
 
 

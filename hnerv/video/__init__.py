@@ -1,9 +1,9 @@
 """Videos from files, folders of images and named clips as uint8 frames, and back; which frames train and validate."""
 
 from hnerv.video.clips import CLIPS
-from hnerv.video.loading import Video, frame_count, load_video, read_frames, seeks, slice_positions
+from hnerv.video.loading import Video, frame_count, load_video, read_frames, seeks
 from hnerv.video.remote import is_remote
-from hnerv.video.split import DataSplit, data_split
+from hnerv.video.split import DataSplit, data_split, slice_positions
 from hnerv.video.writing import FrameWriter, check_target, open_writer
 
 __all__ = [

@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 import logging
 import math
-import mmap
 import os
-import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,136 +22,148 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hnerv.errors import UserError
-from hnerv.files import cache_folder
 from hnerv.geometry import CropPlan, plan_crop
+from hnerv.timeline import Timeline, exact_rate, rate_of
+from hnerv.video import images
 from hnerv.video.clips import CLIPS, clip_path
-from hnerv.video.images import SUFFIXES, common_size, list_images, read_images
-from hnerv.video.probing import Probe, probe_video
-from hnerv.video.reading import DecordFailed, SeekFailed, read_decord, read_pyav, read_pyav_from
+from hnerv.video.colour import HDR, UNTAGGED, Display
+from hnerv.video.memory import empty_frames, room
+from hnerv.video.probing import Medium, Probe, probe_video
+from hnerv.video.raw import SUFFIX, raw_medium
+from hnerv.video.reading import DecordFailed, SeekFailed, count_frames, read_decord, read_pyav
 from hnerv.video.remote import fetched, is_remote
+from hnerv.video.split import ends_before, slice_positions
+
+if TYPE_CHECKING:
+    from hnerv.video.reading import Shown
 
 _log = logging.getLogger("hnerv")
-_FOLDER_FPS = 24.0
-_MORE = 1_000_000_000
 SEEK_FROM = 256
 """First frame from which on a file is not decoded from its start: below, that costs little and finds its damage."""
-IN_MEMORY = 4 << 30
-"""Bytes of frames; what takes more, or a quarter of this machine's memory, lies in a file under the cache."""
+_FINEST_ASPECT = 10_000
 
 
 class Video(NamedTuple):
     """Frames, in memory or mapped from a file, and where they came from."""
 
     frames: Tensor
-    """(N, 3, H, W) uint8 RGB, after crop and resize. Pixels as stored: a pixel aspect ratio is not applied."""
+    """(N, 3, H, W) uint8 RGB, after crop and resize. Pixels as stored: aspect ratio and transfer are not applied."""
     fps: float
-    """Frames per second of the source, whatever --frames picks; the mean rate where it varies, 24 for images."""
+    """Frames per second of the source, whatever --frames picks; the mean rate where it varies."""
     name: str
     """The clip's name, the file's stem, or the folder's name."""
     source: str
     """Resolved path."""
     reader: str
-    """'decord', 'pyav' or 'images'."""
+    """'pyav', 'decord' or 'images'."""
     crop: CropPlan
     digest: str
     """sha256, hexadecimal, of the frames' shape and bytes: names the content in caches."""
-
-
-class _Miscounted(Exception):
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
-
-
-class _Reader(NamedTuple):
-    name: str
-    frames: Callable[[int], Iterator[np.ndarray]]
-    """Yields (H, W, 3) uint8 RGB from the position given on, 0 unless `seeks`."""
-    seeks: bool
+    times: Timeline | None = None
+    """When each frame is shown in the source; None where frame k is at k / fps."""
+    display: Display = UNTAGGED
+    """Colour tags and pixel aspect ratio, after crop and resize."""
 
 
 class _Source(NamedTuple):
-    path: Path
     name: str
-    size: tuple[int, int]
-    count: int
-    fps: float
-    cut: bool
-    trouble: str
-    """Why the preferred reader is not among `readers`, '' where it is."""
-    readers: list[_Reader]
-    """In order of preference; one that raises DecordFailed hands over to the next."""
+    probe: Probe
+    frames: Callable[[int], Iterator[Shown]]
+    """From the position given on, 0 unless `seeks`."""
+    seeks: bool
+    reader: str = "images"
 
 
 def load_video(
-    data: str, *, crop: str = "", resize: str = "", frames: str = "", multiple: tuple[int, int] = (1, 1)
+    data: str,
+    *,
+    crop: str = "",
+    resize: str = "",
+    frames: str = "",
+    multiple: tuple[int, int] = (1, 1),
+    raw_video: str = "",
+    fps: float = 0.0,
 ) -> Video:
-    """Read a video file, a folder of PNG or JPEG images, or a clip of `hnerv.video.clips.CLIPS`.
+    """Read a video file, a folder of images, or a clip of `hnerv.video.clips.CLIPS`.
 
     A clip's name wins over a file of the same name, which is written ./bunny. `crop` and `resize` are as in
     `hnerv.geometry.plan_crop`; resizing is bicubic with antialias on the cropped frame, rounded to 8 bits. `frames` is
-    a Python slice 'start:stop:step' of positions in the source, empty for all. Phone videos come out upright.
-    Frames too many for memory lie in a file without a name, as in `IN_MEMORY`. An address (s3://, https://) is fetched
-    for the time it is read.
+    a Python slice 'start:stop:step' of positions in the source, empty for all. `raw_video` is the geometry of a raw
+    file (`hnerv.video.raw`), `fps` the rate of a source without time stamps (0: what it says, else 24). Phone videos
+    come out upright. Frames too many for memory lie in a file (`hnerv.video.memory`). An address (s3://, https://) is
+    fetched for the time it is read.
     Raises UserError when the source is missing, no video, cut short, damaged, of changing size or too large for memory
-    and the disk of the cache, when its images differ in size or are transparent, and for a crop, size or range that
-    does not fit. A file cut short or damaged is read up to there when `frames` asks for no more.
+    and the disk of the cache, when its images differ in size or are transparent, and for a crop, size, rate or range
+    that does not fit. A file cut short or damaged is read up to there when `frames` asks for no more.
     """
     if is_remote(data):
         with fetched(data) as path:
             return load_video(
-                str(path), crop=crop, resize=resize, frames=frames, multiple=multiple
+                str(path), crop=crop, resize=resize, frames=frames, multiple=multiple, raw_video=raw_video, fps=fps
             )._replace(source=data)  # fmt: skip
     slice_positions(frames, 0)
-    source = _open_source(data)
-    plan = plan_crop(source.size, crop, resize, multiple)
-    _check_whole(source, frames)
-    pixels, reader = _read_with_first_able(source, plan, frames)
+    source = _open_source(data, raw_video)
+    probe, path = source.probe, source.probe.medium.path
+    if fps:
+        if probe.timed:
+            raise UserError(
+                f"{path} has time stamps, of {float(probe.rate):.6g} frames per second: remove --fps, which is "
+                "for image folders, raw video and streams without time stamps"
+            )
+        source = source._replace(probe=probe._replace(rate=exact_rate(fps)))
+    if probe.display.transfer in HDR:
+        _warn_hdr(path, HDR[probe.display.transfer])
+    plan = plan_crop(probe.size, crop, resize, multiple)
+    _check_whole(probe, frames)
+    source, pixels = _read(source, plan, frames)
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
     for frame in pixels:
         digest.update(frame.contiguous().numpy().data)
-    return Video(pixels, source.fps, source.name, str(source.path), reader, plan, digest.hexdigest())
+    times = source.probe.times_of(slice_positions(frames, source.probe.count))
+    return Video(
+        pixels, float(source.probe.rate), source.name, str(path), source.reader, plan, digest.hexdigest(), times,
+        _resized(probe.display, plan),
+    )  # fmt: skip
 
 
-def frame_count(data: str, frames: str = "") -> int:
-    """Frames that a source promises. Raises UserError where it is cut short before those that `frames` chooses."""
-    source = _open_source(data)
-    _check_whole(source, frames)
-    return source.count
+def frame_count(data: str, frames: str = "", raw_video: str = "") -> int:
+    """Frames that can be decoded, which a source whose packets leave that open is decoded for.
+
+    Raises UserError where it is cut short before those that `frames` chooses.
+    """
+    probe = _open_source(data, raw_video).probe
+    _check_whole(probe, frames)
+    return probe.count if probe.exact or probe.cut else count_frames(probe)
 
 
-def seeks(data: str) -> bool:
+def seeks(data: str, raw_video: str = "") -> bool:
     """Whether a source is read from its middle without decoding all that is before. Raises UserError."""
-    return _open_source(data).readers[-1].seeks
+    return _open_source(data, raw_video).seeks
 
 
-def read_frames(data: str, chosen: range) -> Iterator[np.ndarray]:
+def read_frames(data: str, chosen: range, raw_video: str = "") -> Iterator[np.ndarray]:
     """The frames (H, W, 3) uint8 RGB at ascending positions of a source, one at a time. Raises UserError.
 
     For what does not need all of them in memory.
     """
-    reader, done = _open_source(data).readers[-1], 0
-    if reader.seeks and chosen.start >= SEEK_FROM:
-        with contextlib.suppress(SeekFailed):
-            for frame in itertools.islice(reader.frames(chosen.start), 0, chosen.stop - chosen.start, chosen.step):
-                yield frame
-                done += 1
+    for position, _, frame in _read_from(_open_source(data, raw_video), chosen.start):
+        if position in chosen:
+            yield frame
+        if position >= chosen[-1]:
             return
-    left = chosen[done:]
-    yield from itertools.islice(reader.frames(0), left.start, left.stop, left.step)
 
 
-def _check_whole(source: _Source, frames: str) -> None:
-    if source.cut and not _ends_before(frames, source.count):
+def _check_whole(probe: Probe, frames: str) -> None:
+    if probe.cut and not ends_before(frames, probe.count):
         raise UserError(
-            f"{source.path} is truncated; only {source.count} frames can be read: pass --frames 0:{source.count}, or "
-            "copy or download it again"
+            f"{probe.medium.path} is truncated; only {probe.count} frames can be read: pass --frames 0:{probe.count}, "
+            "or copy or download it again"
         )
 
 
-def _open_source(data: str) -> _Source:
+def _open_source(data: str, raw_video: str = "") -> _Source:
     if data in CLIPS:
-        return _file_source(clip_path(data), data)
+        return _file_source(Medium(clip_path(data)), data)
     if is_remote(data):
         raise UserError(
             f"{data} is an address, and each segment would fetch the full video: download it, or use hnerv fleet"
@@ -165,10 +174,12 @@ def _open_source(data: str) -> _Source:
             f"--data {data[:300]!r} is not a file, a folder or one of the clips {', '.join(CLIPS)}: check the path"
         )
     if path.is_dir():
-        return _image_source(path, path.name, list_images(path))
-    if path.suffix.lower() in SUFFIXES:
-        return _image_source(path, path.stem, [path])
-    return _file_source(path, path.stem)
+        return _image_source(path, path.name, images.list_images(path))
+    if raw_video or path.suffix.lower() == SUFFIX:
+        return _file_source(raw_medium(path, raw_video), path.stem)
+    if path.suffix.lower() not in images.SUFFIXES:
+        return _file_source(Medium(path), path.stem)
+    return _animation_source(path) if images.frame_total(path) > 1 else _image_source(path, path.stem, [path])
 
 
 def _resolved(data: str) -> Path | None:
@@ -180,90 +191,97 @@ def _resolved(data: str) -> Path | None:
         return None
 
 
-def _image_source(path: Path, name: str, images: list[Path]) -> _Source:
-    reader = _Reader("images", lambda start: read_images(images[start:]), True)
-    return _Source(path, name, common_size(images), len(images), _FOLDER_FPS, False, "", [reader])
+def _image_source(path: Path, name: str, files: list[Path]) -> _Source:
+    probe = Probe(Medium(path), images.common_size(files), len(files))
+    return _Source(name, probe, lambda start: ((None, image) for image in images.read_images(files[start:])), True)
 
 
-def _file_source(path: Path, name: str) -> _Source:
-    probe = _probe(path, *_state_of(path))
-    readers = [
-        _Reader("decord", lambda start: read_decord(probe), False),
-        _Reader("pyav", lambda start: read_pyav_from(probe, start) if start else read_pyav(probe), bool(probe.index)),
-    ]
-    trouble = probe.trouble
-    if not trouble and probe.count * math.prod(probe.size) * 3 > _room():
-        trouble = "decord decodes ahead without limit, and its frames do not all fit into memory"
-    if trouble:
-        del readers[0]
-    return _Source(path, name, probe.size, probe.count, probe.fps, probe.cut, trouble, readers)
+def _animation_source(path: Path) -> _Source:
+    *stamps, end = images.animation_times(path)
+    times = Timeline(Fraction(1, 1000), tuple(stamps))
+    probe = Probe(Medium(path), images.common_size([path]), len(stamps), times, *rate_of(times, end - stamps[-1]))
+    return _Source(path.stem, probe, lambda start: zip(stamps, images.read_animation(path), strict=True), False)
+
+
+def _file_source(medium: Medium, name: str) -> _Source:
+    state = medium.path.stat()
+    probe = _probe(medium, state.st_size, state.st_mtime_ns)
+    return _Source(name, probe, functools.partial(read_pyav, probe), bool(probe.keys), "pyav")
 
 
 @functools.lru_cache(maxsize=4)
-def _probe(path: Path, size: int, changed: int) -> Probe:
+def _probe(medium: Medium, size: int, changed: int) -> Probe:
     """Of a file of this size and time of change: a long one is read through once for all its segments."""
-    return probe_video(path)
+    return probe_video(medium)
 
 
-def _state_of(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
+@functools.lru_cache
+def _warn_hdr(path: Path, kind: str) -> None:
+    """Once, not for each segment."""
+    _log.warning(
+        "%s is HDR (%s): its values are read as stored, in 8 bits and without tone mapping, so PSNR and CLIP refer to "
+        "them; the file and hnerv decode keep its colour tags", path.name, kind,
+    )  # fmt: skip
 
 
-def _say_pyav(path: Path, reason: str) -> None:
-    _log.warning("%s is read with PyAV: %s", path.name, reason)
+def _resized(display: Display, plan: CropPlan) -> Display:
+    """A pixel's shape after the crop was resized."""
+    aspect = Fraction(display.wide * plan.width * plan.out_height, display.high * plan.height * plan.out_width)
+    wide, high = aspect.limit_denominator(_FINEST_ASPECT).as_integer_ratio()
+    return display._replace(wide=wide, high=high)
 
 
-def _read_with_first_able(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, str]:
-    start = min(slice_positions(frames, source.count), default=0)
-    if start >= SEEK_FROM and source.readers[-1].seeks:
-        with contextlib.suppress(SeekFailed):
-            return _fill(source.readers[-1].frames(start), source.count, frames, plan, start), source.readers[-1].name
-    if source.trouble:
-        _say_pyav(source.path, source.trouble)
-    for reader in source.readers:
+def _read(source: _Source, plan: CropPlan, frames: str) -> tuple[_Source, Tensor]:
+    """The frames chosen, and the source as it was found to be when it was decoded."""
+    probe = source.probe
+    fits = probe.count * math.prod(probe.size) * 3 <= room()  # decord decodes ahead without limit
+    if os.environ.get("HNERV_READER") == "decord" and probe.simple and fits:
+        by_decord = source._replace(frames=lambda start: read_decord(probe), seeks=False, reader="decord")
         try:
-            return _read(source, reader, plan, frames), reader.name
+            return by_decord, _fill(by_decord, plan, frames)[0]
         except DecordFailed as failure:
-            _say_pyav(source.path, str(failure))
-    raise AssertionError("the last reader raises no DecordFailed")
+            _log.warning("%s is read with PyAV: %s", probe.medium.path.name, failure)
+    pixels, stamps = _fill(source, plan, frames)
+    if not stamps:
+        return source, pixels
+    found = source._replace(probe=probe.as_decoded(stamps))
+    if probe.exact:
+        _log.warning("%s has %d frames, but declares %d", probe.medium.path.name, found.probe.count, probe.count)
+    planned, chosen = (slice_positions(frames, of.probe.count) for of in (source, found))
+    if chosen and chosen == planned[: len(chosen)]:
+        return found, pixels[: len(chosen)]
+    return found, _fill(found, plan, frames)[0]
 
 
-def _read(source: _Source, reader: _Reader, plan: CropPlan, frames: str) -> Tensor:
-    try:
-        return _fill(reader.frames(0), source.count, frames, plan)
-    except _Miscounted as found:
-        count = found.count
-    if not count:
-        raise UserError(f"{source.path} has no frames that can be decoded: pass another video to --data")
-    _log.warning("%s has %d frames, but declares %d", source.path.name, count, source.count)
-    return _fill(reader.frames(0), count, frames, plan)
-
-
-def _fill(stream: Iterable[np.ndarray], count: int, frames: str, plan: CropPlan, start: int = 0) -> Tensor:
-    """Frames chosen out of `count`, the stream beginning at `start` -> (N, 3, H, W) uint8.
-
-    Raises _Miscounted with the true count.
-    """
+def _fill(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, dict[int, int | None]]:
+    """Frames chosen of those promised -> (N, 3, H, W) uint8, and {position: stamp} unless they are as was promised."""
+    count = source.probe.count
     chosen = slice_positions(frames, count)
     if not chosen:
         raise UserError(f"--frames {frames!r} selects none of the {count} frames: pass a wider start:stop:step")
-    result = _allocate(len(chosen), plan)
-    last = max(chosen)
-    to_end = not _ends_before(frames, count)
-    seen = 0
-    for position, frame in enumerate(stream, start):
-        seen = position + 1
+    result, stamps = empty_frames(len(chosen), plan.out_height, plan.out_width), {}
+    last = max(chosen) if ends_before(frames, count) else None
+    for position, stamp, frame in _read_from(source, min(chosen)):
+        stamps[position] = stamp
         if position in chosen and position < count:
             result[chosen.index(position)] = _fit(frame, plan)
-        if position == last and not to_end:
-            return result
-    if seen != count:
-        raise _Miscounted(seen)
-    return result
+        if position == last:
+            break
+    as_promised = source.probe.exact and position == (count - 1 if last is None else last)
+    return result, {} if as_promised else stamps
+
+
+def _read_from(source: _Source, start: int) -> Iterator[tuple[int, int | None, np.ndarray]]:
+    """Position, time stamp and pixels of each frame from `start` on at least, once."""
+    done = 0
+    if source.seeks and start >= SEEK_FROM:
+        with contextlib.suppress(SeekFailed):
+            for done, shown in enumerate(source.frames(start), start + 1):
+                yield done - 1, *shown
+            return
+    for position, shown in enumerate(source.frames(0)):
+        if position >= done:
+            yield position, *shown
 
 
 def _fit(frame: np.ndarray, plan: CropPlan) -> Tensor:
@@ -275,60 +293,3 @@ def _fit(frame: np.ndarray, plan: CropPlan) -> Tensor:
         return pixels
     pixels = F.interpolate(pixels[None].float(), size, mode="bicubic", antialias=True, align_corners=False)[0]
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _allocate(count: int, plan: CropPlan) -> Tensor:
-    """(N, 3, H, W) uint8, channels last in memory, as the readers give them. Raises UserError."""
-    size = count, plan.out_height, plan.out_width, 3
-    needed = math.prod(size)
-    if needed <= _room():
-        return torch.empty(size, dtype=torch.uint8).permute(0, 3, 1, 2)
-    try:
-        return _on_disk(needed).view(size).permute(0, 3, 1, 2)
-    except OSError as error:
-        raise UserError(
-            f"{count} frames of {plan.out_height}x{plan.out_width} take {needed / 1e9:.1f} GB, which {cache_folder()} "
-            f"cannot hold ({error.strerror}): select fewer with --frames, make them smaller with --resize, or set "
-            "HNERV_CACHE to a folder on a larger disk"
-        ) from error
-
-
-def _on_disk(size: int) -> Tensor:
-    """(size,) uint8 in a file of the cache that has no name: the system frees it, however the process ends.
-
-    What was read of it stays in memory while there is room, and is no obstacle where there is none. Raises OSError.
-    """
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=cache_folder()) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up later would kill the process
-        else:
-            file.truncate(size)
-        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
-
-
-def _room() -> int:
-    """Bytes of frames that may be held in memory."""
-    return min(IN_MEMORY, memory_bytes() // 4)
-
-
-def memory_bytes() -> int:
-    """Of this machine; no bound where it does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 1 << 62
-
-
-def slice_positions(frames: str, count: int) -> range:
-    """Positions that --frames START:STOP:STEP picks out of `count`, '' for all. Raises UserError if malformed."""
-    match = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18})?)?", frames, flags=re.ASCII) if frames else None
-    if frames and (not match or int(match[3] or 1) == 0):
-        raise UserError(f"--frames {frames!r} must be start:stop:step with a step other than 0, such as 0:100 or ::2")
-    parts = [int(text) if text else None for text in match.groups()] if match else [None]
-    return range(count)[slice(*parts)]
-
-
-def _ends_before(frames: str, count: int) -> bool:
-    """Whether the slice picks the same positions however many frames follow the first `count`."""
-    return slice_positions(frames, count) == slice_positions(frames, count + _MORE)

@@ -1,30 +1,28 @@
-"""What a video file promises, read from its packets and its first frame, and whether decord may be trusted with it."""
+"""What a video file holds, read from its packets and its first frame."""
 
 from __future__ import annotations
 
 import bisect
-import re
-from collections.abc import Iterator
+import contextlib
+import itertools
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hnerv.errors import UserError
+from hnerv.timeline import Timeline, rate_of
+from hnerv.video.colour import UNTAGGED, Display
+from hnerv.video.truncation import count_before_cut, promised_bytes
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-DECORD_FORMATS = {
-    **dict.fromkeys(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p"), 2),
-    **dict.fromkeys(("yuv444p", "yuvj444p", "gray", "rgb24", "bgr24"), 1),
-}
-"""Pixel format -> what must divide height and width for decord's RGB to equal FFmpeg's own.
-
-For others (10 bit, odd sizes) decord's old swscale places or filters chroma differently, by up to 80 of 255.
-"""
+DEFAULT_FPS = Fraction(24)
+"""Of images and streams that say nothing."""
 
 
 class Orientation(NamedTuple):
@@ -34,74 +32,96 @@ class Orientation(NamedTuple):
     flip_rows: bool = False
     flip_cols: bool = False
 
-    @property
-    def mirrored(self) -> bool:
-        return self.transpose ^ self.flip_rows ^ self.flip_cols
-
     def upright_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) as stored -> (H, W) as shown."""
         return (width, height) if self.transpose else (height, width)
 
     def upright(self, frame: np.ndarray) -> np.ndarray:
         """(h, w, 3) as stored -> (H, W, 3) as shown, contiguous."""
-        if self.transpose:
-            frame = frame.transpose(1, 0, 2)
-        rows, cols = (slice(None, None, -1 if flip else 1) for flip in (self.flip_rows, self.flip_cols))
-        return np.ascontiguousarray(frame[rows, cols])
+        frame = frame.transpose(1, 0, 2) if self.transpose else frame
+        return np.ascontiguousarray(frame[:: -1 if self.flip_rows else 1, :: -1 if self.flip_cols else 1])
+
+
+class Medium(NamedTuple):
+    """A file or folder; of raw video FFmpeg's video_size, pixel_format and framerate, which others say themselves."""
+
+    path: Path
+    raw: tuple[tuple[str, str], ...] = ()
 
 
 class Probe(NamedTuple):
-    """Facts on the one video stream that is read. H W are pixels of the upright frame."""
+    """What a source holds; of a file, its one stream that is read. H W are pixels of the upright frame."""
 
-    path: Path
+    medium: Medium
     size: tuple[int, int]
     count: int
     """Frames to expect; of a file that is cut short, those before the cut."""
-    fps: float
-    orientation: Orientation
-    cut: bool
-    trouble: str
-    """Why decord is not asked, '' when it is."""
-    index: SeekIndex | None
-    """None where decoding from the middle is not sure to give the frames that decoding from the start gives."""
+    times: Timeline | None = None
+    """Time stamps of all frames as stored, ascending; None where there are none to be trusted."""
+    rate: Fraction = DEFAULT_FPS
+    """Frames per second: constant, or the mean."""
+    steady: bool = True
+    """Whether frame k is k / rate after the first."""
+    exact: bool = True
+    """Whether `count` and `times` are those of the decoded frames, as far as the packets say."""
+    cut: bool = False
+    display: Display = UNTAGGED
+    orientation: Orientation = Orientation()
+    simple: bool = False
+    """Whether decord 0.6 gives the same pixels, as far as was found out."""
+    keys: tuple[int, ...] = ()
+    """Time stamps that decoding can begin at; empty where that is not sure to give the frames of decoding from 0."""
 
+    @property
+    def timed(self) -> bool:
+        return self.times is not None and not self.medium.raw
 
-class SeekIndex(NamedTuple):
-    """Time stamps, in units of the stream, ascending: of all frames, and of those that decoding can begin at."""
+    def as_decoded(self, found: dict[int, int | None]) -> Probe:
+        """With the frames {position: time stamp} that were decoded, up to the last one."""
+        count, stamps = max(found) + 1, tuple(found.values())
+        known = self.timed and len(stamps) == count and None not in stamps
+        if not known or any(b <= a for a, b in itertools.pairwise(stamps)):
+            return self._replace(count=count, steady=True)
+        times = Timeline(self.times.tick, stamps)
+        rate, steady = rate_of(times, hints=[self.rate])
+        return self._replace(count=count, times=times, rate=rate, steady=steady)
 
-    frames: list[int]
-    keys: list[int]
+    def times_of(self, chosen: range) -> Timeline | None:
+        """When these are shown, 0 being the first frame; None where the k-th of them is at k / rate."""
+        if self.steady:
+            return None if chosen == range(len(chosen)) else Timeline(1 / self.rate, tuple(chosen))
+        first = self.times.stamps[0]
+        return Timeline(self.times.tick, tuple(self.times.stamps[frame] - first for frame in chosen))
 
     def key_before(self, position: int) -> int | None:
         """The last but one key frame at or before a frame: from there on even open groups of pictures are whole.
 
         None where decoding has to begin at the start.
         """
-        number = bisect.bisect_right(self.keys, self.frames[position]) - 2
+        number = bisect.bisect_right(self.keys, self.times.stamps[position]) - 2
         return self.keys[number] if number > 0 else None
 
 
-class _Packet(NamedTuple):
+class Packet(NamedTuple):
+    """What a container says of one packet; times are in its ticks."""
+
     pts: int | None
     dts: int | None
     duration: int
     hidden: bool
     corrupt: bool
     key: bool
+    alpha: bool
+    """Which FFmpeg's own decoders of VP8 and VP9 leave out."""
 
 
-class _Scan(NamedTuple):
-    packets: list[_Packet]
-    failed: bool
-    """The container could not be read to its end."""
-
-
-def open_video(path: Path) -> InputContainer:
-    """Open with PyAV. Raises UserError when FFmpeg knows no such format or the file has no index."""
+def open_video(medium: Medium) -> InputContainer:
+    """Raises UserError when FFmpeg knows no such format or the file has no index."""
     import av
 
-    try:
-        container = av.open(str(path))
+    path, kind = medium.path, "rawvideo" if medium.raw else None
+    try:  # tags need not be UTF-8
+        container = av.open(str(path), format=kind, options=dict(medium.raw), metadata_errors="replace")
     except av.error.PermissionError as error:
         raise UserError(f"{path} is not readable: change its permissions") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -120,35 +140,57 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not moving:
         raise UserError(f"{path} has no video stream, only audio or other data: pass a video to --data")
     best = container.streams.best("video")
-    return best if best in moving else moving[0]
+    stream = best if best in moving else moving[0]
+    if stream.codec_context is None:
+        raise UserError(f"{path} has video of a codec that FFmpeg does not know, or is damaged: pass another to --data")
+    return stream
 
 
-def probe_video(path: Path) -> Probe:
-    """Read all packets of a video, decode one frame, and say what to expect and whom to ask for it.
+def probe_video(medium: Medium) -> Probe:
+    """Read all packets of a video, decode one frame, and say what to expect.
 
-    Raises UserError when it is not a video, has no video stream, or no frame can be read.
+    Raises UserError when it is not a video, has no video stream, is transparent, or no frame can be read.
     """
-    with open_video(path) as container:
+    path = medium.path
+    with open_video(medium) as container:
         stream = video_stream(container, path)
-        scan = _scan(container, stream)
-        cut = _is_cut(container, stream, scan, path)
-        shown = [p for p in scan.packets if not p.hidden]
-        count = _before_cut(shown) if cut else len(shown)
-        first = _first_frame(path)
+        packets, failed = _scan(container, stream)
+        cut = failed or promised_bytes(container, stream, path) > path.stat().st_size
+        shown = [p for p in packets if not p.hidden]
+        first = _first_frame(medium)
+        count = count_before_cut(shown) if cut else len(shown)
         if not count or not first:
             cause = "is truncated before its first complete frame" if cut else "has no frames that can be decoded"
             raise UserError(f"{path} {cause}: copy or download it again, or pass another video to --data")
-        orientation = _orientation(first)
-        size = orientation.upright_size(first.height, first.width)
-        trouble = "it is truncated" if cut else _trouble(container, first, scan)
-        index = None if cut else _index(container, scan)
-        return Probe(path, size, count, _rate(stream), orientation, cut, trouble, index)
+        if any(p.alpha for p in packets):
+            raise transparent(path, f"-c:v libvpx{'-vp9' if stream.codec_context.name == 'vp9' else ''} ")
+        times, last = _times(container, stream, shown)
+        hints = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+        rate, steady = rate_of(times, last, hints) if times else ((hints or [DEFAULT_FPS])[-1], True)
+        begins = packets[0].key and packets[0].pts == min((p.pts for p in packets if p.pts is not None), default=None)
+        exact, orientation = bool(times and begins and not cut), _orientation(first)
+        codes = first.color_primaries, first.color_trc, first.colorspace, first.color_range
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        shape = (1 / aspect if orientation.transpose else aspect).as_integer_ratio()
+        simple = exact and orientation == Orientation() and _is_simple(container, stream, first, packets)
+        return Probe(
+            medium, orientation.upright_size(first.height, first.width), count, times, rate, steady, exact, cut,
+            Display(*map(int, codes), *shape), orientation, simple, _keys(container, packets) if exact else (),
+        )  # fmt: skip
+
+
+def transparent(path: Path, decoder: str = "") -> UserError:
+    """`decoder` is what FFmpeg needs to see the alpha of this file."""
+    return UserError(
+        f"{path} has transparent pixels, which a video frame cannot have: put them on black with ffmpeg {decoder}-i "
+        f"{path.name} -vf format=gbrap,premultiply=inplace=1,format=yuv420p out.mp4"
+    )
 
 
 def _not_a_video(path: Path) -> UserError:
     return UserError(
         f"{path} is not a video, or is truncated before its index: check that it plays, or copy it again; --data takes "
-        "a video file, a folder of PNG or JPEG images, or the name of a clip"
+        "a video file, a folder of images, a raw .yuv file, or the name of a clip"
     )
 
 
@@ -159,107 +201,78 @@ def _moving_streams(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not stream.disposition & still]
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[Packet], bool]:
+    """All packets of a stream, and whether the last of them, or the end of the container, could not be read."""
     import av
 
-    packets: list[_Packet] = []
+    packets: list[Packet] = []
+    codec = stream.codec_context.name
     try:
         for packet in container.demux(stream):
             if packet.size:  # PyAV ends with an empty one
-                facts = (
-                    packet.pts,
-                    packet.dts,
-                    packet.duration or 0,
-                    packet.is_discard,
-                    packet.is_corrupt,
-                    packet.is_keyframe,
-                )
-                packets.append(_Packet(*facts))
+                hidden = packet.is_discard or (codec in ("vp8", "vp9") and not _shows(codec, bytes(packet)))
+                alpha = packet.has_sidedata("matroska_block_additional")
+                facts = packet.pts, packet.dts, packet.duration or 0, hidden, packet.is_corrupt, packet.is_keyframe
+                packets.append(Packet(*facts, alpha))
     except av.error.FFmpegError:
-        return _Scan(packets, True)
-    return _Scan(packets, False)
+        return packets, True
+    return packets, bool(packets) and packets[-1].corrupt
 
 
-def _first_frame(path: Path) -> VideoFrame | None:
+def _shows(codec: str, data: bytes) -> bool:
+    """Whether a packet has a frame to show; an alternate reference frame is for other frames to lean on only.
+
+    Source: RFC 6386, 9.1, and the uncompressed header and superframe index of the VP9 bitstream specification.
+    """
+    if codec == "vp8":
+        return bool(data[0] & 0x10)
+    flags = 0x05 if data[0] & 0x30 == 0x30 else 0x0A  # profile 3 has a bit more in front of them
+    return data[-1] & 0xE0 == 0xC0 or bool(data[0] & flags)
+
+
+def _first_frame(medium: Medium) -> VideoFrame | None:
     import av
 
-    with open_video(path) as container:
-        try:
-            return next(container.decode(video_stream(container, path)), None)
-        except av.error.FFmpegError:
-            return None
+    with open_video(medium) as container, contextlib.suppress(av.error.FFmpegError):
+        return next(container.decode(video_stream(container, medium.path)), None)
 
 
-def _is_cut(container: InputContainer, stream: VideoStream, scan: _Scan, path: Path) -> bool:
-    """Whether the file ends before what its header or index promises; formats without a promise never say so."""
-    if scan.failed or (scan.packets and scan.packets[-1].corrupt):
-        return True
-    kind = container.format.name
-    if "mov" in kind:
-        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-        return end > path.stat().st_size
-    if kind == "avi":
-        return stream.frames > len(scan.packets)
-    if "matroska" in kind or kind == "flv":
-        promised = _promised_seconds(container, stream)
-        ends = [float((p.pts + p.duration) * stream.time_base) for p in scan.packets if p.pts is not None]
-        return bool(promised and ends) and promised - max(ends) > 1.5 / _rate(stream)
-    return False
+def _times(container: InputContainer, stream: VideoStream, shown: list[Packet]) -> tuple[Timeline | None, int]:
+    """By presentation time stamps, in AVI by decoding ones (others are FFmpeg's guess); and the last one's duration.
+
+    A duration is the step to the next packet, which is that of the frame only where it is the last packet, too.
+    """
+    avi = container.format.name == "avi"
+    for name in ("dts",) if avi else ("pts", "dts"):
+        found = [getattr(packet, name) for packet in shown]
+        if None not in found and len(set(found)) == len(found):
+            stamps = sorted(found)
+            steps = {b - a for a, b in itertools.pairwise(stamps[1:])}
+            if avi and len(steps) == 1:  # FFmpeg writes the empty chunks of a late start behind the first frame
+                stamps[0] = stamps[1] - steps.pop()
+            last = shown[-1].duration if found[-1] == stamps[-1] else 0
+            return Timeline(Fraction(stream.time_base), tuple(stamps)), last
+    return None, 0
 
 
-def _index(container: InputContainer, scan: _Scan) -> SeekIndex | None:
+def _keys(container: InputContainer, packets: list[Packet]) -> tuple[int, ...]:
     """Of a file whose every packet is a frame with a time stamp of its own, in a format that finds key frames."""
-    stamps = [p.pts for p in scan.packets]
-    sure = "mov" in container.format.name or "matroska" in container.format.name
-    if not sure or any(p.hidden or p.corrupt or p.pts is None or p.pts < 0 for p in scan.packets):
-        return None
-    if len(set(stamps)) < len(stamps):
-        return None
-    return SeekIndex(sorted(stamps), sorted(p.pts for p in scan.packets if p.key))
+    seekable = any(kind in container.format.name for kind in ("mov", "matroska", "rawvideo"))
+    if not seekable or any(p.hidden or p.corrupt or p.pts is None or p.pts < 0 for p in packets):
+        return ()
+    return tuple(sorted(p.pts for p in packets if p.key))
 
 
-def _promised_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """Matroska's DURATION tag of the stream, else the container's duration where the video has it for itself."""
-    match = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if match:
-        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
-    if container.duration and len(container.streams) == 1:
-        return container.duration / 1e6
-    return None
-
-
-def _before_cut(packets: list[_Packet]) -> int:
-    """Frames shown before any that the cut took: a lost packet has a later dts than all, and pts >= dts."""
-    whole = [p for p in packets if not p.corrupt]
-    if any(p.pts is None or p.dts is None for p in whole):
-        return max(len(whole) - 1, 0)
-    last = max((p.dts for p in whole), default=0)
-    return sum(p.pts <= last for p in whole)
-
-
-def _trouble(container: InputContainer, first: VideoFrame, scan: _Scan) -> str:
-    """What decord 0.6 is known to get wrong in this file, '' for nothing."""
-    return next(_troubles(container, first, scan), "")
-
-
-def _troubles(container: InputContainer, first: VideoFrame, scan: _Scan) -> Iterator[str]:
-    stamps = [p.pts for p in scan.packets if p.pts is not None]
-    step = DECORD_FORMATS.get(first.format.name)
-    orientation = _orientation(first)
-    if container.format.name == "mpegts":
-        yield "decord returns wrong frames for MPEG-TS"
-    if any(stream.codec_context.name == "mjpeg" for stream in _moving_streams(container)):
-        yield "decord conceals damage in Motion JPEG differently from FFmpeg"
-    if len(_moving_streams(container)) > 1:
-        yield "it has more than one video stream"
-    if any(p.hidden for p in scan.packets) or min(stamps, default=0) < 0:
-        yield "its edit list hides frames that decord would show"
-    if len(set(stamps)) < len(scan.packets):
-        yield "its timestamps are missing or repeated"
-    if step is None or first.height % step or first.width % step:
-        yield f"decord does not convert {first.format.name} of {first.height}x{first.width} exactly"
-    if orientation.mirrored or (orientation != Orientation() and "mov" not in container.format.name):
-        yield "decord does not rotate it upright"
+def _is_simple(container: InputContainer, stream: VideoStream, first: VideoFrame, packets: list[Packet]) -> bool:
+    """H.264 of 8 bits in 4:2:0 in MP4 or MOV without edits; that it is progressive shows while it is read."""
+    return (
+        "mov" in container.format.name
+        and stream.codec_context.name == "h264"
+        and first.format.name in ("yuv420p", "yuvj420p")
+        and not (first.height % 2 or first.width % 2)
+        and len(_moving_streams(container)) == 1
+        and not any(p.hidden or p.pts < 0 for p in packets)
+    )
 
 
 _TURNS = {1: Orientation(True, True, False), 2: Orientation(False, True, True), 3: Orientation(True, False, True)}
@@ -280,7 +293,3 @@ def _orientation(frame: VideoFrame) -> Orientation:
     if abs(b) > abs(a):
         return Orientation(True, b < 0, c < 0)
     return Orientation(False, d < 0, a < 0)
-
-
-def _rate(stream: VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 24)

@@ -1,33 +1,52 @@
-"""Frames of a video file, in order, once: by decord where it is right, by PyAV elsewhere."""
+"""Frames of a video file, in order, once: by PyAV, which is the reference, or by decord where that gives the same."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hnerv.errors import UserError
-from hnerv.video.probing import Probe, open_video, video_stream
+from hnerv.video.probing import Probe, open_video, transparent, video_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_DECORD_THREADS = 4
+    Shown = tuple[int | None, np.ndarray]
+    """A frame's time stamp, None where it has none, and its pixels (H, W, 3) uint8 RGB."""
+
+
+class SeekFailed(Exception):
+    """Decoding from the middle does not give the frames that the time stamps promise."""
 
 
 class DecordFailed(Exception):
-    """decord cannot read this file, or not as its packets promise; the message is a clause that says why."""
+    """decord cannot read this file, or not as PyAV does; the message is a clause that says why."""
 
 
-def read_decord(probe: Probe) -> Iterator[np.ndarray]:
-    """Yield `probe.count` upright frames (H, W, 3) uint8 RGB. Raises DecordFailed, which may come after frames.
+def read_pyav(probe: Probe, start: int = 0) -> Iterator[Shown]:
+    """Yield upright frames from position `start` on until the file ends, before or after `probe.count`.
+
+    With a `start` above 0 only what it leans on is decoded of those before, and every frame is known by its time stamp.
+    Raises SeekFailed where one is missing, which may come after frames, and UserError at a frame that cannot be
+    decoded, is transparent, or has another size than the first.
+    """
+    for position, frame in enumerate(_decode_checked(probe, start), start):
+        if start and (position == probe.count or frame.pts != probe.times.stamps[position]):
+            raise SeekFailed(f"frame {position} has another time stamp than its packet")
+        yield frame.pts, _upright_rgb(probe, frame)
+    if start and position + 1 < probe.count:
+        raise SeekFailed(f"{probe.count - position - 1} frames are missing at the end")
+
+
+def read_decord(probe: Probe) -> Iterator[Shown]:
+    """`read_pyav` of a `probe.simple` file by decord. Raises DecordFailed, which may come after frames.
 
     Never seeks: decord's random access returns wrong frames on open groups of pictures. Not for forked processes.
-    decord hides damage, so PyAV decodes in step without converting: raises UserError where `read_pyav` would.
+    decord hides damage and fields, so PyAV decodes in step without converting: raises UserError as `read_pyav`.
     """
     import torch  # noqa: F401  decord crashes where it is loaded before torch
 
@@ -39,54 +58,43 @@ def read_decord(probe: Probe) -> Iterator[np.ndarray]:
     try:
         decord.logging.set_level(decord.logging.QUIET)
         # Any positive tolerance below one frame: decord else repeats a neighbour for a frame it cannot decode.
-        reader = decord.VideoReader(str(probe.path), num_threads=_DECORD_THREADS, fault_tol=1e-9)
+        reader = decord.VideoReader(str(probe.medium.path), num_threads=4, fault_tol=1e-9)
         count = len(reader)
     except failures as error:
         raise DecordFailed("decord cannot open it") from error
-    if count != probe.count:
-        raise DecordFailed(f"decord counts {count} frames, but the file has {probe.count}")
-    checked = _decode_checked(probe)
-    for position in range(count):
-        if next(checked, None) is None:
-            raise DecordFailed(f"decord counts {count} frames, but only {position} can be decoded")
+    for position, frame in enumerate(_decode_checked(probe)):
+        if frame.interlaced_frame:
+            raise DecordFailed("decord mixes the chroma of interlaced fields")
         try:
-            frame = reader.next().asnumpy()
+            pixels = reader.next().asnumpy()
         except failures as error:
             raise DecordFailed(f"decord fails at frame {position}") from error
-        if frame.shape != (*probe.size, 3):
-            raise DecordFailed(f"decord returns a frame of shape {frame.shape}")
-        yield frame
-    if next(checked, None) is not None:
-        raise DecordFailed(f"decord counts {count} frames, but more can be decoded")
+        if pixels.shape != (*probe.size, 3):
+            raise DecordFailed(f"decord returns a frame of shape {pixels.shape}")
+        yield frame.pts, pixels
+    if not position + 1 == count == probe.count:
+        raise DecordFailed(f"decord counts {count} frames, but {position + 1} can be decoded")
 
 
-class SeekFailed(Exception):
-    """Decoding from the middle does not give the frames that the time stamps promise."""
+def count_frames(probe: Probe) -> int:
+    """Frames that can be decoded, for which they are. Raises UserError as `read_pyav`."""
+    return sum(1 for _ in _decode_checked(probe))
 
 
-def read_pyav(probe: Probe) -> Iterator[np.ndarray]:
-    """Yield upright frames (H, W, 3) uint8 RGB until the file ends, which may be before or after `probe.count`.
+def _upright_rgb(probe: Probe, frame: VideoFrame) -> np.ndarray:
+    """(H, W, 3) uint8, as FFmpeg's scale filter converts: with the frame's matrix and range, field by field where it
+    is interlaced, chroma where it is sited. Above 8 bits without its tables of 8-bit chroma, up to 4 levels off."""
+    from av.video.reformatter import Interpolation
 
-    Raises UserError at a frame that cannot be decoded or has another size than the first.
-    """
-    for frame in _decode_checked(probe):
-        yield probe.orientation.upright(frame.to_ndarray(format="rgb24"))
-
-
-def read_pyav_from(probe: Probe, start: int) -> Iterator[np.ndarray]:
-    """The frames of `read_pyav` from position `start` on; of those before, only what these lean on is decoded.
-
-    Every frame is known by its time stamp. Raises SeekFailed where one is missing, which may come after frames, and
-    UserError as `read_pyav`.
-    """
-    position, stamps = start, probe.index.frames
-    for frame in _decode_checked(probe, start):
-        if position >= len(stamps) or frame.pts != stamps[position]:
-            raise SeekFailed(f"frame {position} has another time stamp than its packet")
-        yield probe.orientation.upright(frame.to_ndarray(format="rgb24"))
-        position += 1
-    if position < len(stamps):
-        raise SeekFailed(f"{len(stamps) - position} frames are missing at the end")
+    parts, how = frame.format.components, Interpolation.BILINEAR
+    if max(part.bits for part in parts) > 8:
+        how |= Interpolation.FULL_CHR_H_INT
+    if not any(part.is_alpha for part in parts):
+        return probe.orientation.upright(frame.to_ndarray(format="rgb24", interpolation=how))
+    pixels = frame.to_ndarray(format="rgba", interpolation=how)
+    if pixels[..., 3].min() < 255:
+        raise transparent(probe.medium.path)
+    return probe.orientation.upright(pixels[..., :3])
 
 
 def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
@@ -95,8 +103,8 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
     from av.video.frame import PictureType
 
     position = sound = anchor = start
-    with open_video(probe.path) as container:
-        stream = video_stream(container, probe.path)
+    with open_video(probe.medium) as container:
+        stream = video_stream(container, probe.medium.path)
         stream.codec_context.thread_count = 1  # with more, FFmpeg marks damaged frames now and then, not always
         try:
             for frame in _begun_at(start, probe, container, stream):
@@ -111,42 +119,34 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
                     sound, anchor = anchor, position  # and the last one before the damage shows may hold its start
         except av.error.FFmpegError as error:
             raise _undecodable(probe, error.strerror or "unknown error", position, range(start, sound)) from error
+    if position == start:
+        raise UserError(f"{probe.medium.path} has no frames that can be decoded: pass another video to --data")
 
 
 def _begun_at(start: int, probe: Probe, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    key = probe.index.key_before(start) if start else None
-    if key is not None:
+    if start and (key := probe.key_before(start)) is not None:
         container.seek(key, stream=stream)
-    frames = _decode(container, stream, probe.cut)
-    if not start:
-        return frames
-    first = probe.index.frames[start]
-    return itertools.dropwhile(lambda frame: frame.pts is None or frame.pts < first, frames)
-
-
-def _decode(container: InputContainer, stream: VideoStream, cut: bool) -> Iterator[VideoFrame]:
     for packet in container.demux(stream):
         # The half packet at the cut would end decoding before the whole frames in front of it are out.
-        if not (cut and packet.is_corrupt):
-            yield from packet.decode()
+        if not (probe.cut and packet.is_corrupt):
+            for frame in packet.decode():
+                if not start or (frame.pts is not None and frame.pts >= probe.times.stamps[start]):
+                    yield frame
 
 
 def _size_changes(probe: Probe, size: tuple[int, int], position: int) -> UserError:
-    (height, width), name = probe.size, probe.path.name
+    (height, width), path = probe.size, probe.medium.path
     return UserError(
-        f"{probe.path} changes size from {height}x{width} to {size[0]}x{size[1]} at frame {position}: pass --frames "
-        f"0:{position}, or scale all frames to one size with ffmpeg -i {name} -vf scale={width}:{height} out.mp4"
+        f"{path} changes size from {height}x{width} to {size[0]}x{size[1]} at frame {position}: pass --frames "
+        f"0:{position}, or scale all frames to one size with ffmpeg -i {path.name} -vf scale={width}:{height} out.mp4"
     )
 
 
 def _undecodable(probe: Probe, cause: str, position: int, sound: range) -> UserError:
     """The `sound` frames, of those that were decoded, are not touched by the damage that shows at `position`."""
-    if not sound:
-        return UserError(
-            f"{probe.path}: frame {position} cannot be decoded ({cause}), and no earlier frame is certain to be "
-            "intact: copy the file again, or pass another video to --data"
-        )
-    return UserError(
-        f"{probe.path}: frame {position} cannot be decoded ({cause}): pass --frames {sound.start}:{sound.stop}, or "
-        f"repair the file with ffmpeg -i {probe.path.name} -c:v libx264 -crf 12 out.mp4"
-    )
+    path = probe.medium.path
+    fix = "no earlier frame is certain to be intact, so copy the file again, or pass another video to --data"
+    if sound:
+        repair = f"ffmpeg -i {path.name} -c:v libx264 -crf 12 out.mp4"
+        fix = f"pass --frames {sound.start}:{sound.stop}, or repair the file with {repair}"
+    return UserError(f"{path}: frame {position} cannot be decoded ({cause}): {fix}")

@@ -1,4 +1,4 @@
-"""Which frames train, which validate: the `a_b_c` of the HNeRV vocabulary."""
+"""Which frames are read: a Python slice. Which of them train and validate: the `a_b_c` of the HNeRV vocabulary."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hnerv.errors import UserError
+
+_MORE = 1_000_000_000
 
 
 class DataSplit(NamedTuple):
@@ -47,3 +49,17 @@ def data_split(count: int, split: str, shuffle_seed: int | None = None) -> DataS
             f"--data-split {split!r} leaves none of the {count} frames to train: set a to at least 1, as in 9_9_10"
         )
     return parts
+
+
+def slice_positions(frames: str, count: int) -> range:
+    """Positions that --frames START:STOP:STEP picks out of `count`, '' for all. Raises UserError if malformed."""
+    match = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18})?)?", frames, flags=re.ASCII) if frames else None
+    if frames and (not match or int(match[3] or 1) == 0):
+        raise UserError(f"--frames {frames!r} must be start:stop:step with a step other than 0, such as 0:100 or ::2")
+    parts = [int(text) if text else None for text in match.groups()] if match else [None]
+    return range(count)[slice(*parts)]
+
+
+def ends_before(frames: str, count: int) -> bool:
+    """Whether the slice picks the same positions however many frames follow the first `count`."""
+    return slice_positions(frames, count) == slice_positions(frames, count + _MORE)

@@ -19,11 +19,8 @@ import numpy as np
 
 from hnerv.errors import UserError
 from hnerv.files import check_place, replacing
-from hnerv.video.colour import LIMITED_RANGE, MATRIX, to_yuv420
-
-_NTSC = Fraction(1000, 1001)
-_LARGEST_DENOMINATOR = 1001
-MOST_FPS = 1_000_000
+from hnerv.timeline import Timeline
+from hnerv.video.colour import UNTAGGED, Display, tags_of, to_stored
 
 
 class FrameWriter(Protocol):
@@ -68,34 +65,26 @@ def check_target(path: Path, size: tuple[int, int], overwrite: bool = False) -> 
 
 @contextlib.contextmanager
 def open_writer(
-    path: Path, size: tuple[int, int], fps: float, *, overwrite: bool = False, numbers: Sequence[int] | None = None
+    path: Path,
+    size: tuple[int, int],
+    times: Timeline,
+    *,
+    display: Display = UNTAGGED,
+    overwrite: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[FrameWriter]:
-    """A writer of frames of `size` (H, W) at `fps` frames per second, to be used as a context.
+    """A writer of frames of `size` (H, W), each shown at its time of `times` from the first, to be used as a context.
 
     .mp4 and .mov become H.264 (4:2:0, lossy, even sizes), .mkv lossless FFV1; no suffix, or a folder that is there,
     becomes PNG images 00000.png, 00001.png, ..., or of these `numbers`, which know no rate. With `overwrite` they take
-    the place of what was there: of a file, or of all such images. NTSC rates rounded to three digits are taken for
-    what they mean, 23.976 for 24000/1001. All of it is moved to its place at the end of a block that succeeds; a block
-    that fails leaves what was there. Raises UserError as `check_target` does, for a rate that is not above 0, for a
-    disk that fails, and when no frame came.
+    the place of what was there: of a file, or of all such images. A file gets the tags of `display`, and 4:2:0 its
+    matrix and range. All of it is moved to its place at the end of a block that succeeds; a block that fails leaves
+    what was there. Raises UserError as `check_target` does, for a disk that fails, and when no frame came.
     """
     check_target(path, size, overwrite)
-    rate = exact_rate(fps)
-    with _folder_writer(path, size, numbers) if _is_folder(path) else _file_writer(path, size, rate) as writer:
+    folder = _is_folder(path)
+    with _folder_writer(path, size, numbers) if folder else _file_writer(path, size, times, display) as writer:
         yield writer
-
-
-def exact_rate(fps: float) -> Fraction:
-    """Frames per second as a fraction: whole, n x 1000/1001 where that is meant, else the nearest of small denominator.
-
-    Raises UserError when it is not above 0 and at most MOST_FPS.
-    """
-    if not 0 < fps <= MOST_FPS:
-        raise UserError(f"the frame rate {fps} must be above 0 and at most {MOST_FPS}, such as 24")
-    ntsc = round(fps * 1.001) * _NTSC
-    if abs(fps - round(fps)) > 1e-6 and abs(fps - ntsc) < 1e-4:
-        return ntsc
-    return max(Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR), Fraction(1, _LARGEST_DENOMINATOR))
 
 
 def _is_folder(path: Path) -> bool:
@@ -178,15 +167,21 @@ class _Frames:
 
 
 @contextlib.contextmanager
-def _file_writer(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[_Frames]:
+def _file_writer(path: Path, size: tuple[int, int], times: Timeline, display: Display) -> Iterator[_Frames]:
     import av
 
     coding = FORMATS[path.suffix.lower()]
     with _replacing(path) as file:
         container = av.open(file, "w", format=coding.container)
         try:
-            stream = _add_stream(container, coding, size, rate)
-            frames = _Frames(path, size, lambda i, frame: container.mux(stream.encode(_coded(frame, coding, i, rate))))
+            stream = _add_stream(container, coding, size, times, display)
+
+            def store(number: int, frame: np.ndarray) -> None:
+                picture = to_stored(frame, coding.pix_fmt, display)
+                picture.pts, picture.time_base = abs(times.stamps[number] - times.stamps[0]), times.tick
+                container.mux(stream.encode(picture))
+
+            frames = _Frames(path, size, store)
             yield frames
             frames.check_some()
             with _storing(path):
@@ -214,25 +209,17 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         target.__exit__(None, None, None)
 
 
-def _add_stream(container, coding: _Coding, size: tuple[int, int], rate: Fraction):
+def _add_stream(container, coding: _Coding, size: tuple[int, int], times: Timeline, display: Display):
+    rate = 1 / (times.step * times.tick)  # also says how long the last frame is shown
     stream = container.add_stream(coding.codec, rate=rate, options=coding.options)
     stream.height, stream.width = size
     stream.pix_fmt = coding.pix_fmt
-    if coding.pix_fmt == "yuv420p":
-        stream.codec_context.colorspace = MATRIX
-        stream.codec_context.color_range = LIMITED_RANGE
+    context = stream.codec_context
+    context.time_base = times.tick
+    context.color_primaries, context.color_trc = display.primaries, display.transfer
+    context.sample_aspect_ratio = Fraction(display.wide, display.high)
+    context.colorspace, context.color_range = tags_of(display, coding.pix_fmt)
     return stream
-
-
-def _coded(frame: np.ndarray, coding: _Coding, position: int, rate: Fraction):
-    import av
-
-    if coding.pix_fmt == "yuv420p":
-        result = to_yuv420(frame)
-    else:
-        result = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24").reformat(format=coding.pix_fmt)
-    result.pts, result.time_base = position, 1 / rate
-    return result
 
 
 @contextlib.contextmanager

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from hnerv.model import Scene
-from hnerv.search import Hit, as_dict, hits_table, time_code
+from hnerv.search import Hit, as_dict, hits_table
 
 SCENE = Scene(100_000, 32, 64, 2, 4, 25.0, (0, 1), (2,), 6)
-
-
-@pytest.mark.parametrize(
-    ("frame", "fps", "expected"),
-    [
-        (0, 24.0, "00:00:00.000"),
-        (1, 24.0, "00:00:00.042"),
-        (24, 24.0, "00:00:01.000"),
-        (1800, 30000 / 1001, "00:01:00.060"),
-        (24 * 3661 + 12, 24.0, "01:01:01.500"),
-        (59_9999, 10_000.0, "00:01:00.000"),
-        (100 * 3600 * 24, 24.0, "100:00:00.000"),
-    ],
-)
-def test_time_codes(frame, fps, expected):
-    assert time_code(frame, fps) == expected
 
 
 def test_rows():

@@ -65,11 +65,12 @@ def test_a_clip_without_cuts():
 
 
 def test_a_file_with_cuts(tmp_path):
+    from hnerv.timeline import Timeline
     from hnerv.video import open_writer
 
     path = tmp_path / "joined.mkv"
     frames = [*scene(1, 20), *scene(2, 20), *scene(7, 25)]
-    with open_writer(path, (128, 192), 24.0) as writer:
+    with open_writer(path, (128, 192), Timeline.at_rate(24.0)) as writer:
         for frame in frames:
             writer.write(frame)
     assert find_cuts(str(path), range(65)) == [20, 40]

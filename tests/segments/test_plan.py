@@ -66,10 +66,11 @@ def remux(path, other) -> None:
 
 
 def test_a_file_that_is_cut_short_is_refused_as_a_whole(tmp_path):
+    from hnerv.timeline import Timeline
     from hnerv.video import open_writer
 
     path = tmp_path / "whole.mp4"
-    with open_writer(path, (64, 96), 24.0) as writer:
+    with open_writer(path, (64, 96), Timeline.at_rate(24.0)) as writer:
         for k in range(60):
             writer.write(np.random.default_rng(k).integers(0, 255, (64, 96, 3)).astype(np.uint8))
     data = path.read_bytes()
@@ -84,10 +85,11 @@ def test_a_file_that_is_cut_short_is_refused_as_a_whole(tmp_path):
 
 
 def test_what_cannot_be_read_from_its_middle_is_said(tmp_path, caplog):
+    from hnerv.timeline import Timeline
     from hnerv.video import open_writer
 
     path = tmp_path / "whole.mp4"
-    with open_writer(path, (64, 96), 24.0) as writer:
+    with open_writer(path, (64, 96), Timeline.at_rate(24.0)) as writer:
         for k in range(20):
             writer.write(np.full((64, 96, 3), 10 * k, np.uint8))
     plan_video(str(path), "", Wishes(frames=10))

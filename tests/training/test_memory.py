@@ -17,10 +17,10 @@ ROOM = 350 << 20
 PROGRAM = """
 import json, re, resource, runpy, sys
 from pathlib import Path
-from hnerv.video import loading
+from hnerv.video import memory
 
 folder, held, room, *words = sys.argv[1:]
-loading.IN_MEMORY = int(held)
+memory.IN_MEMORY = int(held)
 
 def run(name, *more):
     sys.argv = ["train_patch_dual.py", "--output", folder, "--exp-id", name, *words, *more, "--max-minutes", "1e-9"]

@@ -103,21 +103,6 @@ def test_times_of_all_kinds(case: str, suffix: str, tmp_path: Path, scene, pyav_
     assert video.frames.equal(pyav_frames(path)) and video.fps > 0
 
 
-def test_alpha_is_dropped_as_pyav_does(tmp_path: Path, pyav_frames) -> None:
-    """A video with an alpha channel: its colours, without it."""
-    path, draw = tmp_path / "alpha.mkv", np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 16, 24, "bgra"
-        for i in range(5):
-            pixels = draw.integers(0, 256, (16, 24, 4), dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="bgra")
-            frame.pts, frame.time_base = i, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    assert load_video(str(path)).frames.equal(pyav_frames(path))
-
-
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_a_picture_under_the_name_of_a_video(kind: str, name: str, tmp_path: Path, pyav_frames) -> None:

@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 from hnerv.errors import UserError
+from hnerv.timeline import Timeline, exact_rate
 from hnerv.video import check_target, load_video, open_writer
 from hnerv.video.colour import to_rgb, to_yuv420
-from hnerv.video.writing import FORMATS, exact_rate
+from hnerv.video.writing import FORMATS
 
 SIZE = (48, 64)
+TIMES = Timeline.at_rate(25.0)
 LOSSLESS = ["out.mkv", "frames"]
 
 
@@ -35,7 +37,7 @@ def smooth() -> list[np.ndarray]:
 
 
 def write(path: Path, frames: list[np.ndarray], fps: float = 25.0, **how) -> Path:
-    with open_writer(path, frames[0].shape[:2], fps, **how) as writer:
+    with open_writer(path, frames[0].shape[:2], Timeline.at_rate(fps), **how) as writer:
         for frame in frames:
             writer.write(frame)
     return path
@@ -132,11 +134,11 @@ def test_packets_leave_before_the_last_frame_comes(tmp_path, scene):
     """A writer that hoarded frames or packets would have written nothing by then."""
     frame = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     for name in ("out.mp4", "out.mkv"):
-        with open_writer(tmp_path / name, frame.shape[:2], 25.0) as writer:
+        with open_writer(tmp_path / name, frame.shape[:2], TIMES) as writer:
             for i in range(120):
                 writer.write(np.roll(frame, 7 * i))
             assert sum(path.stat().st_size for path in tmp_path.glob(".*.tmp")) > frame.size
-    with open_writer(tmp_path / "folder", frame.shape[:2], 25.0) as writer:
+    with open_writer(tmp_path / "folder", frame.shape[:2], TIMES) as writer:
         writer.write(frame)
         assert len(list((tmp_path / "folder").rglob("*.png"))) == 1
 
@@ -146,7 +148,7 @@ TARGETS = ["out.mp4", "out.mkv", "frames"]
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_is_there_before_the_end_and_one_thing_after(tmp_path, frames, name):
-    with open_writer(tmp_path / name, SIZE, 25.0) as writer:
+    with open_writer(tmp_path / name, SIZE, TIMES) as writer:
         for frame in frames:
             writer.write(frame)
         assert not (tmp_path / name).is_file() and not list((tmp_path / name).glob("*.png"))
@@ -159,7 +161,7 @@ def test_nothing_is_there_before_the_end_and_one_thing_after(tmp_path, frames, n
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError("stopped"), OSError(5, "the caller's disk")])
 def test_a_block_that_fails_leaves_nothing_and_its_own_error(tmp_path, frames, name, failure):
     with pytest.raises(failure if isinstance(failure, type) else type(failure)) as caught:  # noqa: SIM117
-        with open_writer(tmp_path / name, SIZE, 25.0) as writer:
+        with open_writer(tmp_path / name, SIZE, TIMES) as writer:
             writer.write(frames[0])
             raise failure
     assert not isinstance(caught.value, UserError)
@@ -170,7 +172,7 @@ def test_a_block_that_fails_leaves_nothing_and_its_own_error(tmp_path, frames, n
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, frames, name):
     path = write(tmp_path / name, frames)
     before = pixels_of(path)
-    with contextlib.suppress(RuntimeError), open_writer(path, SIZE, 25.0, overwrite=True) as writer:
+    with contextlib.suppress(RuntimeError), open_writer(path, SIZE, TIMES, overwrite=True) as writer:
         writer.write(frames[5])
         raise RuntimeError
     assert np.array_equal(pixels_of(path), before)
@@ -194,7 +196,10 @@ def test_images_may_have_the_numbers_of_their_frames(tmp_path, frames):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_frame_is_no_video(tmp_path, name):
-    with pytest.raises(UserError, match="would contain no frames"), open_writer(tmp_path / name, SIZE, 25.0):
+    with (
+        pytest.raises(UserError, match="would contain no frames"),
+        open_writer(tmp_path / name, SIZE, TIMES),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -204,7 +209,10 @@ def test_no_frame_is_no_video(tmp_path, name):
     "wrong", [np.zeros((48, 62, 3), np.uint8), np.zeros((48, 64, 3)), np.zeros((48, 64), np.uint8)]
 )
 def test_a_frame_of_another_shape_is_a_fault_of_ours(tmp_path, name, wrong):
-    with pytest.raises(ValueError, match="a frame is"), open_writer(tmp_path / name, SIZE, 25.0) as writer:
+    with (
+        pytest.raises(ValueError, match="a frame is"),
+        open_writer(tmp_path / name, SIZE, TIMES) as writer,
+    ):
         writer.write(wrong)
     assert not list(tmp_path.iterdir())
 
@@ -234,7 +242,7 @@ def refused(path: Path, size: tuple[int, int], match: str) -> None:
     """By the early check and by the writer, in the same words, and without a trace."""
     with pytest.raises(UserError, match=match) as early:
         check_target(path, size)
-    with pytest.raises(UserError) as late, open_writer(path, size, 25.0):
+    with pytest.raises(UserError) as late, open_writer(path, size, TIMES):
         pass
     assert str(early.value) == str(late.value)
 
