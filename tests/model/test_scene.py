@@ -5,22 +5,43 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.model import Scene, build_model, frame_multiple
+from hnerv.model import Scene, build_model, frame_multiple, joined_scene
+from hnerv.timeline import Timeline
 from hnerv.video import data_split
 
+TIMED = Scene(3, 40, 80, 2, 4, 20.0, (0, 2), (1,), 0, Timeline(Fraction(1, 1000), (0, 40, 250)))
 SCENE = Scene(5, 40, 80, 2, 4, 23.976, (0, 2, 4), (1, 3), 512)
 
 
 def test_a_scene_goes_to_json_and_back():
-    for scene in (SCENE, Scene(1, 1, 1, 1, 1, 1.0, (0,), (), 0)):
+    for scene in (SCENE, TIMED, Scene(1, 1, 1, 1, 1, 1.0, (0,), (), 0)):
         assert Scene.from_dict(scene.to_dict()) == scene
         assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+
+
+@pytest.mark.parametrize("times", [None, 7, {"tick": [1, 1000], "first": 0, "steps": [[40, 1]]}])
+def test_times_that_are_not_of_its_frames_are_refused(times):
+    with pytest.raises(UserError, match="the scene of this checkpoint is damaged"):
+        Scene.from_dict({**TIMED.to_dict(), "times": times})
+
+
+def test_the_times_of_parts_in_one():
+    """Those that only restate the rate are left out; a part that does not know its place leaves none."""
+    start, later = (replace(TIMED, times=Timeline(Fraction(1, 1000), part)) for part in ((0, 40, 80), (90, 900, 901)))
+    assert joined_scene([start, later]).times.stamps == (0, 40, 80, 90, 900, 901)
+    assert joined_scene([start, replace(later, times=None)]).times is None
+    assert joined_scene([start, replace(later, times=Timeline(Fraction(1, 90), (4, 5, 6)))]).times is None
+    parts = [replace(TIMED, times=None), replace(TIMED, times=Timeline(Fraction(1, 20), (3, 4, 5)))]
+    assert joined_scene(parts).times is None and joined_scene(parts).clock.seconds(4) == 0.2
+    late = [replace(TIMED, times=Timeline(Fraction(1, 20), part)) for part in ((3, 4, 5), (6, 7, 8))]
+    assert joined_scene(late).clock.seconds(4) == 0.35
 
 
 @pytest.mark.parametrize(

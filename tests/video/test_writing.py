@@ -15,7 +15,7 @@ from PIL import Image
 from hnerv.errors import UserError
 from hnerv.timeline import Timeline, exact_rate
 from hnerv.video import check_target, load_video, open_writer
-from hnerv.video.colour import to_rgb, to_yuv420
+from hnerv.video.colour import Display, to_rgb, to_yuv420
 from hnerv.video.writing import FORMATS
 
 SIZE = (48, 64)
@@ -91,6 +91,19 @@ def test_the_matrix_is_that_of_bt601():
     for colour, weight in (((255, 0, 0), 0.299), ((0, 255, 0), 0.587), ((0, 0, 255), 0.114)):
         frame = to_yuv420(np.full((16, 16, 3), colour, np.uint8))
         assert np.frombuffer(frame.planes[0], np.uint8)[0] == pytest.approx(16 + 219 * weight, abs=1)
+
+
+@pytest.mark.parametrize("range_", [0, 1, 2])
+@pytest.mark.parametrize("matrix", [0, 1, 2, 4, 5, 6, 7, 8, 9, 14])
+def test_the_matrix_and_range_of_the_source_where_swscale_has_them(tmp_path, matrix, range_):
+    """Saturated colours come back by the tags alone; read with another matrix, some are 20 levels off."""
+    colours = [(200, 30, 40), (30, 200, 40), (30, 40, 200), (220, 210, 30), (128, 128, 128)]
+    frames = [np.full((32, 48, 3), colour, np.uint8) for colour in colours]
+    path = write(tmp_path / "a.mp4", frames, display=Display(matrix=matrix, range=range_))
+    video = load_video(str(path))
+    assert video.display.matrix == (matrix if matrix in (1, 4, 5, 6, 7, 9) else 6)
+    assert video.display.range == (2 if range_ == 2 else 1)
+    assert np.abs(video.frames[:, :, 16, 24].numpy().astype(int) - np.array(colours)).max() <= 4
 
 
 RATES = [
