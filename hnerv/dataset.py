@@ -40,6 +40,7 @@ class Material(NamedTuple):
                 "reader": video.reader,
                 "crop": [*video.crop],
                 "display": video.display.to_dict(),
+                **({"raw_video": video.raw_video} if video.raw_video else {}),
             },
             "scene": self.scene.to_dict(),
             "targets": _without_embeddings(self.targets) if self.targets else None,
@@ -108,7 +109,7 @@ def check_record(where: Path, record: object) -> None:
             "environment.json): use that version, or choose another run"
         ) from error
     video, model = record["video"], record["model"]
-    if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
+    if not _has({"raw_video": "", **video}, str, "source", "digest", "raw_video") or not _is_crop(video.get("crop")):
         raise _damaged(where, "video")
     try:
         Display.from_dict(video.get("display", {}))

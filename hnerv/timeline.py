@@ -7,6 +7,7 @@ stamps that are rounded to them.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fractions import Fraction
 from hnerv.errors import UserError
 
 MOST_FPS = 1_000_000
+_LARGEST = 1 << 53
 _NTSC = Fraction(1000, 1001)
 _LARGEST_DENOMINATOR = 1001
 
@@ -63,10 +65,19 @@ class Timeline:
                 raise ValueError("tick, first and steps must be integers")
             if any(times < 1 for _, times in pairs) or 1 + sum(times for _, times in pairs) != count:
                 raise ValueError(f"not of {count} frames")
+            if max(map(abs, numbers)) >= _LARGEST:
+                raise ValueError("numbers too large")
         except (KeyError, TypeError) as error:
             raise ValueError(f"no tick, first and steps: {error}") from error
         steps = itertools.chain.from_iterable([step] * times for step, times in pairs)
         return cls(Fraction(over, under), tuple(itertools.accumulate(steps, initial=first)))
+
+
+def joined(parts: Sequence[Timeline]) -> Timeline:
+    """One after the other, in the coarsest tick that all of them are multiples of."""
+    ticks = [part.tick for part in parts]
+    tick = Fraction(math.gcd(*(t.numerator for t in ticks)), math.lcm(*(t.denominator for t in ticks)))
+    return Timeline(tick, tuple(stamp * int(part.tick / tick) for part in parts for stamp in part.stamps))
 
 
 def time_code(seconds: float) -> str:
@@ -86,24 +97,29 @@ def exact_rate(fps: float) -> Fraction:
     ntsc = round(fps * 1.001) * _NTSC
     if abs(fps - round(fps)) > 1e-6 and abs(fps - ntsc) < 1e-4:
         return ntsc
-    return max(Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR), Fraction(1, _LARGEST_DENOMINATOR))
+    if fps < 1:  # such as a picture an hour
+        return 1 / Fraction(1 / fps).limit_denominator(_LARGEST_DENOMINATOR)
+    return Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR)
 
 
 def rate_of(times: Timeline, last: int = 0, hints: Iterable[Fraction] = ()) -> tuple[Fraction, bool]:
-    """Frames per second of ascending stamps, and whether frame k is at k / rate, to a tick or a quarter of a frame.
+    """Frames per second of ascending stamps, and whether frame k is at k / rate, but for the rounding of the stamps.
 
-    A constant rate is looked for among the `hints` (what headers promise) and the usual rates near the mean. Else it is
-    the mean, the last frame shown for `last` ticks (0: the median step).
+    A constant rate is looked for among the `hints` (what headers promise) and the usual rates near the mean. Stamps may
+    be rounded to more than a tick, in a file copied from a coarser container: to the greatest common divisor of their
+    steps, and to less than a quarter of a frame. Else the rate is the mean, the last frame shown for `last` ticks (0:
+    the median step).
     """
     stamps, tick, count = times.stamps, times.tick, len(times.stamps)
     span = stamps[-1] - stamps[0]
     if count == 1 or span <= 0:
         return next(iter(hints), 1 / (tick * (last or times.step))), True
     mean = (count - 1) / (span * tick)
-    usual = Fraction(round(mean)), round(mean / _NTSC) * _NTSC, exact_rate(float(mean))
+    rounding = math.gcd(*(b - a for a, b in itertools.pairwise(stamps)))
+    usual = Fraction(round(mean)), round(mean / _NTSC) * _NTSC, exact_rate(min(float(mean), MOST_FPS))
     for rate in (rate for rate in (*hints, *usual) if rate > 0):
         over, under = (1 / (rate * tick)).as_integer_ratio()  # ticks from frame to frame
-        near = min(under, over / 4)
+        near = min(rounding * under, over / 4)
         if all(abs((stamp - stamps[0]) * under - number * over) <= near for number, stamp in enumerate(stamps)):
             return rate, True
     return count / ((span + (last or times.step)) * tick), False

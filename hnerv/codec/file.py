@@ -135,7 +135,7 @@ class Bitstream:
         video, targets = self.record["video"], self.record["targets"]
         if not isinstance(self.encoder, dict):
             raise TypeError("invalid encoder entry")
-        if not isinstance(video["source"], str) or not isinstance(video["digest"], str):
+        if not all(isinstance(text, str) for text in (video["source"], video["digest"], video.get("raw_video", ""))):
             raise TypeError("invalid video entry")
         if any(type(self.encoder.get(key, 0)) is not int for key in ("epoch", "step")):
             raise TypeError("invalid epoch or step")

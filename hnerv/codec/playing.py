@@ -12,7 +12,7 @@ from hnerv.codec.segmented import FilePart, Film
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
-from hnerv.timeline import Timeline
+from hnerv.timeline import Timeline, joined
 
 SPARSE = 4
 """Times as many frames from the first to the last: from there on only what each of them needs is read."""
@@ -59,13 +59,12 @@ def play_film(
 
 def film_times(film: Film, frames: Sequence[int]) -> Timeline:
     """When these frames of a file are shown in its source. Raises UserError."""
-    tick, stamps = None, []
+    clocks = []
     for part, group in film.by_part(frames):
         with _placed(film, part):
-            scene = film.stream(part).scene
-        tick, first = tick or scene.clock.tick, part.first if scene.times is None else 0
-        stamps += [scene.clock.stamps[frame - part.first] + first for frame in group]
-    return Timeline(tick, stamps)
+            clock = film.stream(part).scene.clock_from(part.first)
+        clocks.append(clock.chosen(frame - part.first for frame in group))
+    return joined(clocks)
 
 
 @contextlib.contextmanager

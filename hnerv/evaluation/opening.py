@@ -16,6 +16,7 @@ from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model
 from hnerv.segments import is_segmented
 from hnerv.video import CLIPS, is_remote
+from hnerv.video.raw import SUFFIX as RAW
 
 NO_TARGETS = "none"
 
@@ -109,7 +110,9 @@ def with_material(
     if clip_targets == NO_TARGETS:
         model, record, clip_targets = without_clip(model), _without_targets(record), ""
     config = pin_targets(Config.from_dict(record["config"]), record)
-    config = _moved(config, data or _found_again(config, record, origin), unseen, clip_targets)
+    data = data or _found_again(config, record, origin)
+    raw_video = record["video"].get("raw_video", "") if data.lower().endswith(RAW) else ""
+    config = _moved(config, data=data, unseen=unseen, clip_targets=clip_targets, raw_video=raw_video)
     if unseen and config.model.embedding != "encoder":
         raise UserError(
             f"--unseen needs --embedding encoder, but {origin.path} has a {config.model.embedding} embedding: remove "
@@ -166,8 +169,7 @@ def _found_again(config: Config, record: dict, origin: Origin) -> str:
     return resolved
 
 
-def _moved(config: Config, data: str, unseen: str, clip_targets: str) -> Config:
-    changes = {"data": data, "unseen": unseen, "clip_targets": clip_targets}
+def _moved(config: Config, **changes: str) -> Config:
     return config.replaced({key: value for key, value in changes.items() if value})
 
 

@@ -145,7 +145,9 @@ def plan(task: Task, wishes: Wishes, sent: bytes | None) -> Outcome:
 
         path = locate(task.place, sent)
         data = str(path) if path else task.place.data
-        outcome.append(Outcome("finished", plan=plan_video(data, task.choice.config.video.frames, wishes)))
+        video = task.choice.config.video
+        plan = plan_video(data, video.frames, wishes, raw_video=video.raw_video)
+        outcome.append(Outcome("finished", plan=plan))
     return outcome[0]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hnerv.config import ModelConfig, VideoConfig
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
-from hnerv.timeline import Timeline, exact_rate
+from hnerv.timeline import Timeline, exact_rate, joined
 
 LARGEST = 1 << 24
 """Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
@@ -47,7 +47,11 @@ class Scene:
     @property
     def clock(self) -> Timeline:
         """When each frame is shown."""
-        return self.times or Timeline.at_rate(self.fps, range(self.frames))
+        return self.clock_from(0)
+
+    def clock_from(self, first: int) -> Timeline:
+        """The same where the scene is part of a video, from its frame `first` on, and has no times of its own."""
+        return self.times or Timeline.at_rate(self.fps, range(first, first + self.frames))
 
     def to_dict(self) -> dict:
         """Plain dictionary, without times where they are None. Inverse of `from_dict`."""
@@ -71,25 +75,17 @@ class Scene:
 
 
 def joined_scene(scenes: Sequence[Scene]) -> Scene:
-    """That of the parts of a video, one after the other; geometry, frame rate and tick are those of the first."""
-    frames, train, val = 0, [], []
+    """The scene of all parts of a video, in order; geometry and frame rate are those of the first."""
+    frames, train, val, clocks = 0, [], [], []
     for scene in scenes:
         train += [frames + position for position in scene.train]
         val += [frames + position for position in scene.val]
+        clocks.append(scene.clock_from(frames))
         frames += scene.frames
-    return dataclasses.replace(scenes[0], frames=frames, train=tuple(train), val=tuple(val), times=joined_times(scenes))
-
-
-def joined_times(scenes: Sequence[Scene]) -> Timeline | None:
-    """Those of the parts of a video, in one; None where a part does not say where in the video it is."""
-    tick = scenes[0].clock.tick
-    if any(scene.times is None or scene.times.tick != tick for scene in scenes[1:]):
-        return None
-    stamps = tuple(stamp for scene in scenes for stamp in scene.clock.stamps)
-    return (
-        None
-        if stamps == tuple(range(len(stamps))) and 1 / tick == exact_rate(scenes[0].fps)
-        else Timeline(tick, stamps)
+    times = joined(clocks)
+    constant = times == Timeline(1 / exact_rate(scenes[0].fps), tuple(range(frames)))
+    return dataclasses.replace(
+        scenes[0], frames=frames, train=tuple(train), val=tuple(val), times=None if constant else times
     )
 
 

@@ -11,6 +11,8 @@ from hnerv.segments.cuts import find_cuts
 from hnerv.video import frame_count, seeks, slice_positions
 
 _log = logging.getLogger("hnerv")
+REMUXED = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv")
+"""Containers in which key frames are not found, of codecs that Matroska takes."""
 
 
 class Wishes(NamedTuple):
@@ -59,10 +61,8 @@ def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False, r
     if not chosen:
         raise UserError(f"--frames {frames!r} selects no frames of {data}: pass a wider start:stop:step")
     if not seeks(data, raw_video):
-        _log.warning(
-            "%s cannot be read from a key frame, so every segment decodes all frames before it: try remuxing with "
-            "ffmpeg -i %s -c copy out.mkv", data, data,
-        )  # fmt: skip
+        remux = f": try remuxing with ffmpeg -i {data} -c copy out.mkv" if data.lower().endswith(REMUXED) else ""
+        _log.warning("%s cannot be read from a key frame, so every segment decodes all frames before it%s", data, remux)
     cuts = find_cuts(data, chosen, progress, raw_video) if wishes.scenes else []
     return Plan(wishes, frames, total, divide(chosen, wishes.frames, cuts))
 

@@ -268,7 +268,8 @@ def _refuse(path: Path, theirs: dict, ours: Config, same_path: bool = False) -> 
     """
     differing = differences(Config.from_dict(theirs["config"]), ours)
     if not same_path or len({os.path.abspath(place) for place in differing.get("data", ())}) == 1:
-        differing.pop("data", None)
+        for name in ("data", "raw_video"):
+            differing.pop(name, None)
     label = theirs["targets"]["weights"] if theirs["targets"] else ""
     if "clip_targets" in differing and is_same_file(*differing["clip_targets"], label):
         del differing["clip_targets"]

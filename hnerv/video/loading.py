@@ -30,7 +30,7 @@ from hnerv.video.colour import HDR, UNTAGGED, Display
 from hnerv.video.memory import empty_frames, room
 from hnerv.video.probing import Medium, Probe, probe_video
 from hnerv.video.raw import SUFFIX, raw_medium
-from hnerv.video.reading import DecordFailed, SeekFailed, count_frames, read_decord, read_pyav
+from hnerv.video.reading import DecordFailed, SeekFailed, decoded_stamps, read_decord, read_pyav
 from hnerv.video.remote import fetched, is_remote
 from hnerv.video.split import ends_before, slice_positions
 
@@ -63,6 +63,8 @@ class Video(NamedTuple):
     """When each frame is shown in the source; None where frame k is at k / fps."""
     display: Display = UNTAGGED
     """Colour tags and pixel aspect ratio, after crop and resize."""
+    raw_video: str = ""
+    """Geometry of raw video, as --raw-video takes it."""
 
 
 class _Source(NamedTuple):
@@ -102,7 +104,7 @@ def load_video(
                 str(path), crop=crop, resize=resize, frames=frames, multiple=multiple, raw_video=raw_video, fps=fps
             )._replace(source=data)  # fmt: skip
     slice_positions(frames, 0)
-    source = _open_source(data, raw_video)
+    source = _open_source(data, raw_video, exactly=bool(frames))
     probe, path = source.probe, source.probe.medium.path
     if fps:
         if probe.timed:
@@ -122,18 +124,15 @@ def load_video(
     times = source.probe.times_of(slice_positions(frames, source.probe.count))
     return Video(
         pixels, float(source.probe.rate), source.name, str(path), source.reader, plan, digest.hexdigest(), times,
-        _resized(probe.display, plan),
+        _resized(probe.display, plan), probe.medium.raw_video,
     )  # fmt: skip
 
 
 def frame_count(data: str, frames: str = "", raw_video: str = "") -> int:
-    """Frames that can be decoded, which a source whose packets leave that open is decoded for.
-
-    Raises UserError where it is cut short before those that `frames` chooses.
-    """
-    probe = _open_source(data, raw_video).probe
+    """Frames that can be decoded. Raises UserError where the source is cut short before those that `frames` chooses."""
+    probe = _open_source(data, raw_video, exactly=True).probe
     _check_whole(probe, frames)
-    return probe.count if probe.exact or probe.cut else count_frames(probe)
+    return probe.count
 
 
 def seeks(data: str, raw_video: str = "") -> bool:
@@ -146,7 +145,7 @@ def read_frames(data: str, chosen: range, raw_video: str = "") -> Iterator[np.nd
 
     For what does not need all of them in memory.
     """
-    for position, _, frame in _read_from(_open_source(data, raw_video), chosen.start):
+    for position, _, frame in _read_from(_open_source(data, raw_video, exactly=True), chosen.start) if chosen else ():
         if position in chosen:
             yield frame
         if position >= chosen[-1]:
@@ -161,9 +160,10 @@ def _check_whole(probe: Probe, frames: str) -> None:
         )
 
 
-def _open_source(data: str, raw_video: str = "") -> _Source:
-    if data in CLIPS:
-        return _file_source(Medium(clip_path(data)), data)
+def _open_source(data: str, raw_video: str = "", exactly: bool = False) -> _Source:
+    """`exactly` decodes a file once, where its packets do not tell the number of frames for certain."""
+    if data in CLIPS and not raw_video:
+        return _file_source(Medium(clip_path(data)), data, exactly)
     if is_remote(data):
         raise UserError(
             f"{data} is an address, and each segment would fetch the full video: download it, or use hnerv fleet"
@@ -176,9 +176,9 @@ def _open_source(data: str, raw_video: str = "") -> _Source:
     if path.is_dir():
         return _image_source(path, path.name, images.list_images(path))
     if raw_video or path.suffix.lower() == SUFFIX:
-        return _file_source(raw_medium(path, raw_video), path.stem)
+        return _file_source(raw_medium(path, raw_video), path.stem, exactly)
     if path.suffix.lower() not in images.SUFFIXES:
-        return _file_source(Medium(path), path.stem)
+        return _file_source(Medium(path), path.stem, exactly)
     return _animation_source(path) if images.frame_total(path) > 1 else _image_source(path, path.stem, [path])
 
 
@@ -199,13 +199,16 @@ def _image_source(path: Path, name: str, files: list[Path]) -> _Source:
 def _animation_source(path: Path) -> _Source:
     *stamps, end = images.animation_times(path)
     times = Timeline(Fraction(1, 1000), tuple(stamps))
-    probe = Probe(Medium(path), images.common_size([path]), len(stamps), times, *rate_of(times, end - stamps[-1]))
+    rate, steady = rate_of(times, end - stamps[-1])
+    probe = Probe(Medium(path), images.common_size([path]), len(stamps), times, rate, steady, timed=True)
     return _Source(path.stem, probe, lambda start: zip(stamps, images.read_animation(path), strict=True), False)
 
 
-def _file_source(medium: Medium, name: str) -> _Source:
+def _file_source(medium: Medium, name: str, exactly: bool) -> _Source:
     state = medium.path.stat()
     probe = _probe(medium, state.st_size, state.st_mtime_ns)
+    if not probe.exact and (exactly or probe.cut):
+        probe = _exact_probe(medium, state.st_size, state.st_mtime_ns)
     return _Source(name, probe, functools.partial(read_pyav, probe), bool(probe.keys), "pyav")
 
 
@@ -215,9 +218,15 @@ def _probe(medium: Medium, size: int, changed: int) -> Probe:
     return probe_video(medium)
 
 
+@functools.lru_cache(maxsize=4)
+def _exact_probe(medium: Medium, size: int, changed: int) -> Probe:
+    probe = _probe(medium, size, changed)
+    return probe.as_decoded(decoded_stamps(probe))
+
+
 @functools.lru_cache
 def _warn_hdr(path: Path, kind: str) -> None:
-    """Once, not for each segment."""
+    """Log once per file."""
     _log.warning(
         "%s is HDR (%s): its values are read as stored, in 8 bits and without tone mapping, so PSNR and CLIP refer to "
         "them; the file and hnerv decode keep its colour tags", path.name, kind,
@@ -227,8 +236,8 @@ def _warn_hdr(path: Path, kind: str) -> None:
 def _resized(display: Display, plan: CropPlan) -> Display:
     """A pixel's shape after the crop was resized."""
     aspect = Fraction(display.wide * plan.width * plan.out_height, display.high * plan.height * plan.out_width)
-    wide, high = aspect.limit_denominator(_FINEST_ASPECT).as_integer_ratio()
-    return display._replace(wide=wide, high=high)
+    aspect = min(max(aspect, Fraction(1, _FINEST_ASPECT)), _FINEST_ASPECT).limit_denominator(_FINEST_ASPECT)
+    return display._replace(wide=aspect.numerator, high=aspect.denominator)
 
 
 def _read(source: _Source, plan: CropPlan, frames: str) -> tuple[_Source, Tensor]:
@@ -242,19 +251,20 @@ def _read(source: _Source, plan: CropPlan, frames: str) -> tuple[_Source, Tensor
         except DecordFailed as failure:
             _log.warning("%s is read with PyAV: %s", probe.medium.path.name, failure)
     pixels, stamps = _fill(source, plan, frames)
-    if not stamps:
+    needed = max(slice_positions(frames, probe.count)) + 1 if ends_before(frames, probe.count) else probe.count
+    if probe.exact and max(stamps) + 1 == needed:
         return source, pixels
-    found = source._replace(probe=probe.as_decoded(stamps))
+    found = probe.as_decoded(decoded_stamps(probe) if frames else list(stamps.values()))
     if probe.exact:
-        _log.warning("%s has %d frames, but declares %d", probe.medium.path.name, found.probe.count, probe.count)
-    planned, chosen = (slice_positions(frames, of.probe.count) for of in (source, found))
-    if chosen and chosen == planned[: len(chosen)]:
-        return found, pixels[: len(chosen)]
-    return found, _fill(found, plan, frames)[0]
+        _log.warning("%s has %d frames, but declares %d", probe.medium.path.name, found.count, probe.count)
+    source = source._replace(probe=found, seeks=False)
+    if frames or found.count > len(pixels):
+        pixels, _ = _fill(source, plan, frames)
+    return source, pixels[: found.count]
 
 
 def _fill(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, dict[int, int | None]]:
-    """Frames chosen of those promised -> (N, 3, H, W) uint8, and {position: stamp} unless they are as was promised."""
+    """The frames chosen (N, 3, H, W) uint8, and {position: time stamp} of all that were read for them."""
     count = source.probe.count
     chosen = slice_positions(frames, count)
     if not chosen:
@@ -267,8 +277,7 @@ def _fill(source: _Source, plan: CropPlan, frames: str) -> tuple[Tensor, dict[in
             result[chosen.index(position)] = _fit(frame, plan)
         if position == last:
             break
-    as_promised = source.probe.exact and position == (count - 1 if last is None else last)
-    return result, {} if as_promised else stamps
+    return result, stamps
 
 
 def _read_from(source: _Source, start: int) -> Iterator[tuple[int, int | None, np.ndarray]]:

@@ -5,48 +5,44 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from hnerv.errors import UserError
 from hnerv.timeline import Timeline, rate_of
 from hnerv.video.colour import UNTAGGED, Display
-from hnerv.video.truncation import count_before_cut, promised_bytes
+from hnerv.video.orientation import Orientation, orientation_of
+from hnerv.video.truncation import check_playlist, count_before_cut, promised_bytes
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 DEFAULT_FPS = Fraction(24)
-"""Of images and streams that say nothing."""
-
-
-class Orientation(NamedTuple):
-    """How to put a decoded frame upright: transpose first, then flip. Source: FFmpeg's libavutil/display.h."""
-
-    transpose: bool = False
-    flip_rows: bool = False
-    flip_cols: bool = False
-
-    def upright_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) as stored -> (H, W) as shown."""
-        return (width, height) if self.transpose else (height, width)
-
-    def upright(self, frame: np.ndarray) -> np.ndarray:
-        """(h, w, 3) as stored -> (H, W, 3) as shown, contiguous."""
-        frame = frame.transpose(1, 0, 2) if self.transpose else frame
-        return np.ascontiguousarray(frame[:: -1 if self.flip_rows else 1, :: -1 if self.flip_cols else 1])
+"""Rate of sources that declare none."""
+ONE_FRAME_EACH = {
+    *("av1", "dnxhd", "dvvideo", "ffv1", "ffvhuff", "gif", "h264", "hevc", "huffyuv", "jpeg2000", "mjpeg"),
+    *("mpeg1video", "mpeg2video", "png", "prores", "qtrle", "rawvideo", "utvideo", "vp8", "vp9"),
+}
+"""Codecs whose every packet that is not hidden gives a frame; MPEG-4, for one, has packets that repeat a frame."""
+_NO_TIME_STAMPS = 0x80
+"""AVFMT_NOTIMESTAMPS: elementary streams, for which FFmpeg makes time stamps up."""
 
 
 class Medium(NamedTuple):
-    """A file or folder; of raw video FFmpeg's video_size, pixel_format and framerate, which others say themselves."""
+    """A file or folder; `raw` are FFmpeg's options for a file without a header, empty for all others."""
 
     path: Path
     raw: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def raw_video(self) -> str:
+        """As --raw-video takes it."""
+        return ":".join(value for _, value in self.raw)
 
 
 class Probe(NamedTuple):
@@ -62,29 +58,28 @@ class Probe(NamedTuple):
     """Frames per second: constant, or the mean."""
     steady: bool = True
     """Whether frame k is k / rate after the first."""
+    timed: bool = False
+    """Whether the time stamps are the file's own."""
     exact: bool = True
-    """Whether `count` and `times` are those of the decoded frames, as far as the packets say."""
+    """Whether `count` and `times` are those of the decoded frames: by the packets, or since they were decoded."""
     cut: bool = False
     display: Display = UNTAGGED
     orientation: Orientation = Orientation()
     simple: bool = False
-    """Whether decord 0.6 gives the same pixels, as far as was found out."""
+    """Whether decord 0.6 may be tried; interlacing is checked while reading."""
     keys: tuple[int, ...] = ()
-    """Time stamps that decoding can begin at; empty where that is not sure to give the frames of decoding from 0."""
+    """Time stamps of key frames, ascending; empty if seeking might return other frames."""
 
-    @property
-    def timed(self) -> bool:
-        return self.times is not None and not self.medium.raw
-
-    def as_decoded(self, found: dict[int, int | None]) -> Probe:
-        """With the frames {position: time stamp} that were decoded, up to the last one."""
-        count, stamps = max(found) + 1, tuple(found.values())
-        known = self.timed and len(stamps) == count and None not in stamps
-        if not known or any(b <= a for a, b in itertools.pairwise(stamps)):
-            return self._replace(count=count, steady=True)
-        times = Timeline(self.times.tick, stamps)
+    def as_decoded(self, stamps: Sequence[int | None]) -> Probe:
+        """With the time stamps of all frames, as they were decoded."""
+        probe = self._replace(count=len(stamps), exact=True, keys=())
+        if len(stamps) == self.count:
+            return probe
+        if not self.timed or None in stamps or any(b <= a for a, b in itertools.pairwise(stamps)):
+            return probe._replace(steady=True)
+        times = Timeline(self.times.tick, tuple(stamps))
         rate, steady = rate_of(times, hints=[self.rate])
-        return self._replace(count=count, times=times, rate=rate, steady=steady)
+        return probe._replace(times=times, rate=rate, steady=steady)
 
     def times_of(self, chosen: range) -> Timeline | None:
         """When these are shown, 0 being the first frame; None where the k-th of them is at k / rate."""
@@ -93,17 +88,17 @@ class Probe(NamedTuple):
         first = self.times.stamps[0]
         return Timeline(self.times.tick, tuple(self.times.stamps[frame] - first for frame in chosen))
 
-    def key_before(self, position: int) -> int | None:
-        """The last but one key frame at or before a frame: from there on even open groups of pictures are whole.
+    def keys_before(self, position: int) -> tuple[int, int] | None:
+        """The last two key frames at or before a frame: from the first on, even an open group of pictures is complete.
 
         None where decoding has to begin at the start.
         """
         number = bisect.bisect_right(self.keys, self.times.stamps[position]) - 2
-        return self.keys[number] if number > 0 else None
+        return (self.keys[number], self.keys[number + 1]) if number > 0 else None
 
 
-class Packet(NamedTuple):
-    """What a container says of one packet; times are in its ticks."""
+class PacketFacts(NamedTuple):
+    """What a container declares of one packet; times are in its ticks."""
 
     pts: int | None
     dts: int | None
@@ -112,7 +107,7 @@ class Packet(NamedTuple):
     corrupt: bool
     key: bool
     alpha: bool
-    """Which FFmpeg's own decoders of VP8 and VP9 leave out."""
+    """Whether it has an alpha block, which FFmpeg's own decoders of VP8 and VP9 ignore."""
 
 
 def open_video(medium: Medium) -> InputContainer:
@@ -154,6 +149,8 @@ def probe_video(medium: Medium) -> Probe:
     path = medium.path
     with open_video(medium) as container:
         stream = video_stream(container, path)
+        if container.format.name == "hls":
+            check_playlist(path)
         packets, failed = _scan(container, stream)
         cut = failed or promised_bytes(container, stream, path) > path.stat().st_size
         shown = [p for p in packets if not p.hidden]
@@ -162,19 +159,22 @@ def probe_video(medium: Medium) -> Probe:
         if not count or not first:
             cause = "is truncated before its first complete frame" if cut else "has no frames that can be decoded"
             raise UserError(f"{path} {cause}: copy or download it again, or pass another video to --data")
-        if any(p.alpha for p in packets):
-            raise transparent(path, f"-c:v libvpx{'-vp9' if stream.codec_context.name == 'vp9' else ''} ")
+        codec = stream.codec_context.name
+        if codec in ("vp8", "vp9") and any(p.alpha for p in packets):
+            raise transparent(path, f"-c:v {'libvpx' if codec == 'vp8' else 'libvpx-vp9'} ")
         times, last = _times(container, stream, shown)
         hints = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         rate, steady = rate_of(times, last, hints) if times else ((hints or [DEFAULT_FPS])[-1], True)
         begins = packets[0].key and packets[0].pts == min((p.pts for p in packets if p.pts is not None), default=None)
-        exact, orientation = bool(times and begins and not cut), _orientation(first)
+        timed = times is not None and not medium.raw and not container.format.flags & _NO_TIME_STAMPS
+        exact = bool(times and begins and not cut and codec in ONE_FRAME_EACH and not first.interlaced_frame)
+        orientation = orientation_of(first)
         codes = first.color_primaries, first.color_trc, first.colorspace, first.color_range
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         shape = (1 / aspect if orientation.transpose else aspect).as_integer_ratio()
         simple = exact and orientation == Orientation() and _is_simple(container, stream, first, packets)
         return Probe(
-            medium, orientation.upright_size(first.height, first.width), count, times, rate, steady, exact, cut,
+            medium, orientation.upright_size(first.height, first.width), count, times, rate, steady, timed, exact, cut,
             Display(*map(int, codes), *shape), orientation, simple, _keys(container, packets) if exact else (),
         )  # fmt: skip
 
@@ -182,7 +182,7 @@ def probe_video(medium: Medium) -> Probe:
 def transparent(path: Path, decoder: str = "") -> UserError:
     """`decoder` is what FFmpeg needs to see the alpha of this file."""
     return UserError(
-        f"{path} has transparent pixels, which a video frame cannot have: put them on black with ffmpeg {decoder}-i "
+        f"{path} has transparency (alpha), which a video frame cannot have: put it on black with ffmpeg {decoder}-i "
         f"{path.name} -vf format=gbrap,premultiply=inplace=1,format=yuv420p out.mp4"
     )
 
@@ -201,11 +201,20 @@ def _moving_streams(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not stream.disposition & still]
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[Packet], bool]:
+def playable_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """All packets, but for those before the first key frame where the decoder takes them for damage."""
+    skips = stream.codec_context.name in ("vp8", "vp9", "av1")
+    for packet in container.demux(stream):
+        skips = skips and not packet.is_keyframe
+        if not skips:
+            yield packet
+
+
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[PacketFacts], bool]:
     """All packets of a stream, and whether the last of them, or the end of the container, could not be read."""
     import av
 
-    packets: list[Packet] = []
+    packets: list[PacketFacts] = []
     codec = stream.codec_context.name
     try:
         for packet in container.demux(stream):
@@ -213,14 +222,14 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[Packet],
                 hidden = packet.is_discard or (codec in ("vp8", "vp9") and not _shows(codec, bytes(packet)))
                 alpha = packet.has_sidedata("matroska_block_additional")
                 facts = packet.pts, packet.dts, packet.duration or 0, hidden, packet.is_corrupt, packet.is_keyframe
-                packets.append(Packet(*facts, alpha))
+                packets.append(PacketFacts(*facts, alpha))
     except av.error.FFmpegError:
         return packets, True
     return packets, bool(packets) and packets[-1].corrupt
 
 
 def _shows(codec: str, data: bytes) -> bool:
-    """Whether a packet has a frame to show; an alternate reference frame is for other frames to lean on only.
+    """Whether a packet has a frame to show; an alternate reference frame is used only to predict others.
 
     Source: RFC 6386, 9.1, and the uncompressed header and superframe index of the VP9 bitstream specification.
     """
@@ -234,28 +243,35 @@ def _first_frame(medium: Medium) -> VideoFrame | None:
     import av
 
     with open_video(medium) as container, contextlib.suppress(av.error.FFmpegError):
-        return next(container.decode(video_stream(container, medium.path)), None)
+        for packet in playable_packets(container, video_stream(container, medium.path)):
+            with contextlib.suppress(av.error.FFmpegError):
+                for frame in packet.decode():
+                    return frame
+    return None
 
 
-def _times(container: InputContainer, stream: VideoStream, shown: list[Packet]) -> tuple[Timeline | None, int]:
+def _times(container: InputContainer, stream: VideoStream, shown: list[PacketFacts]) -> tuple[Timeline | None, int]:
     """By presentation time stamps, in AVI by decoding ones (others are FFmpeg's guess); and the last one's duration.
 
-    A duration is the step to the next packet, which is that of the frame only where it is the last packet, too.
+    A duration is the step to the next packet, which is that of the frame only where it is the last packet, too. None
+    where decoding time goes backwards: recordings put behind each other, each with a clock of its own.
     """
-    avi = container.format.name == "avi"
+    avi, clock = container.format.name == "avi", [packet.dts for packet in shown if packet.dts is not None]
+    if any(b < a for a, b in itertools.pairwise(clock)):
+        return None, 0
     for name in ("dts",) if avi else ("pts", "dts"):
         found = [getattr(packet, name) for packet in shown]
         if None not in found and len(set(found)) == len(found):
             stamps = sorted(found)
             steps = {b - a for a, b in itertools.pairwise(stamps[1:])}
-            if avi and len(steps) == 1:  # FFmpeg writes the empty chunks of a late start behind the first frame
-                stamps[0] = stamps[1] - steps.pop()
+            if avi and len(steps) == 1 and stamps[1] - stamps[0] == 2 * min(steps):
+                stamps[0] = stamps[1] - min(steps)  # FFmpeg writes the empty chunk of a late start behind a frame
             last = shown[-1].duration if found[-1] == stamps[-1] else 0
             return Timeline(Fraction(stream.time_base), tuple(stamps)), last
     return None, 0
 
 
-def _keys(container: InputContainer, packets: list[Packet]) -> tuple[int, ...]:
+def _keys(container: InputContainer, packets: list[PacketFacts]) -> tuple[int, ...]:
     """Of a file whose every packet is a frame with a time stamp of its own, in a format that finds key frames."""
     seekable = any(kind in container.format.name for kind in ("mov", "matroska", "rawvideo"))
     if not seekable or any(p.hidden or p.corrupt or p.pts is None or p.pts < 0 for p in packets):
@@ -263,7 +279,7 @@ def _keys(container: InputContainer, packets: list[Packet]) -> tuple[int, ...]:
     return tuple(sorted(p.pts for p in packets if p.key))
 
 
-def _is_simple(container: InputContainer, stream: VideoStream, first: VideoFrame, packets: list[Packet]) -> bool:
+def _is_simple(container: InputContainer, stream: VideoStream, first: VideoFrame, packets: list[PacketFacts]) -> bool:
     """H.264 of 8 bits in 4:2:0 in MP4 or MOV without edits; that it is progressive shows while it is read."""
     return (
         "mov" in container.format.name
@@ -273,23 +289,3 @@ def _is_simple(container: InputContainer, stream: VideoStream, first: VideoFrame
         and len(_moving_streams(container)) == 1
         and not any(p.hidden or p.pts < 0 for p in packets)
     )
-
-
-_TURNS = {1: Orientation(True, True, False), 2: Orientation(False, True, True), 3: Orientation(True, False, True)}
-"""Quarter turns against the clock."""
-
-
-def _orientation(frame: VideoFrame) -> Orientation:
-    """From the display matrix: x' = a x + c y, y' = b x + d y; angles between go to the nearest right one."""
-    from av.sidedata.sidedata import Type
-
-    try:
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    except ValueError:  # side data of a kind that PyAV has no name for, such as EXIF: the angle is told all the same
-        return _TURNS.get(round(frame.rotation / 90) % 4, Orientation())
-    if matrix is None:
-        return Orientation()
-    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])
-    if abs(b) > abs(a):
-        return Orientation(True, b < 0, c < 0)
-    return Orientation(False, d < 0, a < 0)

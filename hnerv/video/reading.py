@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hnerv.errors import UserError
-from hnerv.video.probing import Probe, open_video, transparent, video_stream
+from hnerv.video.probing import Probe, open_video, playable_packets, transparent, video_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -30,7 +32,7 @@ class DecordFailed(Exception):
 def read_pyav(probe: Probe, start: int = 0) -> Iterator[Shown]:
     """Yield upright frames from position `start` on until the file ends, before or after `probe.count`.
 
-    With a `start` above 0 only what it leans on is decoded of those before, and every frame is known by its time stamp.
+    With a `start` above 0 decoding begins at a key frame before it, and every frame is known by its time stamp.
     Raises SeekFailed where one is missing, which may come after frames, and UserError at a frame that cannot be
     decoded, is transparent, or has another size than the first.
     """
@@ -76,9 +78,15 @@ def read_decord(probe: Probe) -> Iterator[Shown]:
         raise DecordFailed(f"decord counts {count} frames, but {position + 1} can be decoded")
 
 
-def count_frames(probe: Probe) -> int:
-    """Frames that can be decoded, for which they are. Raises UserError as `read_pyav`."""
-    return sum(1 for _ in _decode_checked(probe))
+def decoded_stamps(probe: Probe) -> list[int | None]:
+    """Time stamps of all frames, by decoding them; of a truncated file of those before the cut that can be decoded.
+
+    Raises UserError as `read_pyav`.
+    """
+    stamps, most = [], probe.count if probe.cut else None
+    with contextlib.suppress(UserError) if probe.cut else contextlib.nullcontext():
+        stamps.extend(frame.pts for frame in itertools.islice(_decode_checked(probe), most))
+    return stamps
 
 
 def _upright_rgb(probe: Probe, frame: VideoFrame) -> np.ndarray:
@@ -120,18 +128,25 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
         except av.error.FFmpegError as error:
             raise _undecodable(probe, error.strerror or "unknown error", position, range(start, sound)) from error
     if position == start:
+        if start:
+            raise SeekFailed("no frame can be decoded from there on")
         raise UserError(f"{probe.medium.path} has no frames that can be decoded: pass another video to --data")
 
 
 def _begun_at(start: int, probe: Probe, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    if start and (key := probe.key_before(start)) is not None:
-        container.seek(key, stream=stream)
-    for packet in container.demux(stream):
-        # The half packet at the cut would end decoding before the whole frames in front of it are out.
-        if not (probe.cut and packet.is_corrupt):
-            for frame in packet.decode():
-                if not start or (frame.pts is not None and frame.pts >= probe.times.stamps[start]):
-                    yield frame
+    key, first = None, probe.times.stamps[start] if start else 0
+    if start and (keys := probe.keys_before(start)):
+        container.seek(keys[0], stream=stream)
+        key = keys[1]
+    for packet in playable_packets(container, stream):
+        # The half packet at the cut would end decoding before the complete frames in front of it are out.
+        if probe.cut and packet.is_corrupt:
+            continue
+        for frame in packet.decode():
+            if not start or (frame.pts is not None and frame.pts >= first):
+                yield frame
+            elif frame.is_corrupt and (key is None or frame.pts is None or frame.pts >= key):
+                raise SeekFailed("a frame before it is damaged, which it may be predicted from")
 
 
 def _size_changes(probe: Probe, size: tuple[int, int], position: int) -> UserError:

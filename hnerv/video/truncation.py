@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote
+
+from hnerv.errors import UserError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-    from hnerv.video.probing import Packet
+    from hnerv.video.probing import PacketFacts
 
 
 def promised_bytes(container: InputContainer, stream: VideoStream, path: Path) -> int:
@@ -25,16 +29,31 @@ def promised_bytes(container: InputContainer, stream: VideoStream, path: Path) -
         head = file.read(4096)
     if "matroska" in kind:
         return _segment_end(head)
-    size = head.find(b"filesize\0") + 9  # a number of FLV's onMetaData
-    return int(struct.unpack_from(">d", head, size)[0]) if kind == "flv" and size > 8 else 0
+    place = head.find(b"filesize\0") + 9  # a number of FLV's onMetaData
+    if kind != "flv" or not 9 <= place <= len(head) - 8:
+        return 0
+    size = struct.unpack_from(">d", head, place)[0]
+    return int(size) if math.isfinite(size) else 0
+
+
+def check_playlist(path: Path) -> None:
+    """FFmpeg skips a part of an HLS playlist that is missing. Raises UserError for the first one."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        name = line.strip().split("?")[0]
+        if name and not name.startswith("#") and "://" not in name and not (path.parent / unquote(name)).exists():
+            raise UserError(f"{path} lists {name}, which is missing: put it where the playlist expects it")
 
 
 def _riff_ends(file: BinaryIO) -> Iterator[int]:
-    """Where each top-level chunk ends: large files have several. A file that was never finished says 0."""
+    """Where each top-level chunk ends: large files have several. Some writers count the chunk's own eight bytes, too.
+
+    A file that was written to a pipe, or never finished, has no size.
+    """
     end = 0
-    while len(head := file.read(8)) == 8 and head[:4] == b"RIFF":
-        end += 8 + struct.unpack("<I", head[4:])[0]
+    while len(head := file.read(8)) == 8 and head[:4] == b"RIFF" and head[4:] not in (bytes(4), b"\xff" * 4):
+        end += struct.unpack("<I", head[4:])[0]
         yield end
+        end += 8
         file.seek(end)
 
 
@@ -53,7 +72,7 @@ def _segment_end(head: bytes) -> int:
     return end
 
 
-def count_before_cut(packets: Sequence[Packet]) -> int:
+def count_before_cut(packets: Sequence[PacketFacts]) -> int:
     """Frames shown before any that the cut took: a lost packet has a later dts than all, and pts >= dts."""
     whole = [p for p in packets if not p.corrupt]
     if any(p.pts is None or p.dts is None for p in whole):

@@ -33,11 +33,12 @@ def test_times_that_are_not_of_its_frames_are_refused(times):
 
 
 def test_the_times_of_parts_in_one():
-    """Those that only restate the rate are left out; a part that does not know its place leaves none."""
+    """Those that only restate the rate are left out; a part without times follows the one before at its rate."""
     start, later = (replace(TIMED, times=Timeline(Fraction(1, 1000), part)) for part in ((0, 40, 80), (90, 900, 901)))
     assert joined_scene([start, later]).times.stamps == (0, 40, 80, 90, 900, 901)
-    assert joined_scene([start, replace(later, times=None)]).times is None
-    assert joined_scene([start, replace(later, times=Timeline(Fraction(1, 90), (4, 5, 6)))]).times is None
+    assert joined_scene([start, replace(later, times=None)]).times.stamps == (0, 40, 80, 150, 200, 250)
+    other = joined_scene([start, replace(later, times=Timeline(Fraction(1, 90), (9, 18, 45)))]).times
+    assert (other.tick, other.stamps) == (Fraction(1, 9000), (0, 360, 720, 900, 1800, 4500))
     parts = [replace(TIMED, times=None), replace(TIMED, times=Timeline(Fraction(1, 20), (3, 4, 5)))]
     assert joined_scene(parts).times is None and joined_scene(parts).clock.seconds(4) == 0.2
     late = [replace(TIMED, times=Timeline(Fraction(1, 20), part)) for part in ((3, 4, 5), (6, 7, 8))]

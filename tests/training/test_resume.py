@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hnerv.timeline import Timeline
 from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
 from hnerv.video import open_writer, read_frames
@@ -264,7 +265,7 @@ def test_another_video_under_another_path_is_refused(
 
 def test_a_video_that_moved_to_an_address(tmp_path, film, train, flags):
     path = tmp_path / "film.mkv"
-    with open_writer(path, (32, 64), 24) as writer:
+    with open_writer(path, (32, 64), Timeline.at_rate(24)) as writer:
         for frame in read_frames(str(film), range(12)):
             writer.write(frame)
     words, address = {"epochs": 2, "clip_targets": None, "clip_weights": "none"}, path.as_uri()

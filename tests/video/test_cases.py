@@ -532,7 +532,7 @@ def advised_frames(path: Path, advice: str) -> list[np.ndarray]:
 def test_transparent_pixels_are_refused(name: str, codec: str, pix_fmt: str, tmp_path: Path, scene) -> None:
     """And the command that the message gives puts them on black, where they are shown so."""
     path = with_alpha(tmp_path / name, codec, pix_fmt, HALF, scene)
-    with pytest.raises(UserError, match="has transparent pixels, which a video frame cannot have: ") as caught:
+    with pytest.raises(UserError, match="has transparency \\(alpha\\), which a video frame cannot have: ") as caught:
         load_video(str(path))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     fixed = advised_frames(path, str(caught.value))
@@ -548,7 +548,7 @@ def test_opaque_alpha_is_read(name: str, codec: str, pix_fmt: str, tmp_path: Pat
     assert np.array_equal(video.frames.permute(0, 2, 3, 1).numpy(), np.stack(scene(8, 64, 96)))
     one = OPAQUE.copy()
     one[63, 95] = 254
-    with pytest.raises(UserError, match="has transparent pixels"):
+    with pytest.raises(UserError, match="has transparency"):
         load_video(str(with_alpha(tmp_path / name, codec, pix_fmt, one, scene)))
 
 
@@ -567,7 +567,7 @@ def test_alpha_of_a_remuxed_file_is_not_lost(metadata: dict, tmp_path: Path, sce
         decoder = av.CodecContext.create("libvpx-vp9", "r")
         [frame, *_] = [frame for packet in copy.demux(video=0) for frame in decoder.decode(packet)]
         assert frame.to_ndarray(format="rgba")[..., 3].min() < 255
-    with pytest.raises(UserError, match="has transparent pixels"):
+    with pytest.raises(UserError, match="has transparency"):
         load_video(str(tmp_path / "copy.webm"))
 
 
@@ -669,7 +669,7 @@ def test_raw_video_without_a_rate(tmp_path: Path) -> None:
         ("a.yuv", "96x64", "--raw-video '96x64'"),
         ("a.yuv", "96:yuv420p", "--raw-video '96'"),
         ("a.yuv", "96x64:yuv420p:fast", "--raw-video '96x64:yuv420p:fast'"),
-        ("a.yuv", "96x64:yuv420p:0", "rate 0"),
+        ("a.yuv", "96x64:yuv420p:0", "--raw-video '96x64:yuv420p:0'"),
         ("a.yuv", "0x64:yuv420p", "--raw-video '0x64'"),
     ],
 )
@@ -679,8 +679,7 @@ def test_raw_video_refused(name: str, geometry: str, message: str, tmp_path: Pat
     with pytest.raises(UserError) as caught:
         load_video(str(path), raw_video=geometry)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    if "rate" not in message:
-        assert "--raw-video" in str(caught.value)
+    assert "--raw-video" in str(caught.value)
 
 
 GEOMETRIES = {

@@ -116,7 +116,8 @@ RATES = [
     (12.5, Fraction(25, 2)),
     (15.3, Fraction(153, 10)),
     (1000 / 999, Fraction(1000, 999)),
-    (1e-9, Fraction(1, 1001)),
+    (1e-9, Fraction(1, 10**9)),
+    (1 / 3600, Fraction(1, 3600)),
 ]
 
 
