@@ -126,6 +126,8 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
                 if frame.pict_type != PictureType.B:  # a B frame may lean on a later one that is damaged
                     sound, anchor = anchor, position  # and the last one before the damage shows may hold its start
         except av.error.FFmpegError as error:
+            if start and position == start:
+                raise SeekFailed(f"no frame can be decoded from there on ({error.strerror})") from error
             raise _undecodable(probe, error.strerror or "unknown error", position, range(start, sound)) from error
     if position == start:
         if start:
