@@ -1,4 +1,4 @@
-"""RGB <-> the 4:2:0 that video codecs take, both ways with the same matrix, range, siting of chroma and care.
+"""RGB <-> the 4:2:0 that video codecs take, both ways with the same matrix, range, chroma position and rounding.
 
 Unless a source says otherwise: BT.601 in limited range, what swscale assumes where a file says nothing, so that readers
 which ignore the tags agree with those that follow them. Chroma sits where H.264 and HEVC have it unless they say
@@ -26,7 +26,7 @@ MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 
 """Those that swscale converts with, by their number in H.273."""
 HDR = {16: "PQ, as in HDR10", 18: "HLG"}
 """Transfer characteristics of high dynamic range, by their number in H.273."""
-_CARE = "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
+_SCALE_FLAGS = "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
 class Display(NamedTuple):
@@ -90,10 +90,10 @@ def to_rgb(frame: VideoFrame) -> np.ndarray:
 
 def _options(side: str, pix_fmt: str, display: Display) -> str:
     if pix_fmt != "yuv420p":
-        return _CARE
+        return _SCALE_FLAGS
     matrix, range_ = tags_of(display, pix_fmt)
     sides = f"color_matrix={MATRICES[matrix]}", f"range={'pc' if range_ == FULL else 'tv'}", "chroma_loc=left"
-    return ":".join([_CARE, *(f"{side}_{option}" for option in sides)])
+    return ":".join([_SCALE_FLAGS, *(f"{side}_{option}" for option in sides)])
 
 
 @functools.lru_cache(maxsize=4)

@@ -70,7 +70,7 @@ class Video(NamedTuple):
 class _Source(NamedTuple):
     name: str
     probe: Probe
-    frames: Callable[[int], Iterator[Shown]]
+    read: Callable[[int], Iterator[Shown]]
     """From the position given on, 0 unless `seeks`."""
     seeks: bool
     reader: str = "images"
@@ -129,7 +129,7 @@ def load_video(
 
 
 def frame_count(data: str, frames: str = "", raw_video: str = "") -> int:
-    """Frames that can be decoded. Raises UserError where the source is cut short before those that `frames` chooses."""
+    """Frames that can be decoded. Raises UserError where a file is cut short before those that `frames` chooses."""
     probe = _open_source(data, raw_video, exactly=True).probe
     _check_whole(probe, frames)
     return probe.count
@@ -199,8 +199,8 @@ def _image_source(path: Path, name: str, files: list[Path]) -> _Source:
 def _animation_source(path: Path) -> _Source:
     *stamps, end = images.animation_times(path)
     times = Timeline(Fraction(1, 1000), tuple(stamps))
-    rate, steady = rate_of(times, end - stamps[-1])
-    probe = Probe(Medium(path), images.common_size([path]), len(stamps), times, rate, steady, timed=True)
+    rate, constant = rate_of(times, end - stamps[-1])
+    probe = Probe(Medium(path), images.common_size([path]), len(stamps), times, rate, constant, timed=True)
     return _Source(path.stem, probe, lambda start: zip(stamps, images.read_animation(path), strict=True), False)
 
 
@@ -244,8 +244,8 @@ def _read(source: _Source, plan: CropPlan, frames: str) -> tuple[_Source, Tensor
     """The frames chosen, and the source as it was found to be when it was decoded."""
     probe = source.probe
     fits = probe.count * math.prod(probe.size) * 3 <= room()  # decord decodes ahead without limit
-    if os.environ.get("HNERV_READER") == "decord" and probe.simple and fits:
-        by_decord = source._replace(frames=lambda start: read_decord(probe), seeks=False, reader="decord")
+    if os.environ.get("HNERV_READER") == "decord" and probe.for_decord and fits:
+        by_decord = source._replace(read=lambda start: read_decord(probe), seeks=False, reader="decord")
         try:
             return by_decord, _fill(by_decord, plan, frames)[0]
         except DecordFailed as failure:
@@ -285,10 +285,10 @@ def _read_from(source: _Source, start: int) -> Iterator[tuple[int, int | None, n
     done = 0
     if source.seeks and start >= SEEK_FROM:
         with contextlib.suppress(SeekFailed):
-            for done, shown in enumerate(source.frames(start), start + 1):
+            for done, shown in enumerate(source.read(start), start + 1):
                 yield done - 1, *shown
             return
-    for position, shown in enumerate(source.frames(0)):
+    for position, shown in enumerate(source.read(0)):
         if position >= done:
             yield position, *shown
 

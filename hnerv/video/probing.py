@@ -56,8 +56,8 @@ class Probe(NamedTuple):
     """Time stamps of all frames as stored, ascending; None where there are none to be trusted."""
     rate: Fraction = DEFAULT_FPS
     """Frames per second: constant, or the mean."""
-    steady: bool = True
-    """Whether frame k is k / rate after the first."""
+    constant: bool = True
+    """Whether frame k is shown k / rate after the first."""
     timed: bool = False
     """Whether the time stamps are the file's own."""
     exact: bool = True
@@ -65,8 +65,8 @@ class Probe(NamedTuple):
     cut: bool = False
     display: Display = UNTAGGED
     orientation: Orientation = Orientation()
-    simple: bool = False
-    """Whether decord 0.6 may be tried; interlacing is checked while reading."""
+    for_decord: bool = False
+    """Whether decord 0.6 reads such files correctly; interlacing is checked while reading."""
     keys: tuple[int, ...] = ()
     """Time stamps of key frames, ascending; empty if seeking might return other frames."""
 
@@ -76,14 +76,14 @@ class Probe(NamedTuple):
         if len(stamps) == self.count:
             return probe
         if not self.timed or None in stamps or any(b <= a for a, b in itertools.pairwise(stamps)):
-            return probe._replace(steady=True)
+            return probe._replace(constant=True)
         times = Timeline(self.times.tick, tuple(stamps))
-        rate, steady = rate_of(times, hints=[self.rate])
-        return probe._replace(times=times, rate=rate, steady=steady)
+        rate, constant = rate_of(times, hints=[self.rate])
+        return probe._replace(times=times, rate=rate, constant=constant)
 
     def times_of(self, chosen: range) -> Timeline | None:
-        """When these are shown, 0 being the first frame; None where the k-th of them is at k / rate."""
-        if self.steady:
+        """When these frames are shown, from the first frame of the source on; None if the k-th is shown at k / rate."""
+        if self.constant:
             return None if chosen == range(len(chosen)) else Timeline(1 / self.rate, tuple(chosen))
         first = self.times.stamps[0]
         return Timeline(self.times.tick, tuple(self.times.stamps[frame] - first for frame in chosen))
@@ -134,11 +134,15 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
         raise _not_a_video(path)
     if not moving:
         raise UserError(f"{path} has no video stream, only audio or other data: pass a video to --data")
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
+    stream = best if (best := container.streams.best("video")) in moving else moving[0]
     if stream.codec_context is None:
         raise UserError(f"{path} has video of a codec that FFmpeg does not know, or is damaged: pass another to --data")
     return stream
+
+
+def codec_name(stream: VideoStream) -> str:
+    """Of the codec, whichever decoder reads it: av1, not libdav1d."""
+    return stream.codec_context.codec.canonical_name
 
 
 def probe_video(medium: Medium) -> Probe:
@@ -159,23 +163,23 @@ def probe_video(medium: Medium) -> Probe:
         if not count or not first:
             cause = "is truncated before its first complete frame" if cut else "has no frames that can be decoded"
             raise UserError(f"{path} {cause}: copy or download it again, or pass another video to --data")
-        codec = stream.codec_context.name
+        codec = codec_name(stream)
         if codec in ("vp8", "vp9") and any(p.alpha for p in packets):
             raise transparent(path, f"-c:v {'libvpx' if codec == 'vp8' else 'libvpx-vp9'} ")
         times, last = _times(container, stream, shown)
         hints = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
-        rate, steady = rate_of(times, last, hints) if times else ((hints or [DEFAULT_FPS])[-1], True)
+        rate, constant = rate_of(times, last, hints) if times else ((hints or [DEFAULT_FPS])[-1], True)
         begins = packets[0].key and packets[0].pts == min((p.pts for p in packets if p.pts is not None), default=None)
         timed = times is not None and not medium.raw and not container.format.flags & _NO_TIME_STAMPS
         exact = bool(times and begins and not cut and codec in ONE_FRAME_EACH and not first.interlaced_frame)
-        orientation = orientation_of(first)
+        orientation, keys = orientation_of(first), _keys(container, packets) if exact else ()
         codes = first.color_primaries, first.color_trc, first.colorspace, first.color_range
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         shape = (1 / aspect if orientation.transpose else aspect).as_integer_ratio()
-        simple = exact and orientation == Orientation() and _is_simple(container, stream, first, packets)
+        for_decord = bool(keys) and orientation == Orientation() and _is_for_decord(container, stream, first)
         return Probe(
-            medium, orientation.upright_size(first.height, first.width), count, times, rate, steady, timed, exact, cut,
-            Display(*map(int, codes), *shape), orientation, simple, _keys(container, packets) if exact else (),
+            medium, orientation.upright_size(first.height, first.width), count, times, rate, constant, timed, exact,
+            cut, Display(*map(int, codes), *shape), orientation, for_decord, keys,
         )  # fmt: skip
 
 
@@ -203,7 +207,7 @@ def _moving_streams(container: InputContainer) -> list[VideoStream]:
 
 def playable_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """All packets, but for those before the first key frame where the decoder takes them for damage."""
-    skips = stream.codec_context.name in ("vp8", "vp9", "av1")
+    skips = codec_name(stream) in ("vp8", "vp9", "av1")
     for packet in container.demux(stream):
         skips = skips and not packet.is_keyframe
         if not skips:
@@ -215,7 +219,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[PacketFa
     import av
 
     packets: list[PacketFacts] = []
-    codec = stream.codec_context.name
+    codec = codec_name(stream)
     try:
         for packet in container.demux(stream):
             if packet.size:  # PyAV ends with an empty one
@@ -279,13 +283,12 @@ def _keys(container: InputContainer, packets: list[PacketFacts]) -> tuple[int, .
     return tuple(sorted(p.pts for p in packets if p.key))
 
 
-def _is_simple(container: InputContainer, stream: VideoStream, first: VideoFrame, packets: list[PacketFacts]) -> bool:
-    """H.264 of 8 bits in 4:2:0 in MP4 or MOV without edits; that it is progressive shows while it is read."""
+def _is_for_decord(container: InputContainer, stream: VideoStream, first: VideoFrame) -> bool:
+    """Seekable H.264 of 8 bits in 4:2:0 in MP4 or MOV; that it is progressive shows while it is read."""
     return (
         "mov" in container.format.name
-        and stream.codec_context.name == "h264"
+        and codec_name(stream) == "h264"
         and first.format.name in ("yuv420p", "yuvj420p")
         and not (first.height % 2 or first.width % 2)
         and len(_moving_streams(container)) == 1
-        and not any(p.hidden or p.pts < 0 for p in packets)
     )

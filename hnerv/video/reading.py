@@ -45,7 +45,7 @@ def read_pyav(probe: Probe, start: int = 0) -> Iterator[Shown]:
 
 
 def read_decord(probe: Probe) -> Iterator[Shown]:
-    """`read_pyav` of a `probe.simple` file by decord. Raises DecordFailed, which may come after frames.
+    """`read_pyav` of a `probe.for_decord` file by decord. Raises DecordFailed, which may come after frames.
 
     Never seeks: decord's random access returns wrong frames on open groups of pictures. Not for forked processes.
     decord hides damage and fields, so PyAV decodes in step without converting: raises UserError as `read_pyav`.
@@ -90,10 +90,13 @@ def decoded_stamps(probe: Probe) -> list[int | None]:
 
 
 def _upright_rgb(probe: Probe, frame: VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8, as FFmpeg's scale filter converts: with the frame's matrix and range, field by field where it
-    is interlaced, chroma where it is sited. Above 8 bits without its tables of 8-bit chroma, up to 4 levels off."""
+    """(H, W, 3) uint8, as FFmpeg's scale filter converts; raises UserError for transparent pixels.
+
+    It uses the matrix, range and chroma position of the frame, and converts interlaced frames field by field.
+    """
     from av.video.reformatter import Interpolation
 
+    # Above 8 bits the default looks chroma up in tables of 8 bits, and is up to 4 levels off.
     parts, how = frame.format.components, Interpolation.BILINEAR
     if max(part.bits for part in parts) > 8:
         how |= Interpolation.FULL_CHR_H_INT
@@ -115,7 +118,7 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
         stream = video_stream(container, probe.medium.path)
         stream.codec_context.thread_count = 1  # with more, FFmpeg marks damaged frames now and then, not always
         try:
-            for frame in _begun_at(start, probe, container, stream):
+            for frame in _frames_from(start, probe, container, stream):
                 if frame.is_corrupt:
                     raise _undecodable(probe, "damaged data", position, range(start, sound))
                 size = probe.orientation.upright_size(frame.height, frame.width)
@@ -135,7 +138,7 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
         raise UserError(f"{probe.medium.path} has no frames that can be decoded: pass another video to --data")
 
 
-def _begun_at(start: int, probe: Probe, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def _frames_from(start: int, probe: Probe, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     key, first = None, probe.times.stamps[start] if start else 0
     if start and (keys := probe.keys_before(start)):
         container.seek(keys[0], stream=stream)

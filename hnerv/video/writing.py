@@ -76,7 +76,7 @@ def open_writer(
     """A writer of frames of `size` (H, W), each shown at its time of `times` from the first, to be used as a context.
 
     .mp4 and .mov become H.264 (4:2:0, lossy, even sizes), .mkv lossless FFV1; no suffix, or a folder that is there,
-    becomes PNG images 00000.png, 00001.png, ..., or of these `numbers`, which know no rate. With `overwrite` they take
+    becomes PNG images 00000.png, 00001.png, ..., or of these `numbers`, which store no rate. With `overwrite` they take
     the place of what was there: of a file, or of all such images. A file gets the tags of `display`, and 4:2:0 its
     matrix and range. All of it is moved to its place at the end of a block that succeeds; a block that fails leaves
     what was there. Raises UserError as `check_target` does, for a disk that fails, and when no frame came.

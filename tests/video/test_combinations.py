@@ -101,10 +101,11 @@ def label(part: Kind | str) -> str:
 
 @pytest.fixture
 def make(encode):
-    """make(kind, mode) -> path of 12 frames."""
+    """make(kind, mode) -> path of 12 frames, or of several times as many."""
 
-    def build(kind: Kind, mode: str) -> Path:
-        stamps = {"variable": UNEVEN, "late": range(7, 19)}.get(mode, range(12))
+    def build(kind: Kind, mode: str, times: int = 1) -> Path:
+        uneven = [20 * k + stamp for k in range(times) for stamp in UNEVEN]
+        stamps = {"variable": uneven, "late": range(7, 7 + 12 * times)}.get(mode, range(12 * times))
         return encode(
             f"a.{kind.suffix}",
             codec=kind.codec,
@@ -170,13 +171,13 @@ def test_whole(kind: Kind, mode: str, make, ffmpeg_frames) -> None:
 
 @pytest.mark.parametrize(("kind", "mode"), WHOLE[::3], ids=label)
 def test_from_the_middle(kind: Kind, mode: str, make, monkeypatch) -> None:
-    """Frames that are sought are those of decoding from the start."""
+    """Frames that are sought, from beyond the third key frame too, are those of decoding from the start."""
     from hnerv.video import loading
 
-    path = make(kind, mode)
+    path = make(kind, mode, times=3)
     whole = load_video(str(path)).frames
     monkeypatch.setattr(loading, "SEEK_FROM", 1)
-    for start in (2, 7, 11):
+    for start in (2, 7, 19, 26, 35):
         assert load_video(str(path), frames=f"{start}:{start + 3}").frames.equal(whole[start : start + 3])
 
 
@@ -208,7 +209,7 @@ def test_truncated(kind: Kind, mode: str, make, right_or_refused, caplog) -> Non
     data, share = path.read_bytes(), np.random.default_rng(KINDS.index(kind)).uniform(0.05, 0.98, 3)
     for part in share:
         path.write_bytes(data[: int(part * len(data))])
-        right_or_refused(path)
+        assert not right_or_refused(path) or kind.suffix in ("ts", "mpg", "vob")  # these do not know their length
 
 
 @pytest.mark.parametrize(("kind", "mode"), DAMAGED, ids=label)
