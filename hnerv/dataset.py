@@ -109,10 +109,12 @@ def check_record(where: Path, record: object) -> None:
             "environment.json): use that version, or choose another run"
         ) from error
     video, model = record["video"], record["model"]
-    if not _has({"raw_video": "", **video}, str, "source", "digest", "raw_video") or not _is_crop(video.get("crop")):
+    if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
         raise _damaged(where, "video")
     try:
         Display.from_dict(video.get("display", {}))
+        if not isinstance(video.get("raw_video", ""), str):
+            raise TypeError("raw_video is no text")
     except (TypeError, ValueError) as error:
         raise _damaged(where, "video") from error
     if not _has(model, int, "width") or not 0 < model["width"] <= MAX_WIDTH:

@@ -119,7 +119,7 @@ class RunLogger(NullLogger):
         self._write("histogram", tag, "add_histogram", values, step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
-        self._write("text", tag, "add_text", markdown, step)
+        self._write("text", tag, "add_text", _utf8(markdown), step)
 
     def image(self, tag: str, picture: Encoded, step: int) -> None:
         self._write("image", tag, "add_encoded", picture, step)
@@ -130,7 +130,7 @@ class RunLogger(NullLogger):
     def hparams(self, settings: dict[str, object], metrics: Sequence[str]) -> None:
         for name in metrics:
             tag_of(name, "scalar")
-        self._call("add_settings", settings, metrics)
+        self._call("add_settings", {name: _utf8(value) for name, value in settings.items()}, metrics)
 
     def graph(self, model: nn.Module, inputs: Tensor) -> None:
         with warnings.catch_warnings():
@@ -225,6 +225,11 @@ def _tensorboard(events: Path, purge_step: int):
                 self.file_writer.add_summary(summary, 0)
 
     return Writer(str(events), purge_step=purge_step)
+
+
+def _utf8(value: object) -> object:
+    """File names need not be UTF-8, event files must be."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _wandb(events: Path, purge_step: int):

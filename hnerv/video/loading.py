@@ -124,7 +124,7 @@ def load_video(
     times = source.probe.times_of(slice_positions(frames, source.probe.count))
     return Video(
         pixels, float(source.probe.rate), source.name, str(path), source.reader, plan, digest.hexdigest(), times,
-        _resized(probe.display, plan), probe.medium.raw_video,
+        _resized(probe.display, plan), ":".join(value for _, value in probe.medium.raw),
     )  # fmt: skip
 
 
@@ -173,6 +173,8 @@ def _open_source(data: str, raw_video: str = "", exactly: bool = False) -> _Sour
         raise UserError(
             f"--data {data[:300]!r} is not a file, a folder or one of the clips {', '.join(CLIPS)}: check the path"
         )
+    if path.is_dir() and raw_video:
+        raise UserError(f"--raw-video is for a file, but {path} is a folder: remove it, or pass the file")
     if path.is_dir():
         return _image_source(path, path.name, images.list_images(path))
     if raw_video or path.suffix.lower() == SUFFIX:
@@ -183,10 +185,10 @@ def _open_source(data: str, raw_video: str = "", exactly: bool = False) -> _Sour
 
 
 def _resolved(data: str) -> Path | None:
-    """The path that is there, None where there is none: names too long, of no user or with a zero byte among them."""
+    """A file or folder that is there, else None: names too long, of no user or with a zero byte, pipes and devices."""
     try:
         path = Path(data).expanduser().resolve()
-        return path if data and path.exists() else None
+        return path if data and (path.is_file() or path.is_dir()) else None
     except (OSError, RuntimeError, ValueError):
         return None
 

@@ -14,7 +14,7 @@ from hnerv.errors import UserError
 from hnerv.timeline import Timeline, rate_of
 from hnerv.video.colour import UNTAGGED, Display
 from hnerv.video.orientation import Orientation, orientation_of
-from hnerv.video.truncation import check_playlist, count_before_cut, promised_bytes
+from hnerv.video.truncation import PLAYLISTS, check_playlist, count_before_cut, promised_bytes
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -38,11 +38,6 @@ class Medium(NamedTuple):
 
     path: Path
     raw: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def raw_video(self) -> str:
-        """As --raw-video takes it."""
-        return ":".join(value for _, value in self.raw)
 
 
 class Probe(NamedTuple):
@@ -151,10 +146,10 @@ def probe_video(medium: Medium) -> Probe:
     Raises UserError when it is not a video, has no video stream, is transparent, or no frame can be read.
     """
     path = medium.path
+    if path.suffix.lower() in PLAYLISTS:
+        check_playlist(path)
     with open_video(medium) as container:
         stream = video_stream(container, path)
-        if container.format.name == "hls":
-            check_playlist(path)
         packets, failed = _scan(container, stream)
         cut = failed or promised_bytes(container, stream, path) > path.stat().st_size
         shown = [p for p in packets if not p.hidden]

@@ -36,12 +36,23 @@ def promised_bytes(container: InputContainer, stream: VideoStream, path: Path) -
     return int(size) if math.isfinite(size) else 0
 
 
+PLAYLISTS = (".m3u8", ".m3u")
+
+
 def check_playlist(path: Path) -> None:
-    """FFmpeg skips a part of an HLS playlist that is missing. Raises UserError for the first one."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        name = line.strip().split("?")[0]
+    """Raises UserError for a part of an HLS playlist that is missing, which FFmpeg skips, and for one without an end.
+
+    For that, FFmpeg would wait, since such a playlist may grow.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    if "#EXT-X-ENDLIST" not in lines and not any(line.startswith("#EXT-X-STREAM-INF") for line in lines):
+        raise UserError(f"{path} is a playlist without an end: add the line #EXT-X-ENDLIST")
+    for line in lines:
+        name = line.split("?")[0]
         if name and not name.startswith("#") and "://" not in name and not (path.parent / unquote(name)).exists():
             raise UserError(f"{path} lists {name}, which is missing: put it where the playlist expects it")
+        if name.lower().endswith(PLAYLISTS) and not name.startswith("#") and "://" not in name:
+            check_playlist(path.parent / unquote(name))
 
 
 def _riff_ends(file: BinaryIO) -> Iterator[int]:

@@ -122,9 +122,10 @@ def test_a_recording_that_begins_inside_a_group_of_pictures_in_segments(coded, e
     assert film.frames == 12 and [part.frames for part in film.parts] == [4, 4, 4]
 
 
-def test_a_name_that_is_not_utf8(coded, encode, evaluate, hnerv_main, place, capsys) -> None:
+def test_a_name_that_is_not_utf8(coded, encode, evaluate, hnerv_main, place, capsys, caplog) -> None:
     os.replace(encode("a.mp4", **SIZE), b"caf\xe9.mp4")
     path = coded(os.fsdecode(b"caf\xe9.mp4"))
+    assert "failed" not in caplog.text
     for command in (
         lambda: evaluate(place / "run"),
         lambda: hnerv_main("info", path),

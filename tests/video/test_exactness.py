@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_a_part_of_a_playlist_that_is_missing(encode, tmp_path: Path) -> None:
     loading._probe.cache_clear()
     with pytest.raises(UserError, match="list1.ts, which is missing"):
         load_video(str(path))
+
+
+def test_a_playlist_that_may_grow(encode) -> None:
+    path = encode("list.m3u8", 40, container="hls", muxer={"hls_time": "0.3", "hls_list_size": "0"}, options=INTRA)
+    path.write_text(path.read_text().replace("#EXT-X-ENDLIST", ""))
+    with pytest.raises(UserError, match="add the line #EXT-X-ENDLIST"):
+        load_video(str(path))
+    (path.parent / "main.m3u8").write_text("#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1000\nlist.m3u8\n")
+    with pytest.raises(UserError, match="list.m3u8 is a playlist without an end"):
+        load_video(str(path.parent / "main.m3u8"))
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UserError, match="is not a file, a folder"):
+        load_video(str(tmp_path / "pipe.mp4"))
 
 
 def test_a_pixel_that_is_thin_beyond_belief(encode) -> None:
