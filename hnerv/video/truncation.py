@@ -1,4 +1,4 @@
-"""Whether a file was cut short, which its container says better than any duration, and what is left of it then."""
+"""Whether a file is complete, by what its container states of its length or parts, and what is left of it if not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
     from hnerv.video.probing import PacketFacts
+
+PLAYLISTS = (".m3u8", ".m3u")
 
 
 def promised_bytes(container: InputContainer, stream: VideoStream, path: Path) -> int:
@@ -36,23 +38,24 @@ def promised_bytes(container: InputContainer, stream: VideoStream, path: Path) -
     return int(size) if math.isfinite(size) else 0
 
 
-PLAYLISTS = (".m3u8", ".m3u")
-
-
-def check_playlist(path: Path) -> None:
+def check_playlist(path: Path, nested: bool = False) -> None:
     """Raises UserError for a part of an HLS playlist that is missing, which FFmpeg skips, and for one without an end.
 
     For that, FFmpeg would wait, since such a playlist may grow.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    if "#EXT-X-ENDLIST" not in lines and not any(line.startswith("#EXT-X-STREAM-INF") for line in lines):
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return  # the error of opening it is clearer
+    is_master = any(line.startswith("#EXT-X-STREAM-INF") for line in lines)
+    if not is_master and "#EXT-X-ENDLIST" not in lines:
         raise UserError(f"{path} is a playlist without an end: add the line #EXT-X-ENDLIST")
-    for line in lines:
-        name = line.split("?")[0]
-        if name and not name.startswith("#") and "://" not in name and not (path.parent / unquote(name)).exists():
+    for name in (line.split("?")[0] for line in lines if line and not line.startswith("#") and "://" not in line):
+        part = path.parent / unquote(name)
+        if not part.exists():
             raise UserError(f"{path} lists {name}, which is missing: put it where the playlist expects it")
-        if name.lower().endswith(PLAYLISTS) and not name.startswith("#") and "://" not in name:
-            check_playlist(path.parent / unquote(name))
+        if is_master and not nested:
+            check_playlist(part, nested=True)
 
 
 def _riff_ends(file: BinaryIO) -> Iterator[int]:
