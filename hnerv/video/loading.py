@@ -30,7 +30,7 @@ from hnerv.video.colour import HDR, UNTAGGED, Display
 from hnerv.video.memory import empty_frames, room
 from hnerv.video.probing import Medium, Probe, probe_video
 from hnerv.video.raw import SUFFIX, raw_medium
-from hnerv.video.reading import DecordFailed, SeekFailed, decoded_stamps, read_decord, read_pyav
+from hnerv.video.reading import DecordFailed, SeekFailed, decoded, read_decord, read_pyav
 from hnerv.video.remote import fetched, is_remote
 from hnerv.video.split import ends_before, slice_positions
 
@@ -141,10 +141,7 @@ def seeks(data: str, raw_video: str = "") -> bool:
 
 
 def read_frames(data: str, chosen: range, raw_video: str = "") -> Iterator[np.ndarray]:
-    """The frames (H, W, 3) uint8 RGB at ascending positions of a source, one at a time. Raises UserError.
-
-    For what does not need all of them in memory.
-    """
+    """The frames (H, W, 3) uint8 RGB at ascending positions of a source, one in memory at a time. Raises UserError."""
     for position, _, frame in _read_from(_open_source(data, raw_video, exactly=True), chosen.start) if chosen else ():
         if position in chosen:
             yield frame
@@ -153,11 +150,10 @@ def read_frames(data: str, chosen: range, raw_video: str = "") -> Iterator[np.nd
 
 
 def _check_whole(probe: Probe, frames: str) -> None:
-    if probe.cut and not ends_before(frames, probe.count):
-        raise UserError(
-            f"{probe.medium.path} is truncated; only {probe.count} frames can be read: pass --frames 0:{probe.count}, "
-            "or copy or download it again"
-        )
+    path, count = probe.medium.path, probe.count
+    cut = f"{path} is truncated; only {count} frames can be read: pass --frames 0:{count}, or copy or download it again"
+    if (probe.cut or probe.damage) and not ends_before(frames, count):
+        raise UserError(probe.damage or cut)
 
 
 def _open_source(data: str, raw_video: str = "", exactly: bool = False) -> _Source:
@@ -173,9 +169,9 @@ def _open_source(data: str, raw_video: str = "", exactly: bool = False) -> _Sour
         raise UserError(
             f"--data {data[:300]!r} is not a file, a folder or one of the clips {', '.join(CLIPS)}: check the path"
         )
-    if path.is_dir() and raw_video:
-        raise UserError(f"--raw-video is for a file, but {path} is a folder: remove it, or pass the file")
     if path.is_dir():
+        if raw_video:
+            raise UserError(f"--raw-video is for a file, but {path} is a folder: remove it, or pass the file")
         return _image_source(path, path.name, images.list_images(path))
     if raw_video or path.suffix.lower() == SUFFIX:
         return _file_source(raw_medium(path, raw_video), path.stem, exactly)
@@ -222,8 +218,7 @@ def _probe(medium: Medium, size: int, changed: int) -> Probe:
 
 @functools.lru_cache(maxsize=4)
 def _exact_probe(medium: Medium, size: int, changed: int) -> Probe:
-    probe = _probe(medium, size, changed)
-    return probe.as_decoded(decoded_stamps(probe))
+    return decoded(_probe(medium, size, changed))
 
 
 @functools.lru_cache
@@ -256,7 +251,8 @@ def _read(source: _Source, plan: CropPlan, frames: str) -> tuple[_Source, Tensor
     needed = max(slice_positions(frames, probe.count)) + 1 if ends_before(frames, probe.count) else probe.count
     if probe.exact and max(stamps) + 1 == needed:
         return source, pixels
-    found = probe.as_decoded(decoded_stamps(probe) if frames else list(stamps.values()))
+    found = decoded(probe) if frames else probe.as_decoded(list(stamps.values()))
+    _check_whole(found, frames)
     if probe.exact:
         _log.warning("%s has %d frames, but declares %d", probe.medium.path.name, found.count, probe.count)
     source = source._replace(probe=found, seeks=False)

@@ -58,6 +58,8 @@ class Probe(NamedTuple):
     exact: bool = True
     """Whether `count` and `times` are those of the decoded frames: by the packets, or since they were decoded."""
     cut: bool = False
+    damage: str = ""
+    """Why the frames behind these cannot be decoded, with the fix; '' where none follow."""
     display: Display = UNTAGGED
     orientation: Orientation = Orientation()
     for_decord: bool = False
@@ -174,7 +176,7 @@ def probe_video(medium: Medium) -> Probe:
         for_decord = bool(keys) and orientation == Orientation() and _is_for_decord(container, stream, first)
         return Probe(
             medium, orientation.upright_size(first.height, first.width), count, times, rate, constant, timed, exact,
-            cut, Display(*map(int, codes), *shape), orientation, for_decord, keys,
+            cut, "", Display(*map(int, codes), *shape), orientation, for_decord, keys,
         )  # fmt: skip
 
 

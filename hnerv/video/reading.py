@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -78,15 +77,20 @@ def read_decord(probe: Probe) -> Iterator[Shown]:
         raise DecordFailed(f"decord counts {count} frames, but {position + 1} can be decoded")
 
 
-def decoded_stamps(probe: Probe) -> list[int | None]:
-    """Time stamps of all frames, by decoding them; of a truncated file of those before the cut that can be decoded.
+def decoded(probe: Probe) -> Probe:
+    """`probe` with the frames that decoding finds, in a truncated file before the cut, and what it finds behind them.
 
-    Raises UserError as `read_pyav`.
+    Raises UserError where not even the first frame can be decoded.
     """
-    stamps, most = [], probe.count if probe.cut else None
-    with contextlib.suppress(UserError) if probe.cut else contextlib.nullcontext():
-        stamps.extend(frame.pts for frame in itertools.islice(_decode_checked(probe), most))
-    return stamps
+    stamps, damage = [], ""
+    try:
+        for frame in itertools.islice(_decode_checked(probe), probe.count if probe.cut else None):
+            stamps.append(frame.pts)
+    except UserError as error:
+        if not stamps:
+            raise
+        damage = "" if probe.cut else str(error)
+    return probe.as_decoded(stamps)._replace(damage=damage)
 
 
 def _upright_rgb(probe: Probe, frame: VideoFrame) -> np.ndarray:

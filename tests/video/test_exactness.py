@@ -107,6 +107,23 @@ def test_frames_predicted_from_damage_before_the_first_one_wanted(encode, remux,
     assert load_video(str(path), frames="58:60").frames.equal(load_video(str(source), frames="58:60").frames)
 
 
+def test_damage_where_the_frames_have_to_be_counted(encode, remux, tmp_path: Path) -> None:
+    """The advised range can be read, nothing beyond it, and segments are not planned as if the video ended there."""
+    source = encode("source.mkv", 40, codec="mpeg4", options={"g": "8", "bf": "0"})
+    noise = np.random.default_rng(0).bytes(4000)
+    path = remux(source, tmp_path / "a.mkv", lambda k, data: data[:20] + noise[20 : len(data)] if k == 24 else data)
+    with pytest.raises(UserError, match=r"frame \d+ cannot be decoded .* pass --frames 0:\d+") as caught:
+        load_video(str(path))
+    advised = str(caught.value).split("--frames ")[1].split(",")[0]
+    intact = load_video(str(path), frames=advised).frames
+    assert len(intact) > 15 and intact.equal(load_video(str(source), frames=advised).frames)
+    for beyond in ("0:30", "::2", "-1:"):
+        with pytest.raises(UserError, match=r"frame \d+ cannot be decoded"):
+            load_video(str(path), frames=beyond)
+    with pytest.raises(UserError, match=r"frame \d+ cannot be decoded"):
+        plan_video(str(path), "", Wishes(8))
+
+
 @pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", bytes(4), None])
 def test_avi_whose_length_is_not_known_or_counts_its_own_header(size: bytes | None, encode) -> None:
     path = encode("a.avi", 20, options={"bf": "0"})
