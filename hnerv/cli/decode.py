@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
         "--frames",
         default="",
         metavar="A:B:S",
-        help="frame range START:STOP:STEP, each frame shown at its time in the source; empty: all",
+        help="frame range START:STOP:STEP, with their distances in time; empty: all",
     )
     parser.add_argument(
         "--patch", default="", metavar="P,P", help="decode only these patches, numbered row-wise from 0"

@@ -112,8 +112,9 @@ def open_video(medium: Medium) -> InputContainer:
     import av
 
     path, kind = medium.path, "rawvideo" if medium.raw else None
-    try:  # tags need not be UTF-8
-        container = av.open(str(path), format=kind, options=dict(medium.raw), metadata_errors="replace")
+    tags = {} if av.__version__ >= "19" else {"metadata_errors": "replace"}  # they need not be UTF-8
+    try:
+        container = av.open(str(path), format=kind, options=dict(medium.raw), **tags)
     except av.error.PermissionError as error:
         raise UserError(f"{path} is not readable: change its permissions") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -245,7 +246,7 @@ def _first_frame(medium: Medium) -> VideoFrame | None:
 
     with open_video(medium) as container, contextlib.suppress(av.error.FFmpegError):
         for packet in playable_packets(container, video_stream(container, medium.path)):
-            with contextlib.suppress(av.error.FFmpegError):
+            with contextlib.suppress(av.error.FFmpegError, ValueError):  # PyAV 19: a decoder that did not open
                 for frame in packet.decode():
                     return frame
     return None

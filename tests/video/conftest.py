@@ -168,7 +168,8 @@ def _ffmpeg_frames(path: Path | str, *, chroma: str = "", interlaced: int = -1, 
     swscale assumes, where it says nothing. It makes no difference to 4:2:0 and 4:2:2 of 8 bits and even sizes.
     """
     frames, graphs = [], {}
-    with av.open(str(path), **{"metadata_errors": "replace", **how}) as container:
+    tags = {} if av.__version__ >= "19" else {"metadata_errors": "replace"}
+    with av.open(str(path), **tags, **how) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
         chroma = chroma or SITES.get(stream.codec_context.name, "center")
