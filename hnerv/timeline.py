@@ -1,4 +1,4 @@
-"""When frames are shown: time stamps as whole numbers of a tick, and the frame rate that they keep.
+"""When frames are shown: integer time stamps in units of a tick, and their frame rate.
 
 A container counts time in ticks of its own (1/90000 s in MPEG-TS, 1/1000 s in Matroska), so even a constant rate has
 stamps that are rounded to them.
@@ -88,7 +88,7 @@ def time_code(seconds: float) -> str:
 
 
 def exact_rate(fps: float) -> Fraction:
-    """Frames per second as a fraction: whole, n x 1000/1001 where that is meant, else the nearest of small denominator.
+    """Frames per second as a fraction: an integer, n x 1000/1001 (NTSC), else the nearest with a small denominator.
 
     Raises UserError when it is not above 0 and at most MOST_FPS.
     """

@@ -94,7 +94,7 @@ class RunFolder:
         return pin_targets(config, known) if known else config
 
     def saved_state(self, record: dict) -> dict | None:
-        """The checkpoint to go on from: latest.pt, or best.pt where that is missing; None for a fresh run.
+        """The checkpoint to resume from: latest.pt, or best.pt where that is missing; None for a fresh run.
 
         `record` is what identifies the run. Writes nothing. Raises UserError when the folder holds a run of another
         record, or a checkpoint that cannot be read.

@@ -157,7 +157,7 @@ def _check_whole(probe: Probe, frames: str) -> None:
 
 
 def _open_source(data: str, raw_video: str = "", exactly: bool = False) -> _Source:
-    """`exactly` decodes a file once, where its packets do not tell the number of frames for certain."""
+    """With `exactly`, a file is decoded once if its packets do not determine the number of frames."""
     if data in CLIPS and not raw_video:
         return _file_source(Medium(clip_path(data)), data, exactly)
     if is_remote(data):

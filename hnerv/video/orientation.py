@@ -37,7 +37,7 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
     try:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    except ValueError:  # side data of a kind that PyAV has no name for, such as EXIF: the angle is told all the same
+    except ValueError:  # side data of a kind that PyAV has no name for, such as EXIF: the angle is still known
         return _TURNS.get(round(frame.rotation / 90) % 4, Orientation())
     if matrix is None:
         return Orientation()

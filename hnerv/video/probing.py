@@ -28,7 +28,7 @@ ONE_FRAME_EACH = {
     *("av1", "dnxhd", "dvvideo", "ffv1", "ffvhuff", "gif", "h264", "hevc", "huffyuv", "jpeg2000", "mjpeg"),
     *("mpeg1video", "mpeg2video", "png", "prores", "qtrle", "rawvideo", "utvideo", "vp8", "vp9"),
 }
-"""Codecs whose every packet that is not hidden gives a frame; MPEG-4, for one, has packets that repeat a frame."""
+"""Codecs in which every shown packet gives one frame. In MPEG-4 Part 2, for one, a packet may repeat a frame."""
 _NO_TIME_STAMPS = 0x80
 """AVFMT_NOTIMESTAMPS: elementary streams, for which FFmpeg makes time stamps up."""
 
@@ -274,7 +274,7 @@ def _times(container: InputContainer, stream: VideoStream, shown: list[PacketFac
 
 
 def _keys(container: InputContainer, packets: list[PacketFacts]) -> tuple[int, ...]:
-    """Of a file whose every packet is a frame with a time stamp of its own, in a format that finds key frames."""
+    """Time stamps of key frames, if the format can seek to them and every packet is a frame with a time stamp."""
     seekable = any(kind in container.format.name for kind in ("mov", "matroska", "rawvideo"))
     if not seekable or any(p.hidden or p.corrupt or p.pts is None or p.pts < 0 for p in packets):
         return ()

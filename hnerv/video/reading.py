@@ -130,7 +130,7 @@ def _decode_checked(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
                     raise _size_changes(probe, size, position)
                 yield frame
                 position += 1
-                if frame.pict_type != PictureType.B:  # a B frame may lean on a later one that is damaged
+                if frame.pict_type != PictureType.B:  # a B frame may be predicted from a later, damaged one
                     sound, anchor = anchor, position  # and the last one before the damage shows may hold its start
         except av.error.FFmpegError as error:
             if start and position == start:

@@ -88,8 +88,8 @@ def _segment_end(head: bytes) -> int:
 
 def count_before_cut(packets: Sequence[PacketFacts]) -> int:
     """Frames shown before any that the cut took: a lost packet has a later dts than all, and pts >= dts."""
-    whole = [p for p in packets if not p.corrupt]
-    if any(p.pts is None or p.dts is None for p in whole):
-        return max(len(whole) - 1, 0)
-    last = max((p.dts for p in whole), default=0)
-    return sum(p.pts <= last for p in whole)
+    intact = [p for p in packets if not p.corrupt]
+    if any(p.pts is None or p.dts is None for p in intact):
+        return max(len(intact) - 1, 0)
+    last = max((p.dts for p in intact), default=0)
+    return sum(p.pts <= last for p in intact)

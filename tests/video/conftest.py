@@ -17,6 +17,9 @@ from av.codec.context import Flags
 from av.video.reformatter import Interpolation
 from torch import Tensor
 
+from hnerv.errors import UserError
+from hnerv.video import load_video
+
 torch.set_num_threads(1)
 SITES = {"h264": "left", "hevc": "left", "mpeg2video": "left", "mpeg4": "left", "dvvideo": "topleft"}
 """Where chroma sits in the streams of a decoder, unless they say otherwise."""
@@ -231,3 +234,19 @@ def pyav_frames() -> Callable[[Path | str], Tensor]:
 def scene() -> Callable[[int, int, int], list[np.ndarray]]:
     """scene(count, height, width) -> frames (H, W, 3) uint8."""
     return _scene
+
+
+@pytest.fixture
+def right_or_refused(ffmpeg_frames) -> Callable[[Path], bool]:
+    """right_or_refused(path) -> whether it was read; asserts that frames are FFmpeg's, and messages are one line."""
+
+    def check(path: Path) -> bool:
+        try:
+            found = load_video(str(path)).frames
+        except UserError as error:
+            assert "\n" not in str(error) and path.name in str(error)
+            return False
+        assert found.equal(ffmpeg_frames(path))
+        return True
+
+    return check

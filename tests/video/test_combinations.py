@@ -15,7 +15,6 @@ import av
 import numpy as np
 import pytest
 
-from hnerv.errors import UserError
 from hnerv.video import frame_count, load_video
 
 NTSC = Fraction(1001, 30000)
@@ -179,22 +178,6 @@ def test_from_the_middle(kind: Kind, mode: str, make, monkeypatch) -> None:
     monkeypatch.setattr(loading, "SEEK_FROM", 1)
     for start in (2, 7, 19, 26, 35):
         assert load_video(str(path), frames=f"{start}:{start + 3}").frames.equal(whole[start : start + 3])
-
-
-@pytest.fixture
-def right_or_refused(ffmpeg_frames):
-    """right_or_refused(path) -> whether it was read; asserts that frames are FFmpeg's, and messages are one line."""
-
-    def check(path: Path) -> bool:
-        try:
-            found = load_video(str(path)).frames
-        except UserError as error:
-            assert "\n" not in str(error) and path.name in str(error)
-            return False
-        assert found.equal(ffmpeg_frames(path))
-        return True
-
-    return check
 
 
 def orientation_bytes(data: bytes) -> list[slice]:

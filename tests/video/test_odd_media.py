@@ -6,7 +6,6 @@ What `test_reading.py` has on single faults is not repeated; here every kind of 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -158,22 +157,6 @@ BROKEN = [
     "edit-list.mov",
     "motion.avi",
 ]
-
-
-@pytest.fixture
-def right_or_refused(pyav_frames) -> Callable[[Path], bool]:
-    """Whether the file was read; its frames are then those that PyAV decodes."""
-
-    def check(path: Path) -> bool:
-        try:
-            found = load_video(str(path)).frames
-        except UserError as error:
-            assert "\n" not in str(error) and path.name in str(error)
-            return False
-        assert found.equal(pyav_frames(path))
-        return True
-
-    return check
 
 
 @pytest.mark.parametrize("name", BROKEN)
