@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 if os.environ.get("HNERV_TEST_CUDA") == "1":
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read once in a process, for the tests of --deterministic
 else:
@@ -34,7 +36,6 @@ from hnerv.command import set_up_torch  # noqa: E402
 hypothesis_settings.register_profile("hnerv", deadline=None, derandomize=True)  # load and chance are no faults
 hypothesis_settings.load_profile("hnerv")
 
-ROOT = Path(__file__).resolve().parent.parent
 FRAMES, HEIGHT, WIDTH, DIM = 12, 32, 64, 8
 
 SMALL_NAME = "hnerv-small"

@@ -19,7 +19,7 @@ def call(tmp_path):
     """call('eval.py', ...) -> the finished process, started in a folder of its own, warnings as errors."""
 
     def run(script: str, *words, **settings) -> subprocess.CompletedProcess:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        environment = os.environ | {"PYTHONWARNINGS": "error"}
         return subprocess.run(
             [sys.executable, ROOT / script, *map(str, words)],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, **settings,
@@ -63,10 +63,9 @@ def test_a_bad_call_is_one_line(call, script):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_from_outside_saves_and_the_same_command_goes_on(call, flags, tmp_path, number):
     words = ["--exp-id", "run", "--threads", "1", *flags(epochs=400, eval_freq=0)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, ROOT / "train_patch_dual.py", *words],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         while not process.stdout.readline().startswith("epoch    3/"):
             assert process.poll() is None

@@ -98,7 +98,7 @@ class Trainer:
                     console.step()
                     if stop.asked:
                         self.stop(stop)
-                values = self.close_epoch(time.perf_counter() - start)
+                values = self.close_epoch(start)
                 console.epoch(self.epoch, values, time.perf_counter() - start)
                 if self.due(self.config.train.eval_freq):
                     self.evaluate()
@@ -177,12 +177,17 @@ class Trainer:
 
     def step(self, batch: Batch) -> Tensor:
         """One step on a batch, at the learning rates and lambda of the next step -> a row of COLUMNS on the device."""
-        schedule = self.schedule(range(self.global_step, self.global_step + 1))[0].to(self.store.device)
-        return self.training_step.update(batch, schedule, self.objective.active)
+        schedule = self.schedule(range(self.global_step, self.global_step + 1))[0]
+        on_device = schedule.to(self.store.device, non_blocking=True)
+        return self.training_step.update(batch, on_device, self.objective.active)
 
-    def close_epoch(self, seconds: float) -> dict[str, float]:
-        """Reads the epoch's records from the device, checks and logs them, and moves to the next epoch."""
+    def close_epoch(self, start: float) -> dict[str, float]:
+        """Reads the records of the epoch that began at `start` from the device, checks and logs them -> {tag: value}.
+
+        The next epoch follows. Time is read after the records, since the device may still be training before that.
+        """
         rows = self.training_step.records.cpu().double()
+        seconds = time.perf_counter() - start
         self.check_finite(rows)
         self.check_weights()
         sizes = self.batches.sizes

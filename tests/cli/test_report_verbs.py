@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -64,7 +63,7 @@ def test_help_imports_nothing_heavy(verb):
         "assert not heavy, heavy"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        [sys.executable, "-c", code], capture_output=True, text=True,
         timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -179,8 +178,7 @@ def test_doctor_needs_no_torch(monkeypatch):
         "import sys\nsys.modules['torch'] = None\nfrom hnerv.cli import main\n"
         "try:\n    main(['doctor'])\nexcept SystemExit as end:\n    assert end.code == 1"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "fault   torch " in done.stdout and "ok      python" in done.stdout and "Traceback" not in done.stderr
 

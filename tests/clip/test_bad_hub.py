@@ -163,7 +163,7 @@ def test_the_command_where_the_network_answers_everything_with_a_page(serve, tmp
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HNERV_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, ROOT / "train_patch_dual.py", *run, *words],
-        env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "NOT CLIP: the weights openai of ViT-B-32-quickgelu are not in the Hugging Face cache" in done.stderr

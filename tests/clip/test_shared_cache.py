@@ -63,7 +63,7 @@ def writing(tmp_path, known):
     """`with writing():` another process writes the targets into tmp_path / cache, until it is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, tmp_path / "cache" / "targets", known[1]], text=True, bufsize=1,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
 
     @contextlib.contextmanager

@@ -54,7 +54,7 @@ def cluster() -> Iterator[Ray]:
     """One node of two CPUs. Its processes end with the tests."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
-    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe, environment = subprocess.PIPE, os.environ
     for _ in range(3):  # another process may take the port before Ray does
         port = free_port()
         command = [sys.executable, "-c", NODE, str(port)]

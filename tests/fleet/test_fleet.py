@@ -223,8 +223,7 @@ def test_a_ray_of_its_own_is_started_and_stopped(films, words, tmp_path):
     code = "from hnerv.cli import main; main()"
     command = [sys.executable, "-c", code, "fleet", films, "-o", tmp_path / "fleet", *words(epochs=1)]
     done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=300, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        [*map(str, command)], capture_output=True, text=True, timeout=300, start_new_session=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -236,8 +235,7 @@ def test_the_rehearsal_ends(tmp_path):
     pytest.importorskip("ray")
     command = [sys.executable, ROOT / "benchmarks" / "fleet.py", "rehearsal", tmp_path / "fleet", "--tasks", "5"]
     done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=300, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        [*map(str, command)], capture_output=True, text=True, timeout=300, start_new_session=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["tasks"] == 5

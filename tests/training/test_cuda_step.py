@@ -52,14 +52,14 @@ def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "changes",
     [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}, {"optimizer": "adam"}],
     ids=str,
 )
-def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, settings):
+def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, changes):
     """Bit for bit, with deterministic convolutions, over the end of the warm-up and a last step of fewer frames."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    captured, eager = (make(device=DEVICE, epochs=8, eval_freq=0, blend_freq=1, **settings) for _ in range(2))
+    captured, eager = (make(device=DEVICE, epochs=8, eval_freq=0, blend_freq=1, **changes) for _ in range(2))
     assert captured.captures
     eager.captures = False
     for trainer in (captured, eager):
@@ -84,10 +84,10 @@ def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
     assert trainer.training_step.records.isfinite().all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"pixel_loss": "Fusion10_freq", "clip_loss": "motion"}], ids=str)
-def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, settings):
+@pytest.mark.parametrize("changes", [{}, {"pixel_loss": "Fusion10_freq", "clip_loss": "motion"}], ids=str)
+def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, changes):
     """The eager step, of which an operation that waits would end a capture."""
-    trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0, **settings)
+    trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0, **changes)
     trainer.begin_epoch()
     step, kind = trainer.training_step, Kind(trainer.training_step.plan.counts[0], True)
     for _ in range(2):

@@ -61,7 +61,7 @@ def test_training_takes_less_than_the_frames(tmp_path, flags, long_video, held):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tmp_path, str(held), str(ROOM), *words, "--threads", "1", "--device", "cpu"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HNERV_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"HNERV_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
     if held:
         assert done.returncode not in (0, 124) and "memory" in done.stderr.lower(), done.stderr
