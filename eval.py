@@ -18,8 +18,8 @@ def main() -> None:
 def measure(ask: argparse.Namespace) -> None:
     """Open, evaluate, write, report; of a video in segments each of them, then the whole."""
     set_up_torch(ask.threads)
-    from hnerv.clip import warned_once
     from hnerv.codec import has_parts
+    from hnerv.data.clip import warned_once
     from hnerv.measuring import measure_one, measure_whole
 
     device = pick_device(ask.device)

@@ -20,7 +20,7 @@ def train(ask: Invocation) -> None:
     log = ask.log
     set_up_torch(ask.threads, ask.deterministic, benchmark=True)
 
-    from hnerv.dataset import targets_label
+    from hnerv.data.store import targets_label
     from hnerv.evaluation import table
     from hnerv.training import How, Limits, RunFolder, train_run, train_segments
 

@@ -44,7 +44,7 @@ def cut_clips(folder: Path) -> None:
     """12 folders of images, pieces of the named clips."""
     from PIL import Image
 
-    from hnerv.video import load_video
+    from hnerv.data.video import load_video
 
     for name, crop in CLIPS.items():
         for start in STARTS:
@@ -245,7 +245,7 @@ def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
     from hnerv.fleet.driving import Driver, Orders
     from hnerv.fleet.engine import Needs, connected
     from hnerv.fleet.manifest import Video, write_manifest
-    from hnerv.segments import Wishes
+    from hnerv.runs import Wishes
 
     class Rehearsal(Driver):
         def settle(self, attempt, result) -> None:

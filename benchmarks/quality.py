@@ -115,7 +115,7 @@ def run(job: Job) -> str:
     import torch
 
     from hnerv.command import pick_device
-    from hnerv.dataset import FrameStore, load_material
+    from hnerv.data.store import FrameStore, load_material
     from hnerv.model import coded_parameters
 
     device = pick_device(job.device)

@@ -17,12 +17,12 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
+from hnerv.data.video.clips import clip_path
 from hnerv.geometry import parse_size
-from hnerv.video.clips import clip_path
 
 READ = """
 import sys, time
-from hnerv.video import load_video
+from hnerv.data.video import load_video
 import torch
 start = time.perf_counter()
 video = load_video(sys.argv[1])

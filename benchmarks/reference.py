@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnerv.config import Config, parse_pe
-from hnerv.dataset import Batch
+from hnerv.data.store import Batch
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene
 

@@ -16,7 +16,7 @@ CLIP_DIM = 512
 
 def trainer_of(config: Config, device, folder: str):
     """A Trainer whose CLIP loss is on from the first step."""
-    from hnerv.dataset import FrameStore
+    from hnerv.data.store import FrameStore
 
     config = config.replaced({"pixel_loss_warmup_epochs": 0, "clip_ramp_epochs": 0, "params_freq": 1})
     material = material_of(config, device)
@@ -24,14 +24,14 @@ def trainer_of(config: Config, device, folder: str):
 
 
 def material_of(config: Config, device):
-    """What `hnerv.dataset.load_material` gives, random vectors in the place of a teacher's."""
+    """What `hnerv.data.store.load_material` gives, random vectors in the place of a teacher's."""
     import dataclasses
 
     import torch
     import torch.nn.functional as F
 
-    from hnerv.clip import Targets
-    from hnerv.dataset import load_material
+    from hnerv.data.clip import Targets
+    from hnerv.data.store import load_material
 
     if config.clip.clip_weights == "none" or config.clip.clip_targets:
         return load_material(config, device)

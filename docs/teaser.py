@@ -20,10 +20,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from hnerv.cli import main as hnerv
+from hnerv.data.video import load_video
 from hnerv.geometry import PatchGrid
 from hnerv.metrics import psnr
 from hnerv.presets import PRESETS
-from hnerv.video import load_video
 
 FRAME, PATCH = 59, 1
 """An unseen frame (data split 9_9_10) and the patch with the rabbit's head."""

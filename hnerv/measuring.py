@@ -8,7 +8,7 @@ import json
 import torch
 
 from hnerv.codec import open_parts, whole_folder
-from hnerv.dataset import targets_label
+from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import (
     OpenedRun,
@@ -21,9 +21,9 @@ from hnerv.evaluation import (
     write_images,
 )  # fmt: skip
 from hnerv.evaluation.fractional import check_half_grid, fractional_table, measure_fractional
+from hnerv.evaluation.semantics import as_dict, text_of
+from hnerv.evaluation.semantics import measure as measure_semantics
 from hnerv.evaluation.whole import PartResult, combined_cost, write_whole
-from hnerv.semantics import as_dict, text_of
-from hnerv.semantics import measure as measure_semantics
 
 
 def measure_one(ask: argparse.Namespace, device: torch.device) -> None:

@@ -231,7 +231,7 @@ def test_a_folder_that_turns_out_unwritable(tmp_path, train, flags, refused, mon
 
 
 def test_a_folder_that_may_not_be_written_is_refused_first(tmp_path, train, flags, refused, monkeypatch):
-    monkeypatch.setattr("hnerv.training.folder.os.access", lambda *_: False)
+    monkeypatch.setattr("hnerv.runs.folder.os.access", lambda *_: False)
     line = refused(train(tmp_path, flags(data=tmp_path / "missing.mp4")))
     assert f"{tmp_path} is not a writable folder" in line
 

@@ -127,7 +127,7 @@ def test_out_of_memory_in_every_command(
 
     for place in ("hnerv.model.DualHeadHNeRV.forward", "hnerv.model.DualHeadHNeRV.embed"):
         monkeypatch.setattr(place, fails)
-    monkeypatch.setattr("hnerv.clip.Teacher.encode_patches", fails)
+    monkeypatch.setattr("hnerv.data.clip.Teacher.encode_patches", fails)
     capsys.readouterr()
     if verb == "targets":
         status = train(tmp_path / "output", flags(clip_targets=None, clip_weights="random", seed=110))  # not cached

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hnerv.checkpoint import load_checkpoint
+from hnerv.runs.checkpoint import load_checkpoint
 
 DEVICE = "cuda"
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def test_a_stopped_deterministic_run_ends_with_the_same_bits(tmp_path, train, fl
 def test_frames_in_host_memory_train_as_those_on_the_device(tmp_path, train, flags, monkeypatch, embedding):
     words = [*flags(embedding=embedding), "--device", DEVICE]
     assert train(tmp_path / "device", words) == 0
-    monkeypatch.setattr("hnerv.dataset.FrameStore.SHARE_OF_DEVICE_MEMORY", 0)
+    monkeypatch.setattr("hnerv.data.store.FrameStore.SHARE_OF_DEVICE_MEMORY", 0)
     assert train(tmp_path / "host", words) == 0
     assert_near(tmp_path / "host", tmp_path / "device")
 

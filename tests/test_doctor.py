@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hnerv import doctor
-from hnerv.clip import hub
-from hnerv.doctor import Check, check_all, check_clip, check_disk, check_gpu, runs_on
+from hnerv.cli import doctoring as doctor
+from hnerv.cli.doctoring import Check, check_all, check_clip, check_disk, check_gpu, runs_on
+from hnerv.data.clip import hub
 
 
 def test_this_machine(tmp_path, monkeypatch):
@@ -161,11 +161,11 @@ def test_clip_weights(monkeypatch):
     assert offline.says.endswith(" is not cached, and the hub was not checked (pass --online)")
     without = "without the hub, training uses a random encoder"
     assert (offline.level, offline.mend) == ("warning", f"{files}; {without}")
-    monkeypatch.setattr("hnerv.clip.hub.served", no_hub)
+    monkeypatch.setattr("hnerv.data.clip.hub.served", no_hub)
     online = check_clip(True)
     assert online.says.endswith(" is not cached, and the hub cannot be reached")
     assert (online.level, online.mend) == ("warning", f"{files}; otherwise a random encoder is used")
-    monkeypatch.setattr("hnerv.clip.hub.served", lambda repo, files: files[0])
+    monkeypatch.setattr("hnerv.data.clip.hub.served", lambda repo, files: files[0])
     assert check_clip(True).level == "ok"
     monkeypatch.setattr(hub, "cached", lambda repo, files: "/cache/file")
     assert check_clip(False) == Check(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hnerv.codec import Bitstream, play
-from hnerv.evaluation.opening import open_checkpoint
+from hnerv.runs.opening import open_checkpoint
 
 FOLDER = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.parent for path in FOLDER.glob("*/expected.json"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hnerv.video import load_video
+from hnerv.data.video import load_video
 
 NAMES = {
     "spaces": " a film  of mine ",

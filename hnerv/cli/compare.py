@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hnerv.comparison import Clip, Comparison, RatePoint, Rival
+    from hnerv.codec.comparison import Clip, Comparison, RatePoint, Rival
     from hnerv.evaluation import OpenedRun
 
 
@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Measures ours, then the rivals, and says who wins. Raises UserError before anything is coded."""
-    from hnerv.comparison import parse_rivals, text_table, to_dict, write_comparison
+    from hnerv.codec.comparison import parse_rivals, text_table, to_dict, write_comparison
 
     rivals = parse_rivals(ask.against)
     _check_paths(ask.files, ask.output)
@@ -65,9 +65,9 @@ def compare(files: list[Path], rivals: list[Rival], device: torch.device, data: 
     import torch
 
     from hnerv.codec import open_stream
-    from hnerv.comparison import Comparison, check_rivals, conversion_psnr
+    from hnerv.codec.comparison import Comparison, check_rivals, conversion_psnr
     from hnerv.evaluation import FRAMES_AT_ONCE
-    from hnerv.evaluation.opening import NO_TARGETS
+    from hnerv.runs.opening import NO_TARGETS
 
     measured: list[_Measured] = []
     for path in files:
@@ -103,7 +103,7 @@ def _measure(path: Path, opened: OpenedRun, first: _Measured | None) -> _Measure
     """One file of ours. Raises UserError when its frames are not those of the first."""
     import torch
 
-    from hnerv.comparison import Clip, RatePoint, quality
+    from hnerv.codec.comparison import Clip, RatePoint, quality
 
     scene = opened.model.scene
     clip = Clip(scene.frames, scene.height, scene.width, scene.fps)
@@ -166,7 +166,7 @@ def _notes(path: Path, opened: OpenedRun) -> tuple[str, ...]:
 def _encode_all(rivals: list[Rival], frames: Tensor, fps: float) -> dict[str, list[RatePoint]]:
     from tqdm import tqdm
 
-    from hnerv.comparison import encode_rival
+    from hnerv.codec.comparison import encode_rival
 
     jobs = [(rival, crf) for rival in rivals for crf in rival.encoder.ladder]
     points: dict[str, list[RatePoint]] = {rival.label: [] for rival in rivals}

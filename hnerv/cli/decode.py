@@ -15,7 +15,7 @@ from hnerv.flags import Parser
 if TYPE_CHECKING:
     import numpy as np
 
-    from hnerv.video import FrameWriter
+    from hnerv.data.video import FrameWriter
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,7 +44,7 @@ def run(ask: argparse.Namespace) -> None:
 
     from hnerv.codec import film_times, open_film, play_film
     from hnerv.command import pick_device
-    from hnerv.video import check_target, open_writer, slice_positions
+    from hnerv.data.video import check_target, open_writer, slice_positions
 
     device = pick_device(ask.device)
     film = open_film(ask.file)

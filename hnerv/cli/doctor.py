@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """One line a check; exit status 1 when a fault stands."""
-    from hnerv.doctor import check_all
+    from hnerv.cli.doctoring import check_all
 
     checks = check_all(ask.output, ask.online)
     if ask.json:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from hnerv.codec import Options
-    from hnerv.segments import Part as RunPart
+    from hnerv.runs import Part as RunPart
 
 
 def add_arguments(parser: Parser) -> None:
@@ -68,10 +68,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures what was read. Raises UserError before anything is written."""
-    from hnerv.clip import warned_once
     from hnerv.codec import check_options, check_trained, write_film
     from hnerv.command import pick_device
-    from hnerv.segments import parts_of
+    from hnerv.data.clip import warned_once
+    from hnerv.runs import parts_of
 
     device, options = pick_device(ask.device), options_of(ask)
     check_options(options)
@@ -142,7 +142,7 @@ def code_alone(run: Path, options: Options, device: torch.device, output: Path) 
     import torch
 
     from hnerv.codec import encode_run, write_container
-    from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
+    from hnerv.runs.opening import checkpoint_of, open_checkpoint
 
     found = open_checkpoint(checkpoint_of(run))
     model, note = found.model.to(device, memory_format=torch.channels_last), {"epoch": found.epoch, "step": found.step}
@@ -155,9 +155,9 @@ def code_and_measure(
 ) -> Coded:
     """With the video: to fine-tune on, and to measure against."""
     from hnerv.codec import Bitstream, encode_run, write_container
-    from hnerv.dataset import targets_label
+    from hnerv.data.store import targets_label
     from hnerv.evaluation import eval_values, evaluate, open_run
-    from hnerv.segments import targets_of
+    from hnerv.runs import targets_of
 
     run = open_run(part.path, device, data=ask.data, clip_targets=targets_of(ask.clip_targets, part.first, part.count))
     before = {} if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))

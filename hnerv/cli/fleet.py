@@ -85,7 +85,7 @@ def run(ask: argparse.Namespace) -> None:
     from hnerv.fleet.engine import Needs
     from hnerv.fleet.manifest import Defaults
     from hnerv.fleet.running import Where, run_fleet
-    from hnerv.segments import Wishes
+    from hnerv.runs import Wishes
 
     needs = Needs(ask.cpus_per_task, ask.gpus_per_task, bytes_of(ask.memory_per_task))
     threads = ask.threads or max(int(ask.cpus_per_task), 1)

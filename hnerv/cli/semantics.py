@@ -26,11 +26,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Prints the table. Raises UserError."""
-    from hnerv.clip import warned_once
     from hnerv.codec import is_container, open_stream
     from hnerv.command import pick_device
+    from hnerv.data.clip import warned_once
     from hnerv.evaluation import open_run
-    from hnerv.semantics import as_dict, measure, read_queries, text_of
+    from hnerv.evaluation.semantics import as_dict, measure, read_queries, text_of
 
     if ask.clip_targets == "none":
         raise UserError(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from hnerv.codec.quantise import HALF_BITS, SCHEMES, Scale, as_bfloat16, dequantise, quantise
 from hnerv.model import LATENTS, DualHeadHNeRV
+from hnerv.quantise import HALF_BITS, SCHEMES, Scale, as_bfloat16, dequantise, quantise
 
 SENSITIVITY = "sensitivity"
 BIAS_BITS = 8

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hnerv.codec import entropy
-from hnerv.codec.quantise import Scale, as_bfloat16, dequantise, quantise
 from hnerv.errors import UserError
 from hnerv.model import LATENTS
+from hnerv.quantise import Scale, as_bfloat16, dequantise, quantise
 
 TIMES_PER_SECTION = 16
 """Knots, or stored codes, of a section of the embedding: what a reader of a few frames has to read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hnerv.codec.file import Part, summed_by_part
 from hnerv.codec.segmented import Film
-from hnerv.dataset import targets_label
+from hnerv.data.store import targets_label
 from hnerv.metrics import bits_per_pixel
 
 

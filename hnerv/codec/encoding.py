@@ -13,12 +13,12 @@ from torch import Tensor
 from hnerv.codec.allocation import SENSITIVITY, Bits, coarser, range_scales, sensitivity_scales
 from hnerv.codec.file import coded_weights, encode_model
 from hnerv.codec.finetune import Tuning, finetune
-from hnerv.codec.quantise import Scale, check_bits
 from hnerv.config import Config
-from hnerv.dataset import FrameStore
+from hnerv.data.store import FrameStore
 from hnerv.errors import UserError
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import LATENTS, DualHeadHNeRV
+from hnerv.quantise import Scale, check_bits
 
 FINEST = Bits(weights=8, latents=8)
 """What a wanted rate starts from, and does not go beyond."""

@@ -14,13 +14,13 @@ from torch import Tensor
 import hnerv
 from hnerv.codec.bitstream import Section, layout, part_of, read_tensors, write_sections
 from hnerv.codec.container import Container, open_container, pack, read_section
-from hnerv.codec.quantise import Scale
 from hnerv.config import Config
+from hnerv.data.video import CLIPS
+from hnerv.data.video.colour import Display
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model, frame_multiple
 from hnerv.model.build import MAX_WIDTH
-from hnerv.video import CLIPS
-from hnerv.video.colour import Display
+from hnerv.quantise import Scale
 
 HEADS = ("rgb_head", "clip_head")
 RECORD_KEYS = {"config", "video", "scene", "targets", "model"}

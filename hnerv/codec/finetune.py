@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from hnerv.batches import Batches, clip_loss_of
-from hnerv.codec.quantise import Scale, as_bfloat16, dequantise_through, levels
 from hnerv.config import Config
-from hnerv.dataset import Batch, FrameStore
+from hnerv.data.batches import Batches, clip_loss_of
+from hnerv.data.store import Batch, FrameStore
 from hnerv.errors import UserError
 from hnerv.losses import pixel_loss
 from hnerv.model import LATENTS, DualHeadHNeRV
+from hnerv.quantise import Scale, as_bfloat16, dequantise_through, levels
 
 LEAST_PROBABILITY = 1e-9
 

@@ -13,8 +13,8 @@ from hnerv.codec.file import Bitstream
 from hnerv.codec.segmented import open_film
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
-from hnerv.evaluation.opening import Origin, checkpoint_of, with_material
-from hnerv.segments import Part, is_segmented, parts_of, targets_of
+from hnerv.runs import Part, is_segmented, parts_of, targets_of
+from hnerv.runs.opening import Origin, checkpoint_of, with_material
 
 
 def open_stream(

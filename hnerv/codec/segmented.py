@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from hnerv.codec.container import SEGMENTED, is_segmented_file, pack_header, read_header
 from hnerv.codec.file import Bitstream
+from hnerv.data.video.colour import Display
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.geometry import PatchGrid
 from hnerv.model import Scene
 from hnerv.model.scene import LARGEST
-from hnerv.video.colour import Display
 
 FACTS = ("height", "width", "rows", "cols", "fps", "clip_dim")
 """What all segments of a file have in common, as `Scene` calls it."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hnerv.dataset import targets_label
+from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import Cost
 from hnerv.evaluation.measure import Report
-from hnerv.evaluation.opening import OpenedRun
 from hnerv.evaluation.summary import log_report, write_csv
 from hnerv.files import write_json
 from hnerv.metrics import ms_ssim_scales
+from hnerv.runs.opening import OpenedRun
 from hnerv.tracking import RunLogger, events_folder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hnerv.dataset import FrameStore
+from hnerv.data.store import FrameStore
 from hnerv.errors import UserError
 from hnerv.evaluation.measure import Report, frames_bar, in_batches, whole_batch
 from hnerv.geometry import PatchGrid, Window

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hnerv.dataset import Batch, FrameStore
+from hnerv.data.store import Batch, FrameStore
 from hnerv.errors import UserError
 from hnerv.evaluation.measure import Report, frames_bar, in_batches, predict
 from hnerv.metrics import round8

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.dataset import FrameStore
+from hnerv.data.store import FrameStore
 from hnerv.evaluation.health import EmbeddingHealth, StageFeatures, Watch, embedding_health
 from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval, round8
 from hnerv.model import DualHeadHNeRV, Prediction

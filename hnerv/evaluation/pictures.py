@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnerv.dataset import FrameStore
+from hnerv.data.store import FrameStore
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport
 from hnerv.geometry import PatchGrid
 from hnerv.metrics import round8

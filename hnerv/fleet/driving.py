@@ -35,7 +35,7 @@ from hnerv.fleet.numbers import close_segments, numbers_of
 from hnerv.fleet.parcels import LATEST, Parcel, pack, unpack
 from hnerv.fleet.places import place_of, send
 from hnerv.fleet.work import Effort, Outcome, Task
-from hnerv.segments import Plan, SegmentedFolder, write_plan
+from hnerv.runs import Plan, SegmentedFolder, write_plan
 from hnerv.training.signals import StopSignals
 
 PAUSE = 0.2

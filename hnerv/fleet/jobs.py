@@ -11,7 +11,7 @@ from hnerv.flags import Choice, check_segments
 from hnerv.fleet.ledger import Standing
 from hnerv.fleet.manifest import Video
 from hnerv.fleet.parcels import LATEST
-from hnerv.segments import Plan, SegmentedFolder, read_plan
+from hnerv.runs import Plan, SegmentedFolder, read_plan
 from hnerv.training import RunFolder
 from hnerv.training.segmented import choice_of
 

@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from hnerv.config import Config
+from hnerv.data.video import CLIPS, is_remote
+from hnerv.data.video.images import SUFFIXES
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.flags import Choice, check_segments
 from hnerv.presets import preset
-from hnerv.segments import Wishes
-from hnerv.video import CLIPS, is_remote
-from hnerv.video.images import SUFFIXES
+from hnerv.runs import Wishes
 
 VIDEOS = {
     ".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".dv", ".y4m", ".yuv", ".ogv",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hnerv.dataset import targets_label
+from hnerv.data.store import targets_label
 from hnerv.evaluation.combining import combined
 from hnerv.flags import Choice
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import Scene
 from hnerv.report.reading import RunData, read_run
-from hnerv.segments import SegmentedFolder, parts_of
+from hnerv.runs import SegmentedFolder, parts_of
 from hnerv.training.segmented import log_whole
 
 

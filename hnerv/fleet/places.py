@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from hnerv.data.video import CLIPS, is_remote
+from hnerv.data.video.images import list_images
+from hnerv.data.video.remote import fetch
 from hnerv.errors import UserError
-from hnerv.video import CLIPS, is_remote
-from hnerv.video.images import list_images
-from hnerv.video.remote import fetch
 
 MOST = 4 << 30
 """Bytes of a video that is sent through Ray: it lies in its object store, whole."""

@@ -15,7 +15,7 @@ from hnerv.fleet.engine import Needs, connected
 from hnerv.fleet.jobs import check_runs
 from hnerv.fleet.ledger import mend_end
 from hnerv.fleet.manifest import Defaults, Video, read_videos, write_manifest
-from hnerv.training.lock import locked
+from hnerv.runs.lock import locked
 
 
 class Where(NamedTuple):

@@ -103,7 +103,7 @@ def _progress(folder: Path, name: str, far: dict[str, float]) -> float:
     """Of a video whose jobs have come so `far`; a segment counts by its frames, as its steps do."""
     if not any("/segments/" in job for job in far):
         return far.get(name, 0.0)
-    from hnerv.segments import parts_of  # imports torch, which the table of other videos does without
+    from hnerv.runs import parts_of  # imports torch, which the table of other videos does without
 
     try:
         frames = {f"{name}/segments/{part.path.name}": part.count for part in parts_of(folder / name)}

@@ -23,7 +23,7 @@ from hnerv.fleet.parcels import LATEST, Parcel, Sender, unpack
 
 if TYPE_CHECKING:
     from hnerv.fleet.places import Place
-    from hnerv.segments import Plan, Wishes
+    from hnerv.runs import Plan, Wishes
     from hnerv.training import Trainer
 
 SHARE, ALLOWANCE = 100, 2.0
@@ -141,7 +141,7 @@ def plan(task: Task, wishes: Wishes, sent: bytes | None) -> Outcome:
         _check_version(task)
         set_up_torch(task.threads)
         from hnerv.fleet.places import locate
-        from hnerv.segments import plan_video
+        from hnerv.runs import plan_video
 
         path = locate(task.place, sent)
         data = str(path) if path else task.place.data

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import torch
 
-from hnerv.clip import warned_once
+from hnerv.data.clip import warned_once
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, add_to_summary, cost_of, evaluate, open_run, write_files
+from hnerv.evaluation.semantics import as_dict, measure
 from hnerv.report.page import Story
 from hnerv.report.pictures import draw_frames, pick_frames
 from hnerv.report.plots import disambiguated
 from hnerv.report.reading import RunData, is_current, read_run
 from hnerv.report.wholes import Segment, read_any, segments_of
-from hnerv.segments import is_segmented, parts_of, targets_of
-from hnerv.semantics import as_dict, measure
+from hnerv.runs import is_segmented, parts_of, targets_of
 
 PICTURE_BYTES = 3_000_000
 """Of all pictures of a page together."""

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from hnerv.evaluation.measure import FRAMES_AT_ONCE
-from hnerv.evaluation.opening import OpenedRun
 from hnerv.metrics import round8
 from hnerv.report.reading import Row
+from hnerv.runs.opening import OpenedRun
 
 WIDEST = 480
 """Pixels of the longer side of a picture: wider frames are reduced."""

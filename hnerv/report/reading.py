@@ -77,7 +77,7 @@ class RunData(NamedTuple):
     @property
     def targets(self) -> str:
         """What the similarities of this run are to."""
-        from hnerv.dataset import targets_label
+        from hnerv.data.store import targets_label
 
         return targets_label(self.record)
 
@@ -88,7 +88,7 @@ class RunData(NamedTuple):
 
 def read_run(folder: Path, name: str = "") -> RunData:
     """The folder of a run, finished or not. Raises UserError where it is none, or where a file of it is damaged."""
-    from hnerv.dataset import check_record
+    from hnerv.data.store import check_record
 
     path = folder / "config.json"
     if not path.is_file():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.report.reading import Curve, Row, RunData, read_run
-from hnerv.segments import is_segmented, parts_of
+from hnerv.runs import is_segmented, parts_of
 
 
 class Segment(NamedTuple):

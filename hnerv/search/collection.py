@@ -22,8 +22,9 @@ import torch
 from tqdm import tqdm
 
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import checkpoint_of
 from hnerv.files import cache_folder, sha256_of
+from hnerv.runs import is_segmented
+from hnerv.runs.opening import checkpoint_of
 from hnerv.search.index import Index, map_index, open_index
 from hnerv.search.members import files_of, members_of
 from hnerv.search.vectors import (
@@ -40,7 +41,6 @@ from hnerv.search.vectors import (
     sample_size,
     write_vectors,
 )
-from hnerv.segments import is_segmented
 
 NAME = "index.faiss"
 _log = logging.getLogger("hnerv")

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from hnerv.codec import Bitstream, check_trained, is_container, open_film
 from hnerv.config import Config
-from hnerv.dataset import targets_label
+from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
-from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
-from hnerv.segments import is_segmented, parts_of
+from hnerv.runs import is_segmented, parts_of
+from hnerv.runs.opening import checkpoint_of, open_checkpoint
 
 INDEX_VERSION = 1
 """To be raised when what an index holds, or the arithmetic behind it, changes."""

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import checkpoint_of
-from hnerv.segments import is_segmented, parts_of
+from hnerv.runs import is_segmented, parts_of
+from hnerv.runs.opening import checkpoint_of
 
 ASIDE = re.compile(r".+\.old\d+")
 """Folders of runs that --overwrite moved aside."""

@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hnerv.codec import is_container, open_film, play, play_film
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
 from hnerv.files import replacing
+from hnerv.runs import parts_of
+from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
 from hnerv.search.report import patch_list
-from hnerv.segments import parts_of
 from hnerv.timeline import time_code
 
 TILE_WIDTH = 480

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnerv.clip.teacher import Teacher, build_teacher
-from hnerv.clip.weights import Weights, identify, locate, random_weights
+from hnerv.data.clip.teacher import Teacher, build_teacher
+from hnerv.data.clip.weights import Weights, identify, locate, random_weights
 from hnerv.errors import UserError
 from hnerv.search.index import Index
 
@@ -134,7 +134,7 @@ class Encoder:
 
 def read_image(path: Path) -> Tensor:
     """An image file -> (3, h, w) uint8. Raises UserError."""
-    from hnerv.video.images import read_images
+    from hnerv.data.video.images import read_images
 
     if not path.is_file():
         raise UserError(f"--image {path}: no such file: pass an image file, such as a PNG")

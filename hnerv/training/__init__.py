@@ -1,8 +1,8 @@
 """Fitting a model to its video: the run folder, the optimiser, the loop."""
 
+from hnerv.runs.folder import RunFolder
 from hnerv.training.checks import check_settings
 from hnerv.training.faults import device_errors
-from hnerv.training.folder import RunFolder
 from hnerv.training.limits import Limits
 from hnerv.training.report import run_record
 from hnerv.training.running import Finished, Found, How, train_run

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hnerv import __version__
 from hnerv.config import Config
-from hnerv.dataset import Material, targets_label
+from hnerv.data.store import Material, targets_label
 from hnerv.evaluation.cost import estimated_rate
 from hnerv.files import read_json
 from hnerv.model import DualHeadHNeRV, Scene, coded_parameters

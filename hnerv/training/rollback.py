@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from hnerv.checkpoint import load_checkpoint
 from hnerv.errors import Diverged, RunError
+from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
 from hnerv.training.trainer import Trainer

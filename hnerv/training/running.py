@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config, LogConfig
-from hnerv.dataset import FrameStore, Material, load_material, pin_targets
+from hnerv.data.store import FrameStore, Material, load_material, pin_targets
 from hnerv.errors import UserError
 from hnerv.files import sha256_of
 from hnerv.flags import Choice
 from hnerv.model import LATENTS, DualHeadHNeRV, build_model
+from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.runs.folder import RunFolder
 from hnerv.tracking.console import Console
 from hnerv.training.checks import check_scene, check_settings
 from hnerv.training.compiling import compiled
 from hnerv.training.faults import device_errors
-from hnerv.training.folder import RunFolder
 from hnerv.training.limits import Limits
 from hnerv.training.report import announce, run_record
 from hnerv.training.rollback import fit

@@ -8,21 +8,20 @@ from typing import NamedTuple
 
 import torch
 
-from hnerv.checkpoint import load_checkpoint
-from hnerv.clip import warned_once
-from hnerv.clip.targets import check_rows
+from hnerv.data.clip import warned_once
+from hnerv.data.clip.targets import check_rows
+from hnerv.data.video import frame_count
 from hnerv.errors import UserError
 from hnerv.evaluation.combining import combined
 from hnerv.files import move_aside
 from hnerv.flags import Choice, Invocation
-from hnerv.segments import Plan, Segment, SegmentedFolder, Wishes, plan_video, read_plan, targets_of, write_plan
+from hnerv.runs import Plan, Segment, SegmentedFolder, Wishes, lock, plan_video, read_plan, targets_of, write_plan
+from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.runs.folder import RunFolder, folder_name, refuse_unwritable
 from hnerv.tracking import RunLogger, events_folder, metrics_file
-from hnerv.training import lock
 from hnerv.training.checks import check_settings
-from hnerv.training.folder import RunFolder, folder_name, refuse_unwritable
 from hnerv.training.limits import Limits
 from hnerv.training.running import Finished, How, train_run
-from hnerv.video import frame_count
 
 
 class Whole(NamedTuple):

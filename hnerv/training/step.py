@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnerv.batches import Batches, Counts, Plan, clip_loss_of
 from hnerv.config import Config
-from hnerv.dataset import Batch
+from hnerv.data.batches import Batches, Counts, Plan, clip_loss_of
+from hnerv.data.store import Batch
 from hnerv.losses import pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV

@@ -10,19 +10,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from hnerv.batches import Batches
-from hnerv.checkpoint import save_checkpoint
 from hnerv.config import Config, LogConfig, parse_steps
-from hnerv.dataset import Batch, FrameStore
+from hnerv.data.batches import Batches
+from hnerv.data.store import Batch, FrameStore
 from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
 from hnerv.model import DualHeadHNeRV
+from hnerv.runs.checkpoint import save_checkpoint
+from hnerv.runs.folder import RunFolder
 from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
 from hnerv.training.capture import Graphs
-from hnerv.training.folder import RunFolder
 from hnerv.training.limits import COLLAPSE, Limits
 from hnerv.training.profiling import StepProfiler
 from hnerv.training.report import log_start

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from hnerv.codec import Bitstream
+from hnerv.data.video import load_video
 from hnerv.evaluation import predict
-from hnerv.video import load_video
 
 
 def expected(path: Path) -> np.ndarray:

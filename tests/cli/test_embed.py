@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hnerv.cli import main
 from hnerv.evaluation import predict
-from hnerv.evaluation.opening import open_checkpoint
+from hnerv.runs.opening import open_checkpoint
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hnerv.checkpoint import load_checkpoint, save_checkpoint
 from hnerv.cli import main
 from hnerv.codec import open_film, play
 from hnerv.evaluation import evaluate as measured
-from hnerv.evaluation.opening import open_run
+from hnerv.runs.checkpoint import load_checkpoint, save_checkpoint
+from hnerv.runs.opening import open_run
 
 
 @pytest.fixture(scope="module")

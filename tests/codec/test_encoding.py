@@ -9,17 +9,17 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from hnerv.batches import Batches, clip_loss_of
 from hnerv.codec import Bitstream, Options, check_options, coded_weights, encode_run
 from hnerv.codec import encoding as encoding_module
 from hnerv.codec.allocation import Bits, range_scales, sensitivity_scales
 from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.encoding import prune
 from hnerv.codec.finetune import Rates, Steps, Tuning, finetune
-from hnerv.codec.quantise import Scale, dequantise_through, levels, quantise
 from hnerv.config import Config
+from hnerv.data.batches import Batches, clip_loss_of
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, evaluate, open_run
+from hnerv.quantise import Scale, dequantise_through, levels, quantise
 
 PIXELS = 40 * 32 * 64
 

@@ -23,7 +23,7 @@ from hnerv.codec.container import pack, read_section
 from hnerv.codec.describing import as_dict, origin_lines, parts_table, rate_of
 from hnerv.codec.file import coded_weights, encode_model
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import checkpoint_of, open_checkpoint
+from hnerv.runs.opening import checkpoint_of, open_checkpoint
 
 EMBEDDINGS = ["grid", "encoder", "pe"]
 

@@ -24,7 +24,7 @@ from hnerv.codec import (
 from hnerv.codec import file as file_module
 from hnerv.codec.container import PROLOGUE, SEGMENTED, is_segmented_file, pack_header, read_header, read_section
 from hnerv.errors import UserError
-from hnerv.evaluation.opening import open_checkpoint
+from hnerv.runs.opening import open_checkpoint
 
 CPU = torch.device("cpu")
 NAMES = ("grid", "grid", "encoder")

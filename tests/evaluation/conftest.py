@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hnerv.clip import Targets
 from hnerv.config import ModelConfig
-from hnerv.dataset import FrameStore, Material
+from hnerv.data.clip import Targets
+from hnerv.data.store import FrameStore, Material
+from hnerv.data.video import Video
 from hnerv.model import Scene, build_model
-from hnerv.video import Video
 
 
 @pytest.fixture

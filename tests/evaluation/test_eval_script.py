@@ -227,7 +227,7 @@ def test_images_side_by_side(run, evaluate, film):
     images = sorted(p.name for p in (run / "eval" / "images").iterdir())
     assert len(images) == 10 and images[4] == "00005_val.png"
     state = torch.load(run / "checkpoints" / "latest.pt")
-    from hnerv.evaluation.opening import restore_model
+    from hnerv.runs.opening import restore_model
 
     model = restore_model(state, run)
     for name in images:

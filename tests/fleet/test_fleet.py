@@ -151,7 +151,7 @@ def test_a_video_that_the_worker_does_not_see_is_sent(
 
 
 def test_a_second_fleet_in_the_folder_is_refused(fleet, films, words, tmp_path, capsys):
-    from hnerv.training.lock import locked
+    from hnerv.runs.lock import locked
 
     (tmp_path / "fleet").mkdir()
     with locked(tmp_path / "fleet"):

@@ -10,7 +10,7 @@ from hnerv.errors import UserError
 from hnerv.fleet.jobs import check_runs, first_jobs
 from hnerv.fleet.manifest import Defaults, read_videos, write_manifest
 from hnerv.fleet.running import held, tell_dropped
-from hnerv.segments import Plan, Segment, Wishes, write_plan
+from hnerv.runs import Plan, Segment, Wishes, write_plan
 
 
 @pytest.fixture

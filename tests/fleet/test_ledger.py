@@ -10,7 +10,7 @@ import pytest
 from hnerv.errors import UserError
 from hnerv.fleet import table
 from hnerv.fleet.ledger import Ledger, Mark, mend_end, read_standing
-from hnerv.segments import Plan, SegmentedFolder, Wishes, divide, write_plan
+from hnerv.runs import Plan, SegmentedFolder, Wishes, divide, write_plan
 
 
 @pytest.fixture

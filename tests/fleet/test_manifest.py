@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hnerv.errors import UserError
 from hnerv.fleet.manifest import Defaults, check_name, default_name, read_videos, write_manifest
-from hnerv.segments import Wishes
+from hnerv.runs import Wishes
 
 
 @pytest.fixture

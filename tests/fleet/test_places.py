@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
+from hnerv.data.video import frame_count, load_video
+from hnerv.data.video.remote import fetch, is_remote
 from hnerv.errors import UserError
 from hnerv.fleet import places
 from hnerv.fleet.places import Absent, Place, locate, mark_of, place_of, receive, scratch, send
-from hnerv.video import frame_count, load_video
-from hnerv.video.remote import fetch, is_remote
 
 
 def test_a_path_with_the_same_content_is_used_as_it_is(film):

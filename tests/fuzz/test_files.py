@@ -18,13 +18,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from hnerv.checkpoint import load_checkpoint
-from hnerv.clip.targets import read_targets_file
 from hnerv.codec import Bitstream, open_film, play
 from hnerv.codec.container import pack, read_section
 from hnerv.codec.describing import as_dict, origin_lines, parts_table
-from hnerv.evaluation.opening import open_checkpoint
+from hnerv.data.clip.targets import read_targets_file
 from hnerv.geometry import PatchGrid
+from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.runs.opening import open_checkpoint
 
 # hypothesis warns where it would have to print a long example
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hnerv.cli import VERBS
 from hnerv.cli import main as hnerv
 from hnerv.config import Config, LogConfig
+from hnerv.data.video import data_split, slice_positions
 from hnerv.flags import eval_parser, train_parser
 from hnerv.geometry import plan_crop
 from hnerv.model import Scene, build_model, frame_multiple
@@ -21,7 +22,6 @@ from hnerv.presets import PRESETS
 from hnerv.schedule import parse_lr
 from hnerv.tracking import tags
 from hnerv.tracking.tags import KINDS, read_table, tag_of
-from hnerv.video import data_split, slice_positions
 
 # hypothesis warns where it would have to print a long example
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

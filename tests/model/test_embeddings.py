@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
+from hnerv.data.video import data_split
 from hnerv.model.embeddings import EMBEDDINGS, GridEmbedding, interpolate_knots, knot_counts, widest_gap
-from hnerv.video import data_split
 
 SPLITS = ["9_9_10", "6_6_10", "1_1_2", "1_1_1", "1_1_7", "1_1_200", "2_2_200"]
 COUNTS = [1, 2, 3, 4, 5, 8, 9, 10, 11, 17, 20, 30, 33, 119, 132]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from hnerv.config import Config
+from hnerv.data.video import data_split
 from hnerv.errors import UserError
 from hnerv.model import Scene, build_model, frame_multiple, joined_scene
 from hnerv.timeline import Timeline
-from hnerv.video import data_split
 
 TIMED = Scene(3, 40, 80, 2, 4, 20.0, (0, 2), (1,), 0, Timeline(Fraction(1, 1000), (0, 40, 250)))
 SCENE = Scene(5, 40, 80, 2, 4, 23.976, (0, 2, 4), (1, 3), 512)

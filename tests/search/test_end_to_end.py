@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from hnerv.cli import main
-from hnerv.clip.weights import Preprocess
 from hnerv.codec import Bitstream
+from hnerv.data.clip.weights import Preprocess
 from hnerv.evaluation import predict
 from hnerv.search.queries import PROMPTS
 
@@ -209,7 +209,7 @@ def test_a_text_means_nothing_to_other_targets(alone, refused, kind, monkeypatch
 
 def test_an_image_finds_its_like_by_the_random_encoder(alone, search, film):
     """The encoder is built again from its seed; the query is what `encode_patches` says of the same pixels."""
-    from hnerv.clip import load_teacher
+    from hnerv.data.clip import load_teacher
 
     path = alone("random")
     found = search(path, "--image", film / "3.png")

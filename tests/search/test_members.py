@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hnerv.runs import Plan, SegmentedFolder, Wishes, divide, write_plan
 from hnerv.search import is_collection, members_of
-from hnerv.segments import Plan, SegmentedFolder, Wishes, divide, write_plan
 
 
 def lay(root: Path, *paths: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hnerv.clip import hub
+from hnerv.data.clip import hub
 from hnerv.errors import UserError
 from hnerv.search import Encoder, embedding_query, open_index, read_image
 from hnerv.search.queries import PROMPTS

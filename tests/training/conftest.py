@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hnerv.config import Config
-from hnerv.dataset import FrameStore, Material, load_material
+from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.flags import parse_train
 from hnerv.model import build_model
 from hnerv.tracking import NullLogger

@@ -54,10 +54,10 @@ def main() -> None:
     import torch
     import torch.utils.tensorboard  # noqa: F401
 
-    import hnerv.dataset
+    import hnerv.data.store
     import hnerv.evaluation
     import hnerv.training  # noqa: F401
-    from hnerv.checkpoint import load_checkpoint
+    from hnerv.runs.checkpoint import load_checkpoint
 
     folder, seed, kills, share, *words = sys.argv[1:]
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hnerv import motion
-from hnerv.dataset import Batch, Material
+from hnerv.data.store import Batch, Material
 from hnerv.metrics import patch_mse, psnr, round8
 
 SPLITS = ["4_5_6", "1_1_2", "9_9_10", "6_6_10"]

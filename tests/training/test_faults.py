@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hnerv.checkpoint import load_checkpoint
 from hnerv.config import Config
 from hnerv.errors import RunError
+from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.training import Trainer, device_errors
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.\nSee the manual")

@@ -17,7 +17,7 @@ ROOM = 350 << 20
 PROGRAM = """
 import json, re, resource, runpy, sys
 from pathlib import Path
-from hnerv.video import memory
+from hnerv.data.video import memory
 
 folder, held, room, *words = sys.argv[1:]
 memory.IN_MEMORY = int(held)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hnerv.batches import NEAR, near_places
 from hnerv.config import Config
+from hnerv.data.batches import NEAR, near_places
 from hnerv.errors import UserError
 from hnerv.losses import Embedded, clip_loss
 

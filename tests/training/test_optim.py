@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hnerv.checkpoint import load_checkpoint, save_checkpoint
+from hnerv.runs.checkpoint import load_checkpoint, save_checkpoint
 from hnerv.training.optim import OPTIMIZERS, clip_gradients
 
 CONSTANT = {"lr": 0.001, "lr_type": "constant"}

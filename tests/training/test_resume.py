@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hnerv.data.video import open_writer, read_frames
 from hnerv.timeline import Timeline
 from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
-from hnerv.video import open_writer, read_frames
 
 
 def stop_at(monkeypatch, step: int, number: int) -> None:

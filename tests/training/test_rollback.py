@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from hnerv.checkpoint import load_checkpoint
+from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.training import RunFolder, Trainer
 from hnerv.training import rollback as module
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hnerv.config import Config
-from hnerv.dataset import load_material
+from hnerv.data.store import load_material
 from hnerv.flags import parse_train
 from hnerv.model import LATENTS, build_model
 from hnerv.training.running import start_from
@@ -235,7 +235,7 @@ def test_all_segments_share_the_targets_that_the_first_found(tmp_path, train, fl
     words = [*flags(data_split="2_3_4", clip_targets=None, epochs=2), *SEGMENTS]
     assert train(tmp_path, words) == 0
     shutil.rmtree(tmp_path / "run" / "segments" / "00002")
-    from hnerv.clip import targets
+    from hnerv.data.clip import targets
 
     honest = targets.identify
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hnerv.batches import clip_loss_of
+from hnerv.data.batches import clip_loss_of
 from hnerv.errors import RunError, UserError
 from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.metrics import patch_mse, psnr

@@ -1,0 +1,134 @@
+"""What the steps of an epoch are given: training frames in a drawn order, blends between them, frames near them.
+
+F frames of an epoch, S its steps, B frames of a step, P patches, D embedding dimensions, W columns of a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.config import Config
+from hnerv.data.store import Batch, FrameStore, Near
+from hnerv.losses import Embedded, clip_loss, compares_frames
+from hnerv.model import DualHeadHNeRV
+
+NEAR = (2, 6)
+"""How many training frames away a near frame is, at least and at most: a frame beside it may be taken for it."""
+
+
+class Counts(NamedTuple):
+    """How many training frames, blends and near frames a step has: the shapes of its tensors."""
+
+    real: int
+    blends: int
+    near: int
+
+    @property
+    def shown(self) -> int:
+        """Pictures: frames and blends."""
+        return self.real + self.blends
+
+
+class Plan(NamedTuple):
+    """An epoch: row i of `rows` (S, W) and `times` (S, W) belongs to step i, whose Counts are `counts[i]`.
+
+    In a row stand the training frames, the blends, then the near frames; what is left of it is 0. Rows are those of
+    the FrameStore, times are positions in the video.
+    """
+
+    rows: Tensor
+    times: Tensor
+    counts: list[Counts]
+
+
+class Batches:
+    """Of the training frames of `store`, for `model`. Everything is drawn from the generator that `plan` is given."""
+
+    def __init__(self, store: FrameStore, model: DualHeadHNeRV, config: Config) -> None:
+        self.store, self.train = store, config.train
+        self.positions = torch.tensor(model.scene.train)
+        self.between = store.between if model.embedding.at_any_time else store.between[:0]
+        self.compares = model.clip_head is not None and compares_frames(config.loss.clip_loss)
+
+    @property
+    def width(self) -> int:
+        """Columns of a plan."""
+        return 2 * self.train.batch_size + 1
+
+    @property
+    def sizes(self) -> Tensor:
+        """Training frames of each step, (S,)."""
+        return torch.tensor([len(part) for part in self.positions.split(self.train.batch_size)])
+
+    def plan(self, draw: torch.Generator) -> Plan:
+        """An epoch, on the CPU."""
+        order = self.positions[torch.randperm(len(self.positions), generator=draw)]
+        steps = [*zip(order.split(self.train.batch_size), self._blends(draw), self._near(order, draw), strict=True)]
+        rows, times = torch.zeros(len(steps), self.width, dtype=torch.long), torch.zeros(len(steps), self.width)
+        for i, (real, between, near) in enumerate(steps):
+            count = len(real) + len(between) + len(near)
+            rows[i, :count] = torch.cat([real, self.store.rows(between), near])
+            times[i, :count] = torch.cat([real, between, near])
+        return Plan(rows, times, [Counts(*map(len, step)) for step in steps])
+
+    def epoch(self, draw: torch.Generator, begin: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `begin` on; what comes before is drawn too, but not made."""
+        plan = self.plan(draw)
+        for i in range(begin, len(plan.counts)):
+            self.make(plan, i)
+            yield self.batch(plan.rows[i], plan.times[i].to(self.store.device, non_blocking=True), plan.counts[i])
+
+    def make(self, plan: Plan, step: int) -> None:
+        """Makes the blends of a step, if they are not made yet."""
+        real, blends, _ = plan.counts[step]
+        if blends:
+            self.store.make(plan.rows[step, real : real + blends])
+
+    def make_all(self) -> None:
+        """Makes all blends that a step may be given."""
+        if self.train.blend_freq:
+            self.store.make(self.store.rows(self.between))
+
+    def batch(self, rows: Tensor, times: Tensor, counts: Counts, clip: bool = True) -> Batch:
+        """The Batch of a row of a plan, `rows` (W,) on the CPU or the device, `times` (W,) on the device."""
+        shown = counts.shown
+        found = self.store.gather(times[:shown], rows[:shown], counts.real, clip)
+        if not counts.near or not clip:
+            return found
+        end = shown + counts.near
+        return found._replace(near=Near(times[shown:end], self.store.clip(rows[shown:end])))
+
+    def _blends(self, draw: torch.Generator) -> list[Tensor]:
+        """For each step of an epoch the positions (1 or 0,) between training frames that it is also given."""
+        every, steps = self.train.blend_freq, len(self.sizes)
+        if not every or not len(self.between):
+            return [self.between[:0]] * steps
+        drawn = self.between[torch.randint(len(self.between), (steps,), generator=draw)]
+        return [drawn[i : i + 1 if i % every == 0 else i] for i in range(steps)]
+
+    def _near(self, order: Tensor, draw: torch.Generator) -> list[Tensor]:
+        """For each step the positions of training frames near those of `order` (F,), if its loss compares frames."""
+        if not self.compares:
+            return [order[:0]] * len(self.sizes)
+        places = torch.searchsorted(self.positions, order)
+        near = self.positions[near_places(places, len(self.positions), draw)]
+        return list(near.split(self.train.batch_size))
+
+
+def near_places(places: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """Places (F,) among `count` training frames -> a place near each, drawn, to either side; at the ends inwards."""
+    away = torch.randint(NEAR[0], NEAR[1] + 1, places.shape, generator=draw)
+    away = torch.where(torch.randint(2, places.shape, generator=draw) == 1, away, -away)
+    inside = (places + away >= 0) & (places + away < count)
+    return torch.where(inside, places + away, places - away).clamp(0, count - 1)
+
+
+def clip_loss_of(name: str, predicted: Tensor, batch: Batch) -> Tensor:
+    """The CLIP loss `name` -> scalar. predicted (B + N, P, D): of `batch.times`, then of `batch.embedded`."""
+    drawn = len(batch.times)
+    near = None if batch.near is None else Embedded(predicted[drawn:], batch.near.clip)
+    return clip_loss(name, Embedded(predicted[:drawn], batch.clip), near)

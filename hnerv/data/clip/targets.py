@@ -1,0 +1,248 @@
+"""Targets of the CLIP head: one embedding per patch, computed once and kept on disk, or read from a file.
+
+Legend: N frames, P patches in a frame (row-major), D embedding dimensions, H W frame pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnerv.data.clip.teacher import Teacher, build_teacher
+from hnerv.data.clip.weights import Weights, identify, locate, warn_of_doubt
+from hnerv.errors import UserError
+from hnerv.files import cache_folder, replacing, sha256_of
+from hnerv.geometry import PatchGrid
+
+PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
+FLOATS, MOST_DIMENSIONS = ("F64", "F32", "F16", "BF16"), 1 << 16
+"""Of a file of targets: the types that it may have, in the words of safetensors, and the largest D."""
+_log = logging.getLogger("hnerv")
+
+
+class Targets(NamedTuple):
+    """Embeddings (N, P, D) float32 of unit norm on the CPU, and where they come from. Only kind 'clip' is CLIP."""
+
+    embeddings: Tensor
+    source: str  # one line: what the embeddings are
+    kind: str  # 'clip', 'random' or 'file'
+    model: str  # resolved OpenCLIP model name, '' for files
+    weights: str  # tag, file name with sha256, 'random:SEED'
+
+
+def clip_targets(
+    frames: Tensor,
+    grid: PatchGrid,
+    *,
+    weights: str,
+    model: str,
+    targets_file: str = "",
+    digest: str,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Targets | None:
+    """Frames (N, 3, H, W) uint8 -> the embedding of each patch, from exactly its pixels; None for weights `none`.
+
+    `digest` stands for the content of the frames in the cache's key. A cached tag needs neither weights nor hub.
+    `targets_file` (embeddings of any encoder) takes the place of `weights`. `progress` draws a bar on a terminal.
+    Raises UserError, see `load_teacher` and `read_targets_file`.
+    """
+    if weights == "none":
+        if targets_file:
+            raise UserError(f"--clip-weights none and --clip-targets {targets_file} conflict: remove one of them")
+        return None
+    if targets_file:
+        return read_targets_file(targets_file, len(frames), grid)
+    assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
+    folder = (cache_dir or cache_folder()) / "targets"
+    spec = identify(weights, model, seed)
+    if spec.kind == "clip" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+        warn_of_doubt(spec)
+        return found
+    spec = locate(spec, seed, fall_back=weights == "auto")
+    if spec.kind == "random" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+        return found
+    teacher = build_teacher(spec, device)
+    embeddings = torch.cat(list(_encode(frames, grid, teacher, batch_size, progress)))
+    made = Targets(embeddings.view(len(frames), grid.patches, -1), spec.source, spec.kind, spec.model, spec.weights)
+    _write_cache(folder, digest, grid, spec, made)
+    return made
+
+
+def rows_of_file(name: str, first: int, count: int) -> str:
+    """How --clip-targets names `count` entries from `first` on of those that `name` names: FILE@FIRST:STOP."""
+    path, rows = _path_and_rows(name)
+    start = (rows.start or 0) + first
+    return f"{path}@{start}:{start + count}"
+
+
+def check_rows(name: str, frames: int) -> None:
+    """Raises UserError where a file of targets (or FILE@FIRST:STOP) is not for as many frames; '' names none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not name:
+        return
+    path, rows = _path_and_rows(name)
+    try:
+        with safe_open(path, "pt") as file:
+            count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
+    except (SafetensorError, OSError, IndexError):
+        return  # what `read_targets_file` refuses, with the cause
+    if count != frames:
+        raise UserError(
+            f"--clip-targets {name} is for {count} frames, but this run has {frames}: select the entries of these "
+            f"frames, as in {path}@60:{60 + frames}"
+        )
+
+
+def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets:
+    """Targets from a .safetensors file with `embeddings` (N, P, D) of any float type, normalised here.
+
+    FILE@FIRST:STOP reads these entries of the first axis alone. An entry `encoder` in the file's metadata is quoted in
+    `source`. Raises UserError when the file is missing or unreadable, lacks the tensor, has another N or P, or holds a
+    vector that is zero or not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    flag, (path, rows) = f"--clip-targets {name}", _path_and_rows(str(name))
+    try:
+        with safe_open(path, "pt") as file:
+            encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
+            keys = list(file.keys())
+            if "embeddings" in keys:
+                promised = file.get_slice("embeddings")
+                count, *inner = promised.get_shape() or [0]
+                chosen = range(count)[rows]
+                _check_geometry(flag, (len(chosen), *inner), promised.get_dtype(), frames, grid)
+            embeddings = promised[chosen.start : chosen.stop] if "embeddings" in keys else None
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: no such file: pass a .safetensors file of embeddings") from error
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
+        raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
+    if embeddings is None:
+        found = ", ".join(keys) or "none"
+        raise UserError(f"{flag} has no tensor 'embeddings' (found: {found}): store the embeddings under that name")
+    source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
+    label = f"{path.name} sha256:{_sha256(path)}"
+    return Targets(_unit(flag, embeddings), source, "file", "", label)
+
+
+def _sha256(path: Path) -> str:
+    state = path.stat()
+    return _known_sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _known_sha256(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size and time of change: that of a long video is read through once for all its segments."""
+    return sha256_of(path)
+
+
+def _path_and_rows(name: str) -> tuple[Path, slice]:
+    match = re.fullmatch(r"(.+)@(\d{1,12}):(\d{1,12})", name, flags=re.DOTALL | re.ASCII)
+    if not match or Path(name).exists():
+        return Path(name), slice(None)
+    return Path(match[1]), slice(int(match[2]), int(match[3]))
+
+
+def is_same_file(theirs: str, ours: str, label: str) -> bool:
+    """Whether `ours` names the entries that --clip-targets `theirs` named, of a file with the sha256 in `label`."""
+    (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
+    return rows == before and os.path.isfile(path) and label.endswith(f"sha256:{_sha256(path)}")
+
+
+def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:
+    """Of what the header promises, before memory is taken for it."""
+    if len(shape) != 3 or not 0 < shape[2] <= MOST_DIMENSIONS or dtype not in FLOATS:
+        raise UserError(
+            f"{flag} has 'embeddings' of shape {shape} and type {dtype}: store floats ({', '.join(FLOATS)}) of shape "
+            f"(frames, patches, D), with D at most {MOST_DIMENSIONS}"
+        )
+    if shape[:2] != (frames, grid.patches):
+        raise UserError(
+            f"{flag} is for {shape[0]} frames of {shape[1]} patches, but the video has {frames} frames of "
+            f"{grid.patches} patches ({grid.rows}x{grid.cols}): compute it for this video, or change --grid or the "
+            "frame range"
+        )
+
+
+def _unit(flag: str, embeddings: Tensor) -> Tensor:
+    """Rows scaled to unit norm, float32. Raises UserError naming the first row that cannot be."""
+    exact = embeddings.double()
+    norm = exact.norm(dim=-1, keepdim=True)
+    bad = ~(norm.isfinite() & (norm > 0)).squeeze(-1)
+    if bad.any():
+        frame, patch = bad.nonzero()[0].tolist()
+        raise UserError(
+            f"{flag}: {int(bad.sum())} of {bad.numel()} embeddings are zero or not finite, the first at frame {frame}, "
+            f"patch {patch}: recompute the file"
+        )
+    return (exact / norm).float()
+
+
+def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, progress: bool) -> Iterator[Tensor]:
+    """Embeddings (batch, D) on the CPU, patch by patch in frame order; only a few frames are cut at a time."""
+    from tqdm import tqdm
+
+    label = "CLIP targets" if teacher.kind == "clip" else "random targets, not CLIP"
+    step = max(1, batch_size // grid.patches)
+    with tqdm(total=len(frames) * grid.patches, desc=label, unit="patch", disable=None if progress else True) as bar:
+        for start in range(0, len(frames), step):
+            for batch in grid.split(frames[start : start + step]).flatten(0, 1).split(batch_size):
+                yield teacher.encode_patches(batch).cpu()
+                bar.update(len(batch))
+
+
+def cache_path(folder: Path, digest: str, grid: PatchGrid, spec: Weights) -> Path:
+    """The file that keeps the targets of one video content, geometry and encoder."""
+    geometry = (grid.height, grid.width, grid.rows, grid.cols)
+    key = [digest, geometry, spec.model, spec.weights, spec.preprocess, PREPROCESSING_VERSION]
+    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
+
+
+def _read_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, frames: int) -> Targets | None:
+    """What an earlier run kept, None where there is nothing or nothing sound."""
+    from safetensors import SafetensorError, safe_open
+
+    path = cache_path(folder, digest, grid, spec)
+    try:
+        with safe_open(path, "pt") as file:
+            embeddings, checksum = file.get_tensor("embeddings"), (file.metadata() or {}).get("sha256")
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError):
+        embeddings, checksum = torch.empty(0), ""
+    if embeddings.shape[:2] != (frames, grid.patches) or _checksum(embeddings) != checksum:
+        _log.warning("the cached targets %s are damaged; recomputing them", path)
+        return None
+    return Targets(embeddings, spec.source, spec.kind, spec.model, spec.weights)
+
+
+def _write_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, targets: Targets) -> None:
+    """Keep targets for the next run, whole or not at all; a folder that cannot be written to costs a warning."""
+    from safetensors.torch import save
+
+    metadata = {"source": targets.source, "kind": targets.kind, "sha256": _checksum(targets.embeddings)}
+    data = save({"embeddings": targets.embeddings.contiguous()}, metadata)
+    try:
+        with replacing(cache_path(folder, digest, grid, spec)) as file:
+            file.write(data)
+    except OSError as error:
+        _log.warning("the targets are not cached; cannot write to %s (%s): set HNERV_CACHE", folder, error)
+
+
+def _checksum(embeddings: Tensor) -> str:
+    return hashlib.sha256(embeddings.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,299 @@
+"""A run's video, its scene and its targets; and the frames as the training step wants them.
+
+N frames, B batch, P patches, H W pixels, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnerv.data.clip import Targets, clip_targets
+from hnerv.config import Config
+from hnerv.errors import UserError
+from hnerv.geometry import PatchGrid, parse_grid
+from hnerv.model.build import MAX_WIDTH
+from hnerv.model.scene import Scene, frame_multiple
+from hnerv.motion import between as between_frames
+from hnerv.data.video import Video, data_split, load_video
+from hnerv.data.video.colour import Display
+
+
+class Material(NamedTuple):
+    """What a configuration refers to outside itself."""
+
+    video: Video
+    scene: Scene
+    targets: Targets | None
+
+    def describe(self) -> dict:
+        """Plain dictionary for config.json and checkpoints: what identifies the pixels and the targets."""
+        video = self.video
+        return {
+            "video": {
+                "source": video.source,
+                "digest": video.digest,
+                "reader": video.reader,
+                "crop": [*video.crop],
+                "display": video.display.to_dict(),
+                **({"raw_video": video.raw_video} if video.raw_video else {}),
+            },
+            "scene": self.scene.to_dict(),
+            "targets": _without_embeddings(self.targets) if self.targets else None,
+        }
+
+
+def _without_embeddings(targets: Targets) -> dict[str, str]:
+    return {key: value for key, value in targets._asdict().items() if key != "embeddings"}
+
+
+def load_material(config: Config, device: torch.device, progress: bool = False) -> Material:
+    """Reads the video, splits its frames and gets the targets, from the cache if they are there. Raises UserError."""
+    knobs = config.video
+    multiple = frame_multiple(knobs, config.model)
+    video = load_video(
+        knobs.data,
+        crop=knobs.crop,
+        resize=knobs.resize,
+        frames=knobs.frames,
+        multiple=multiple,
+        raw_video=knobs.raw_video,
+        fps=knobs.fps,
+    )
+    count, _, height, width = video.frames.shape
+    split = data_split(count, knobs.data_split, config.train.seed if knobs.shuffle_data else None)
+    grid = PatchGrid(height, width, *parse_grid(knobs.grid))
+    targets = clip_targets(
+        video.frames,
+        grid,
+        weights=config.clip.clip_weights,
+        model=config.clip.clip_model,
+        targets_file=config.clip.clip_targets,
+        digest=video.digest,
+        device=device,
+        seed=config.train.seed,
+        progress=progress,
+    )
+    scene = Scene(
+        frames=count,
+        height=height,
+        width=width,
+        rows=grid.rows,
+        cols=grid.cols,
+        fps=video.fps,
+        train=tuple(split.train.tolist()),
+        val=tuple(split.val.tolist()),
+        clip_dim=0 if targets is None else targets.embeddings.shape[-1],
+        times=video.times,
+    )
+    return Material(video, scene, targets)
+
+
+RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
+
+
+def check_record(where: Path, record: object) -> None:
+    """Raises UserError for what is no record of a run: a part that is missing, or of another kind than we write."""
+    if not isinstance(record, dict) or not set(record) >= RECORD_KEYS:
+        raise UserError(f"{where} is not a run record: pass a folder written by train_patch_dual.py")
+    try:
+        Config.from_dict(record["config"])
+        Scene.from_dict(record["scene"])
+    except UserError as error:
+        raise UserError(
+            f"{where}: {error}; only the hnerv version that wrote a run can read it (its commit is in the run's "
+            "environment.json): use that version, or choose another run"
+        ) from error
+    video, model = record["video"], record["model"]
+    if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
+        raise _damaged(where, "video")
+    try:
+        Display.from_dict(video.get("display", {}))
+        if not isinstance(video.get("raw_video", ""), str):
+            raise TypeError("raw_video is no text")
+    except (TypeError, ValueError) as error:
+        raise _damaged(where, "video") from error
+    if not _has(model, int, "width") or not 0 < model["width"] <= MAX_WIDTH:
+        raise _damaged(where, "model")
+    if not isinstance(record.get("preset", ""), str):
+        raise _damaged(where, "preset")
+    if record["targets"] is not None and not _has(record["targets"], str, "source", "kind", "weights"):
+        raise _damaged(where, "targets")
+
+
+def _has(part: object, kind: type, *keys: str) -> bool:
+    return isinstance(part, dict) and all(type(part.get(key)) is kind for key in keys)
+
+
+def _is_crop(crop: object) -> bool:
+    return isinstance(crop, list | tuple) and [type(side) for side in crop] == [int] * 6
+
+
+def _damaged(where: Path | str, part: str) -> UserError:
+    return UserError(f"{where} is damaged: its {part!r} is invalid: use another one, or restore it from a backup")
+
+
+def pin_targets(config: Config, record: dict) -> Config:
+    """`--clip-weights auto` resolves once, when a run starts: afterwards it means what the run's `record` found."""
+    found = record["targets"]
+    if found is not None and not _has(found, str, "kind", "weights"):
+        raise _damaged("the record of this run", "targets")
+    if config.clip.clip_weights != "auto" or config.clip.clip_targets or found is None:
+        return config
+    return config.replaced({"clip_weights": "random" if found["kind"] == "random" else found["weights"]})
+
+
+def check_targets(where: Path, theirs: dict, ours: dict) -> None:
+    """Raises UserError where the run of the record `theirs` was trained on other targets than `ours`.
+
+    A file of targets or weights is known by its sha256, whatever it is called now.
+    """
+    labels = [(record["targets"] or {}).get("weights", "none") for record in (theirs, ours)]
+    if labels[0].rsplit(" ", 1)[-1] != labels[1].rsplit(" ", 1)[-1]:
+        raise UserError(
+            f"{where} was trained on the targets {labels[0]!r}, but found {labels[1]!r}: make the former available, "
+            "or set --clip-weights or --clip-targets"
+        )
+
+
+def targets_label(record: dict) -> str:
+    """What the numbers of the CLIP head mean in the run of this record."""
+    return record["targets"]["source"] if record["targets"] else "none (RGB head alone)"
+
+
+class Near(NamedTuple):
+    """Frames that are embedded only: times (B,), clip (B, P, D) of unit norm."""
+
+    times: Tensor
+    clip: Tensor
+
+
+class Batch(NamedTuple):
+    """times (B,) frame positions, frames (B, 3, H, W) in [0, 1], clip (B, P, D) of unit norm or None.
+
+    The first `real` of them are frames of the video, the others stand between two. `near` are training frames near
+    the real ones, where the CLIP loss compares frames.
+    """
+
+    times: Tensor
+    frames: Tensor
+    clip: Tensor | None
+    real: int
+    near: Near | None = None
+
+    @property
+    def embedded(self) -> Tensor | None:
+        """Times (N,) that are embedded only: those of the near frames."""
+        return None if self.near is None else self.near.times
+
+
+class FrameStore:
+    """The frames as uint8 and the targets, on the device where they fit, in host memory where they do not.
+
+    Row r of the store is frame r of the video for r < N, and the blend for position `between[r - N]` from N on: the
+    picture between the two nearest training frames, and the blend of their targets. The frame of the video at that
+    position is not read for it. `make` makes a blend, once.
+    """
+
+    SHARE_OF_DEVICE_MEMORY = 0.5
+
+    def __init__(self, material: Material, device: torch.device, share_of_device: float = 1.0) -> None:
+        """`share_of_device` is this process's part of a GPU that several use."""
+        self.device, scene = device, material.scene
+        self._train = torch.tensor(scene.train)
+        self.between = torch.tensor(scene.between, dtype=torch.long)
+        frames = material.video.frames.permute(0, 2, 3, 1)
+        pictures = len(frames) + len(self.between)
+        self.resident = device.type == "cpu" or pictures * frames[0].nbytes < _room(device, share_of_device)
+        # Channels last, as the network computes: layouts that meet cost several times the arithmetic on them.
+        self._frames = _copied(frames, device if self.resident else torch.device("cpu"))
+        self._blends = self._frames[:0]
+        self._missing = set(range(len(self.between)))
+        self._clip = None if material.targets is None else self._with_blends(material.targets.embeddings.to(device))
+
+    def rows(self, between: Tensor) -> Tensor:
+        """Positions (E,) that lie between training frames -> the rows of their blends."""
+        return len(self._frames) + torch.searchsorted(self.between, between)
+
+    def frames(self, positions: Tensor) -> Tensor:
+        """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
+        return self._unit(self._levels(positions))
+
+    def clip(self, rows: Tensor) -> Tensor | None:
+        """Rows (B,) -> targets (B, P, D) on the device; None without targets."""
+        return None if self._clip is None else self._clip.index_select(0, rows.to(self.device, non_blocking=True))
+
+    def batch(self, positions: Tensor, between: Tensor | None = None) -> Batch:
+        """Positions (B,), and `between` (E,) that lie between training frames -> a Batch of B + E on the device."""
+        times, rows, real = positions, positions, len(positions)
+        if between is not None and len(between):
+            times, rows = torch.cat([positions, between]), torch.cat([positions, self.rows(between)])
+            self.make(rows[real:])
+        return self.gather(times.to(self.device, non_blocking=True).float(), rows, real)
+
+    def gather(self, times: Tensor, rows: Tensor, real: int, clip: bool = True) -> Batch:
+        """The Batch of the first `real` rows, which are frames, and the others, blends that are made, at `times`.
+
+        No operation waits for the device, and none depends on the values in `rows`, where these are on the device too.
+        """
+        levels = self._levels(rows[:real])
+        if len(rows) > real:
+            levels = torch.cat([levels, _select(self._blends, rows[real:] - len(self._frames))])
+        return Batch(times, self._unit(levels), self.clip(rows) if clip else None, real)
+
+    @torch.no_grad()
+    def make(self, rows: Tensor) -> None:
+        """Makes the blends of these rows (E,), on the CPU, that are not made yet: each alone, so always the same."""
+        for blend in self._missing.intersection((rows - len(self._frames)).tolist() if self._missing else ()):
+            low, high, share = self._neighbours(self.between[blend : blend + 1])
+            picture = between_frames(self.frames(low), self.frames(high), share).mul(255).round().byte()
+            if not len(self._blends):
+                self._blends = self._frames.new_empty(len(self.between), *self._frames.shape[1:])
+            self._blends[blend] = picture[0].permute(1, 2, 0)
+            self._missing.remove(blend)
+
+    def _with_blends(self, targets: Tensor) -> Tensor:
+        """Targets (N, P, D) of the frames -> those of all rows."""
+        low, high, share = self._neighbours(self.between)
+        blends = torch.lerp(targets[low.to(targets.device)], targets[high.to(targets.device)], share.view(-1, 1, 1))
+        return torch.cat([targets, F.normalize(blends, dim=-1)])
+
+    def _neighbours(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (E,) -> the training frames before and after, and the share (E,) of the way, on the device."""
+        after = torch.searchsorted(self._train, positions)
+        low, high = self._train[after - 1], self._train[after]
+        return low, high, ((positions - low) / (high - low)).to(self.device)
+
+    def _levels(self, positions: Tensor) -> Tensor:
+        return _select(self._frames, positions)
+
+    def _unit(self, levels: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
+        if levels.device.type != self.device.type:
+            levels = levels.pin_memory().to(self.device, non_blocking=True)
+        return levels.permute(0, 3, 1, 2).float().div_(255)
+
+
+def _room(device: torch.device, share: float) -> float:
+    """Bytes that frames may take of a CUDA device."""
+    free, total = torch.cuda.mem_get_info(device)
+    return FrameStore.SHARE_OF_DEVICE_MEMORY * min(free, share * total)
+
+
+def _copied(frames: Tensor, device: torch.device) -> Tensor:
+    """Contiguous on the device; copied in parts, so that no second copy of all of them is there at any time."""
+    if frames.device.type == device.type:
+        return frames.contiguous()
+    found = torch.empty(frames.shape, dtype=frames.dtype, device=device)
+    for part, source in zip(found.split(16), frames.split(16), strict=True):
+        part.copy_(source)
+    return found
+
+
+def _select(pictures: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B,) of (N, H, W, 3), where these are. Towards the CPU the copy of `rows` waits: they are read at once."""
+    return pictures.index_select(0, rows.to(pictures.device, non_blocking=pictures.is_cuda))

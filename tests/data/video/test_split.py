@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from hnerv.errors import UserError
+from hnerv.data.video import data_split
+
+
+@pytest.mark.parametrize(
+    ("count", "split", "train", "val"),
+    [
+        (10, "9_9_10", [0, 1, 2, 3, 4, 5, 6, 7, 8], [9]),
+        (10, "6_6_10", [0, 1, 2, 3, 4, 5], [6, 7, 8, 9]),
+        (5, "1_1_2", [0, 2, 4], [1, 3]),
+        (7, "1_2_3", [0, 3, 6], [2, 5]),
+        (4, "1_1_1", [0, 1, 2, 3], []),
+        (12, "9_10_10", [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11], []),
+        (1, "9_9_10", [0], []),
+    ],
+)
+def test_by_hand(count: int, split: str, train: list[int], val: list[int]) -> None:
+    parts = data_split(count, split)
+    assert (parts.train.tolist(), parts.val.tolist()) == (train, val)
+    assert str(parts.train.dtype) == str(parts.val.dtype) == "torch.int64"
+
+
+def test_bunny_has_the_sizes_of_the_literature() -> None:
+    for split, sizes in {"1_1_2": (66, 66), "9_9_10": (119, 13), "6_6_10": (80, 52)}.items():
+        parts = data_split(132, split)
+        assert (len(parts.train), len(parts.val)) == sizes
+
+
+def test_shuffled_parts_keep_their_sizes_and_never_meet() -> None:
+    plain, one, again, other = (data_split(132, "6_8_10", seed) for seed in (None, 1, 1, 2))
+    assert [len(part) for part in one] == [len(part) for part in plain]
+    assert not set(one.train.tolist()) & set(one.val.tolist())
+    assert one.train.tolist() == sorted(one.train.tolist()) == again.train.tolist()
+    assert one.val.tolist() == sorted(one.val.tolist()) != plain.val.tolist()
+    assert one.train.tolist() != other.train.tolist()
+    used = set(one.train.tolist()) | set(one.val.tolist())
+    assert used < set(range(132))
+
+
+@pytest.mark.parametrize(
+    "split", ["", "9_10", "9_9_10_1", "a_b_c", "-1_9_10", "9.0_9_10", "9-9-10", " 9_9_10", "٣_٣_٣"]
+)
+def test_malformed(split: str) -> None:
+    with pytest.raises(UserError, match="must be three integers a_b_c, such as 9_9_10"):
+        data_split(10, split)
+
+
+@pytest.mark.parametrize("split", ["5_4_10", "5_11_10", "0_0_0", "11_11_10"])
+def test_out_of_order(split: str) -> None:
+    with pytest.raises(UserError, match=f"--data-split '{split}' must have a <= b <= c and c at least 1"):
+        data_split(10, split)
+
+
+@pytest.mark.parametrize(("count", "split"), [(10, "0_0_10"), (0, "9_9_10")])
+def test_nothing_to_train(count: int, split: str) -> None:
+    with pytest.raises(UserError, match=f"leaves none of the {count} frames to train: set a to at least 1"):
+        data_split(count, split)
