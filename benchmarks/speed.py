@@ -100,10 +100,10 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
 def training(config: Config, device, rounds: int, folder: str, compile_it: bool = False) -> dict:
     """Steps as they come in training, an epoch with its log, decoding, memory."""
     import torch
+    from hnerv.training.compiling import compiled
 
     from hnerv.evaluation.cost import decode_fps
     from hnerv.model import coded_parameters
-    from hnerv.training.compiling import compiled
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -88,7 +88,7 @@ def test_times_of_a_variable_rate_travel(
     path = coded(encode(name, stamps=JITTER, tick=Fraction(1, 1000), rate=25, last=40, **codec, **SIZE), *segments)
     assert hnerv_main("decode", path, "-o", place / "c.mkv") == 0
     again = load_video(str(place / "c.mkv"))
-    assert [again.times.seconds(k) for k in range(12)] == pytest.approx([t / 1000 for t in JITTER])
+    assert [again.state.times.seconds(k) for k in range(12)] == pytest.approx([t / 1000 for t in JITTER])
     assert again.fps == pytest.approx(12 / 3.36)
     assert hnerv_main("decode", path, "-o", place / "d.mkv", "--frames", "4:11:3") == 0
     some = load_video(str(place / "d.mkv")).times
