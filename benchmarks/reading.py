@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
-from hnerv.data.video.clips import clip_path
+from hnerv.data.video.sources import clip_path
 from hnerv.geometry import parse_size
 
 READ = """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnerv.timeline import Timeline, rate_of, time_code
+from hnerv.timeline import Timeline, estimate_rate, time_code
 
 NTSC = Fraction(30000, 1001)
 
@@ -36,15 +36,15 @@ def test_time_codes(seconds, expected) -> None:
 def test_a_constant_rate_is_found_in_rounded_stamps(rate, tick) -> None:
     """Without any hint, from enough frames to tell 24 from 23.976."""
     stamps = tuple(round(k / rate / tick) for k in range(3000))
-    assert rate_of(Timeline(tick, stamps)) == (rate, True)
+    assert estimate_rate(Timeline(tick, stamps)) == (rate, True)
     late = tuple(stamp + 77 for stamp in stamps)
-    assert rate_of(Timeline(tick, late)) == (rate, True)
+    assert estimate_rate(Timeline(tick, late)) == (rate, True)
 
 
 def test_a_few_frames_do_not_tell_24_from_23_976_but_a_hint_does() -> None:
     stamps = tuple(round(1000 * k * 1001 / 24000) for k in range(12))
-    assert rate_of(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(24000, 1001)]) == (Fraction(24000, 1001), True)
-    assert rate_of(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(60)])[0] != 60
+    assert estimate_rate(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(24000, 1001)]) == (Fraction(24000, 1001), True)
+    assert estimate_rate(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(60)])[0] != 60
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_few_frames_do_not_tell_24_from_23_976_but_a_hint_does() -> None:
     ],
 )
 def test_the_rate_of_others_is_the_mean(stamps, last, rate) -> None:
-    assert rate_of(Timeline(Fraction(1, 25), tuple(stamps)), last)[0] == rate
+    assert estimate_rate(Timeline(Fraction(1, 25), tuple(stamps)), last)[0] == rate
 
 
 STAMPS = st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=60)
@@ -94,8 +94,8 @@ def test_what_is_no_timeline_is_refused(broken) -> None:
         Timeline.from_dict(broken, 1)
 
 
-def test_how_long_the_last_frame_is_shown_and_where_the_chosen_ones_are() -> None:
+def test_last_duration_and_selection() -> None:
     times = Timeline(Fraction(1, 1000), (0, 40, 80, 1000, 1040))
-    assert times.step == 40
-    assert times.chosen([4, 2]).stamps == (1040, 80) and times.chosen([4, 2]).step == 960
-    assert times.seconds(3) == 1.0 and Timeline(Fraction(1, 1000), (7,)).step == 1
+    assert times.median_step == 40
+    assert times.select([4, 2]).stamps == (1040, 80) and times.select([4, 2]).median_step == 960
+    assert times.seconds(3) == 1.0 and Timeline(Fraction(1, 1000), (7,)).median_step == 1

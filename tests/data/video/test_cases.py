@@ -22,8 +22,8 @@ from hnerv.errors import UserError
 from hnerv.runs import plan_video
 from hnerv.data.chunks import Wishes
 from hnerv.data.video import Video, frame_count, load_video
-from hnerv.data.video.probing import _shows
-from hnerv.data.video.raw import geometry_of
+from hnerv.data.video.container import shows_frame as _shows
+from hnerv.data.video.raw import geometry_from_name as geometry_of
 
 NTSC = Fraction(30000, 1001)
 MILLI = Fraction(1, 1000)
@@ -42,7 +42,7 @@ def duration(video: Video) -> float:
     """Seconds from the first frame to the end of the last one."""
     if video.times is None:
         return len(video.frames) / video.fps
-    return video.times.seconds(len(video.frames) - 1) + float(video.times.step * video.times.tick)
+    return video.times.seconds(len(video.frames) - 1) + float(video.times.median_step * video.times.tick)
 
 
 def check(path: Path | str, frames: int, seconds: float, rate: float, expected: torch.Tensor) -> Video:

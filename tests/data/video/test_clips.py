@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hnerv.errors import UserError
-from hnerv.data.video import clips, load_video
+from hnerv.data.video import sources as clips, load_video
 
 SHAPES = {"bunny": (132, 3, 720, 1280), "bikes": (250, 3, 272, 640), "carphone": (120, 3, 144, 176)}
 RATES = {"bunny": 25.0, "bikes": 25.0, "carphone": 30000 / 1001}

@@ -159,7 +159,7 @@ def test_whole(kind: Kind, mode: str, make, ffmpeg_frames) -> None:
     assert (video.times is None) == (mode != "variable")
     assert times == pytest.approx(facts.starts, abs=1.1e-3)  # a tick of Matroska and FLV
     assert times == pytest.approx([stamp * step for stamp in stamps], abs=1.1e-3)
-    end = times[-1] + float(video.times.step * video.times.tick) if video.times else 12 / video.fps
+    end = times[-1] + float(video.times.median_step * video.times.tick) if video.times else 12 / video.fps
     assert end == pytest.approx(facts.end, abs=2.1e-3)
     if mode == "variable":
         assert video.fps == pytest.approx(12 / facts.end, rel=1e-3) == pytest.approx(12 / 20 / step, rel=1e-3)
@@ -171,7 +171,7 @@ def test_whole(kind: Kind, mode: str, make, ffmpeg_frames) -> None:
 @pytest.mark.parametrize(("kind", "mode"), WHOLE[::3], ids=label)
 def test_from_the_middle(kind: Kind, mode: str, make, monkeypatch) -> None:
     """Frames that are sought, from beyond the third key frame too, are those of decoding from the start."""
-    from hnerv.data.video import loading
+    from hnerv.data.video import sources as loading
 
     path = make(kind, mode, times=3)
     whole = load_video(str(path)).frames

@@ -15,8 +15,8 @@ import pytest
 from hnerv.codec import open_film
 from hnerv.errors import UserError
 from hnerv.runs import Wishes, plan_video
-from hnerv.data.video import frame_count, load_video, loading
-from hnerv.data.video.raw import geometry_of
+from hnerv.data.video import frame_count, load_video, sources as loading
+from hnerv.data.video.raw import geometry_from_name as geometry_of
 
 INTRA = {"g": "8", "bf": "0", "sc_threshold": "0"}
 UNEVEN = [*range(14), 20, 21, 22, 30, 40, 50]

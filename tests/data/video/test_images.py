@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from hnerv.errors import UserError
-from hnerv.data.video import images, load_video
+from hnerv.data.video import load_video
 from hnerv.data.video.images import (
     SUFFIXES,
     animation_times,
@@ -375,7 +375,7 @@ def test_an_orientation_anywhere_in_a_png_is_seen(tmp_path: Path, orientation: i
 def test_sizes_are_told_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(300):
         Image.fromarray(NOISE[i % 6]).save(tmp_path / f"{i}.png")
-    monkeypatch.setattr(images, "_opened", None)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
     assert common_size(list_images(tmp_path)) == (10, 14)
 
 

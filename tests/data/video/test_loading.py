@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as V
 
 from hnerv.errors import UserError
 from hnerv.geometry import CropPlan, plan_crop
-from hnerv.data.video import load_video, loading, memory
+from hnerv.data.video import load_video, sources as loading, loader as memory
 
 
 def test_fields(plain: Path) -> None:

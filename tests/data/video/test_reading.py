@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from hnerv.errors import UserError
-from hnerv.data.video import load_video, reading
-from hnerv.data.video.orientation import Orientation
-from hnerv.data.video.probing import Medium, probe_video
+from hnerv.data.video import load_video, readers as reading
+from hnerv.data.video.probe import Orientation
+from hnerv.data.video.container import InputSpec as Medium
+from hnerv.data.video.probe import probe_video
 
 X265 = {"x265-params": "log-level=none:pools=none:frame-threads=1"}
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=6:min-keyint=6:bframes=3"}
@@ -235,14 +236,14 @@ def test_decord_is_not_used_for_fields(write, pyav_frames, ask_decord) -> None:
 def test_decord_is_held_against_pyav(
     plain: Path, decoded: int, reason: str, ask_decord, monkeypatch, caplog, pyav_frames
 ) -> None:
-    honest, calls = reading._decode_checked, []
+    honest, calls = reading._decode, []
 
     def miscounting(probe, start=0):
         calls.append(probe)
         frames = list(honest(probe))
         return iter((frames + frames)[:decoded] if len(calls) == 1 else frames)
 
-    monkeypatch.setattr(reading, "_decode_checked", miscounting)
+    monkeypatch.setattr(reading, "_decode", miscounting)
     video = load_video(str(plain))
     assert video.reader == "pyav" and reason in caplog.text
     assert video.frames.equal(pyav_frames(plain))

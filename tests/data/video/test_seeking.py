@@ -8,9 +8,10 @@ import pytest
 
 from hnerv.errors import UserError
 from hnerv.timeline import Timeline
-from hnerv.data.video import frame_count, load_video, loading, read_frames
-from hnerv.data.video.probing import Medium, probe_video
-from hnerv.data.video.reading import SeekFailed, read_pyav
+from hnerv.data.video import frame_count, load_video, read_frames, sources as loading
+from hnerv.data.video.container import InputSpec as Medium
+from hnerv.data.video.probe import probe_video
+from hnerv.data.video.readers import SeekFailed, read_pyav
 
 CLOSED = {"x264-params": "keyint=6:min-keyint=6:bframes=3"}
 OPEN = {"x264-params": "open-gop=1:keyint=6:min-keyint=6:bframes=3"}

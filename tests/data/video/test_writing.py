@@ -16,7 +16,7 @@ from hnerv.errors import UserError
 from hnerv.timeline import Timeline, exact_rate
 from hnerv.data.video import check_target, load_video, open_writer
 from hnerv.data.video.colour import Display, to_rgb, to_yuv420
-from hnerv.data.video.writing import FORMATS
+from hnerv.data.video.writer import FORMATS
 
 SIZE = (48, 64)
 TIMES = Timeline.at_rate(25.0)
@@ -279,7 +279,7 @@ def test_targets_that_cannot_be_are_refused_early(tmp_path):
 def test_a_place_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     """Asked of the nearest folder that exists. Root may write everywhere, hence the stand-in for the question."""
     asked = []
-    monkeypatch.setattr("hnerv.data.video.writing.os.access", lambda path, mode: asked.append(path))
+    monkeypatch.setattr("hnerv.data.video.writer.os.access", lambda path, mode: asked.append(path))
     refused(tmp_path / "new" / "out.mp4", SIZE, "is not writable")
     assert set(asked) == {tmp_path}
 
