@@ -43,7 +43,10 @@ def test_a_constant_rate_is_found_in_rounded_stamps(rate, tick) -> None:
 
 def test_a_few_frames_do_not_tell_24_from_23_976_but_a_hint_does() -> None:
     stamps = tuple(round(1000 * k * 1001 / 24000) for k in range(12))
-    assert estimate_rate(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(24000, 1001)]) == (Fraction(24000, 1001), True)
+    assert estimate_rate(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(24000, 1001)]) == (
+        Fraction(24000, 1001),
+        True,
+    )
     assert estimate_rate(Timeline(Fraction(1, 1000), stamps), hints=[Fraction(60)])[0] != 60
 
 
