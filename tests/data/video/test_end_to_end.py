@@ -118,14 +118,6 @@ def test_times_count_from_the_start_of_the_source(coded, encode, hnerv_main, fol
     assert load_video(str(folder / "b.mkv")).fps == 12.5
 
 
-def test_segments_of_a_recording_that_begins_inside_a_group_of_pictures(coded, encode, remux, folder) -> None:
-    """16 packets, of which the 4 before the key frame cannot be decoded."""
-    source = encode("source.ts", 20, options={"g": "8", "bf": "0", "sc_threshold": "0"}, **SMALL)
-    cut = remux(source, folder / "cut.ts", lambda k, data: data if k >= 4 else None)
-    film = open_film(coded(cut, "--segment-frames", "5"))
-    assert film.frames == 12 and [part.frames for part in film.parts] == [4, 4, 4]
-
-
 def test_name_that_is_not_utf8(coded, encode, evaluate, hnerv_main, folder, capsys, caplog) -> None:
     (folder / os.fsdecode(b"caf\xe9.mp4")).write_bytes(encode("a.mp4", **SMALL).read_bytes())
     path = coded(os.fsdecode(b"caf\xe9.mp4"))
