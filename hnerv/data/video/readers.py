@@ -134,7 +134,12 @@ def _decode(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
                     raise _damage_error(probe, "damaged data", position, range(start, intact_end))
                 size = probe.orientation.upright_size(frame.height, frame.width)
                 if size != probe.size:
-                    raise _size_error(probe, size, position)
+                    new, old = (f"{height}x{width}" for height, width in (size, probe.size))
+                    scale = f"ffmpeg -i {probe.spec.path.name} -vf scale={probe.size[1]}:{probe.size[0]} out.mp4"
+                    raise UserError(
+                        f"{probe.spec.path} changes size from {old} to {new} at frame {position}: pass --frames "
+                        f"0:{position}, or scale all frames to one size with {scale}"
+                    )
                 yield frame
                 position += 1
                 if frame.pict_type != PictureType.B:
@@ -165,14 +170,6 @@ def _frames_from(start: int, probe: Probe, container: InputContainer, stream: Vi
                 yield frame
             elif frame.is_corrupt and (complete_from is None or frame.pts is None or frame.pts >= complete_from):
                 raise SeekFailed("a frame before it is damaged, which it may be predicted from")
-
-
-def _size_error(probe: Probe, size: tuple[int, int], position: int) -> UserError:
-    (height, width), path = probe.size, probe.spec.path
-    return UserError(
-        f"{path} changes size from {height}x{width} to {size[0]}x{size[1]} at frame {position}: pass --frames "
-        f"0:{position}, or scale all frames to one size with ffmpeg -i {path.name} -vf scale={width}:{height} out.mp4"
-    )
 
 
 def _damage_error(probe: Probe, cause: str, position: int, intact: range) -> UserError:

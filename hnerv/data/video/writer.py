@@ -38,25 +38,18 @@ class FrameWriter:
             self._store(self.count, frame)
         self.count += 1
 
-    def check_not_empty(self) -> None:
-        if not self.count:
-            raise UserError(f"{self.path} would contain no frames: select at least one")
-
 
 class _Format(NamedTuple):
     container: str
-    codec: str
-    pix_fmt: str
-    options: dict[str, str]
-    even: bool
-    """Whether height and width must be even, for 4:2:0."""
+    codec: str = "libx264"
+    pix_fmt: str = "yuv420p"
+    options: tuple[tuple[str, str], ...] = (("crf", "10"), ("preset", "medium"))
 
 
-_H264 = {"crf": "10", "preset": "medium"}
 FORMATS = {
-    ".mp4": _Format("mp4", "libx264", "yuv420p", _H264, even=True),
-    ".mov": _Format("mov", "libx264", "yuv420p", _H264, even=True),
-    ".mkv": _Format("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}, even=False),
+    ".mp4": _Format("mp4"),
+    ".mov": _Format("mov"),
+    ".mkv": _Format("matroska", "ffv1", "bgr0", (("level", "3"), ("slicecrc", "1"))),
 }
 """H.264 for viewing, lossless FFV1 for measurements."""
 
@@ -95,6 +88,8 @@ def open_writer(
     folder = _is_folder(path)
     with _folder_writer(path, size, numbers) if folder else _file_writer(path, size, times, display) as writer:
         yield writer
+        if not writer.count:
+            raise UserError(f"{path} would contain no frames: select at least one")
 
 
 def _is_folder(path: Path) -> bool:
@@ -133,7 +128,7 @@ def _check_file(path: Path, size: tuple[int, int]) -> None:
             f"{path.name} cannot be written; {path.suffix} is not supported: choose {', '.join(FORMATS)}, or a name "
             "without a suffix for a folder of PNG images"
         )
-    if form.even and (size[0] % 2 or size[1] % 2):
+    if form.pix_fmt == "yuv420p" and (size[0] % 2 or size[1] % 2):
         raise UserError(
             f"{path.suffix} (H.264) needs even sizes, but the frames are {size[0]}x{size[1]}: choose .mkv, or a folder"
         )
@@ -161,7 +156,7 @@ def _file_writer(path: Path, size: tuple[int, int], times: Timeline, display: Di
         try:
             # The rate of the stream tells the muxer how long the last frame is shown, too.
             rate = 1 / (times.median_step * times.tick)
-            stream = container.add_stream(form.codec, rate=rate, options=form.options)
+            stream = container.add_stream(form.codec, rate=rate, options=dict(form.options))
             stream.height, stream.width = size
             stream.pix_fmt = form.pix_fmt
             context = stream.codec_context
@@ -176,9 +171,7 @@ def _file_writer(path: Path, size: tuple[int, int], times: Timeline, display: Di
                 picture.pts, picture.time_base = abs(times.stamps[number] - times.stamps[0]), times.tick
                 container.mux(stream.encode(picture))
 
-            writer = FrameWriter(path, size, store)
-            yield writer
-            writer.check_not_empty()
+            yield FrameWriter(path, size, store)
             with _disk_errors(path):
                 container.mux(stream.encode())
                 container.close()
@@ -214,9 +207,7 @@ def _folder_writer(path: Path, size: tuple[int, int], numbers: Sequence[int] | N
     try:
         with _disk_errors(path):
             hidden.mkdir(parents=True, exist_ok=True)
-        writer = FrameWriter(path, size, lambda k, frame: Image.fromarray(frame).save(hidden / f"{names[k]:05d}.png"))
-        yield writer
-        writer.check_not_empty()
+        yield FrameWriter(path, size, lambda k, frame: Image.fromarray(frame).save(hidden / f"{names[k]:05d}.png"))
         with _disk_errors(path):
             for name in filter(_is_frame, os.listdir(path)):
                 (path / name).unlink()
