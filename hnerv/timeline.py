@@ -72,7 +72,7 @@ class Timeline:
 
 
 def concat_timelines(parts: Sequence[Timeline]) -> Timeline:
-    """Append timelines, in the coarsest tick of which every part's tick is a multiple."""
+    """Append timelines, in the coarsest tick that divides the ticks of all parts."""
     # gcd of reduced fractions a/b and c/d is gcd(a, c) / lcm(b, d).
     ticks = [part.tick for part in parts]
     tick = Fraction(math.gcd(*(t.numerator for t in ticks)), math.lcm(*(t.denominator for t in ticks)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hnerv.timeline import Timeline, concat_timelines, estimate_rate, time_code
 
-NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
+NTSC, CINEMA = Fraction(30000, 1001), Fraction(24000, 1001)
 MILLI = Fraction(1, 1000)
 
 
@@ -31,7 +31,7 @@ def test_time_codes(seconds, expected) -> None:
 
 
 @pytest.mark.parametrize("tick", [MILLI, Fraction(1, 90000), Fraction(1, 12800), Fraction(1, 600)])
-@pytest.mark.parametrize("rate", [Fraction(24), Fraction(25), FILM, NTSC, Fraction(120), Fraction(15, 2)])
+@pytest.mark.parametrize("rate", [Fraction(24), Fraction(25), CINEMA, NTSC, Fraction(120), Fraction(15, 2)])
 def test_constant_rate_in_rounded_stamps(rate, tick) -> None:
     """Without any hint, from enough frames to distinguish 24 from 23.976."""
     stamps = tuple(round(k / rate / tick) for k in range(3000))
@@ -40,8 +40,8 @@ def test_constant_rate_in_rounded_stamps(rate, tick) -> None:
 
 
 def test_hint_decides_between_24_and_23_976_in_few_frames() -> None:
-    times = Timeline(MILLI, tuple(round(1000 * k / FILM) for k in range(12)))
-    assert estimate_rate(times, hints=[FILM]) == (FILM, True)
+    times = Timeline(MILLI, tuple(round(1000 * k / CINEMA) for k in range(12)))
+    assert estimate_rate(times, hints=[CINEMA]) == (CINEMA, True)
     assert estimate_rate(times, hints=[Fraction(60)])[0] != 60
 
 

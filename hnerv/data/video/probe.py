@@ -154,7 +154,7 @@ def probe_video(spec: InputSpec) -> Probe:
         times, last = _timeline_of(container, stream, shown)
         hints = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         rate, constant = estimate_rate(times, last, hints) if times else ((hints or [DEFAULT_FPS])[-1], True)
-        # A recording may begin inside a group of pictures, of which decoders drop the frames before the first key frame.
+        # A recording may begin inside a group of pictures: decoders drop all frames before the first key frame.
         # The fields of an interlaced picture may come in packets of their own.
         earliest = min((p.pts for p in packets if p.pts is not None), default=None)
         starts_with_key = packets[0].key and packets[0].pts == earliest

