@@ -265,7 +265,7 @@ def _open_image(path: Path) -> Iterator[Image]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             yield image
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # readers raise SyntaxError, KeyError, struct.error and more for broken files
         cause = " ".join(str(error).split())
