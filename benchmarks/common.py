@@ -126,7 +126,7 @@ def repeated(call: Callable[..., object], *args: object, times: int = BLOCK) -> 
 
 
 def machine_rates(device, dtype=None) -> dict[str, float]:
-    """Best of five: a matrix product in `dtype` (fp32), and a copy far larger than the caches (bytes read + written)."""
+    """Rates of a matrix product in `dtype` (fp32) and of a copy far larger than the caches, read and written bytes."""
     import torch
 
     side, numbers = (8192, 1 << 28) if device.type == "cuda" else (1024, 1 << 25)

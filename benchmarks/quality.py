@@ -207,7 +207,7 @@ def run(job: Job) -> str:
 
 
 def epoch_seconds(trainer, clock: Callable[[], float]) -> float:
-    """Estimated seconds of an epoch: the median of nine rounds of ten steps, which a burst of other work changes little."""
+    """Seconds of an epoch from the median of nine rounds of ten steps: a burst of other work changes it little."""
     batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
     rounds = []
     for _ in range(10):
