@@ -137,14 +137,19 @@ def write_video(folder: Path, number: int, world: World) -> None:
     import torch
 
     from hnerv.config import Config
+    from hnerv.geometry import CropPlan
     from hnerv.model import Scene
+    from hnerv.runs.record import RunRecord, TargetsRecord, VideoRecord
     from hnerv.search.index import Index, _write, index_places
 
     path = folder / f"{number:05d}.hnerv"
     path.write_text(f"in place of video {number}\n")
     scene = Scene(FRAMES, 320, 640, 2, 4, 25.0, tuple(range(FRAMES)), (), world.dim)
-    targets = {"source": "synthetic", "kind": "file", "model": "", "weights": "synthetic"}
-    record = {"config": Config().to_dict(), "scene": scene.to_dict(), "targets": targets}
+    video, targets = (
+        VideoRecord("synthetic", "", CropPlan(0, 0, 320, 640, 320, 640)),
+        TargetsRecord("synthetic", "file", "synthetic"),
+    )
+    record = RunRecord(Config(), video, scene, targets, 8, {})
     digest = sha256_of(path)
     _write(index_places(path, digest), Index(path, torch.from_numpy(world.video(number)), record), digest)
 

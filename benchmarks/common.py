@@ -24,16 +24,18 @@ BLOCK = 10
 CLIP_DIM = 512
 
 
-def build_trainer(config: Config, scene, store, folder: str):
+def build_trainer(config: Config, material, store, folder: str):
     """A Trainer with seeded weights. It writes into `folder`, which the caller deletes."""
     import torch
 
     from hnerv.model import build_model
+    from hnerv.runs.record import RunRecord
     from hnerv.training import RunFolder, Trainer
 
     torch.manual_seed(config.train.seed)
-    record = {"config": config.to_dict(), "targets": None}
-    return Trainer(build_model(config.model, scene), store, config, RunFolder(Path(folder), False), record)
+    model = build_model(config.model, material.scene)
+    record = RunRecord.of("", config, material, model)
+    return Trainer(model, store, config, RunFolder(Path(folder), False), record)
 
 
 def clip_trainer(config: Config, device, folder: str):
@@ -42,7 +44,7 @@ def clip_trainer(config: Config, device, folder: str):
 
     config = config.replaced({"pixel_loss_warmup_epochs": 0, "clip_ramp_epochs": 0, "params_freq": 1})
     material = material_of(config, device)
-    return build_trainer(config, material.scene, FrameStore(material, device), folder)
+    return build_trainer(config, material, FrameStore(material, device), folder)
 
 
 def material_of(config: Config, device):

@@ -183,9 +183,9 @@ def run(job: Job) -> str:
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         if job.seconds:
-            trainer = build_trainer(config, material.scene, store, folder)
+            trainer = build_trainer(config, material, store, folder)
             config = config.replaced({"epochs": max(2, round(job.seconds / epoch_seconds(trainer, clock)))})
-        trainer = build_trainer(config, material.scene, store, folder)
+        trainer = build_trainer(config, material, store, folder)
         curve = curve_logger(clock)
         trainer.fit(curve, NoConsole())
     values = {name.removeprefix("Eval/Frame/"): v for name, v in trainer.evaluation.items() if "/Frame/" in name}
