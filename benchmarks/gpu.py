@@ -33,17 +33,18 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common import HNERV, ROOT
 from gpu_results import loss_of_coding, result_of_run, result_of_tests
 from gpu_table import table
-from processes import GRACE, Ended, commit, output_of, run_commands, shown, stopped_by_signal
+from processes import GRACE, Ended, commit, output_of, run_commands, shown
 
 from hnerv.command import one_line_errors
 from hnerv.errors import UserError
@@ -56,46 +57,52 @@ LEAST = 5.0
 """A part is started only with this many seconds beyond GRACE."""
 
 
-class Setting(NamedTuple):
-    """Shared by all parts. Runs and files go to `work`, which is deleted at the end."""
-
-    work: Path
-    rehearse: bool
-    clip_targets: str
-    train_flags: list[str]
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.rehearse else "cuda"
-
-    @property
-    def preset(self) -> list[str]:
-        if not self.rehearse:
-            return ["--preset", "bunny-1.5m", "--device", "cuda"]
-        small = "--frames 0:10 --epochs 2 --modelsize 0.1 --resize 80x160 --grid-knots 5 --pixel-loss-warmup-epochs 0"
-        return ["--preset", "demo", *small.split(), "--device", "cpu"]
-
-    def json(self, part: str) -> Path:
-        return self.work / f"{part}.json"
-
-    def written(self, part: str) -> dict:
-        """Results that the process of a part has written so far."""
-        return read_json(self.json(part)) if self.json(part).is_file() else {}
-
-
 class Part(NamedTuple):
-    """`need`: estimated seconds on an H100. `commands` run one after the other."""
+    """`need`: estimated seconds on an H100. `commands` run one after the other, their fields filled by `fields_of`."""
 
-    name: str
     need: float
-    commands: Callable[[Setting], list[list]]
-    result: Callable[[Setting, Ended], dict]
+    commands: tuple[str, ...]
     environment: dict[str, str] = {}
+
+
+TRAIN = (
+    "python train_patch_dual.py --exp-id {name} --output {work} {preset} --eval-freq {eval_freq} --images-freq 0 "
+    "--checkpoint-seconds 10 {train_flags} "
+)
+NO_HEAD = "--data-split 1_1_1 --clip-weights none"
+PYTEST = "-m cuda -v --tb=short -p no:cacheprovider -W default"
+ADDOPTS = "addopts=--import-mode=importlib --strict-markers -p benchmarks.gpu_tests"
+PARTS = {
+    "env": Part(20, ("python benchmarks/gpu_parts.py env --device {device} --json {json}",)),
+    "full": Part(150, (f"{TRAIN} {NO_HEAD}",)),
+    "codec": Part(
+        40,
+        (
+            "hnerv encode {work}/{run} -o {work}/{run}.hnerv --overwrite --device {device}",
+            "python benchmarks/gpu_parts.py codec {work}/{run}.hnerv --device {device} --every {every} --json {json}",
+        ),
+    ),
+    "tests": Part(130, (f"python -m pytest -o '{ADDOPTS}' {PYTEST} {{tests}}",), {"HNERV_TEST_CUDA": "1"}),
+    # The steps of `full` are all of one kind, so the profile compiles once.
+    "profile": Part(90, ("python benchmarks/gpu_parts.py profile {preset} " + NO_HEAD + " --json {json}",)),
+    "speed": Part(45, ("python benchmarks/speed.py {preset} --steps {steps} --json {json}",)),
+    "split": Part(45, (TRAIN + "--data-split 9_9_10 {clip}",)),
+}
+"""In the order in which they run, the most valuable first."""
+GPU = {"device": "cuda", "preset": "--preset bunny-1.5m --device cuda", "eval_freq": 25, "every": 4, "steps": 100}
+REHEARSAL = {
+    "device": "cpu",
+    "preset": "--preset demo --frames 0:10 --epochs 2 --modelsize 0.1 --resize 80x160 --grid-knots 5 "
+    "--pixel-loss-warmup-epochs 0 --device cpu",
+    "eval_freq": 1,
+    "every": 2,
+    "steps": 10,
+}
 
 
 def main() -> None:
     args = parse()
-    with one_line_errors("gpu.py", args.debug), stopped_by_signal():
+    with one_line_errors("gpu.py", args.debug):
         if not args.minutes > 0:
             raise UserError(f"--minutes {args.minutes} must be above 0")
         if args.clip_targets and not os.path.isfile(args.clip_targets):
@@ -104,8 +111,7 @@ def main() -> None:
         if not args.rehearse:
             check_gpu()
         with tempfile.TemporaryDirectory(prefix="hnerv-gpu-") as work:
-            setting = Setting(Path(work), args.rehearse, args.clip_targets, shlex.split(args.train_flags))
-            failed = run_parts([part for part in PARTS if part.name in args.parts], setting, args, results)
+            failed = run_parts([name for name in PARTS if name in args.parts], Path(work), args, results)
         print(table(results))
         print(f"written to {args.out}: results.json, table.md, log.txt")
         if failed:
@@ -118,8 +124,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="gpu.py", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, help="results folder (output/gpu; with --rehearse output/gpu-rehearsal)")
-    names = [part.name for part in PARTS]
-    add("--parts", nargs="+", choices=names, default=names, help="parts to run, in the order above (all)")
+    add("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="parts to run, in the order above (all)")
     add("--minutes", type=float, default=9.0, help="time limit of the full command (9)")
     add("--clip-targets", default="", metavar="FILE", help="target file of `split`, as in training")
     add("--train-flags", default="", metavar="'FLAGS'", help="additional flags of the training runs")
@@ -149,129 +154,87 @@ def check_gpu() -> None:
         raise UserError(f"torch {torch.__version__} finds no CUDA device: pass --rehearse to run on the CPU")
 
 
-def script(name: str, *args: object) -> list:
-    """The command of a script of the checkout."""
-    return [sys.executable, name, *args]
+def commands_of(name: str, work: Path, args: argparse.Namespace) -> list[list[str]]:
+    """The commands of a part. `codec` trains a short run if there is none."""
+    run, clip = run_to_encode(work), f"--clip-targets {shlex.quote(args.clip_targets)}"
+    fields = {
+        **(REHEARSAL if args.rehearse else GPU),
+        "name": name,
+        "work": shlex.quote(str(work)),
+        "json": shlex.quote(str(work / f"{name}.json")),
+        "run": run,
+        "train_flags": args.train_flags,
+        "clip": clip if args.clip_targets else "--clip-weights none",
+        "tests": " ".join(test_files()) if name == "tests" else "",
+    }
+    commands = [command.format(**fields) for command in PARTS[name].commands]
+    if name == "codec" and run == "short":
+        commands.insert(0, f"{TRAIN} {NO_HEAD} --epochs 3".format(**fields | {"name": run}))
+    programs = {"python": [sys.executable], "hnerv": HNERV}
+    return [[*programs[program], *words] for program, *words in map(shlex.split, commands)]
 
 
-def training(setting: Setting, name: str, split: str, targets: str = "", *more: str) -> list:
-    """The training command, evaluated often enough to see when a PSNR was reached."""
-    clip = ["--clip-targets", targets] if targets else ["--clip-weights", "none"]
-    logs = ["--eval-freq", 1 if setting.rehearse else 25, "--images-freq", 0, "--checkpoint-seconds", 10]
-    flags = ["--exp-id", name, "--output", setting.work, *setting.preset, "--data-split", split, *clip, *logs]
-    return script("train_patch_dual.py", *flags, *setting.train_flags, *more)
+def run_to_encode(work: Path) -> str:
+    """`full` or `split` if it has a checkpoint."""
+    found = (name for name in ("full", "split") if (work / name / "checkpoints" / "latest.pt").is_file())
+    return next(found, "short")
 
 
-def pytest_command() -> list:
+def test_files() -> list[str]:
     """Only files with tests for CUDA, since others may need missing packages; slow ones, with processes, last."""
     texts = {path: path.read_text("utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))}
     files = sorted((path for path in texts if "mark.cuda" in texts[path]), key=lambda p: "subprocess" in texts[p])
-    addopts = "addopts=--import-mode=importlib --strict-markers -p benchmarks.gpu_tests"
-    flags = ["-o", addopts, "-m", "cuda", "-v", "--tb=short", "-p", "no:cacheprovider", "-W", "default"]
-    return [sys.executable, "-m", "pytest", *flags, *(path.relative_to(ROOT) for path in files)]
+    return [str(path.relative_to(ROOT)) for path in files]
 
 
-def codec_run(setting: Setting) -> Path:
-    """The run to encode: `full` or `split` if it has a checkpoint, else a short one."""
-    found = [setting.work / name for name in ("full", "split")]
-    return next((run for run in found if (run / "checkpoints" / "latest.pt").is_file()), setting.work / "short")
-
-
-def codec_commands(setting: Setting) -> list[list]:
-    """Train if there is no run; encode; compare."""
-    run, device = codec_run(setting), ["--device", setting.device]
-    file = setting.work / f"{run.name}.hnerv"
-    every = ["--every", 2 if setting.rehearse else 4]
-    return [
-        *([training(setting, "short", "1_1_1", "", "--epochs", "3")] if run.name == "short" else []),
-        [*HNERV, "encode", run, "-o", file, "--overwrite", *device],
-        script("benchmarks/gpu_parts.py", "codec", file, *device, *every, "--json", setting.json("codec")),
-    ]
-
-
-def codec_result(setting: Setting, ended: Ended) -> dict:
-    found = setting.written("codec")
-    if found:
-        found |= {
-            "run": codec_run(setting).name,
-            "encode_seconds": ended.seconds[-2],
-            "lost": loss_of_coding(ended.log),
-        }
+def result_of(name: str, work: Path, args: argparse.Namespace, ended: Ended) -> dict:
+    """Results of a part as far as it came. Empty if there are none."""
+    if name == "tests":
+        return result_of_tests(ended.log)
+    if name in ("full", "split"):
+        found = result_of_run(work / name, ended.started, 10.0 if args.rehearse else PAPER)
+        return found and {**found, "command_seconds": ended.seconds[-1]}
+    path = work / f"{name}.json"
+    found = read_json(path) if path.is_file() else {}
+    if name == "codec" and found:
+        found |= {"run": run_to_encode(work), "encode_seconds": ended.seconds[-2], "lost": loss_of_coding(ended.log)}
     return found
 
 
-def measurement(name: str, need: float, *command: str, flags: Callable[[Setting], list]) -> Part:
-    """A part with one script, which writes its result to --json."""
-    return Part(
-        name,
-        need,
-        lambda setting: [script(*command, *flags(setting), "--json", setting.json(name))],
-        lambda setting, ended: setting.written(name),
-    )
-
-
-def training_part(name: str, need: float, split: str, clip: bool) -> Part:
-    """A part that trains; its result goes as far as the run came."""
-
-    def result(setting: Setting, ended: Ended) -> dict:
-        found = result_of_run(setting.work / name, ended.started, 10.0 if setting.rehearse else PAPER)
-        return found and {**found, "command_seconds": ended.seconds[-1]}
-
-    return Part(name, need, lambda s: [training(s, name, split, s.clip_targets if clip else "")], result)
-
-
-def tests_result(setting: Setting, ended: Ended) -> dict:
-    return result_of_tests(ended.log)
-
-
-# The steps of `full` are all of one kind, so the profile compiles once.
-FULL = ["--data-split", "1_1_1", "--clip-weights", "none"]
-PARTS = (
-    measurement("env", 20, "benchmarks/gpu_parts.py", "env", flags=lambda s: ["--device", s.device]),
-    training_part("full", 150, "1_1_1", clip=False),
-    Part("codec", 40, codec_commands, codec_result),
-    Part("tests", 130, lambda s: [pytest_command()], tests_result, {"HNERV_TEST_CUDA": "1"}),
-    measurement("profile", 90, "benchmarks/gpu_parts.py", "profile", flags=lambda s: [*s.preset, *FULL]),
-    measurement("speed", 45, "benchmarks/speed.py", flags=lambda s: [*s.preset, "--steps", 10 if s.rehearse else 100]),
-    training_part("split", 45, "9_9_10", clip=True),
-)
-"""In the order in which they run, the most valuable first."""
-
-
-def run_parts(parts: Sequence[Part], setting: Setting, args: argparse.Namespace, results: dict) -> list[str]:
+def run_parts(names: Sequence[str], work: Path, args: argparse.Namespace, results: dict) -> list[str]:
     """Run parts in turn; update `results` and the files of --out after each -> names of the failed ones."""
     args.out.mkdir(parents=True, exist_ok=True)
     gpu = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").split("\n")[0]
-    common = {"commit": args.commit or commit(), "gpu": gpu}
+    machine = {"commit": args.commit or commit(), "gpu": gpu}
     failed = []
-    for i, part in enumerate(parts):
-        limit = time_limit(part, parts[i + 1 :], args.deadline - time.monotonic())
-        entry = {**run_part(part, setting, limit, args.out / "log.txt"), **common}
+    for i, name in enumerate(names):
+        limit = time_limit(PARTS[name].need, [PARTS[n].need for n in names[i + 1 :]], args.deadline - time.monotonic())
+        entry = {**run_part(name, work, args, limit), **machine}
         if entry["state"] == "failed":
-            failed.append(part.name)
-        if entry["result"] or part.name not in results["parts"]:
-            results["parts"][part.name] = entry
+            failed.append(name)
+        if entry["result"] or name not in results["parts"]:
+            results["parts"][name] = entry
         write_json(args.out / "results.json", results)
         (args.out / "table.md").write_text(table(results), encoding="utf-8")
-        print(f"{part.name:8} {entry['state']}, {entry['seconds']:.1f} s {entry['error']}", flush=True)
-        for file in setting.work.glob("*.hnerv"):
+        print(f"{name:8} {entry['state']}, {entry['seconds']:.1f} s {entry['error']}", flush=True)
+        for file in work.glob("*.hnerv"):
             shutil.copy(file, args.out)
     return failed
 
 
-def time_limit(part: Part, later: Sequence[Part], left: float) -> float:
+def time_limit(need: float, later: Sequence[float], left: float) -> float:
     """Seconds that a part may take: all that the later ones do not need, at least its own need, at most all `left`."""
-    return min(left, max(part.need, left - sum(other.need for other in later)))
+    return min(left, max(need, left - sum(later)))
 
 
-def run_part(part: Part, setting: Setting, limit: float, log: Path) -> dict:
+def run_part(name: str, work: Path, args: argparse.Namespace, limit: float) -> dict:
     """The entry of a part in results.json. A part that fails or exceeds its limit reports the results it has."""
-    commands = [list(map(str, command)) for command in part.commands(setting)]
+    commands = commands_of(name, work, args)
     entry = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": 0.0, "commands": list(map(shown, commands))}
     if limit < GRACE + LEAST:
         return {**entry, "state": "no time was left", "error": "", "result": {}}
-    alone = {"TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""} if setting.rehearse else {}
-    ended = run_commands(commands, limit, log, part.environment | alone)
+    no_gpu = {"TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""} if args.rehearse else {}
+    ended = run_commands(commands, limit, args.out / "log.txt", PARTS[name].environment | no_gpu)
     lines = [line.strip() for line in ended.log.splitlines() if line.strip()]
     last = lines[-1][:300].replace("|", "/") if lines else ""
     if ended.status is None:
@@ -281,7 +244,7 @@ def run_part(part: Part, setting: Setting, limit: float, log: Path) -> dict:
     else:
         state, error = "done", ""
     try:
-        result = part.result(setting, ended)
+        result = result_of(name, work, args, ended)
     except Exception as fault:  # files of a killed process may be torn; the other parts have to run
         result, error = {}, error or f"no result: {type(fault).__name__}: {fault}"
         state = "failed" if state == "done" else state
@@ -289,4 +252,5 @@ def run_part(part: Part, setting: Setting, limit: float, log: Path) -> dict:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which ends the current part too
     main()

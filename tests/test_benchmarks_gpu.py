@@ -33,18 +33,18 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def run_parts(gpu, tmp_path):
-    """run_parts([(name, code, need)], results, minutes=1) -> failed names. Each part writes {'x': 1}, then runs code."""
-    (tmp_path / "work").mkdir()
-    setting = gpu.Setting(tmp_path / "work", True, "", [])
+def run_parts(gpu, tmp_path, monkeypatch):
+    """run_parts([(name, code, need)], results, minutes=1) -> failed names. Each part writes {'x': 1}, runs its code."""
+    work = tmp_path / "work"
+    work.mkdir()
 
     def run(parts: list[tuple[str, str, float]], results: dict, minutes: float = 1) -> list[str]:
-        made = []
-        for name, code, need in parts:
-            command = [sys.executable, "-c", WRITES + code, setting.json(name)]
-            made.append(gpu.Part(name, need, lambda s, c=command: [c], lambda s, ended, n=name: s.written(n)))
+        for name, code, _ in parts:
+            (work / f"{name}.py").write_text(WRITES + code)
+        made = {name: gpu.Part(need, (f"python {{work}}/{name}.py {{json}}",)) for name, _, need in parts}
+        monkeypatch.setattr(gpu, "PARTS", made)
         args = gpu.parse(["--out", str(tmp_path / "out"), "--minutes", str(minutes), "--commit", "abc"])
-        return gpu.run_parts(made, setting, args, results)
+        return gpu.run_parts([*made], work, args, results)
 
     return run
 
@@ -123,11 +123,11 @@ def test_parts_that_fail_crash_or_exceed_their_limit_report_what_they_have(run_p
 
 
 def test_a_part_takes_what_the_later_ones_do_not_need(gpu):
-    first, *later = (gpu.Part(name, need, list, dict) for name, need in (("a", 30), ("b", 50), ("c", 20)))
+    """The second case gives a part its own need, though a later one then lacks time."""
     for left, limit in ((200, 130), (90, 30), (20, 20)):
-        assert gpu.time_limit(first, later, left) == limit
-    assert gpu.time_limit(later[-1], [], 90) == 90
-    assert sum(part.need for part in gpu.PARTS) < 9 * 60 - 15, "every part fits into the nine minutes"
+        assert gpu.time_limit(30, [50, 20], left) == limit
+    assert gpu.time_limit(20, [], 90) == 90
+    assert sum(part.need for part in gpu.PARTS.values()) < 9 * 60 - 15, "every part fits into the nine minutes"
 
 
 def test_a_second_command_fills_in_and_replaces(gpu, run_parts, tmp_path):
@@ -207,7 +207,7 @@ def test_the_loss_of_coding_is_read_from_the_output_of_encode(gpu, finished, tmp
 
 
 def test_only_files_with_the_mark_are_collected_and_processes_come_last(gpu):
-    files = [str(word) for word in gpu.pytest_command() if str(word).endswith(".py")]
+    files = gpu.test_files()
     assert "tests/test_metrics.py" in files and not any("fleet" in file or "browser" in file for file in files)
     starts = ["subprocess" in (FOLDER.parent / file).read_text() for file in files]
     assert any(starts) and starts == sorted(starts)
