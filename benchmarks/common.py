@@ -152,6 +152,17 @@ def child_environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 
 
+def report(title: str, values: dict) -> None:
+    """Print a line for each value; those of nested dictionaries with both names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            report(title, {f"{name} {key}": inner for key, inner in value.items()})
+        else:
+            numbers = value if isinstance(value, list) else [value]
+            shown = [f"{n:,.3f}" if isinstance(n, float) else f"{n:,}" if isinstance(n, int) else n for n in numbers]
+            print(f"{title:10} {name:28} {' to '.join(shown)}", flush=True)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table without a final newline."""
     lines = [header, ["---"] * len(header), *rows]

@@ -49,14 +49,9 @@ def floor(config: Config, device, rounds: int, folder: str) -> dict:
     step = {name: median(seconds) / timed[name][1] for name, seconds in times.items()}
     rates = machine_rates(device, torch.bfloat16 if config.train.in_bf16(device.type) else None)
     found: dict = {"gmac": gmac, **rates, "bare_ms": 1e3 * step["bare"], "convolutions": len(convolutions)}
-    print(
-        f"machine    {rates['gmac_per_second']:.1f} GMAC/s for a matrix product, {rates['gb_per_second']:.1f} GB/s "
-        f"for a copy\nbare       {found['bare_ms']:.1f} ms for the {len(convolutions)} convolutions alone, forward and "
-        "backward"
-    )
     for name in trainers:
         arithmetic, traffic = gmac / rates["gmac_per_second"], moved[name] / 1e9 / rates["gb_per_second"]
-        found[name] = row = {
+        found[name] = {
             "step_ms": 1e3 * step[name],
             "arithmetic_ms": 1e3 * arithmetic,
             "moved_mb": moved[name] / 1e6,
@@ -64,12 +59,6 @@ def floor(config: Config, device, rounds: int, folder: str) -> dict:
             "times_floor": step[name] / max(arithmetic, traffic),
             "times_bare": step[name] / step["bare"],
         }
-        print(
-            f"{name:10} {row['step_ms']:.1f} ms per step without blends; arithmetic {row['arithmetic_ms']:.1f} ms "
-            f"({gmac:.2f} GMAC), memory traffic {row['traffic_ms']:.1f} ms ({row['moved_mb']:.0f} MB): "
-            f"{row['times_floor']:.2f} x the larger, {row['times_bare']:.2f} x the bare convolutions",
-            flush=True,
-        )
     return found
 
 

@@ -28,6 +28,7 @@ from common import (
     material_of,
     peak_bytes,
     repeated,
+    report,
     seconds_of,
     warm_up,
 )
@@ -97,6 +98,8 @@ def measure(args: argparse.Namespace, invocation: Invocation) -> dict:
             sections["growth"] = lambda: growth(config, device, folder)
         for name, section in sections.items():
             found[name] = section()
+            if name != "growth":
+                report(name, {key: value for key, value in found[name].items() if key != "config"})
             if args.json:
                 write_json(args.json, found)
     return found
@@ -120,31 +123,19 @@ def training(config: Config, device, rounds: int, folder: str, compile_network: 
         seconds = [seconds_of(lambda: frames.append(advance(trainer, BLOCK))) for _ in range(rounds + 1)][1:]
         logged = logging_share(trainer, Path(folder))
     rates = [count * patches / time for count, time in zip(frames[1:], seconds, strict=True)]
-    found = {
+    operators = {} if compile_network else operators_of(trainer, folder)
+    trainer.refresh_codes()
+    return {
         "parameters": sum(coded_parameters(model).values()),
         "patches_per_second": median(rates),
         "patches_per_second_range": [min(rates), max(rates)],
         "step_ms": 1e3 * median(seconds) / BLOCK,
         **logged,
-        **({} if compile_network else operators_of(trainer, folder)),
+        **operators,
+        "decode_fps": decode_fps(model),
+        "patch_ms": patch_ms(model, device),
+        **peak_memory(device),
     }
-    trainer.refresh_codes()
-    found |= {"decode_fps": decode_fps(model), "patch_ms": patch_ms(model, device), **peak_memory(device)}
-    low, high = found["patches_per_second_range"]
-    variants = {"": "", "_eager": " per eager step", "_without_clip": " per eager step without the CLIP head"}
-    counts = [f"{found[f'operators{key}']}{of}" for key, of in variants.items() if f"operators{key}" in found]
-    counted = f"{counts[0]} dispatched per step, views excluded" if counts else "not counted for a compiled network"
-    print(
-        f"training   {found['patches_per_second']:.1f} patches/s ({low:.1f} to {high:.1f}), {found['step_ms']:.1f} ms "
-        f"per step, {config.train.optimizer}, {found['parameters']:,} parameters\n"
-        f"operators  {', '.join([counted, *counts[1:]])}\n"
-        f"epoch      {found['epoch_seconds']:.2f} s with full logging, {found['epoch_seconds_unlogged']:.2f} s without "
-        f"({found['logging_percent_of_epochs']:+.2f} %); the calls that log take {found['logging_percent']:.2f} %\n"
-        f"decode     {found['decode_fps']:.1f} frames/s in batches, {found['patch_ms']:.2f} ms for a single patch\n"
-        f"memory     {found['peak_memory_mib']:.0f} MiB at peak, {found['peak_memory_of']}",
-        flush=True,
-    )
-    return found
 
 
 def operators_of(trainer, folder: str) -> dict[str, int]:
@@ -207,7 +198,11 @@ def peak_memory(device) -> dict[str, object]:
 
 
 def compare(checkout: Path, config: Config, device, rounds: int, folder: str) -> dict:
-    """Step and decoding of a reference and of the same network here, alternating, with all data on the device."""
+    """Step and decoding of a reference and of the same network here, alternating, with all data on the device.
+
+    `training` in patches per second, `decoding` in frames per second, with Adam and L2 in both. Theirs runs in fp32 or
+    TF32, ours in the configured precision.
+    """
     import torch
     from reference import recognise, same_network
 
@@ -232,7 +227,7 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
         return model(times, clip=False).rgb.mul(255).round().to(torch.uint8)
 
     steps = {"theirs": repeated(theirs.step, times=2), "ours": repeated(trainer.step, batch, times=2)}
-    found = {
+    return {
         "name": name,
         "config": config.to_dict(),
         "parameters": {"theirs": theirs.parameters, "ours": sum(p.numel() for p in model.parameters())},
@@ -240,20 +235,6 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
         "training": ratio(alternating(steps, rounds), 2 * batch.real * scene.grid.patches),
         "decoding": ratio(alternating({"theirs": theirs.decode, "ours": decode}, rounds), FRAMES_AT_ONCE),
     }
-    sizes, gmac = found["parameters"], found["gmac_per_frame"]
-    print(
-        f"reference  {name}, width {width}: {sizes['theirs']:,} parameters and {gmac['theirs']:.3f} GMAC per frame, "
-        f"ours {sizes['ours']:,} and {gmac['ours']:.3f}; both with Adam and L2, "
-        f"theirs in fp32 or TF32, ours in {'bf16' if config.train.in_bf16(device.type) else 'fp32'}"
-    )
-    for what, unit in (("training", "patches"), ("decoding", "frames")):
-        row = found[what]
-        print(
-            f"{what:10} {row['times']:.2f} x the {unit}/s of the reference ({row['range'][0]:.2f} to "
-            f"{row['range'][1]:.2f} over {rounds} rounds): ours {row['ours']:.1f}, theirs {row['theirs']:.1f}",
-            flush=True,
-        )
-    return found
 
 
 def ratio(seconds: dict[str, list[float]], units: int) -> dict:
@@ -283,20 +264,17 @@ def growth(config: Config, device, folder: str) -> list[dict]:
             print(f"growth     {field} {value} skipped: {error}", flush=True)
             continue
         step = repeated(trainer.step, next(trainer.remaining_batches()), times=BLOCK)
-        row = {
-            "axis": axis,
-            "value": value,
-            "number": number,
-            "step_ms": 1e3 * median(alternating({"step": step}, 3)["step"]) / BLOCK,
-            "decode_fps": decode_fps(trainer.model, seconds=0.5),
-            "parameters": sum(coded_parameters(trainer.model).values()),
-        }
-        rows.append(row)
-        print(
-            f"growth     {field} {value}: {row['step_ms']:.1f} ms per step, {row['decode_fps']:.1f} frames/s, "
-            f"{row['parameters']:,} parameters",
-            flush=True,
+        rows.append(
+            {
+                "axis": axis,
+                "value": value,
+                "number": number,
+                "step_ms": 1e3 * median(alternating({"step": step}, 3)["step"]) / BLOCK,
+                "decode_fps": decode_fps(trainer.model, seconds=0.5),
+                "parameters": sum(coded_parameters(trainer.model).values()),
+            }
         )
+        report("growth", {f"{axis} {value}": {key: rows[-1][key] for key in ("step_ms", "decode_fps", "parameters")}})
     return rows
 
 

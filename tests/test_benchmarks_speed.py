@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_the_script_with_growth(speed, flags, tmp_path, monkeypatch, capsys):
     assert {row["axis"] for row in found["growth"]} == {"frames", "pixels", "modelsize"}
     assert (tmp_path / "growth.png").stat().st_size > 1000
     out = capsys.readouterr().out
-    assert "patches/s" in out and f"{found['training']['operators']} dispatched per step, views excluded" in out
+    assert re.search(rf"^training +operators +{found['training']['operators']}$", out, re.M)
 
 
 def test_an_unknown_checkout_is_refused(reference, tmp_path):
@@ -205,7 +206,7 @@ class DualHeadHNeRV(torch.nn.Module):
 """A checkout of AlanjyHuang/HNeRV with another network: what is checked is that its parts fit together."""
 
 
-def test_against_a_checkout(speed, config, tmp_path, capsys):
+def test_against_a_checkout(speed, config, tmp_path):
     checkout = Path(os.environ.get("HNERV_REFERENCE", tmp_path))
     if checkout == tmp_path:
         (tmp_path / "core").mkdir()
@@ -215,7 +216,6 @@ def test_against_a_checkout(speed, config, tmp_path, capsys):
     config = config.replaced({"clip_targets": "", "clip_weights": "auto", **patches})
     found = speed.compare(checkout, config, CPU, 2, str(tmp_path))
     assert finite(found) and found["training"]["times"] > 0 and found["decoding"]["times"] > 0
-    assert f"reference  {found['name']}, width" in capsys.readouterr().out
     if checkout != tmp_path:
         for what in ("parameters", "gmac_per_frame"):
             assert found[what]["ours"] == pytest.approx(found[what]["theirs"], rel=0.05)
