@@ -96,9 +96,9 @@ def logged_epoch(trainer, logger) -> float:
 
 
 def synchronize() -> None:
-    """Wait for the current CUDA device, if there is one."""
+    """Wait for the current CUDA device, if it is in use."""
     torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
