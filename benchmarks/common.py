@@ -145,10 +145,10 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def child_environment(**more: str) -> dict[str, str]:
-    """For processes that import this checkout. They load no models from the network."""
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = os.pathsep.join([str(ROOT), *(os.path.abspath(folder) for folder in given if folder)])
+def child_environment(*folders: Path, **more: str) -> dict[str, str]:
+    """For processes that import this checkout, and modules of more folders. They load no models from the network."""
+    given = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    path = os.pathsep.join(map(os.path.abspath, [ROOT, *given, *folders]))
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 
 

@@ -71,7 +71,7 @@ TRAIN = (
 )
 NO_HEAD = "--data-split 1_1_1 --clip-weights none"
 PYTEST = "-m cuda -v --tb=short -p no:cacheprovider -W default"
-ADDOPTS = "addopts=--import-mode=importlib --strict-markers -p benchmarks.gpu_tests"
+ADDOPTS = "addopts=--import-mode=importlib --strict-markers -p gpu_tests"
 PARTS = {
     "env": Part(20, ("python benchmarks/gpu_parts.py env --device {device} --json {json}",)),
     "full": Part(150, (f"{TRAIN} {NO_HEAD}",)),

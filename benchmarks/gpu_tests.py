@@ -1,6 +1,6 @@
 """pytest plugin of `gpu.py`: print the result of each test as one line of JSON when it ends.
 
-A killed pytest prints no summary; these lines stay in the log. `-p benchmarks.gpu_tests` loads it.
+A killed pytest prints no summary; these lines stay in the log. `-p gpu_tests` loads it from PYTHONPATH.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Ended(NamedTuple):
 
 def run_commands(commands: list[list[str]], limit: float, log: Path, more: dict[str, str]) -> Ended:
     """Run commands until one fails or time is over. Their output is appended to `log`."""
-    environment = child_environment(PYTHONUNBUFFERED="1", **more)
+    environment = child_environment(ROOT / "benchmarks", PYTHONUNBUFFERED="1", **more)
     started, seconds, status = time.time(), [], 0
     end = time.monotonic() + limit
     with log.open("a+b") as file:

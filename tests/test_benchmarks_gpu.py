@@ -163,8 +163,9 @@ def test_tests_that_were_cut_short_are_counted(gpu, tmp_path):
         "def test_five(): os.kill(os.getpid(), 9)\n"
         "def test_six(): pass\n"
     )
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "benchmarks.gpu_tests", str(tmp_path)]
-    log = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "gpu_tests", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER)}
+    log = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
     found = gpu.result_of_tests(log + '\n@result {"te')
     failures = found.pop("failures")
     assert found == {"selected": 6, "passed": 1, "failed": 1, "error": 1, "skipped": 1}
