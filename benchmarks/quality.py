@@ -213,6 +213,8 @@ class Silence:
 
     def evaluation(self, *_: object) -> None: ...
 
+    def print_line(self, line: str) -> None: ...
+
 
 def blends(model, store) -> dict[str, float]:
     """psnr_frame of the linear blend of an unseen frame's two nearest training frames: of the sources, and decoded.

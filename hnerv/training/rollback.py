@@ -52,8 +52,8 @@ def roll_back(trainer: Trainer, fault: Diverged, console: Console, report_to: st
         unless_saved.enter_context(logger)
         logger.record("rollback", {**back, "cause": fault.cause, "detail": detail})
         logger.text("Model/Info/rollback", told, trainer.global_step)
-        console.say(told)
-        console.back(trainer.global_step)
+        console.print_line(told)
+        console.set_step(trainer.global_step)
         trainer.logger = logger
         trainer.save()
         unless_saved.pop_all()

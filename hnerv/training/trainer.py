@@ -88,7 +88,7 @@ class Trainer:
         log_start(logger, self.model, self.record, self.folder.path, self.log.graph)
         if self.limits.rollbacks and not self.folder.latest.exists():
             self.save()
-        with StopSignals(self.limits.deadline) as stop, self.profiler(lambda line: console.say(line)) as profiler:
+        with StopSignals(self.limits.deadline) as stop, self.profiler(console.print_line) as profiler:
             while self.epoch < epochs:
                 start = time.perf_counter()
                 self.begin_epoch()
