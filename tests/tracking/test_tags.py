@@ -179,9 +179,8 @@ def test_identities_of_an_evaluation(value, epoch):
 
 def test_metrics_jsonl_holds_the_values_of_the_events(finished, lines_of, value):
     lines = lines_of(finished)
-    assert [(line["kind"], line["epoch"]) for line in lines] == [
-        ("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4), ("train", 5), ("eval", 5)
-    ]  # fmt: skip
+    order = " ".join(f"{line['kind']}{line['epoch']}" for line in lines)
+    assert order == "train1 train2 eval2 train3 train4 eval4 train5 eval5"
     for line in lines:
         assert line["step"] == line["epoch"] * STEPS
         for tag in set(line) & set(tags()):

@@ -94,7 +94,7 @@ def compute(weights: str):
 
 
 def test_a_slow_hub_is_waited_for_with_a_word(serve, weights_bytes, reference, monkeypatch, warned):
-    monkeypatch.setattr(hub, "SAY_SECONDS", 0.2)
+    monkeypatch.setattr(hub, "NOTICE_SECONDS", 0.2)
     serve(weights_bytes, in_drops)
     found = compute("openai")
     assert found.kind == "clip" and found.weights == "openai"
@@ -103,7 +103,7 @@ def test_a_slow_hub_is_waited_for_with_a_word(serve, weights_bytes, reference, m
 
 
 def test_words_come_within_ten_seconds():
-    assert hub.SAY_SECONDS < 10
+    assert hub.NOTICE_SECONDS < 10
 
 
 @pytest.mark.parametrize("weights", ["auto", "openai"])
@@ -146,7 +146,7 @@ def test_half_a_file_in_the_cache_of_the_hub_is_no_embedding(in_hf_cache, weight
 def test_a_download_that_stands_still_is_given_up(serve, weights_bytes, monkeypatch, warned):
     """The client tries six times, a second apart."""
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    monkeypatch.setattr(hub, "SAY_SECONDS", 2)
+    monkeypatch.setattr(hub, "NOTICE_SECONDS", 2)
     serve(weights_bytes, standing_still)
     start = time.perf_counter()
     assert compute("auto").kind == "random"
