@@ -160,7 +160,7 @@ def warned_once() -> Iterator[None]:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a PyTorch state dict, on the CPU. Never unpickles code.
 
-    Raises UserError for a TorchScript archive, a model of transformers, a damaged file and one with other objects.
+    Raises UserError for a TorchScript archive, a damaged file and one with other objects.
     """
     import torch
     from safetensors.torch import load_file
@@ -175,21 +175,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "or a tag such as openai"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not state:
+    items = state.items() if isinstance(state, dict) else ()
+    if not items or not all(isinstance(value, torch.Tensor) or key in OPENAI_KEYS for key, value in items):
         raise UserError(f"--clip-weights {path} has no state dict of tensors: pass a .safetensors file")
-    if not all(isinstance(value, torch.Tensor) or key in OPENAI_KEYS for key, value in state.items()):
-        raise UserError(f"--clip-weights {path} has no state dict of tensors: pass a .safetensors file")
-    if any(key.startswith(("vision_model.", "text_model.")) for key in state):
-        raise _of_transformers(path)
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _of_transformers(path: Path) -> UserError:
-    return UserError(
-        f"--clip-weights {path} is a model of Hugging Face transformers, which OpenCLIP does not read: pass the "
-        "OpenCLIP weights of that model (open_clip_model.safetensors or open_clip_pytorch_model.bin), or a tag such as "
-        "openai"
-    )
+    return {key.removeprefix("module."): value for key, value in items}
 
 
 def _of_tag(tag: str, model: str) -> Weights:
@@ -220,8 +209,6 @@ def _of_file(path: Path, model: str) -> Weights:
 def _of_folder(folder: Path) -> Weights:
     """A folder as OpenCLIP saves it to the hub: its config gives architecture, activation and preprocessing."""
     config = _read_json(folder / CONFIG_NAME)
-    if not config and "architectures" in _read_json(folder / "config.json"):
-        raise _of_transformers(folder)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if "model_cfg" not in config or path is None:
         raise UserError(
