@@ -5,6 +5,7 @@ Legend: N frames, P patches in a frame (row-major), D embedding dimensions, H W 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -50,7 +51,6 @@ def clip_targets(
     digest: str,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    cache_dir: Path | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Targets | None:
@@ -66,20 +66,19 @@ def clip_targets(
     if targets_file:
         return read_targets_file(targets_file, len(frames), grid)
     assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
-    read = functools.partial(_read_cache, cache_dir, digest, grid, len(frames))
     spec = identify(weights, model, seed)
     # A cached tag needs neither its weights nor the hub. Whether `auto` becomes the random encoder is known only after
     # `locate`, so random targets are looked up there.
-    if spec.kind == "clip" and (found := read(spec)):
+    if spec.kind == "clip" and (found := _read_cache(digest, grid, len(frames), spec)):
         warn_of_doubt(spec)
         return found
     spec = locate(spec, seed, fall_back=weights == "auto")
-    if spec.kind == "random" and (found := read(spec)):
+    if spec.kind == "random" and (found := _read_cache(digest, grid, len(frames), spec)):
         return found
     teacher = build_teacher(spec, device)
     embeddings = torch.cat(list(_encode(frames, grid, teacher, batch_size, progress)))
     made = Targets(embeddings.view(len(frames), grid.patches, -1), spec.source, spec.kind, spec.model, spec.weights)
-    _write_cache(cache_path(cache_dir, digest, grid, spec), made)
+    _write_cache(cache_path(digest, grid, spec), made)
     return made
 
 
@@ -96,21 +95,19 @@ def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, 
                 bar.update(len(batch))
 
 
-def cache_path(cache_dir: Path | None, digest: str, grid: PatchGrid, spec: Weights) -> Path:
+def cache_path(digest: str, grid: PatchGrid, spec: Weights) -> Path:
     """The file that keeps the targets of one video content, geometry and encoder."""
     geometry = (grid.height, grid.width, grid.rows, grid.cols)
     key = [digest, geometry, spec.model, spec.weights, spec.preprocess, PREPROCESSING_VERSION]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    return (cache_dir or cache_folder()) / "targets" / f"{name}.safetensors"
+    return cache_folder() / "targets" / f"{name}.safetensors"
 
 
-def _read_cache(
-    cache_dir: Path | None, digest: str, grid: PatchGrid, frames: int, spec: Weights
-) -> Targets | None:
+def _read_cache(digest: str, grid: PatchGrid, frames: int, spec: Weights) -> Targets | None:
     """Cached targets; None where there are none, or with a warning where the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    path = cache_path(cache_dir, digest, grid, spec)
+    path = cache_path(digest, grid, spec)
     try:
         with safe_open(path, "pt") as file:
             embeddings, checksum = file.get_tensor("embeddings"), (file.metadata() or {}).get("sha256")
@@ -165,11 +162,10 @@ def check_rows(name: str, frames: int) -> None:
     if not name:
         return
     path, rows = _path_and_rows(name)
-    try:
-        with safe_open(path, "pt") as file:
-            count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
-    except (SafetensorError, OSError, IndexError):
-        return  # `read_targets_file` refuses the file and gives the reason
+    count = frames
+    # `read_targets_file` refuses a file that cannot be read, and gives the reason.
+    with contextlib.suppress(SafetensorError, OSError, IndexError), safe_open(path, "pt") as file:
+        count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
     if count != frames:
         raise UserError(
             f"--clip-targets {name} is for {count} frames, but this run has {frames}: select the entries of these "
@@ -204,7 +200,7 @@ def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets
     except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
         raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
     source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
-    return Targets(_unit(flag, embeddings), source, "file", "", f"{path.name} sha256:{_sha256(path)}")
+    return Targets(_unit(flag, embeddings), source, "file", "", f"{path.name} {_sha256(path)}")
 
 
 def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:
@@ -239,15 +235,15 @@ def _unit(flag: str, embeddings: Tensor) -> Tensor:
 def is_same_file(theirs: str, ours: str, label: str) -> bool:
     """Whether `ours` selects the entries that --clip-targets `theirs` selected, from a file with the hash in `label`."""
     (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
-    return rows == before and os.path.isfile(path) and label.endswith(f"sha256:{_sha256(path)}")
+    return rows == before and os.path.isfile(path) and label.endswith(_sha256(path))
 
 
 def _sha256(path: Path) -> str:
+    # A feature film has thousands of segments that share one file of gigabytes: it is read once, not by each of them.
     state = path.stat()
-    return _cached_sha256(path, state.st_size, state.st_mtime_ns)
+    return _sha256_of_version(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _cached_sha256(path: Path, size: int, changed: int) -> str:
-    """All segments of a long video share a file, and it is read once. Another size or time is another content."""
-    return sha256_of(path)
+def _sha256_of_version(path: Path, size: int, changed: int) -> str:
+    return f"sha256:{sha256_of(path)}"

@@ -35,7 +35,7 @@ def load_teacher(weights: str, model: str, device: str | torch.device = "cpu", s
 
 def build_teacher(spec: Weights, device: str | torch.device = "cpu") -> Teacher:
     """The encoder of located weights. Raises UserError for weights that cannot be read or do not fit the model."""
-    with torch.random.fork_rng(devices=[]), _quiet_root_logger():
+    with torch.random.fork_rng(devices=[]), _no_logging():
         if spec.kind == "random":
             torch.default_generator.manual_seed(int(spec.weights.removeprefix("random:")))
             net = _random_model()
@@ -86,7 +86,7 @@ class Teacher:
         """Slow to build, and a search encodes one sentence after another."""
         import open_clip
 
-        with _quiet_root_logger():
+        with _no_logging():
             return open_clip.get_tokenizer(self.spec.architecture)
 
 
@@ -162,16 +162,11 @@ def _fill(net: CLIP, spec: Weights) -> None:
 
 
 @contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    """Drop OpenCLIP's messages: it would log "initialized randomly" about a model that is filled a moment later.
-
-    It logs to the root logger by `logging.info`, which adds a handler where there is none.
-    """
-    root, handler, level = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
-    root.addHandler(handler)
+def _no_logging() -> Iterator[None]:
+    """OpenCLIP would warn "initialized randomly" about a model that is filled a moment later."""
+    level = logging.root.manager.disable
     logging.disable()
     try:
         yield
     finally:
         logging.disable(level)
-        root.removeHandler(handler)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hnerv.data.clip import hub
 from hnerv.errors import UserError
-from hnerv.files import sha256_of
+from hnerv.files import read_json, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,11 +76,6 @@ def identify(weights: str, model: str, seed: int) -> Weights:
     tag = AUTO_TAG if weights == "auto" else weights.lower().replace("-", "_")
     if tag in tags:
         return _of_tag(tag, model)
-    if weights == "auto":
-        others = ", ".join(tags) or "(none: pass a file)"
-        raise UserError(
-            f"--clip-weights auto means the tag {AUTO_TAG}, which {model} does not have: pass one of {others}"
-        )
     path = Path(weights)
     if weights and path.is_dir():
         return _of_folder(path)
@@ -88,41 +83,36 @@ def identify(weights: str, model: str, seed: int) -> Weights:
         return _of_file(path, model)
     if path.name != weights or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
         raise UserError(f"--clip-weights {weights}: no such file: pass a file of weights, a tag, auto, random or none")
-    near = difflib.get_close_matches(weights, tags, n=4, cutoff=0.0)
-    raise UserError(
-        f"--clip-weights {weights!r} is neither a file nor a tag of {model}: pass a tag such as "
-        f"{', '.join(near) or '(it has no tags)'}, a file, auto, random or none"
-    )
+    known = ", ".join(difflib.get_close_matches(weights, tags, n=4, cutoff=0.0)) or "(it has none)"
+    cause = f"{weights!r} is neither a file nor a tag of {model}"
+    if weights == "auto":
+        cause = f"auto means the tag {AUTO_TAG}, which {model} does not have"
+    raise UserError(f"--clip-weights {cause}: pass a tag such as {known}, a file, auto, random or none")
 
 
 def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
-    """`spec` with the path of its tag, in the Hugging Face cache or downloaded.
+    """`spec` with the path of its file; a tag is looked up in the Hugging Face cache, else downloaded.
 
-    Where neither has it, `fall_back` (for `auto`) returns the random encoder with a warning; else raises UserError.
+    Where neither has it, `fall_back` (for `auto`) returns the random encoder, else raises UserError. The random
+    encoder is always announced by a warning.
     """
-    if spec.kind == "random":
-        _log.warning(
-            "NOT CLIP: the targets come from a RANDOM encoder (seed %d) and have no meaning; no number based on them "
-            "is a CLIP number",
-            seed,
-            extra=_NOT_CLIP,
-        )
-    if not spec.repo:
+    cause = fix = ""
+    if spec.repo:
+        try:
+            return spec._replace(path=hub.cached(spec.repo, spec.files) or hub.fetch(spec.repo, spec.files))
+        except hub.HubUnavailable as error:
+            cause = f"the weights {spec.weights} of {spec.model} are not in the Hugging Face cache, and {error}"
+            fix = ": make the hub reachable, or pass --clip-weights FILE or --clip-targets FILE"
+            if not fall_back:
+                raise UserError(f"{cause}{fix}, or --clip-weights auto for random targets") from error
+    elif spec.kind == "clip":
         return spec
-    try:
-        return spec._replace(path=hub.cached(spec.repo, spec.files) or hub.fetch(spec.repo, spec.files))
-    except hub.HubUnavailable as error:
-        missing = f"the weights {spec.weights} of {spec.model} are not in the Hugging Face cache, and {error}"
-        if not fall_back:
-            raise UserError(
-                f"{missing}: make the hub reachable, or pass --clip-weights FILE, --clip-weights auto or "
-                "--clip-targets FILE"
-            ) from error
     _log.warning(
-        "NOT CLIP: %s: a small RANDOM encoder (seed %d) is used instead. Its targets have no meaning; no number based "
-        "on them is a CLIP number. For CLIP, make the hub reachable, or pass --clip-weights FILE or --clip-targets FILE",
-        missing,
+        "NOT CLIP: %sthe targets come from a RANDOM encoder (seed %d) and have no meaning; no number based on them is "
+        "a CLIP number%s",
+        cause and f"{cause}; ",
         seed,
+        fix,
         extra=_NOT_CLIP,
     )
     return random_weights(seed)
@@ -202,13 +192,13 @@ def _of_file(path: Path, model: str) -> Weights:
             f"for weights from OpenAI, pass --clip-model {model}-quickgelu"
         )
     source = f"OpenCLIP {resolved}, file {path.name} ({name}{reason or ', as in --clip-model'})"
-    preprocess = _preprocess(_read_json(path.parent / CONFIG_NAME).get("preprocess_cfg", {}))
+    preprocess = _preprocess(_config_of(path.parent).get("preprocess_cfg", {}))
     return Weights("clip", resolved, _fingerprint(path), source, built, quick, preprocess, str(path), doubt=doubt)
 
 
 def _of_folder(folder: Path) -> Weights:
     """A folder as OpenCLIP saves it to the hub: its config gives architecture, activation and preprocessing."""
-    config = _read_json(folder / CONFIG_NAME)
+    config = _config_of(folder)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if "model_cfg" not in config or path is None:
         raise UserError(
@@ -252,7 +242,7 @@ def _recognise(path: Path, model: str) -> tuple[bool, str]:
     """Whether the weights in a file need QuickGELU, and the reason, to follow its name ('' where nothing is known)."""
     from open_clip import get_pretrained_cfg
 
-    if "model_cfg" in (config := _read_json(path.parent / CONFIG_NAME)):
+    if "model_cfg" in (config := _config_of(path.parent)):
         return bool(config["model_cfg"].get("quick_gelu")), f" from its {CONFIG_NAME}"
     if path.suffix != ".safetensors" and read_state(path).keys() >= OPENAI_KEYS:
         return True, ": it has OpenAI's keys"
@@ -278,14 +268,10 @@ def _published_tag(names: list[str], model: str) -> str:
     return published.get(Path(names[0]).stem, "")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """{} where there is no such file. Raises UserError for one that is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): fix it, or delete it") from error
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Its open_clip_config.json, {} where there is none. Raises UserError for one that is damaged."""
+    path = folder / CONFIG_NAME
+    config = read_json(path) if path.is_file() else {}
     return config if isinstance(config, dict) else {}
 
 
