@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -157,7 +158,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     safe = path.suffix == ".safetensors"
     try:
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about a TorchScript archive before it refuses it
+            state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no list of exceptions for damaged files
         reason, kind = " ".join(str(error).split())[:82], "safetensors" if safe else "a plain state dict"
         raise UserError(

@@ -1,4 +1,4 @@
-"""The hub, by a real server: reached once, or slow, silent, cut short, garbage. Never a wrong embedding or a long wait."""
+"""The hub, by a real server: slow, silent, cut short or garbage. Never a wrong embedding, never a long wait."""
 
 from __future__ import annotations
 
