@@ -115,12 +115,6 @@ def test_openais_extra_keys_are_no_weights(tmp_path, reference, openai):
     assert torch.equal(theirs.encode_patches(patches), openai.encode_patches(patches))
 
 
-def test_the_tokenizer_is_built_once(openai, monkeypatch):
-    built, original = [], open_clip.get_tokenizer
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda *a: built.append(a) or original(*a))
-    assert torch.equal(openai.encode_text(["a rabbit"]), openai.encode_text(["a rabbit"])) and len(built) == 1
-
-
 def test_the_random_encoder_is_seeded_small_and_announced_as_not_clip(warned):
     patches = picture(3, 3, 64, 64)
     a, b, other = (load_teacher("random", "ViT-B-32", seed=seed) for seed in (1, 1, 2))
