@@ -259,8 +259,8 @@ def rewind(run: Path, position: dict[str, int]) -> None:
     Files that the checkpoint does not know are deleted, and a last line of metrics.jsonl without its end is cut.
     """
     # TensorBoard's purge_step cannot do this alone: it drops all tags from one step on, but tags of an epoch count
-    # epochs and tags of a batch count steps. A file is longer than its position by exactly what was logged after the
-    # checkpoint, and a process appends only to an event file of its own, so truncation loses nothing else.
+    # epochs and tags of a batch count steps. A process appends only to an event file of its own, so the bytes after a
+    # position are exactly those logged after the checkpoint.
     for path in _log_files(events_folder(run), metrics_file(run)):
         if path.name not in position:
             path.unlink()

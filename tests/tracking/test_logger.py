@@ -130,7 +130,7 @@ def test_a_curve_keeps_its_wall_times(tmp_path):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A stand-in for the package: `calls` are the settings of each init, `config` and `finished` what followed."""
+    """A stand-in for the package: `calls` are the settings of each init, `config` and `finished` come later."""
     found = ModuleType("wandb")
     found.__spec__ = ModuleSpec("wandb", None)
     found.calls, found.config, found.finished = [], {}, []

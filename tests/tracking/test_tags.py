@@ -50,7 +50,7 @@ def kind_by_name(name):
 
 
 def test_the_table():
-    """Specified names first and in order; kinds follow from names; what is measured of one split is of the other."""
+    """Specified names first and in order; kinds follow from names; every tag of one split exists for the other."""
     assert list(tags())[:47] == SPECIFIED.split()
     lines = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8").splitlines()
     assert len(lines) - 1 == len(tags()), "a name stands there twice"

@@ -228,7 +228,7 @@ def _fingerprint(path: Path) -> str:
 # QuickGELU is x * sigmoid(1.702 x), OpenAI's approximation of GELU, x * Phi(x). It has no parameters: weights trained
 # with one fit a model with the other, key by key, and the embeddings are plausible but wrong. OpenCLIP lists both as
 # models (NAME and NAME-quickgelu), only warns where a tag needs the other one, and cannot know it for a file. So the
-# activation is taken from what is known about the weights, and the resolved name states it.
+# activation is inferred from the config, keys or name of the weights, and the resolved name states it.
 
 
 def _with_activation(model: str, quick_gelu: bool) -> tuple[str, str, bool]:
@@ -260,7 +260,7 @@ def _recognise(path: Path, model: str) -> tuple[bool, str]:
 
 
 def _published_tag(names: list[str], model: str) -> str:
-    """The tag of `model` that one of `names` contains, or whose published file has the first of `names`; else ''."""
+    """The tag of `model` that one of `names` contains or that was published as a file names[0]; '' where none is."""
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
     tags = list_pretrained_tags_by_model(model)

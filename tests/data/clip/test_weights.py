@@ -178,7 +178,7 @@ def test_weights_that_are_nowhere(warned, monkeypatch, offline, cause):
 
 
 def test_what_segments_share_is_warned_of_once(warned, monkeypatch):
-    """The first uses `auto`, the others what it found; an activation in doubt is another subject."""
+    """The first uses `auto`, the others the weights it found; an activation in doubt is another subject."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     doubtful = Weights("clip", "tiny", "tiny sha256:0", "tiny", doubt="it is unknown whether")
 
