@@ -251,6 +251,8 @@ class NoConsole:
 
     def evaluation(self, *_: object) -> None: ...
 
+    def print_line(self, line: str) -> None: ...
+
 
 def blends(model, store) -> dict[str, float]:
     """psnr_frame of unseen frames against the linear blend of their two nearest training frames: sources, and decoded.

@@ -208,8 +208,8 @@ def roll_back(trainer: Trainer, fault: Diverged, console: Console, report_to: st
     detail = {"number": number, "from_epoch": wrong[0], "from_step": wrong[1], "lr_scale": scale}
     logger.record("rollback", {"epoch": epoch, "step": step, "cause": fault.cause, "detail": detail})
     logger.text("Model/Info/rollback", message, step)
-    console.say(message)
-    console.back(step)
+    console.print_line(message)
+    console.set_step(step)
     return logger
 
 

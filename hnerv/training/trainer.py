@@ -121,7 +121,7 @@ class Trainer:
         if self.limits.rollbacks and state.epoch < epochs:
             self.save()  # the checkpoint to roll back to
         profiler = StepProfiler(
-            parse_steps(self.log.profile), self.folder.path / "profile", self.store.device, console.say
+            parse_steps(self.log.profile), self.folder.path / "profile", self.store.device, console.print_line
         )
         with StopSignals(self.limits.deadline) as stop, profiler:
             while state.epoch < epochs:

@@ -107,7 +107,8 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
 @pytest.fixture
 def console() -> SimpleNamespace:
     """Says nothing."""
-    return SimpleNamespace(step=lambda: None, epoch=lambda *_: None, evaluation=lambda *_: None, say=lambda _: None)
+    ignore = lambda *_: None  # noqa: E731
+    return SimpleNamespace(step=ignore, epoch=ignore, evaluation=ignore, print_line=ignore)
 
 
 @pytest.fixture
