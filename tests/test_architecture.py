@@ -14,7 +14,6 @@ TIERS = (
     "losses schedule metrics motion quantise",
     "config",
     "presets",
-    "flags",
     "command",
     "model",
     "data",
@@ -27,6 +26,7 @@ TIERS = (
     "measuring",
     "report",
     "fleet",
+    "flags",
     "cli",
     "train_patch_dual eval",
 )

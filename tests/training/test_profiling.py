@@ -62,7 +62,7 @@ def test_a_disk_that_does_not_take_it_warns(tmp_path, said, caplog):
 def test_a_run_that_is_profiled_learns_the_same(make, console, said):
     plain = make(epochs=2)
     plain.fit(console)
-    console.say = said.append
+    console.print_line = said.append
     trainer = make(epochs=2, log=LogConfig(profile="1:3"))
     trainer.fit(console)
     assert [path.name for path in (trainer.folder.path / "profile").iterdir()] == ["steps_1-3.json.gz"]
