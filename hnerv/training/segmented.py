@@ -12,7 +12,7 @@ from hnerv.data.clip import warned_once
 from hnerv.data.clip.targets import check_rows
 from hnerv.data.video import frame_count
 from hnerv.errors import UserError
-from hnerv.evaluation.combining import combined
+from hnerv.evaluation import combine
 from hnerv.files import move_aside
 from hnerv.flags import Choice, Invocation
 from hnerv.runs import Plan, Segment, SegmentedFolder, Wishes, lock, plan_video, read_plan, targets_of, write_plan
@@ -56,7 +56,7 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
                     f"stopped after segment {len(done)} of {len(plan.segments)}, which is saved; run the same command "
                     "without --overwrite to resume"
                 )
-        values = combined([finished.values for finished in done])
+        values = combine([finished.values for finished in done])
         log_whole(folder, values, choice.config.train.epochs, len(done), ask.log.report_to)
     return Whole(folder, done[0].record, values)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hnerv.evaluation.semantics import default_queries, read_queries
 
 from hnerv.errors import UserError
-from hnerv.evaluation.semantics import default_queries, read_queries
 
 
 def test_the_list_of_the_package():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
+from hnerv.evaluation.semantics import as_dict, default_queries, measure, text_of
 from torch.nn.functional import normalize
 
 from hnerv.codec import Bitstream, open_stream
 from hnerv.data.clip import load_teacher
 from hnerv.evaluation import open_run, predict
+from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA
 from hnerv.evaluation.measure import clip_measures
-from hnerv.evaluation.semantics import as_dict, default_queries, measure, text_of
-from hnerv.evaluation.semantics.comparing import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA
 from hnerv.metrics import round8
 
 CPU = torch.device("cpu")

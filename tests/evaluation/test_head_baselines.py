@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hnerv.evaluation.semantics.baselines import BITS, interpolated, mean_embedding, pca_table, table_bytes
+from hnerv.evaluation.head_baselines import BITS, interpolated, mean_embedding, pca_table, table_bytes
 from hnerv.metrics import centred_cosine
 
 TRAIN = torch.tensor([0, 1, 3, 4, 6, 7, 9])

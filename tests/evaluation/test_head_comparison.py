@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hnerv.evaluation.semantics import compare, text_of
 
 from hnerv.codec import open_stream
 from hnerv.data.clip import load_teacher
 from hnerv.errors import UserError
 from hnerv.evaluation import evaluate, open_run
+from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA, gmac_of_head
 from hnerv.evaluation.measure import ClipMeasures
-from hnerv.evaluation.semantics import compare, text_of
-from hnerv.evaluation.semantics.comparing import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA, gmac_of_head
 from hnerv.runs.opening import without_clip
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_the_encoder_sees_the_decoded_patches(run):
 
 def test_the_arithmetic_of_a_real_encoder_is_counted(run):
     teacher = load_teacher("random", "ViT-B-32", CPU)
-    from hnerv.evaluation.semantics.comparing import _gmac_of_encoder
+    from hnerv.evaluation.head_comparison import _gmac_of_encoder
 
     hidden = sum(p.numel() for p in teacher.net.visual.transformer.parameters() if p.dim() == 2)
     assert _gmac_of_encoder(run.model, teacher) > 49 * hidden / 1e9  # 49 tokens and more pass each of its weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hnerv.evaluation.combining import combined
+from hnerv.evaluation.combination import combine
 from hnerv.evaluation.health import StageFeatures
 from hnerv.evaluation.measure import ClipMeasures, Report, SplitReport
 from hnerv.evaluation.summary import eval_values
@@ -41,20 +41,20 @@ def no_health(monkeypatch):
 def test_as_if_measured_at_once(no_health):
     trains, vals = [split_of(n, n) for n in (3, 8, 5)], [split_of(n, 50 + n) for n in (1, 2, 4)]
     parts = [values_of(t, v) for t, v in zip(trains, vals, strict=True)]
-    assert combined(parts) == {tag: pytest.approx(v) for tag, v in values_of(joined(trains), joined(vals)).items()}
+    assert combine(parts) == {tag: pytest.approx(v) for tag, v in values_of(joined(trains), joined(vals)).items()}
 
 
 def test_parts_without_unseen_frames(no_health):
     trains, val = [split_of(4, 1), split_of(6, 2)], split_of(2, 3)
     parts = [values_of(trains[0], None), values_of(trains[1], val)]
-    assert combined(parts) == {tag: pytest.approx(v) for tag, v in values_of(joined(trains), val).items()}
-    alone = combined(parts[:1])
+    assert combine(parts) == {tag: pytest.approx(v) for tag, v in values_of(joined(trains), val).items()}
+    alone = combine(parts[:1])
     assert not any("/val_" in tag or "_val_" in tag or "Gap" in tag for tag in alone)
 
 
 def test_what_one_part_lacks_is_left_out(no_health):
     parts = [values_of(split_of(4, 1), None), values_of(split_of(6, 2), None)]
     del parts[1]["Eval/Frame/train_clip_sim"]
-    found = combined(parts)
+    found = combine(parts)
     assert "Eval/Frame/train_clip_sim" not in found and "Eval/Patch/train_clip_sim_std" not in found
     assert "Eval/Frame/train_psnr" in found
