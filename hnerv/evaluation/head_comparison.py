@@ -18,7 +18,7 @@ from hnerv.data.clip import Teacher, load_teacher
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import gmac_of
 from hnerv.evaluation.head_baselines import interpolated, mean_embedding, pca_table
-from hnerv.evaluation.measure import ClipMeasures, clip_measures, frames_bar, in_batches, predict, whole_batch
+from hnerv.evaluation.measure import clip_measures_by_split, frames_bar, in_batches, predict, whole_batch
 from hnerv.metrics import query_retrieval, round8
 from hnerv.model import DualHeadHNeRV
 from hnerv.runs.opening import OpenedRun
@@ -243,16 +243,12 @@ def _row(
     device = _device(model)
     positions = {"train": torch.tensor(model.scene.train), "val": torch.tensor(model.scene.val, dtype=torch.long)}
     where = torch.cat([*positions.values()])
-    mean = truth[positions["train"]].mean((0, 1)).to(device)
     pair = embeddings[where].to(device), truth[where].to(device)
-    sizes = [*map(len, positions.values())]
-    columns = zip(*(measure.split(sizes) for measure in clip_measures(*pair, where, mean)), strict=True)
+    measures = clip_measures_by_split(*pair, positions, truth[positions["train"]].mean((0, 1)).to(device))
     means = {
-        split: {
-            field: value.double().mean().item() for field, value in zip(ClipMeasures._fields, measures, strict=True)
-        }
-        for split, measures in zip(positions, columns, strict=True)
-        if len(positions[split]) and split in splits
+        split: {field: value.double().mean().item() for field, value in measures[split]._asdict().items()}
+        for split in splits
+        if len(positions[split])
     }
     with_texts = texts is not None and ranks and "train" in splits
     return HeadRow(name, size, gmac, means, ranks, text_measures(texts.to(device), *pair, where) if with_texts else {})

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hnerv.evaluation import eval_values, evaluate
-from hnerv.evaluation.health import Watch, effective_rank, embedding_health, spread
+from hnerv.evaluation.health import ActivationMonitor, effective_rank, embedding_health, spread
 
 
 def unit(*shape, seed=0):
@@ -74,8 +74,8 @@ def test_hooks_see_what_passes_and_go_away(world, embedding):
     here = world(embedding)
     model, seen = here.model.eval(), {}
     times = torch.arange(4.0)
-    watch = Watch(model)
-    with torch.no_grad(), watch.watching():
+    monitor = ActivationMonitor(model)
+    with torch.no_grad(), monitor.attached():
         model(times[:1])
         model(times[1:])
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_hooks_see_what_passes_and_go_away(world, embedding):
         seen[0] = x
         for number, stage in enumerate(model.decoder.stages, start=1):
             x = seen[number] = stage(x)
-    features = watch.features()
+    features = monitor.features()
     assert len(features.mean) == len(seen) == 4
     for number, x in seen.items():
         assert features.mean[number] == pytest.approx(x.mean().item(), abs=1e-6)
