@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from hnerv.tables import Column, format_row, format_table
 
-COLUMNS = [Column("part", "6"), Column("bytes", ">8", ","), Column("bpp", ">7", ".3f", gap=1), Column("note", "", gap=2)]
+COLUMNS = [
+    Column("part", "6"),
+    Column("bytes", ">8", ","),
+    Column("bpp", ">7", ".3f", gap=1),
+    Column("note", "", gap=2),
+]
 
 
 def test_a_table_by_hand():

@@ -26,7 +26,9 @@ def joined(splits: list[SplitReport | None]) -> SplitReport | None:
     if not splits:
         return None
     clip = ClipMeasures(*(torch.cat(column) for column in zip(*(split.clip for split in splits), strict=True)))
-    return SplitReport(*(torch.cat(column) for column in zip(*(split[:4] for split in splits), strict=True)), clip, HEALTH)
+    return SplitReport(
+        *(torch.cat(column) for column in zip(*(split[:4] for split in splits), strict=True)), clip, HEALTH
+    )
 
 
 def values_of(train: SplitReport, val: SplitReport | None) -> dict[str, float]:

@@ -49,7 +49,9 @@ def test_gmac_against_a_count_by_hand(world, embedding):
 def test_costs_of_a_run(finished, monkeypatch):
     monkeypatch.setattr("hnerv.evaluation.cost.decode_fps", lambda model: 1.0)
     run = open_run(finished, CPU)
-    parts = {name: sum(p.numel() for p in getattr(run.model, name).parameters()) for name in run.record.coded_parameters}
+    parts = {
+        name: sum(p.numel() for p in getattr(run.model, name).parameters()) for name in run.record.coded_parameters
+    }
     cost = cost_of(run)
     assert cost["coded_parameters"] == parts and set(parts) == {"embedding", "decoder", "rgb_head", "clip_head"}
     assert cost["bpp_estimate_8bit"] == 8 * sum(parts.values()) / (12 * 32 * 64) and "bpp" not in cost

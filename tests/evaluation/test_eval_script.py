@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hnerv.evaluation.summary import CLIP_COLUMNS
 from hnerv.runs.opening import open_checkpoint
@@ -82,32 +83,34 @@ def test_the_summary(run, summary, evaluate, capsys):
     assert " coded parameters including the CLIP head (" in capsys.readouterr().out
 
 
+def rows_of(run: Path) -> list[list[dict[str, str]]]:
+    """The rows of per_frame.csv and of per_patch.csv."""
+    tables = (run / "eval" / f"per_{name}.csv" for name in ("frame", "patch"))
+    return [list(csv.DictReader(path.read_text().splitlines())) for path in tables]
+
+
 def test_the_tables_agree_with_each_other_and_with_the_tags(run, summary):
     found = summary(run)
-    frames, patches = (
-        list(csv.DictReader((run / "eval" / f"per_{name}.csv").read_text().splitlines())) for name in ("frame", "patch")
-    )
-    assert [int(row["frame"]) for row in frames] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 11]
-    assert [(int(r["frame"]), int(r["patch"])) for r in patches] == [
-        (int(f["frame"]), p) for f in frames for p in range(8)
-    ]
+    frames, patches = rows_of(run)
+    positions = [0, 1, 2, 3, 5, 6, 7, 8, 9, 11]
+    assert [int(row["frame"]) for row in frames] == positions
+    assert [(int(r["frame"]), int(r["patch"])) for r in patches] == [(f, p) for f in positions for p in range(8)]
     for row in frames:
         mine = [r for r in patches if r["frame"] == row["frame"]]
         assert {r["split"] for r in mine} == {row["split"]} == {"val" if row["frame"] in ("5", "11") else "train"}
         for column in ("psnr", *CLIP_COLUMNS):
             assert float(row[column]) == pytest.approx(np.mean([float(r[column]) for r in mine]), abs=2e-6)
     for split in ("train", "val"):
-        rows = [r for r in frames if r["split"] == split]
-        assert found[f"Eval/Info/num_{split}_frames"] == len(rows)
-        assert found[f"Eval/Info/num_{split}_patches"] == len([r for r in patches if r["split"] == split])
+        of_frames, of_patches = ([r for r in rows if r["split"] == split] for rows in (frames, patches))
+        values = {
+            f"Info/num_{split}_frames": len(of_frames),
+            f"Info/num_{split}_patches": len(of_patches),
+            f"PSNR_Stats/{split}_std": np.std([float(r["psnr"]) for r in of_frames]),
+            f"Patch/{split}_psnr_std": np.std([float(r["psnr"]) for r in of_patches]),
+        }
         for column in ("psnr", "psnr_frame", "ms_ssim", *CLIP_COLUMNS):
-            mean = np.mean([float(r[column]) for r in rows])
-            assert found[f"Eval/Frame/{split}_{column}"] == pytest.approx(mean, abs=2e-6), column
-        assert found[f"Eval/PSNR_Stats/{split}_std"] == pytest.approx(
-            np.std([float(r["psnr"]) for r in rows]), abs=2e-6
-        )
-        spread = np.std([float(r["psnr"]) for r in patches if r["split"] == split])
-        assert found[f"Eval/Patch/{split}_psnr_std"] == pytest.approx(spread, abs=2e-6)
+            values[f"Frame/{split}_{column}"] = np.mean([float(r[column]) for r in of_frames])
+        assert {tag: found[f"Eval/{tag}"] for tag in values} == pytest.approx(values, abs=2e-6)
 
 
 def test_the_tags_are_under_tensorboard_eval(run, summary, events_of):
@@ -232,98 +235,77 @@ def test_images_side_by_side(run, evaluate, film):
         assert np.abs(picture[:, 64:].astype(int) - rgb.int().numpy()).max() <= 1
 
 
-class TestVideoElsewhere:
-    @pytest.fixture
-    def moved(self, tmp_path, train, flags, make_film):
-        film = make_film(tmp_path / "film")
-        assert train(tmp_path, flags(data=film, epochs=2)) == 0
-        film.rename(tmp_path / "moved")
-        return tmp_path / "run"
-
-    def test_it_is_missed_and_then_named(self, moved, tmp_path, evaluate, capsys, summary, snapshot, lines_of, warned):
-        before = snapshot(moved)
-        assert evaluate(moved) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "--data" in line and snapshot(moved) == before
-        check_reproduced(summary(moved, "--data", tmp_path / "moved"), moved, lines_of)
-        assert not warned()
-
-    def test_another_geometry_is_refused(self, moved, tmp_path, evaluate, snapshot, make_film):
-        before = snapshot(moved)
-        for name, changes in (("long", {"count": 13}), ("wide", {"size": (32, 128)}), ("short", {"count": 11})):
-            assert evaluate(moved, "--data", make_film(tmp_path / name, **changes)) == 2
-        assert snapshot(moved) == before
-
-    def test_another_size_without_targets_is_refused_in_words(
-        self, tmp_path, train, flags, make_film, evaluate, capsys
-    ):
-        assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
-        capsys.readouterr()
-        assert evaluate(tmp_path / "run", "--data", make_film(tmp_path / "wide", size=(32, 128))) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "was trained on 12 frames of 32x64" in line and "12 of 32x128" in line and "--data" in line
-
-    def test_other_pixels_are_a_warning(self, moved, tmp_path, summary, make_film, warned, lines_of):
-        found = summary(moved, "--data", make_film(tmp_path / "other", shift=5))
-        (text,) = warned()
-        assert "the pixels of " in text and text.endswith("check that it is the same video")
-        assert found["same_pixels_as_trained_on"] is False and found["video"].endswith("other")
-        assert found["Eval/Frame/train_psnr"] < lines_of(moved)[-1]["Eval/Frame/train_psnr"]
-
-    def test_a_renamed_file_of_the_same_targets(self, run, tmp_path, summary, targets_file, lines_of):
-        renamed = shutil.copy(targets_file, tmp_path / "renamed.safetensors")
-        check_reproduced(summary(run, "--clip-targets", renamed), run, lines_of)
-
-    def test_other_targets_are_refused(self, run, tmp_path, evaluate, capsys, snapshot):
-        from safetensors.torch import save_file
-
-        save_file({"embeddings": torch.ones(12, 8, 8)}, tmp_path / "other.safetensors")
-        before = snapshot(run)
-        assert evaluate(run, "--clip-targets", tmp_path / "other.safetensors") == 2
-        assert "was trained on the targets" in capsys.readouterr().err and snapshot(run) == before
+def test_a_moved_video(tmp_path, train, flags, make_film, evaluate, capsys, summary, snapshot, lines_of, warned):
+    run, film = tmp_path / "run", make_film(tmp_path / "film")
+    assert train(tmp_path, flags(data=film, epochs=2)) == 0
+    film.rename(tmp_path / "moved")
+    others = {"long": {"count": 13}, "wide": {"size": (32, 128)}, "short": {"count": 11}}
+    before = snapshot(run)
+    capsys.readouterr()
+    assert evaluate(run) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--data" in line
+    for name, changes in others.items():
+        assert evaluate(run, "--data", make_film(tmp_path / name, **changes)) == 2
+    assert snapshot(run) == before, "nothing is written before the video is known to fit"
+    check_reproduced(summary(run, "--data", tmp_path / "moved"), run, lines_of)
+    assert not warned()
+    found = summary(run, "--data", make_film(tmp_path / "other", shift=5))
+    (text,) = warned()
+    assert "the pixels of " in text and text.endswith("check that it is the same video")
+    assert found["same_pixels_as_trained_on"] is False and found["video"].endswith("other")
+    assert found["Eval/Frame/train_psnr"] < lines_of(run)[-1]["Eval/Frame/train_psnr"]
 
 
-class TestUnseen:
-    @pytest.fixture
-    def encoder_run(self, tmp_path, train, flags):
-        assert train(tmp_path, flags(embedding="encoder", epochs=2)) == 0
-        return tmp_path / "run"
+def test_another_size_without_targets_is_refused_in_words(tmp_path, train, flags, make_film, evaluate, capsys):
+    assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
+    capsys.readouterr()
+    assert evaluate(tmp_path / "run", "--data", make_film(tmp_path / "wide", size=(32, 128))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was trained on 12 frames of 32x64" in line and "12 of 32x128" in line and "--data" in line
 
-    def test_encode_is_labelled_everywhere(self, encoder_run, evaluate, capsys, summary):
-        plain = summary(encoder_run)
-        assert plain["unseen"] == "interpolate"
-        assert evaluate(encoder_run, "--unseen", "encode") == 0
-        out = capsys.readouterr().out
-        assert out.splitlines()[0].split() == ["training", "unseen-encoded"]
-        assert "Unseen frames were decoded from their own embeddings: the encoder has seen them." in out
-        for name in ("frame", "patch"):
-            rows = csv.DictReader((encoder_run / "eval" / f"per_{name}.csv").read_text().splitlines())
-            assert {row["split"] for row in rows} == {"train", "val-encoded"}
-        assert "- unseen frames: encode" in text_page(encoder_run).splitlines()
-        found = summary(encoder_run, "--unseen", "encode")
-        assert found["unseen"] == json.loads((encoder_run / "eval" / "summary.json").read_text())["unseen"] == "encode"
-        assert found["Eval/Frame/train_psnr"] == plain["Eval/Frame/train_psnr"]
-        assert found["Eval/Frame/val_psnr"] != plain["Eval/Frame/val_psnr"]
 
-    def test_images_are_named_so_and_show_what_was_measured(self, encoder_run, evaluate):
-        assert evaluate(encoder_run, "--images", "--unseen", "encode") == 0
-        images = {path.name: path for path in (encoder_run / "eval" / "images").iterdir()}
-        assert {name for name in images if "train" not in name} == {"00005_val-encoded.png", "00011_val-encoded.png"}
-        rows = csv.DictReader((encoder_run / "eval" / "per_frame.csv").read_text().splitlines())
-        for row in rows:
-            pair = np.array(Image.open(images[f"{int(row['frame']):05d}_{row['split']}.png"])).astype(float)
-            error = np.mean((pair[:, :64] - pair[:, 64:]) ** 2)
-            assert float(row["psnr_frame"]) == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
+def test_targets_are_known_by_their_content(run, tmp_path, evaluate, summary, targets_file, lines_of, snapshot, capsys):
+    renamed, other = shutil.copy(targets_file, tmp_path / "renamed.safetensors"), tmp_path / "other.safetensors"
+    save_file({"embeddings": torch.ones(12, 8, 8)}, other)
+    before = snapshot(run)
+    assert evaluate(run, "--clip-targets", other) == 2
+    assert "was trained on the targets" in capsys.readouterr().err and snapshot(run) == before
+    check_reproduced(summary(run, "--clip-targets", renamed), run, lines_of)
 
-    def test_training_with_encode_is_labelled(self, tmp_path, train, flags, capsys, lines_of):
-        assert train(tmp_path, flags(embedding="encoder", unseen="encode", epochs=1)) == 0
-        assert " unseen-encoded PSNR " in capsys.readouterr().out
-        assert lines_of(tmp_path / "run")[-1]["unseen"] == "encode"
 
-    def test_it_is_for_the_encoder_alone(self, run, evaluate, capsys, snapshot):
-        before = snapshot(run)
-        assert evaluate(run, "--unseen", "encode") == 2
-        assert "--unseen needs --embedding encoder" in capsys.readouterr().err and snapshot(run) == before
+def test_encoded_unseen_frames_are_labelled_everywhere(run_of, tmp_path, evaluate, capsys, summary):
+    run = Path(shutil.copytree(run_of("encoder"), tmp_path / "encoder"))
+    plain, encoded = summary(run), summary(run, "--unseen", "encode")
+    assert plain["unseen"] == "interpolate" and encoded["unseen"] == "encode"
+    assert encoded["Eval/Frame/train_psnr"] == plain["Eval/Frame/train_psnr"]
+    assert encoded["Eval/Frame/val_psnr"] != plain["Eval/Frame/val_psnr"]
+    assert evaluate(run, "--images", "--unseen", "encode") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["training", "unseen-encoded"]
+    assert "Unseen frames were decoded from their own embeddings: the encoder has seen them." in out
+    assert json.loads((run / "eval" / "summary.json").read_text())["unseen"] == "encode"
+    assert "- unseen frames: encode" in text_page(run).splitlines()
+    frames, patches = rows_of(run)
+    assert {row["split"] for row in frames} == {row["split"] for row in patches} == {"train", "val-encoded"}
+    images = {path.name: path for path in (run / "eval" / "images").iterdir()}
+    assert {name for name in images if "train" not in name} == {"00005_val-encoded.png", "00011_val-encoded.png"}
+    for row in frames:  # the pictures are those that were measured
+        pair = np.array(Image.open(images[f"{int(row['frame']):05d}_{row['split']}.png"])).astype(float)
+        error = np.mean((pair[:, :64] - pair[:, 64:]) ** 2)
+        assert float(row["psnr_frame"]) == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
+
+
+def test_training_with_encode_is_labelled(tmp_path, train, flags, capsys, lines_of):
+    assert train(tmp_path, flags(embedding="encoder", unseen="encode", epochs=1)) == 0
+    assert " unseen-encoded PSNR " in capsys.readouterr().out
+    assert lines_of(tmp_path / "run")[-1]["unseen"] == "encode"
+
+
+def test_encode_is_for_the_encoder_alone(run, evaluate, capsys, snapshot):
+    before = snapshot(run)
+    assert evaluate(run, "--unseen", "encode") == 2
+    assert "--unseen needs --embedding encoder" in capsys.readouterr().err and snapshot(run) == before
 
 
 def test_random_targets_are_never_called_clip(tmp_path, train, flags, summary, evaluate, capsys, warned):
