@@ -5,7 +5,6 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
-from hnerv.evaluation.semantics import as_dict, default_queries, measure, text_of
 from torch.nn.functional import normalize
 
 from hnerv.codec import Bitstream, head_bytes, open_stream
