@@ -28,10 +28,10 @@ def open_stream(
 
 
 def head_bytes(run: OpenedRun) -> int:
-    """Bytes of the CLIP head's section in the file that a run was opened from; 0 for a checkpoint."""
+    """Bytes of the CLIP head's section in the file that a run was opened from; 0 without a file or a head."""
     if not run.coded_bytes:
         return 0
-    return {part.name: part.size for part in summed_by_part(Bitstream(run.checkpoint).parts())}["clip_head"]
+    return {part.name: part.size for part in summed_by_part(Bitstream(run.checkpoint).parts())}.get("clip_head", 0)
 
 
 def open_parts(

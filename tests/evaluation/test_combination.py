@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnerv.evaluation import combine, eval_values
@@ -36,6 +36,7 @@ def values_of(train: SplitReport, val: SplitReport | None) -> dict[str, float]:
     return {tag: v for tag, v in values.items() if not tag.startswith(("Eval/Embedding/", "Model/"))}
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=4))
 def test_as_if_evaluated_at_once(sizes):
     draw = torch.Generator().manual_seed(0)
