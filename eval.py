@@ -67,7 +67,6 @@ def evaluate_chunk(first: int, run: OpenedRun, fractional: bool, baselines: bool
         compare_head,
         cost_of,
         evaluate,
-        head_dict,
         head_table,
         write_evaluation,
         write_images,
@@ -85,7 +84,7 @@ def evaluate_chunk(first: int, run: OpenedRun, fractional: bool, baselines: bool
         tables.append(fractional_table(values, grid, report.unseen))
     if baselines and run.model.clip_head is not None:
         comparison = compare_head(run, head_bytes(run), progress=True)
-        summary = add_to_summary(run.folder, summary, "semantics", head_dict(comparison))
+        summary = add_to_summary(run.folder, summary, "semantics", comparison.to_dict())
         tables.append(f"\n{head_table(comparison)}\n")
     if images:
         write_images(run.folder / "eval" / "images", run.model, run.store, report, progress=True)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from hnerv.codec import head_bytes, is_container, open_stream
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
-    from hnerv.evaluation import compare_head, head_dict, head_table, open_run
+    from hnerv.evaluation import compare_head, head_table, open_run
     from hnerv.evaluation.head_comparison import read_queries
 
     if args.clip_targets == "none":
@@ -39,4 +39,4 @@ def run(args: argparse.Namespace) -> None:
     with warned_once():
         opened = open_model(args.run, pick_device(args.device), data=args.data, clip_targets=args.clip_targets)
         comparison = compare_head(opened, head_bytes(opened), queries, progress=True)
-    print(json.dumps(head_dict(comparison), indent=2) if args.json else head_table(comparison))
+    print(json.dumps(comparison.to_dict(), indent=2) if args.json else head_table(comparison))

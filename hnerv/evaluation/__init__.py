@@ -4,7 +4,7 @@ from hnerv.evaluation.combination import combine
 from hnerv.evaluation.cost import cost_line, cost_of, estimated_rate
 from hnerv.evaluation.files import EvaluatedChunk, add_to_summary, write_evaluation, write_joint_evaluation
 from hnerv.evaluation.head_comparison import compare_head
-from hnerv.evaluation.head_table import head_dict, head_table
+from hnerv.evaluation.head_table import head_table
 from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
 from hnerv.evaluation.pictures import log_pictures, log_projector
@@ -25,7 +25,6 @@ __all__ = [
     "estimated_rate",
     "eval_values",
     "evaluate",
-    "head_dict",
     "head_table",
     "load_weights",
     "log_pictures",

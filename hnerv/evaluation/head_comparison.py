@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,49 +26,51 @@ from hnerv.runs.opening import OpenedRun
 ESTIMATED_BITS = 6
 """Per parameter of a head that is not coded yet."""
 
-RETRIEVAL = ("found", "found5", "found10", "overlap", "spearman")
-"""Fields of ClipMeasures that need a ranking."""
+NAMES = {
+    "sim": "cosine",
+    "centred": "centred",
+    "found": "recall@1",
+    "found5": "recall@5",
+    "found10": "recall@10",
+    "overlap": "overlap@10",
+    "spearman": "Spearman",
+}
+"""Field of ClipMeasures -> name in tables and JSON."""
+RETRIEVAL = ("recall@1", "recall@5", "recall@10", "overlap@10", "Spearman")
+"""Names of the measures that need a ranking."""
 
 HEAD, MEAN, NEIGHBOURS, PCA, ENCODER = "CLIP head", "mean", "neighbours", "PCA table", "encoder on decoded"
 TEXTS = "text queries"
 
-_FIXED_NOTES = (
-    f"{MEAN}: the same embedding for every patch, so it cannot rank patches",
-    f"{NEIGHBOURS}: true embeddings of the two nearest training frames, interpolated and uncompressed: a reference "
-    "point, not a competitor",
-)
-_TEXT_NOTE = (
-    f"{TEXTS}: a hit is the patch with the true embedding nearest to the text, or the same patch in an adjacent frame"
-)
-
 
 class HeadRow(NamedTuple):
-    """Cost and quality of the CLIP head or of a baseline.
+    """Cost and quality of the CLIP head or of a baseline; the fields are the keys in JSON.
 
-    `size` in bytes, None where nothing coded can be counted. `gmac` is 1e9 multiply-accumulates per patch. `splits`
-    {'train' or 'val': {field of ClipMeasures: mean}}. With `ranks` False all embeddings are equal and retrieval has
-    no meaning. `texts` {name of RETRIEVAL: mean over the queries}, empty where none were measured.
+    `bytes` is None where nothing coded can be counted. `gmac_per_patch` is in 1e9 multiply-accumulates. `splits`
+    {'train' or 'val': {name: mean}} lacks RETRIEVAL where all embeddings are equal. `texts` {name: mean over the
+    queries}, empty where none were measured.
     """
 
     name: str
-    size: int | None
-    gmac: float
+    bytes: int | None
+    gmac_per_patch: float
     splits: dict[str, dict[str, float]]
-    ranks: bool
     texts: dict[str, float]
 
 
 class HeadComparison(NamedTuple):
-    """Rows, the head first; the label of the targets; whether the head's bytes are those of a file; notes for readers.
+    """The label of the targets; the number of text queries, 0: none; notes for readers; rows, the head first."""
 
-    `queries` is the number of text queries, 0: none.
-    """
-
-    rows: list[HeadRow]
     targets: str
-    measured_bytes: bool
-    notes: list[str]
+    head_bytes_are: Literal["measured", "estimated"]
     queries: int
+    notes: list[str]
+    rows: list[HeadRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; rows without text queries have no 'texts'."""
+        rows = [{key: value for key, value in row._asdict().items() if key != "texts" or value} for row in self.rows]
+        return {**self._asdict(), "rows": rows}
 
 
 def compare_head(
@@ -110,27 +112,19 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-class _Encoders(NamedTuple):
-    """The image encoder of the targets; texts (Q, D) of unit norm on the CPU; reasons why either is None."""
-
-    teacher: Teacher | None
-    texts: Tensor | None
-    notes: list[str]
-
-
-def _encoders(run: OpenedRun, queries: list[str]) -> _Encoders:
+def _encoders(run: OpenedRun, queries: list[str]) -> tuple[Teacher | None, Tensor | None, list[str]]:
+    """The image encoder of the targets, texts (Q, D) of unit norm on the CPU, and reasons why either is None."""
     clip = run.config.clip
     if run.record.targets.kind == "file":
         reason = "left out because the targets come from a file and their encoder is not available"
-        return _Encoders(None, None, [f"{ENCODER}: {reason}", f"{TEXTS}: {reason}"])
+        return None, None, [f"{ENCODER}: {reason}", f"{TEXTS}: {reason}"]
     try:
         teacher = load_teacher(clip.clip_weights, clip.clip_model, _device(run.model), run.config.train.seed)
     except UserError as error:
-        reasons = [f"{ENCODER}: left out, {error}", f"{TEXTS}: left out because there is no encoder"]
-        return _Encoders(None, None, reasons)
+        return None, None, [f"{ENCODER}: left out, {error}", f"{TEXTS}: left out because there is no encoder"]
     if teacher.kind != "clip":
-        return _Encoders(teacher, None, [f"{TEXTS}: left out because text has no meaning for the RANDOM encoder"])
-    return _Encoders(teacher, torch.cat([teacher.encode_text([text]).cpu() for text in queries]), [])
+        return teacher, None, [f"{TEXTS}: left out because text has no meaning for the RANDOM encoder"]
+    return teacher, torch.cat([teacher.encode_text([text]).cpu() for text in queries]), []
 
 
 @torch.no_grad()
@@ -158,11 +152,15 @@ def compare_embeddings(
         row(MEAN, mean.embeddings, mean.size, mean.macs / 1e9, ranks=False),
         row(NEIGHBOURS, interpolated(truth[train], train, frames), None, 0.0, splits=("val",)),
     ]
-    source = (
+    size_note = (
         "the size of its section in the file" if head_bytes else f"estimated at {ESTIMATED_BITS} bits per parameter"
     )
-    notes = [f"{HEAD}: bytes are {source}; the decoder stages below it serve the pixels and are not counted"]
-    notes += _FIXED_NOTES
+    notes = [
+        f"{HEAD}: bytes are {size_note}; the decoder stages below it serve the pixels and are not counted",
+        f"{MEAN}: the same embedding for every patch, so it cannot rank patches",
+        f"{NEIGHBOURS}: true embeddings of the two nearest training frames, interpolated and uncompressed: a reference "
+        "point, not a competitor",
+    ]
     if pca := pca_table(truth, train, size):
         rows.append(row(PCA, pca.table.embeddings, pca.table.size, pca.table.macs / 1e9))
         notes.append(
@@ -174,9 +172,13 @@ def compare_embeddings(
     if reencoded is not None:
         rows.append(row(ENCODER, reencoded, None, gmac_of_encoder(model, teacher)))
         notes.append(f"{ENCODER}: bytes do not include the encoder, which must be available at decoding")
-    count = 0 if texts is None else len(texts)
-    notes += [_TEXT_NOTE] * bool(count)
-    return HeadComparison(rows, run.record.targets_label, bool(head_bytes), notes, count)
+    if texts is not None:
+        meaning = (
+            "a hit is the patch with the true embedding nearest to the text, or the same patch in an adjacent frame"
+        )
+        notes.append(f"{TEXTS}: {meaning}")
+    source, queries = "measured" if head_bytes else "estimated", 0 if texts is None else len(texts)
+    return HeadComparison(run.record.targets_label, source, queries, notes, rows)
 
 
 def estimated_bytes(model: DualHeadHNeRV) -> int:
@@ -229,7 +231,7 @@ def _row(
     model: DualHeadHNeRV,
     truth: Tensor,
     texts: Tensor | None,
-    name: str,
+    label: str,
     embeddings: Tensor,
     size: int | None,
     gmac: float,
@@ -246,23 +248,26 @@ def _row(
     pair = embeddings[where].to(device), truth[where].to(device)
     measures = clip_measures_by_split(*pair, positions, truth[positions["train"]].mean((0, 1)).to(device))
     means = {
-        split: {field: value.double().mean().item() for field, value in measures[split]._asdict().items()}
+        split: {
+            name: getattr(measures[split], field).double().mean().item()
+            for field, name in NAMES.items()
+            if ranks or name not in RETRIEVAL
+        }
         for split in splits
         if len(positions[split])
     }
     with_texts = texts is not None and ranks and "train" in splits
-    return HeadRow(name, size, gmac, means, ranks, text_measures(texts.to(device), *pair, where) if with_texts else {})
+    return HeadRow(label, size, gmac, means, _text_measures(texts.to(device), *pair, where) if with_texts else {})
 
 
-def text_measures(texts: Tensor, predicted: Tensor, truth: Tensor, where: Tensor) -> dict[str, float]:
+def _text_measures(texts: Tensor, predicted: Tensor, truth: Tensor, where: Tensor) -> dict[str, float]:
     """texts (Q, D); predicted, truth (F, P, D) of frames at the positions where (F,) -> {name of RETRIEVAL: mean}."""
     patches = torch.arange(truth.shape[1], device=truth.device).expand(truth.shape[:2])
     frames = where.to(truth.device)[:, None].expand_as(patches)
     embeddings = predicted.flatten(0, 1), truth.flatten(0, 1)
     found = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
-    hits = [(found.rank < top).double() for top in (1, 5, 10)]
-    columns = zip(RETRIEVAL, (*hits, found.overlap, found.spearman), strict=True)
-    return {name: column.mean().item() for name, column in columns}
+    columns = *((found.rank < top).double() for top in (1, 5, 10)), found.overlap, found.spearman
+    return {name: column.mean().item() for name, column in zip(RETRIEVAL, columns, strict=True)}
 
 
 def _device(model: DualHeadHNeRV) -> torch.device:

@@ -16,7 +16,6 @@ from hnerv.evaluation import (
     compare_head,
     cost_of,
     evaluate,
-    head_dict,
     open_run,
     write_evaluation,
 )
@@ -117,7 +116,7 @@ def _evaluated(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
             write_evaluation(opened, report, cost_of(opened))
             run = read_run(run.folder, run.name)
         if opened.model.clip_head is not None and not run.beside and first is None:
-            add_to_summary(run.folder, run.summary, "semantics", head_dict(compare_head(opened, progress=True)))
+            add_to_summary(run.folder, run.summary, "semantics", compare_head(opened, progress=True).to_dict())
     except UserError as error:
         raise _Lacking(f"The evaluation could not be saved: {error}") from error
     return opened

@@ -13,6 +13,7 @@ from hnerv.evaluation.head_comparison import (
     ENCODER,
     HEAD,
     MEAN,
+    NAMES,
     NEIGHBOURS,
     PCA,
     compare_embeddings,
@@ -21,7 +22,6 @@ from hnerv.evaluation.head_comparison import (
     gmac_of_head,
     read_queries,
 )
-from hnerv.evaluation.measure import ClipMeasures
 from hnerv.runs.opening import without_clip
 
 CPU = torch.device("cpu")
@@ -41,19 +41,22 @@ def test_the_head_is_measured_as_in_an_evaluation(run):
         NEIGHBOURS: ["val"],
         PCA: ["train", "val"],
     }
-    assert found.rows[0].name == HEAD and rows[HEAD].size == 5000 and found.measured_bytes
+    assert found.rows[0].name == HEAD and rows[HEAD].bytes == 5000 and found.head_bytes_are == "measured"
     for name, split in report.splits():
-        expected = {field: getattr(split.clip, field).double().mean().item() for field in ClipMeasures._fields}
+        expected = {name: getattr(split.clip, field).double().mean().item() for field, name in NAMES.items()}
         assert rows[HEAD].splits[name] == pytest.approx(expected, abs=1e-12)
-    assert rows[PCA].size <= 5000 and rows[NEIGHBOURS].size is None
+    assert rows[PCA].bytes <= 5000 and rows[NEIGHBOURS].bytes is None
     assert abs(rows[MEAN].splits["train"]["centred"]) < 0.05 < rows[PCA].splits["train"]["centred"]
     assert "estimate" not in head_table(found)
 
 
 def test_bytes_of_a_checkpoint_are_called_an_estimate(run):
     found = compare_head(run)
-    size, text = found.rows[0].size, head_table(found)
-    assert size == -(-6 * sum(p.numel() for p in run.model.clip_head.parameters()) // 8) and not found.measured_bytes
+    size, text = found.rows[0].bytes, head_table(found)
+    assert (
+        size == -(-6 * sum(p.numel() for p in run.model.clip_head.parameters()) // 8)
+        and found.head_bytes_are == "estimated"
+    )
     assert "estimated at 6 bits per parameter" in text and f"~{size:,}" in text
 
 
@@ -74,7 +77,7 @@ def test_without_a_head_it_refuses(finished):
 def test_a_file_is_compared_too(coded, film, targets_file, embedding):
     run = open_stream(coded(embedding), CPU, str(film), clip_targets=str(targets_file))
     rows = compare_head(run, 3000).rows
-    assert rows[0].gmac > 0 and set(rows[0].splits) == {"train", "val"}
+    assert rows[0].gmac_per_patch > 0 and set(rows[0].splits) == {"train", "val"}
 
 
 def test_arithmetic_of_the_head_by_hand(run):
@@ -118,7 +121,7 @@ def test_the_encoder_sees_the_decoded_patches(run):
     patches = run.model.scene.grid.split((rgb.clamp(0, 1) * 255).round().to(torch.uint8)).flatten(0, 1)
     seen = torch.cat(encoder.patches[:-1])  # the last call counts arithmetic
     assert seen.shape == patches.shape and (seen.int() - patches.int()).abs().max() <= 1
-    assert row.size is None and row.gmac > gmac_of_head(run.model)
+    assert row.bytes is None and row.gmac_per_patch > gmac_of_head(run.model)
 
 
 def test_queries(tmp_path):

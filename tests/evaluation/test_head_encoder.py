@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from hnerv.codec import Bitstream, head_bytes, open_stream
 from hnerv.data.clip import load_teacher
-from hnerv.evaluation import compare_head, head_dict, head_table, open_run, predict
-from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA, default_queries
+from hnerv.evaluation import compare_head, head_table, open_run, predict
+from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NAMES, NEIGHBOURS, PCA, default_queries
 from hnerv.evaluation.measure import clip_measures
 from hnerv.metrics import round8
 
@@ -39,11 +39,11 @@ def test_the_encoder_is_measured_on_the_decoded_patches(run, found, clip_weights
     truth = run.store.clip(where)
     expected = clip_measures(made[where], truth, where, truth[: len(train)].mean((0, 1)))
     row = next(row for row in found.rows if row.name == ENCODER)
-    assert row.size is None and set(row.splits) == {"train", "val"}
+    assert row.bytes is None and set(row.splits) == {"train", "val"}
     for split, rows in (("train", slice(len(train))), ("val", slice(len(train), None))):
         for field in ("sim", "centred", "found10", "spearman"):
             value = getattr(expected, field)[rows].double().mean().item()
-            assert row.splits[split][field] == pytest.approx(value, abs=1e-4), (split, field)
+            assert row.splits[split][NAMES[field]] == pytest.approx(value, abs=1e-4), (split, field)
 
 
 @torch.no_grad()
@@ -63,10 +63,10 @@ def test_texts_are_ranked_as_by_a_loop(run, found, clip_model):
         overlaps.append(len({*order[:10]} & {*true[:10]}) / 10)
     row = found.rows[0]
     assert row.name == HEAD and found.queries == len(TEXTS)
-    for top, name in ((1, "found"), (5, "found5"), (10, "found10")):
+    for top, name in ((1, "recall@1"), (5, "recall@5"), (10, "recall@10")):
         assert row.texts[name] == pytest.approx(sum(rank < top for rank in ranks) / len(TEXTS))
-    assert row.texts["overlap"] == pytest.approx(sum(overlaps) / len(TEXTS))
-    assert -1 <= row.texts["spearman"] <= 1
+    assert row.texts["overlap@10"] == pytest.approx(sum(overlaps) / len(TEXTS))
+    assert -1 <= row.texts["Spearman"] <= 1
 
 
 def test_texts_query_rows_that_rank_all_frames(found):
@@ -76,7 +76,7 @@ def test_texts_query_rows_that_rank_all_frames(found):
     assert not rows[MEAN].texts and not rows[NEIGHBOURS].texts
     block = next(block for block in head_table(found).split("\n\n") if block.startswith("3 text queries"))
     assert [line[:20].strip() for line in block.splitlines()[1:]] == queried
-    written = head_dict(found)
+    written = found.to_dict()
     names = ["recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
     assert written["queries"] == 3 and list(written["rows"][0]["texts"]) == names
     assert not any("left out" in note for note in found.notes if note.startswith("text queries"))
@@ -91,7 +91,11 @@ def test_a_file_has_measured_bytes_and_default_queries(film, clip_run, clip_weig
     opened = open_stream(path, CPU, str(film))
     found = compare_head(opened, head_bytes(opened))
     (section,) = [part.size for part in Bitstream(path).parts() if part.name == "clip_head"]
-    assert found.queries == len(default_queries()) and found.measured_bytes and found.rows[0].size == section
+    assert (
+        found.queries == len(default_queries())
+        and found.head_bytes_are == "measured"
+        and found.rows[0].bytes == section
+    )
 
 
 def test_without_the_encoder(run, tmp_path):
