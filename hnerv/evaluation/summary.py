@@ -84,12 +84,12 @@ def _health_values(name: str, health: EmbeddingHealth) -> dict[str, float]:
 
 def eval_histograms(report: Report) -> dict[str, Tensor]:
     """{Eval/Histogram tag: values of the frames (F,)}."""
-    found = {}
+    histograms = {}
     for name, split in report.splits():
-        found[f"Eval/Histogram/{name}_psnr_distribution"] = split.psnr.mean(1)
+        histograms[f"Eval/Histogram/{name}_psnr_distribution"] = split.psnr.mean(1)
         if split.clip:
-            found[f"Eval/Histogram/{name}_clip_sim_distribution"] = split.clip.sim.mean(1)
-    return found
+            histograms[f"Eval/Histogram/{name}_clip_sim_distribution"] = split.clip.sim.mean(1)
+    return histograms
 
 
 def log_report(logger: NullLogger, report: Report, epoch: int, step: int) -> dict[str, float]:

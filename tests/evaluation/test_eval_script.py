@@ -136,7 +136,7 @@ def text_page(run: Path) -> str:
     return event.tensor_proto.string_val[0].decode()
 
 
-def test_the_events_say_what_similarity_means_and_what_was_evaluated(run, evaluate):
+def test_the_text_page_names_targets_and_checkpoint(run, evaluate):
     assert evaluate(run / "checkpoints" / "best.pt") == 0
     epoch = torch.load(run / "checkpoints" / "best.pt")["progress"]["epoch"]
     assert text_page(run).splitlines() == [
@@ -147,28 +147,19 @@ def test_the_events_say_what_similarity_means_and_what_was_evaluated(run, evalua
     ]
 
 
-def test_nothing_that_is_not_an_evaluations_own_is_deleted(run, evaluate):
-    mine = [run / "tensorboard" / "eval" / "notes" / "a.txt", run / "tensorboard" / "eval" / "b.txt"]
-    mine += [run / "eval" / "images" / name for name in ("favourite_train.png", "00005_val.jpg", "5_val.png")]
-    for path in mine:
+def test_only_files_of_an_earlier_evaluation_are_removed(run, evaluate):
+    events, images = run / "tensorboard" / "eval", run / "eval" / "images"
+    own = [events / "notes" / "a.txt", events / "b.txt"]
+    own += [images / name for name in ("favourite_train.png", "00005_val.jpg", "5_val.png")]
+    stale = [images / name for name in ("00099_train.png", "00098_val.png", "00097_val-encoded.png", "123456_val.png")]
+    for path in (*own, *stale):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("precious")
-    for _ in range(2):
-        assert evaluate(run, "--images") == 0
-    assert all(path.read_text() == "precious" for path in mine)
-    assert len(list((run / "tensorboard" / "eval").glob("events.*"))) == 1
-
-
-def test_images_of_an_earlier_evaluation_are_removed(run, evaluate):
-    folder = run / "eval" / "images"
-    folder.mkdir(parents=True)
-    stale = ("00099_train.png", "00098_val.png", "00097_val-encoded.png", "123456_val.png")
-    for name in stale:
-        (folder / name).write_text("stale")
-    assert evaluate(run, "--images") == 0
-    assert len(list(folder.iterdir())) == 10 and not any((folder / name).exists() for name in stale)
-    assert evaluate(run / "checkpoints" / "best.pt") == 0
-    assert len(list(folder.iterdir())) == 10, "images are of the last evaluation with --images"
+        path.write_text("content")
+    for words in ((run, "--images"), (run / "checkpoints" / "best.pt",)):  # the second leaves the images of the first
+        assert evaluate(*words) == 0
+        assert len(list(images.iterdir())) == 10 + 3 and not any(path.exists() for path in stale)
+    assert all(path.read_text() == "content" for path in own)
+    assert len(list(events.glob("events.*"))) == 1
 
 
 def test_bars_on_a_terminal(run, evaluate, capsys, monkeypatch):
@@ -180,8 +171,8 @@ def test_bars_on_a_terminal(run, evaluate, capsys, monkeypatch):
     assert "evaluate" in err and "images" in err and err.count("10/10") >= 2
 
 
-def test_training_goes_on_beside_an_evaluation(tmp_path, train, flags, evaluate, monkeypatch, events_of):
-    """The logs of eval.py are not the run's own: a resume leaves them."""
+def test_an_interrupted_run_resumes_after_an_evaluation(tmp_path, train, flags, evaluate, monkeypatch, events_of):
+    """Resuming leaves the logs of eval.py, which are not the run's own."""
     import signal
 
     from hnerv.training import Trainer
