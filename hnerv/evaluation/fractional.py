@@ -54,26 +54,26 @@ def measure_fractional(
     with frames_bar("fractional", sum(len(s.positions) for _, s in report.splits()), progress) as bar:
         for name, split in report.splits():
             sees_frames = name == "val" and report.unseen == "encode"
-            batches = [
-                _measure(model, store, where, windows, sees_frames) for where in in_batches(split.positions, bar)
+            parts = [
+                _window_psnr(model, store, where, windows, sees_frames) for where in in_batches(split.positions, bar)
             ]
-            means = {kind: torch.cat([batch[kind] for batch in batches]).double().mean().item() for kind in windows}
+            means = {kind: torch.cat([batch[kind] for batch in parts]).double().mean().item() for kind in windows}
             values[name] = {"trained": split.psnr.double().mean().item(), **means}
     return values
 
 
-def _measure(
+def _window_psnr(
     model: DualHeadHNeRV, store: FrameStore, where: Tensor, windows: dict[str, list[Window]], sees_frames: bool
 ) -> dict[str, Tensor]:
     """Positions (B,) -> {kind: PSNR (B, windows)}, decoded in full batches as by `predict`."""
     batch, fill = store.batch(where), whole_batch(len(where)).to(store.device)
     frames = batch.frames[fill] if sees_frames else None
 
-    def window_psnr(window: Window) -> Tensor:
+    def one(window: Window) -> Tensor:
         rgb = round8(model.decode_window(batch.times[fill], window, frames)[: len(where)])
         return psnr(frame_mse(rgb, window.cut(batch.frames))).cpu()
 
-    return {kind: torch.stack([window_psnr(window) for window in found], dim=1) for kind, found in windows.items()}
+    return {kind: torch.stack([one(window) for window in found], dim=1) for kind, found in windows.items()}
 
 
 def fractional_table(values: dict[str, dict[str, float]], grid: PatchGrid, unseen: str = "") -> str:
