@@ -48,14 +48,16 @@ def test_random_targets_are_warned_of_once(semantics, tmp_path, train, flags, ca
     assert [record.getMessage()[:9] for record in caplog.records] == ["NOT CLIP:"]
 
 
-@pytest.mark.parametrize("case", ["none", "gone", "long"])
-def test_errors_are_one_line(semantics, finished, coded, long_film, tmp_path, case):
-    words = {
-        "none": (finished, "--clip-targets", "none"),
-        "gone": (tmp_path / "gone.hnerv",),
-        "long": (coded("long"), "--data", long_film),
-    }[case]
-    status, out, err = semantics(*words)
-    assert status == 2 and out == ""
-    (line,) = err.splitlines()
-    assert line.startswith("hnerv semantics: ") and ": " in line[17:]
+def test_errors_are_one_line(semantics, finished, film, tmp_path, train, flags, hnerv_main):
+    pixels = tmp_path / "pixels.hnerv"
+    assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
+    assert hnerv_main("encode", tmp_path / "run", "-o", pixels, "--no-measure") == 0
+    for words, reason in (
+        ((finished, "--clip-targets", "none"), "leaves out the CLIP head"),
+        ((tmp_path / "gone.hnerv",), "gone.hnerv"),
+        ((pixels, "--data", film), "has no CLIP head"),
+    ):
+        status, out, err = semantics(*words)
+        assert status == 2 and out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("hnerv semantics: ") and reason in line
