@@ -289,7 +289,7 @@ def _circumstances(run: RunData) -> list[Finding]:
 
 def _beside_baselines(run: RunData) -> list[Finding]:
     """Whether the CLIP head is closer to the targets than the mean embedding, and than a table of as many bytes."""
-    from hnerv.evaluation.semantics.comparing import MEAN, PCA
+    from hnerv.evaluation.head_comparison import MEAN, PCA
 
     centred = {row.name: row.unseen["centred"] for row in run.beside if "centred" in row.unseen}
     rivals = {name: centred[name] for name in (MEAN, PCA) if name in centred}

@@ -10,8 +10,15 @@ import torch
 
 from hnerv.data.clip import warned_once
 from hnerv.errors import UserError
-from hnerv.evaluation import OpenedRun, add_to_summary, cost_of, evaluate, open_run, write_files
-from hnerv.evaluation.semantics import as_dict, measure
+from hnerv.evaluation import (
+    OpenedRun,
+    add_to_summary,
+    compare_head,
+    cost_of,
+    evaluate,
+    open_run,
+    write_evaluation,
+)
 from hnerv.report.page import Story
 from hnerv.report.pictures import draw_frames, pick_frames
 from hnerv.report.plots import disambiguated
@@ -106,10 +113,10 @@ def _evaluated(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
     try:
         if not is_current(run.folder, opened.epoch, checkpoint):
             report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
-            write_files(opened, report, cost_of(opened.model))
+            write_evaluation(opened, report, cost_of(opened))
             run = read_run(run.folder, run.name)
         if opened.model.clip_head is not None and not run.beside and first is None:
-            add_to_summary(run.folder, run.summary, "semantics", as_dict(measure(opened, progress=True)))
+            add_to_summary(run.folder, run.summary, "semantics", compare_head(opened, progress=True).to_dict())
     except UserError as error:
         raise _Lacking(f"The evaluation could not be saved: {error}") from error
     return opened

@@ -217,11 +217,10 @@ def coded_parameters(run: RunData) -> int:
     return run.record.parameters
 
 
-def estimated_rate(run: RunData) -> float:
-    from hnerv.metrics import bits_per_pixel
+def rate_of(run: RunData) -> float:
+    from hnerv.evaluation import estimated_rate
 
-    scene = run.record.scene
-    return bits_per_pixel(coded_parameters(run), scene.frames, scene.height, scene.width)
+    return estimated_rate(run.record.parameters, run.record.scene)
 
 
 BESIDE = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman")
@@ -253,7 +252,7 @@ RUN_ROWS = (
      lambda run: run.values.get("Eval/Gap/psnr_gap"), "{:.2f}"),
     ("coded parameters", "decoder, heads and embeddings", coded_parameters, "{:,}"),
     ("rate, bits per pixel", "estimated at 8 bits per parameter, not a file size",
-     estimated_rate, "{:.4f}"),
+     rate_of, "{:.4f}"),
     ("decoding speed, frames/s", "on the machine that ran the evaluation",
      lambda run: run.summary.get("decode_fps"), "{:.1f}"),
     ("epochs", "completed", lambda run: run.epoch, "{}"),

@@ -38,7 +38,7 @@ def joined(folder: Path, segments: Sequence[Segment], name: str = "") -> RunData
 
     Baselines of the CLIP head are left out: they are measured segment by segment.
     """
-    from hnerv.evaluation.combining import combined
+    from hnerv.evaluation import combine
 
     runs = [segment.run for segment in segments]
     measured = [run for run in runs if run.values]
@@ -47,7 +47,7 @@ def joined(folder: Path, segments: Sequence[Segment], name: str = "") -> RunData
         name=name or folder.resolve().name,
         record=_record(runs),
         curves=_curves(runs),
-        values=combined([run.values for run in measured]),
+        values=combine([run.values for run in measured]),
         values_epoch=min((run.values_epoch for run in measured), default=0),
         summary=_summary(runs),
         frames=_rows(segments, "frames"),

@@ -14,7 +14,7 @@ from hnerv.data.clip import warned_once
 from hnerv.data.clip.targets import check_rows
 from hnerv.data.video import frame_count
 from hnerv.errors import UserError
-from hnerv.evaluation.combining import combined
+from hnerv.evaluation import combine
 from hnerv.files import move_aside
 from hnerv.presets import Choice
 from hnerv.runs import SegmentedFolder, lock, read_plan, targets_of, write_plan
@@ -68,7 +68,7 @@ class Run:
         """{Eval/ tag: value} over all chunks, which are logged where there are several."""
         if self.plan is None:
             return self.results[0].values
-        values = combined([result.values for result in self.results])
+        values = combine([result.values for result in self.results])
         log_chunks(self.folder, values, self.choice.config.train.epochs, len(self.results), report_to)
         return values
 

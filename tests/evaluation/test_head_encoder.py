@@ -1,4 +1,4 @@
-"""A run on the targets of a real OpenCLIP model: its encoder on decoded patches, and what texts find."""
+"""The encoder of the targets on decoded patches, and text queries, with a real OpenCLIP model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hnerv.codec import Bitstream, open_stream
+from hnerv.codec import Bitstream, head_bytes, open_stream
 from hnerv.data.clip import load_teacher
-from hnerv.evaluation import open_run, predict
+from hnerv.evaluation import compare_head, head_table, open_run, predict
+from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NAMES, NEIGHBOURS, PCA, default_queries
 from hnerv.evaluation.measure import clip_measures
-from hnerv.evaluation.semantics import as_dict, default_queries, measure, text_of
-from hnerv.evaluation.semantics.comparing import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA
 from hnerv.metrics import round8
 
 CPU = torch.device("cpu")
@@ -26,7 +25,7 @@ def run(clip_run):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return measure(run, TEXTS)
+    return compare_head(run, queries=TEXTS)
 
 
 @torch.no_grad()
@@ -40,11 +39,11 @@ def test_the_encoder_is_measured_on_the_decoded_patches(run, found, clip_weights
     truth = run.store.clip(where)
     expected = clip_measures(made[where], truth, where, truth[: len(train)].mean((0, 1)))
     row = next(row for row in found.rows if row.name == ENCODER)
-    assert row.size is None and set(row.splits) == {"train", "val"}
+    assert row.bytes is None and set(row.splits) == {"train", "val"}
     for split, rows in (("train", slice(len(train))), ("val", slice(len(train), None))):
         for field in ("sim", "centred", "found10", "spearman"):
             value = getattr(expected, field)[rows].double().mean().item()
-            assert row.splits[split][field] == pytest.approx(value, abs=1e-4), (split, field)
+            assert row.splits[split][NAMES[field]] == pytest.approx(value, abs=1e-4), (split, field)
 
 
 @torch.no_grad()
@@ -64,60 +63,51 @@ def test_texts_are_ranked_as_by_a_loop(run, found, clip_model):
         overlaps.append(len({*order[:10]} & {*true[:10]}) / 10)
     row = found.rows[0]
     assert row.name == HEAD and found.queries == len(TEXTS)
-    for top, name in ((1, "found"), (5, "found5"), (10, "found10")):
+    for top, name in ((1, "recall@1"), (5, "recall@5"), (10, "recall@10")):
         assert row.texts[name] == pytest.approx(sum(rank < top for rank in ranks) / len(TEXTS))
-    assert row.texts["overlap"] == pytest.approx(sum(overlaps) / len(TEXTS))
-    assert -1 <= row.texts["spearman"] <= 1
+    assert row.texts["overlap@10"] == pytest.approx(sum(overlaps) / len(TEXTS))
+    assert -1 <= row.texts["Spearman"] <= 1
 
 
-def test_texts_are_asked_of_what_ranks_all_frames(found):
+def test_texts_query_rows_that_rank_all_frames(found):
     rows = {row.name: row for row in found.rows}
-    asked = [name for name, row in rows.items() if row.texts]
-    assert asked == [HEAD, ENCODER] or asked == [HEAD, PCA, ENCODER]
+    queried = [name for name, row in rows.items() if row.texts]
+    assert queried == [HEAD, ENCODER] or queried == [HEAD, PCA, ENCODER]
     assert not rows[MEAN].texts and not rows[NEIGHBOURS].texts
-    block = next(block for block in text_of(found).split("\n\n") if block.startswith("3 text queries"))
-    assert [line[:20].strip() for line in block.splitlines()[1:]] == asked
-    written = as_dict(found)
-    assert written["queries"] == 3 and set(written["rows"][0]["texts"]) == {
-        "recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"
-    }  # fmt: skip
-    assert not any(note.startswith("text queries: left out") for note in found.notes)
+    block = next(block for block in head_table(found).split("\n\n") if block.startswith("3 text queries"))
+    assert [line[:20].strip() for line in block.splitlines()[1:]] == queried
+    written = found.to_dict()
+    names = ["recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
+    assert written["queries"] == 3 and list(written["rows"][0]["texts"]) == names
+    assert not any("left out" in note for note in found.notes if note.startswith("text queries"))
+    lines = [line for line in head_table(found).splitlines() if line.startswith(f"{ENCODER} ")]
+    assert len(lines) == 3 and all(line.removeprefix(ENCODER).split()[0] == "-" for line in lines), "no bytes"
 
 
-def test_without_a_list_it_is_the_packages(film, alone_clip, clip_weights, monkeypatch):
+def test_a_file_has_measured_bytes_and_default_queries(film, clip_run, clip_weights, tmp_path, hnerv_main, monkeypatch):
+    path = tmp_path / "clip.hnerv"
+    assert hnerv_main("encode", clip_run, "-o", path, "--no-measure") == 0
     monkeypatch.chdir(clip_weights.parent)  # a file names its weights without their folder
-    opened = open_stream(alone_clip, CPU, str(film))
-    found = measure(opened)
-    (section,) = [part.size for part in Bitstream(alone_clip).parts() if part.name == "clip_head"]
-    assert found.queries == len(default_queries()) and found.measured_bytes and found.rows[0].size == section
+    opened = open_stream(path, CPU, str(film))
+    found = compare_head(opened, head_bytes(opened))
+    (section,) = [part.size for part in Bitstream(path).parts() if part.name == "clip_head"]
+    assert (
+        found.queries == len(default_queries())
+        and found.head_bytes_are == "measured"
+        and found.rows[0].bytes == section
+    )
 
 
-@pytest.fixture(scope="module")
-def alone_clip(clip_run, tmp_path_factory):
-    from hnerv.cli import main
-
-    path = tmp_path_factory.mktemp("coded") / "clip.hnerv"
-    main(["encode", str(clip_run), "-o", str(path), "--no-measure"])
-    return path
-
-
-def test_targets_of_a_file_have_no_text(finished):
-    found = measure(open_run(finished, CPU))
+def test_without_the_encoder(run, tmp_path):
+    gone = run.config.replaced({"clip_weights": str(tmp_path / "gone.safetensors")})
+    found = compare_head(run._replace(config=gone))
+    lines = [note for note in found.notes if "left out" in note]
+    assert len(lines) == 2 and "gone.safetensors" in lines[0] and "there is no encoder" in lines[1]
     assert found.queries == 0 and ENCODER not in [row.name for row in found.rows]
-    (line,) = [note for note in found.notes if note.startswith("text queries")]
-    assert "the targets come from a file" in line and "text queries" in text_of(found)
 
 
 def test_random_targets_have_an_encoder_but_no_text(tmp_path, train, flags):
     assert train(tmp_path, flags(clip_targets=None, clip_weights="random", epochs=1)) == 0
-    found = measure(open_run(tmp_path / "run", CPU))
+    found = compare_head(open_run(tmp_path / "run", CPU))
     assert found.queries == 0 and ENCODER in [row.name for row in found.rows]
     assert any("has no meaning for the RANDOM encoder" in note for note in found.notes)
-
-
-def test_weights_that_are_gone(clip_run, tmp_path):
-    opened = open_run(clip_run, CPU)
-    gone = opened.config.replaced({"clip_weights": str(tmp_path / "gone.safetensors")})
-    found = measure(opened._replace(config=gone))
-    lines = [note for note in found.notes if "left out" in note]
-    assert len(lines) == 2 and "gone.safetensors" in lines[0] and "there is no encoder" in lines[1]
