@@ -18,13 +18,13 @@ def main() -> None:
 def measure(ask: argparse.Namespace) -> None:
     """Open, evaluate, write, report; of a video in segments each of them, then the whole."""
     set_up_torch(ask.threads)
-    from hnerv.codec import has_parts
+    from hnerv.codec import has_several_chunks
     from hnerv.data.clip import warned_once
     from hnerv.measuring import measure_one, measure_whole
 
     device = pick_device(ask.device)
     with warned_once():
-        if has_parts(ask.path):
+        if has_several_chunks(ask.path):
             measure_whole(ask, device)
         else:
             measure_one(ask, device)

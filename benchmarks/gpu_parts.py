@@ -194,9 +194,9 @@ def codec(words: list[str]) -> None:
     set_up_torch(0)
     import torch
 
-    from hnerv.codec import Bitstream
+    from hnerv.codec import open_single_chunk
 
-    device, stream = pick_device(args.device), Bitstream(args.file)
+    device, stream = pick_device(args.device), open_single_chunk(args.file)
     if args.every < 1:
         raise UserError(f"--every {args.every} must be at least 1")
     here, there = stream.model(), stream.model().to(device, memory_format=torch.channels_last)

@@ -129,19 +129,19 @@ def decode_second(file: Path, start: int) -> float:
     """Seconds from opening the file to the last of a second's pictures, the interpreter's imports left out."""
     import torch
 
-    from hnerv.codec import open_film, play_film
+    from hnerv.codec import BitstreamFile, play_file
 
     begin = time.perf_counter()
-    count = sum(1 for _ in play_film(open_film(file), range(start, start + FPS), torch.device("cpu")))
+    count = sum(1 for _ in play_file(BitstreamFile(file), range(start, start + FPS), torch.device("cpu")))
     assert count == FPS
     return time.perf_counter() - begin
 
 
 def index_bytes(file: Path) -> int:
     """Of the segments' index."""
-    from hnerv.codec import open_film
+    from hnerv.codec import BitstreamFile
 
-    return open_film(file).header_bytes
+    return BitstreamFile(file).index.size
 
 
 if __name__ == "__main__":

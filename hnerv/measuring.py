@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from hnerv.codec import open_parts, whole_folder
+from hnerv.codec import evaluation_folder, open_chunks
 from hnerv.errors import UserError
 from hnerv.evaluation import (
     OpenedRun,
@@ -27,7 +27,7 @@ from hnerv.evaluation.whole import PartResult, combined_cost, write_whole
 
 def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     """A video with one model. `ask` is the command line of eval.py. Raises UserError."""
-    ((_, opened),) = open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets)
+    ((_, opened),) = open_chunks(ask.path, device, ask.data, ask.unseen, ask.clip_targets)
     run = opened()
     fractional, grid = ask.positions == "fractional", run.model.scene.grid
     if fractional:
@@ -62,9 +62,9 @@ def measure_whole(ask: argparse.Namespace, device: torch.device) -> None:
     if ask.positions == "fractional":
         raise UserError("--positions fractional works on one segment only: pass its folder or its file")
     parts = []
-    for first, opened in open_parts(ask.path, device, ask.data, ask.unseen, ask.clip_targets):
+    for first, opened in open_chunks(ask.path, device, ask.data, ask.unseen, ask.clip_targets):
         parts.append(measure_part(first, opened(), ask.images))
-    folder, size = whole_folder(ask.path), 0 if ask.path.is_dir() else ask.path.stat().st_size
+    folder, size = evaluation_folder(ask.path), 0 if ask.path.is_dir() else ask.path.stat().st_size
     cost = combined_cost(parts, size)
     summary = write_whole(folder, ask.path, parts, cost, size)
     if ask.json:

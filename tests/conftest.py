@@ -306,7 +306,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
 
     def build(name: str) -> Path:
         if name not in made:
-            from hnerv.codec import Options, encode_run, write_container
+            from hnerv.codec import Options, encode_run, write_bitstream
             from hnerv.runs.opening import checkpoint_of, open_checkpoint
 
             found = open_checkpoint(
@@ -314,7 +314,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
             )
             made[name] = tmp_path_factory.mktemp("coded") / f"{name}.hnerv"
             note = {"epoch": found.epoch, "step": found.step}
-            write_container(made[name], encode_run(found.model, found.record, Options(), None, note))
+            write_bitstream(made[name], [encode_run(found.model, found.record, Options(), None, note)])
         return made[name]
 
     return build

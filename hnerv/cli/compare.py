@@ -64,14 +64,14 @@ def compare(files: list[Path], rivals: list[Rival], device: torch.device, data: 
     """Points of every file and every rival on all frames of the clip. Raises UserError."""
     import torch
 
-    from hnerv.codec import open_stream
+    from hnerv.codec import open_coded_run
     from hnerv.codec.comparison import Comparison, check_rivals, conversion_psnr
     from hnerv.evaluation import FRAMES_AT_ONCE
     from hnerv.runs.opening import NO_TARGETS
 
     measured: list[_Measured] = []
     for path in files:
-        opened = open_stream(path, device, data, clip_targets=NO_TARGETS)
+        opened = open_coded_run(path, device, data, clip_targets=NO_TARGETS)
         if not measured:
             check_rivals(rivals, (opened.model.scene.height, opened.model.scene.width))
         measured.append(_measure(path, opened, measured[0] if measured else None))

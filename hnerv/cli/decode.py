@@ -42,25 +42,25 @@ def run(ask: argparse.Namespace) -> None:
     """Decodes into the output, streaming. Raises UserError before anything is decoded, where it can."""
     import time
 
-    from hnerv.codec import film_times, open_film, play_film
+    from hnerv.codec import BitstreamFile, frame_times, play_file
     from hnerv.command import pick_device
     from hnerv.data.video import check_target, open_writer, slice_positions
 
     device = pick_device(ask.device)
-    film = open_film(ask.file)
-    frames = slice_positions(ask.frames, film.frames)
+    file = BitstreamFile(ask.file)
+    frames = slice_positions(ask.frames, file.frames)
     if not frames:
-        raise UserError(f"--frames {ask.frames!r} selects none of the {film.frames} frames: pass a wider range")
-    grid = film.grid
+        raise UserError(f"--frames {ask.frames!r} selects none of the {file.frames} frames: pass a wider range")
+    grid = file.grid
     patches = parse_patches(ask.patch, grid.patches)
     size = grid.patch_size if patches else (grid.height, grid.width)
     outputs = {patch: patch_path(ask.output, patch) if len(patches) > 1 else ask.output for patch in patches or (None,)}
     for path in outputs.values():
         check_target(path, size, ask.overwrite)
-    start, times = time.perf_counter(), film_times(film, frames)
+    start, times = time.perf_counter(), frame_times(file, frames)
     for patch, path in outputs.items():
-        writer = open_writer(path, size, times, display=film.display, overwrite=ask.overwrite, numbers=frames)
-        save(play_film(film, frames, device, patch), writer, path.name, len(frames))
+        writer = open_writer(path, size, times, display=file.display, overwrite=ask.overwrite, numbers=frames)
+        save(play_file(file, frames, device, patch), writer, path.name, len(frames))
     seconds = time.perf_counter() - start
     places = ", ".join(map(str, outputs.values()))
     print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {places} in {seconds:.1f} s")

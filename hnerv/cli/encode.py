@@ -68,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures what was read. Raises UserError before anything is written."""
-    from hnerv.codec import check_options, check_trained, write_film
+    from hnerv.codec import check_options, check_trained, join_files
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
     from hnerv.runs import parts_of
@@ -82,14 +82,11 @@ def run(ask: argparse.Namespace) -> None:
         raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
     parts = parts_of(ask.run)
     check_trained(parts)
-    if len(parts) == 1:
-        show_all([code(ask, parts[0], options, device, ask.output)], ask.output)
-    else:
-        with working_folder(ask.output) as folder, warned_once():
-            files = [folder / f"{number:05d}.hnerv" for number in range(len(parts))]
-            coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
-            write_film(ask.output, files)
-        show_all(coded, ask.output)
+    with working_folder(ask.output) as folder, warned_once():
+        files = [folder / f"{number:05d}.hnerv" for number in range(len(parts))]
+        coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
+        join_files(ask.output, files)
+    show_all(coded, ask.output)
     played = ask.output.with_name(f"{ask.output.stem}_decoded.mp4")
     print(f"play it:   {shlex.join(['hnerv', 'decode', str(ask.output), '-o', str(played)])}")
 
@@ -141,12 +138,12 @@ def code_alone(run: Path, options: Options, device: torch.device, output: Path) 
     """From the checkpoint alone, without its video."""
     import torch
 
-    from hnerv.codec import encode_run, write_container
+    from hnerv.codec import encode_run, write_bitstream
     from hnerv.runs.opening import checkpoint_of, open_checkpoint
 
     found = open_checkpoint(checkpoint_of(run))
     model, note = found.model.to(device, memory_format=torch.channels_last), {"epoch": found.epoch, "step": found.step}
-    write_container(output, encode_run(model, found.record, options, None, note))
+    write_bitstream(output, [encode_run(model, found.record, options, None, note)])
     return Coded("", {}, {})
 
 
@@ -154,25 +151,28 @@ def code_and_measure(
     ask: argparse.Namespace, part: RunPart, options: Options, device: torch.device, output: Path
 ) -> Coded:
     """With the video: to fine-tune on, and to measure against."""
-    from hnerv.codec import Bitstream, encode_run, write_container
+    from hnerv.codec import encode_run, open_single_chunk, write_bitstream
     from hnerv.evaluation import eval_values, evaluate, open_run
     from hnerv.runs import targets_of
 
     run = open_run(part.path, device, data=ask.data, clip_targets=targets_of(ask.clip_targets, part.first, part.count))
     before = {} if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))
     note = {"epoch": run.epoch, "step": run.step}
-    write_container(output, encode_run(run.model, run.record, options, run.store, note, progress=True))
-    after = eval_values(evaluate(Bitstream(output).model().to(device), run.store, progress=True)) if before else {}
+    write_bitstream(output, [encode_run(run.model, run.record, options, run.store, note, progress=True)])
+    after = {}
+    if before:
+        decoded = open_single_chunk(output).model().to(device)
+        after = eval_values(evaluate(decoded, run.store, progress=True))
     return Coded(run.record.targets_label, before, after)
 
 
 def show_all(coded: list[Coded], path: Path) -> None:
     """What is in the file, and what coding cost, over all segments."""
-    from hnerv.codec import open_film
-    from hnerv.codec.describing import parts_table
+    from hnerv.codec import BitstreamFile
+    from hnerv.codec.description import parts_table
     from hnerv.evaluation import combined, table
 
-    print(parts_table(open_film(path)))
+    print(parts_table(BitstreamFile(path)))
     if coded[0].before:
         before, after = combined([run.before for run in coded]), combined([run.after for run in coded])
         print(f"\nfrom the file:\n{table(after, coded[0].targets)}\n{lost(before, after)}")

@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(ask: argparse.Namespace) -> None:
     """Prints the table. Raises UserError."""
-    from hnerv.codec import is_container, open_stream
+    from hnerv.codec import is_container, open_coded_run
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
     from hnerv.evaluation import open_run
@@ -37,7 +37,7 @@ def run(ask: argparse.Namespace) -> None:
             "--clip-targets none leaves out the CLIP head, which this command measures: pass the target file"
         )
     queries = read_queries(ask.queries) if ask.queries else []
-    opener = open_stream if is_container(ask.run) else open_run
+    opener = open_coded_run if is_container(ask.run) else open_run
     with warned_once():
         opened = opener(ask.run, pick_device(ask.device), data=ask.data, clip_targets=ask.clip_targets)
         found = measure(opened, queries, progress=True)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hnerv.codec import Bitstream
+from hnerv.codec import open_single_chunk
 from hnerv.data.video import load_video
 from hnerv.evaluation import predict
 
 
 def expected(path: Path) -> np.ndarray:
     """What an evaluation of the coded model measures: (N, H, W, 3) uint8."""
-    stream = Bitstream(path)
+    stream = open_single_chunk(path)
     model = stream.model().to(memory_format=torch.channels_last)
     times = torch.arange(stream.scene.frames, dtype=torch.float32).split(4)
     rgb = torch.cat([predict(model, some).rgb for some in times])
@@ -89,7 +89,7 @@ def test_what_is_there_is_replaced_only_when_asked(coded, hnerv_main, tmp_path, 
 
 
 def test_patches_get_a_folder_each_and_one_alone_the_name_itself(coded, hnerv_main, tmp_path):
-    whole, grid = expected(coded("grid")), Bitstream(coded("grid")).scene.grid
+    whole, grid = expected(coded("grid")), open_single_chunk(coded("grid")).scene.grid
     assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "a", "--patch", "1,3,1", "--frames", "2:7") == 0
     assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "b", "--patch", "6") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_p1", "a_p3", "b"]
@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(coded, tmp_path, m
 
 def test_a_damaged_section_leaves_nothing_behind(coded, hnerv_main, tmp_path, capsys):
     data = bytearray(coded("grid").read_bytes())
-    data[Bitstream(coded("grid")).container.header_bytes + 5] ^= 1
+    data[open_single_chunk(coded("grid")).container.header_bytes + 5] ^= 1
     (tmp_path / "a.hnerv").write_bytes(data)
     assert hnerv_main("decode", tmp_path / "a.hnerv", "-o", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()

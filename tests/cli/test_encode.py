@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hnerv.cli.encode import lost
-from hnerv.codec import Bitstream, play
+from hnerv.codec import open_single_chunk, play
 from hnerv.evaluation import evaluate, open_run
 
 
@@ -21,7 +21,7 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     opened = open_run(run_of(embedding), torch.device("cpu"))
-    before, after = evaluate(opened.model, opened.store), evaluate(Bitstream(path).model(), opened.store)
+    before, after = evaluate(opened.model, opened.store), evaluate(open_single_chunk(path).model(), opened.store)
     lost = re.search(r"^full-frame PSNR relative to the float model: training (\S+) dB, unseen (\S+) dB$", out, re.M)
     for printed, split in zip(lost.groups(), ("train", "val"), strict=True):
         a, b = (getattr(report, split).psnr_frame.mean().item() for report in (after, before))
@@ -30,7 +30,7 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
         f"{path.stat().st_size:,}" in out
         and f"play it:   hnerv decode {path} -o {path.with_name('a_decoded.mp4')}" in out
     )
-    told = Bitstream(path).encoder
+    told = open_single_chunk(path).encoder
     assert told["weight_bits"] == 5 and told["latent_bits"] == 4 and told["epoch"] > 0
 
 
@@ -60,10 +60,10 @@ def test_without_measuring_the_video_is_not_needed(train, flags, make_film, hner
         assert "film" in line and not path.exists()
     assert hnerv_main("encode", run, "-o", path, "--no-measure") == 0
     assert "from the file" not in capsys.readouterr().out
-    assert len(list(play(Bitstream(path).model(), range(12)))) == 12
+    assert len(list(play(open_single_chunk(path).model(), range(12)))) == 12
     moved = make_film(tmp_path / "moved")
     assert hnerv_main("encode", run, "-o", path, "--data", moved, "--finetune-epochs", "1", "--overwrite") == 0
-    assert Bitstream(path).encoder["finetune_epochs"] == 1
+    assert open_single_chunk(path).encoder["finetune_epochs"] == 1
 
 
 def test_all_options_reach_the_file(finished, hnerv_main, tmp_path):
@@ -71,7 +71,7 @@ def test_all_options_reach_the_file(finished, hnerv_main, tmp_path):
     words = ["--weight-bits", 6, "--latent-bits", 5, "--steps", "symmetric", "--per-channel", "--prune", 0.1]
     words += ["--finetune-epochs", 1, "--finetune-lr", 1e-3, "--rate-weight", 0.01, "--no-measure"]
     assert hnerv_main("encode", finished, "-o", path, *words) == 0
-    told = Bitstream(path).encoder
+    told = open_single_chunk(path).encoder
     asked = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "per_channel": True, "prune": 0.1}
     asked |= {"finetune_epochs": 1, "rate_weight": 0.01}
     assert {key: told[key] for key in asked} == asked
@@ -91,7 +91,7 @@ def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_
     assert hnerv_main("encode", finished, "-o", path, "--no-measure") == 2, "only with --overwrite"
     assert path.read_bytes() == b"older"
     assert hnerv_main("encode", finished, "-o", path, "--no-measure", "--overwrite") == 0
-    assert np.stack(list(play(Bitstream(path).model(), range(2)))).shape == (2, 32, 64, 3)
+    assert np.stack(list(play(open_single_chunk(path).model(), range(2)))).shape == (2, 32, 64, 3)
     assert [found.name for found in tmp_path.iterdir()] == ["a.hnerv"]
 
 

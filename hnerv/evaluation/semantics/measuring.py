@@ -59,8 +59,7 @@ def _head_bytes(run: OpenedRun) -> int:
     """Of the CLIP head's section of a file; 0 for a checkpoint, which has none."""
     if not run.coded_bytes:
         return 0
-    from hnerv.codec import Bitstream
-    from hnerv.codec.file import summed_by_part
+    from hnerv.codec import open_single_chunk, summed_by_part
 
     path: Path = run.checkpoint
-    return {part.name: part.size for part in summed_by_part(Bitstream(path).parts())}["clip_head"]
+    return {part.name: part.size for part in summed_by_part(open_single_chunk(path).parts())}["clip_head"]

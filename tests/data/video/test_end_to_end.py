@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from hnerv.codec import open_film
+from hnerv.codec import BitstreamFile
 from hnerv.data.video import load_video
 
 SIZE = {"size": (32, 64)}
@@ -49,7 +49,7 @@ def test_colour_tags_and_the_shape_of_a_pixel_travel(coded, encode, hnerv_main, 
     video = encode("hdr.mp4", pix_fmt="yuv420p10le", setup=_tags, **SIZE)
     path = coded(video, *segments)
     assert caplog.text.count("is HDR (PQ, as in HDR10)") == 1
-    assert open_film(path).display == (9, 16, 9, 1, 4, 3)
+    assert BitstreamFile(path).display == (9, 16, 9, 1, 4, 3)
     for name, matrix_and_range in (("a.mp4", (9, 1)), ("a.mkv", (0, 2))):
         assert hnerv_main("decode", path, "-o", place / name) == 0
         with av.open(str(place / name)) as container:
@@ -118,8 +118,8 @@ def test_a_recording_that_begins_inside_a_group_of_pictures_in_segments(coded, e
     """16 packets, of which the 4 before the key frame cannot be decoded."""
     whole = encode("whole.ts", 20, options={"g": "8", "bf": "0", "sc_threshold": "0"}, **SIZE)
     cut = remux(whole, place / "cut.ts", lambda k, data: data if k >= 4 else None)
-    film = open_film(coded(cut, "--segment-frames", "5"))
-    assert film.frames == 12 and [part.frames for part in film.parts] == [4, 4, 4]
+    film = BitstreamFile(coded(cut, "--segment-frames", "5"))
+    assert film.frames == 12 and [chunk.frames for chunk in film.chunks] == [4, 4, 4]
 
 
 def test_a_name_that_is_not_utf8(coded, encode, evaluate, hnerv_main, place, capsys, caplog) -> None:
@@ -139,10 +139,10 @@ def test_a_name_that_is_not_utf8(coded, encode, evaluate, hnerv_main, place, cap
 def test_raw_video_and_a_rate_from_the_command_line(coded, hnerv_main, place, train, flags, capsys) -> None:
     planes = np.random.default_rng(0).integers(0, 256, 12 * 32 * 64 * 3 // 2, dtype=np.uint8)
     (place / "noise_64x32_50fps_420_8bit.yuv").write_bytes(planes.tobytes())
-    assert open_film(coded("noise_64x32_50fps_420_8bit.yuv")).fps == 50
+    assert BitstreamFile(coded("noise_64x32_50fps_420_8bit.yuv")).fps == 50
     (place / "noise.bin").write_bytes(planes.tobytes())
     words = ("--raw-video", "64x32:yuv420p:30", "--fps", "15", "--overwrite", "--segment-frames", "5")
-    film = open_film(coded("noise.bin", *words))
-    assert (film.fps, film.frames, len(film.parts)) == (15, 12, 3)
+    film = BitstreamFile(coded("noise.bin", *words))
+    assert (film.fps, film.frames, len(film.chunks)) == (15, 12, 3)
     assert train(place, [*flags(data="noise.bin"), "--overwrite"]) == 2
     assert "noise.bin is not a video" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from hnerv.codec import open_film
+from hnerv.codec import BitstreamFile
 from hnerv.errors import UserError
 from hnerv.runs import Wishes, plan_video
 from hnerv.data.video import frame_count, load_video, loading
@@ -86,7 +86,7 @@ def test_variable_rate_cut_short_in_segments(encode, train, flags, hnerv_main, t
     words = ["--frames", f"0:{count}", "--segment-frames", "5"]
     assert train(tmp_path, [*flags(data=path, epochs=1, clip_targets=None, clip_weights="none"), *words]) == 0
     assert hnerv_main("encode", tmp_path / "run", "-o", tmp_path / "a.hnerv", "--no-measure") == 0
-    film = open_film(tmp_path / "a.hnerv")
+    film = BitstreamFile(tmp_path / "a.hnerv")
     assert film.frames == count and film.fps == pytest.approx(parts[0].fps)
 
 

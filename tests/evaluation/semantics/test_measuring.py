@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hnerv.codec import Bitstream, open_stream
+from hnerv.codec import open_coded_run, open_single_chunk
 from hnerv.data.clip import load_teacher
 from hnerv.evaluation import open_run, predict
 from hnerv.evaluation.measure import clip_measures
@@ -86,9 +86,9 @@ def test_texts_are_asked_of_what_ranks_all_frames(found):
 
 def test_without_a_list_it_is_the_packages(film, alone_clip, clip_weights, monkeypatch):
     monkeypatch.chdir(clip_weights.parent)  # a file names its weights without their folder
-    opened = open_stream(alone_clip, CPU, str(film))
+    opened = open_coded_run(alone_clip, CPU, str(film))
     found = measure(opened)
-    (section,) = [part.size for part in Bitstream(alone_clip).parts() if part.name == "clip_head"]
+    (section,) = [part.size for part in open_single_chunk(alone_clip).parts() if part.name == "clip_head"]
     assert found.queries == len(default_queries()) and found.measured_bytes and found.rows[0].size == section
 
 
