@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def elsewhere(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """The console script in another process, whose working directory and home are `folder`."""
     code = "from hnerv.cli import main; main()"
     given = [sys.executable, "-c", code, *words, "--threads", "1", "--device", "cpu"]
-    environment = {"PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    environment = {"PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}
     return subprocess.run(given, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -151,7 +152,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(coded, tmp_path, m
 
 def test_a_damaged_section_leaves_nothing_behind(coded, hnerv_main, tmp_path, capsys):
     data = bytearray(coded("grid").read_bytes())
-    data[open_single_chunk(coded("grid")).container.header_bytes + 5] ^= 1
+    entry = open_single_chunk(coded("grid")).entry
+    data[entry.offset + entry.header_bytes + 5] ^= 1
     (tmp_path / "a.hnerv").write_bytes(data)
     assert hnerv_main("decode", tmp_path / "a.hnerv", "-o", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()

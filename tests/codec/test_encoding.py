@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from hnerv.codec import Bitstream, Options, check_options, coded_weights, encode_run
+from hnerv.codec import CodedChunk, Options, check_options, coded_weights, encode_run, open_single_chunk
 from hnerv.codec import encoding as encoding_module
 from hnerv.codec.allocation import Bits, range_scales, sensitivity_scales
 from hnerv.codec.bitstream import LATENTS
@@ -26,7 +26,7 @@ PIXELS = 40 * 32 * 64
 class Made(NamedTuple):
     """A file and what it shows: mean PSNR of its frames, dB."""
 
-    stream: Bitstream
+    stream: CodedChunk
     psnr: float
 
     @property
@@ -51,7 +51,7 @@ def make(long_run, tmp_path_factory) -> Callable[..., Made]:
             path = folder / f"{len(made)}.hnerv"
             torch.manual_seed(len(made))  # nothing may depend on the state that the caller left
             path.write_bytes(encode_run(run.model, run.record, Options(**options), run.store, {}))
-            stream = Bitstream(path)
+            stream = open_single_chunk(path)
             made[key] = Made(stream, evaluate(stream.model(), run.store).train.psnr_frame.mean().item())
         return made[key]
 
@@ -211,7 +211,7 @@ def test_fine_tuning_is_reproducible(long_run, rate_weight):
 def test_a_rate_term_makes_the_file_smaller(make):
     def coded_bytes(rate_weight: float) -> int:
         stream = make(bits=Bits(6, 6), tuning=Tuning(5, 5e-3, rate_weight)).stream
-        return stream.size - stream.container.header_bytes
+        return stream.size - stream.entry.header_bytes
 
     assert coded_bytes(0.1) < 0.9 * coded_bytes(0.0)
 

@@ -320,7 +320,9 @@ def taken_apart(path: Path) -> tuple[dict, dict[str, bytes]]:
     return {"record": header.record, "encoder": header.encoder}, sections
 
 
-def test_bitstreams_with_a_forged_header_and_mended_checksums(hunt, tmp_path, coded, packed, mutated, use_stream) -> None:
+def test_bitstreams_with_a_forged_header_and_right_checksums(
+    hunt, tmp_path, coded, packed, mutated, use_stream
+) -> None:
     path = tmp_path / "a.hnerv"
     parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe")}
 
