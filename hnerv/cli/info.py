@@ -18,13 +18,13 @@ def add_arguments(parser: Parser) -> None:
 def run(ask: argparse.Namespace) -> None:
     """Verifies every section and prints what the file contains. Raises UserError."""
     from hnerv.codec import BitstreamFile
-    from hnerv.codec.description import as_dict, chunks_table, origin_lines, parts_table
+    from hnerv.codec.description import chunks_table, info_dict, origin_lines, parts_table
 
     file = BitstreamFile(ask.file)
     for chunk in file.opened_chunks:
         chunk.check()
     if ask.json:
-        print(json.dumps(as_dict(file), indent=2))
+        print(json.dumps(info_dict(file), indent=2))
         return
     tables = [origin_lines(file), parts_table(file)]
     if len(file.chunks) > 1:

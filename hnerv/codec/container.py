@@ -90,7 +90,7 @@ def serialize(chunks: Sequence[ChunkContent]) -> Iterator[bytes]:
     record = common_part([chunk.record for chunk in chunks])
     headers, rows = [], []
     for chunk in chunks:
-        own = without(chunk.record, record)
+        own = own_part(chunk.record, record)
         headers.append(_deflated({"record": own, "encoder": chunk.encoder, "sections": chunk.sections}))
         size = len(headers[-1]) + sum(section.size for section in chunk.sections)
         rows.append([chunk.frames, size, len(headers[-1]), zlib.crc32(headers[-1])])
@@ -165,7 +165,7 @@ def read_header(path: Path, index: FileIndex, entry: ChunkEntry) -> ChunkHeader:
         sizes = [section.size for section in sections]
         if min(sizes, default=0) < 0 or entry.header_bytes + sum(sizes) != entry.size:
             raise ValueError("invalid section lengths")
-        return ChunkHeader(path, entry, merged(data["record"], index.record), data["encoder"], sections)
+        return ChunkHeader(path, entry, complete_record(data["record"], index.record), data["encoder"], sections)
     except (KeyError, OverflowError, TypeError, ValueError, RecursionError, zlib.error) as error:
         raise _foreign(path, f"header: {error}") from error
 
@@ -199,23 +199,23 @@ def common_part(records: Sequence[dict]) -> dict:
     return common
 
 
-def without(record: dict, common: dict) -> dict:
-    """What a dictionary has beyond `common`, a `common_part` of it. Inverse of `merged`."""
+def own_part(record: dict, common: dict) -> dict:
+    """What a dictionary has beyond `common`, a `common_part` of it. Inverse of `complete_record`."""
     own = {}
     for key, value in record.items():
         if key not in common:
             own[key] = value
-        elif isinstance(value, dict) and (inner := without(value, common[key])):
+        elif isinstance(value, dict) and (inner := own_part(value, common[key])):
             own[key] = inner
     return own
 
 
-def merged(own: dict, common: dict) -> dict:
+def complete_record(own: dict, common: dict) -> dict:
     """Both together; no value of `own` replaces one of `common`, so that a chunk cannot contradict the index."""
     both = dict(own)
     for key, value in common.items():
         inner = own.get(key)
-        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        both[key] = complete_record(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return both
 
 

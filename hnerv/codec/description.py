@@ -6,7 +6,7 @@ from hnerv.codec.file import BitstreamFile, PartSize, summed_by_part
 from hnerv.metrics import bits_per_pixel
 
 
-def rate_of(file: BitstreamFile) -> float:
+def bpp_of(file: BitstreamFile) -> float:
     """Bits per pixel: 8 x bytes of the file / (frames x height x width)."""
     return _rate(file, file.size, file.frames)
 
@@ -51,7 +51,7 @@ def origin_lines(file: BitstreamFile) -> str:
     widths = ", ".join(map(str, sorted({chunk.record.width for chunk in chunks})))
     return "\n".join(
         (
-            f"file     {file.path}: {file.size:,} bytes, {rate_of(file):.5f} bpp",
+            f"file     {file.path}: {file.size:,} bytes, {bpp_of(file):.5f} bpp",
             f"video    {record.video.source}, crop {crop.height}x{crop.width} at {crop.top},{crop.left} -> "
             f"{crop.out_height}x{crop.out_width}",
             f"frames   {file.frames} at {file.fps:.6g} frames/s; {training} training, {unseen} unseen"
@@ -64,9 +64,9 @@ def origin_lines(file: BitstreamFile) -> str:
     )
 
 
-def as_dict(file: BitstreamFile) -> dict[str, object]:
+def info_dict(file: BitstreamFile) -> dict[str, object]:
     """Everything as a plain dictionary, each section on its own."""
-    total = {"file": str(file.path), "bytes": file.size, "bpp": rate_of(file), "frames": file.frames}
+    total = {"file": str(file.path), "bytes": file.size, "bpp": bpp_of(file), "frames": file.frames}
     segments = [
         {
             "first": chunk.entry.first,

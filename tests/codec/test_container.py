@@ -17,15 +17,15 @@ from hnerv.codec.container import (
     VERSION,
     ChunkContent,
     common_part,
+    complete_record,
     content_of,
     is_container,
-    merged,
+    own_part,
     read_header,
     read_index,
     read_section,
     serialize,
     stored_chunks,
-    without,
     write_bitstream,
 )
 from hnerv.errors import UserError
@@ -103,8 +103,8 @@ JSON = st.recursive(
 def test_records_without_their_common_part_are_merged_again(records):
     common = common_part(records)
     for record in records:
-        assert repr_sorted(merged(without(record, common), common)) == repr_sorted(record)
-    assert len(records) > 1 or (common, without(records[0], common)) == (records[0], {})
+        assert repr_sorted(complete_record(own_part(record, common), common)) == repr_sorted(record)
+    assert len(records) > 1 or (common, own_part(records[0], common)) == (records[0], {})
 
 
 def repr_sorted(value: object) -> str:
@@ -115,7 +115,7 @@ def repr_sorted(value: object) -> str:
 
 
 def test_a_chunk_cannot_contradict_the_index():
-    assert merged({"scene": {"fps": 3, "frames": 2}, "a": {"b": 1}}, {"scene": {"fps": 24}, "a": 5}) == {
+    assert complete_record({"scene": {"fps": 3, "frames": 2}, "a": {"b": 1}}, {"scene": {"fps": 24}, "a": 5}) == {
         "scene": {"fps": 24, "frames": 2}, "a": 5
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ from hnerv.codec import file as file_module
 from hnerv.codec.allocation import Bits, range_scales
 from hnerv.codec.bitstream import coded_values, layout, read_tensors, write_sections
 from hnerv.codec.container import read_section
-from hnerv.codec.description import all_parts, as_dict, origin_lines, parts_table, rate_of
+from hnerv.codec.description import all_parts, bpp_of, info_dict, origin_lines, parts_table
 from hnerv.errors import UserError
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
@@ -155,13 +155,13 @@ def test_every_byte_belongs_to_a_part(coded, embedding):
     for parts in (all_parts(file), summed_by_part(all_parts(file))):
         assert sum(part.size for part in parts) == size
         assert sum(part.parameters for part in parts) == sum(p.numel() for p in chunk.model().parameters())
-    assert rate_of(file) == 8 * size / (12 * 32 * 64)
+    assert bpp_of(file) == 8 * size / (12 * 32 * 64)
     rows = [line.split() for line in parts_table(file).splitlines()]
     parts = "header embedding decoder.stem decoder.stages.0 decoder.stages.1 decoder.stages.2 rgb_head clip_head"
     assert [row[0] for row in rows] == ["part", *parts.split(), "file"]
     found = [int(row[3].replace(",", "")) for row in rows[1:]]
     assert sum(found[:-1]) == found[-1] == size
-    assert float(rows[-1][4]) == pytest.approx(rate_of(file), abs=1e-5)
+    assert float(rows[-1][4]) == pytest.approx(bpp_of(file), abs=1e-5)
 
 
 def test_the_file_names_no_folder_of_this_machine(run_of, coded, film, targets_file):
@@ -204,9 +204,9 @@ def test_description(coded):
     text = origin_lines(file)
     for words in ("film, crop 32x64 at 0,0 -> 32x64", "12 at 24 frames/s; 8 training, 2 unseen", "2x4 of 16x16"):
         assert words in text
-    plain = json.loads(json.dumps(as_dict(file)))
+    plain = json.loads(json.dumps(info_dict(file)))
     assert plain["bytes"] == file.size == sum(part["size"] for part in plain["parts"])
-    assert plain["bpp"] == rate_of(file) and plain["encoder"]["epoch"] == 3
+    assert plain["bpp"] == bpp_of(file) and plain["encoder"]["epoch"] == 3
     assert RunRecord.from_dict(plain["record"], file.path) == open_single_chunk(file.path).record
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hnerv.codec import BitstreamFile, open_single_chunk, play
 from hnerv.codec.container import read_section
-from hnerv.codec.description import as_dict, origin_lines, parts_table
+from hnerv.codec.description import info_dict, origin_lines, parts_table
 from hnerv.data.clip.targets import read_targets_file
 from hnerv.geometry import PatchGrid
 from hnerv.runs.checkpoint import load_checkpoint
@@ -292,7 +292,7 @@ def use_stream(settled, refused):
         if stream is refused:
             return
         file = BitstreamFile(path)
-        assert parts_table(file) and origin_lines(file) and json.dumps(as_dict(file))
+        assert parts_table(file) and origin_lines(file) and json.dumps(info_dict(file))
         settled(stream.check)
         model = settled(stream.model)
         if model is not refused and stream.scene.height * stream.scene.width < 1 << 16:

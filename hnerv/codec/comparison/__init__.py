@@ -1,23 +1,24 @@
-"""What other codecs make of the same frames: rate and distortion, measured by the same code, and who wins."""
+"""Comparison with conventional video codecs: rate and distortion of the same frames, measured by the same code."""
 
-from hnerv.codec.comparison.bdrate import BdRate, bd_rate
-from hnerv.codec.comparison.points import Clip, Quality, RatePoint, quality
-from hnerv.codec.comparison.rivals import RIVALS, Rival, check_rivals, conversion_psnr, encode_rival, parse_rivals
+from hnerv.codec.comparison.bitstreams import compare_files
+from hnerv.codec.comparison.codecs import CODECS, VideoCodec, check_codecs, conversion_psnr, measure_codec, parse_codecs
+from hnerv.codec.comparison.rates import BdRate, Clip, Quality, RatePoint, bd_rate, quality
 from hnerv.codec.comparison.table import Comparison, text_table, to_dict, write_comparison
 
 __all__ = [
-    "RIVALS",
+    "CODECS",
     "BdRate",
     "Clip",
     "Comparison",
     "Quality",
     "RatePoint",
-    "Rival",
+    "VideoCodec",
     "bd_rate",
-    "check_rivals",
+    "check_codecs",
+    "compare_files",
     "conversion_psnr",
-    "encode_rival",
-    "parse_rivals",
+    "measure_codec",
+    "parse_codecs",
     "quality",
     "text_table",
     "to_dict",

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hnerv.codec.comparison import RatePoint, text_table, to_dict, write_comparison
-from hnerv.codec.comparison.table import share_at_our_psnr, verdict
+from hnerv.codec.comparison.table import bytes_at_our_psnr, verdict
 from hnerv.errors import UserError
 
 
@@ -34,14 +34,14 @@ CASES = [
 @pytest.mark.parametrize(("size", "psnr", "words"), CASES)
 def test_who_wins_is_said_in_words(compared, size, psnr, words):
     found = compared([])
-    line = verdict(ours(size, psnr), "x264 medium", found.rivals["x264 medium"])
+    line = verdict(ours(size, psnr), "x264 medium", found.codecs["x264 medium"])
     assert line == f"a.hnerv ({psnr:.2f} dB): {line.split(': ', 1)[1]}" and line.endswith(words)
 
 
 def test_bytes_grow_by_a_constant_factor_between_two_points(compared):
     """5 dB are a factor of 2: half of that is the square root."""
-    rival = compared([]).rivals["x264 medium"]
-    share = share_at_our_psnr(ours(1000, 32.5), rival[::-1])
+    rival = compared([]).codecs["x264 medium"]
+    share = bytes_at_our_psnr(ours(1000, 32.5), rival[::-1])
     assert share.ratio == pytest.approx(2 * math.sqrt(2))
     assert (share.low, share.high) == (25.0, 40.0)
 
