@@ -13,41 +13,31 @@ from hnerv.flags import Parser
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE.hnerv", help="files of one video, one rate point each"
-    )
-    parser.add_argument(
-        "--data",
-        default="",
-        metavar="PATH|CLIP",
-        help="the video; not needed if a file of that name is in the current folder",
-    )
-    parser.add_argument(
-        "--against",
-        default="x264,x265,svt-av1",
-        metavar="CODECS",
-        help="comma-separated, each NAME or NAME:PRESET: x264, x265 (preset medium), svt-av1 (preset 6); default: all",
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="write the comparison here as CSV, JSON and a plot"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE.hnerv", help="files of one video, one rate point each")
+    data = "the video; not needed if a file of that name is in the current folder"
+    add("--data", default="", metavar="PATH|CLIP", help=data)
+    codecs = "comma-separated, each NAME or NAME:PRESET: x264, x265 (preset medium), svt-av1 (preset 6); default: all"
+    add("--against", default="x264,x265,svt-av1", metavar="CODECS", help=codecs)
+    output = "write the comparison here as CSV, JSON and a plot"
+    add("-o", "--output", type=Path, metavar="FOLDER", help=output)
+    add("--json", action="store_true", help="print JSON instead of a table")
     add_device(parser)
 
 
-def run(ask: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prints and writes the comparison. Raises UserError before anything is coded, where it can."""
     from hnerv.codec.comparison import compare_files, parse_codecs, text_table, to_dict, write_comparison
     from hnerv.command import pick_device
 
-    codecs = parse_codecs(ask.against)
-    if missing := [path for path in ask.files if not path.is_file()]:
+    codecs = parse_codecs(args.against)
+    if missing := [path for path in args.files if not path.is_file()]:
         raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
-    if ask.output and ask.output.exists() and not ask.output.is_dir():
-        raise UserError(f"--output {ask.output} is a file: pass a folder")
-    comparison = compare_files(ask.files, codecs, pick_device(ask.device), ask.data)
-    print(json.dumps(to_dict(comparison), indent=2) if ask.json else text_table(comparison))
-    if ask.output:
-        written = [path.name for path in write_comparison(ask.output, comparison)]
-        if not ask.json:
-            print(f"files: {', '.join(written)} in {ask.output}")
+    if args.output and args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output} is a file: pass a folder")
+    comparison = compare_files(args.files, codecs, pick_device(args.device), args.data)
+    print(json.dumps(to_dict(comparison), indent=2) if args.json else text_table(comparison))
+    if args.output:
+        written = [path.name for path in write_comparison(args.output, comparison)]
+        if not args.json:
+            print(f"files: {', '.join(written)} in {args.output}")

@@ -15,15 +15,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything, including the configuration, as JSON")
 
 
-def run(ask: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Verifies every section and prints what the file contains. Raises UserError."""
     from hnerv.codec import BitstreamFile
     from hnerv.codec.description import chunks_table, info_dict, origin_lines, parts_table
 
-    file = BitstreamFile(ask.file)
+    file = BitstreamFile(args.file)
     for chunk in file.opened_chunks:
         chunk.check()
-    if ask.json:
+    if args.json:
         print(json.dumps(info_dict(file), indent=2))
         return
     tables = [origin_lines(file), parts_table(file)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.cli.encode import lost
+from hnerv.cli.encode import psnr_change
 from hnerv.codec import open_single_chunk, play
 from hnerv.evaluation import evaluate, open_run
 
@@ -36,7 +36,9 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
 
 def test_a_loss_that_rounds_to_zero_has_no_minus():
     tag = "Eval/Frame/train_psnr_frame"
-    assert "+0.000 dB" in lost({tag: 30.0}, {tag: 29.9996}) and "-0.001 dB" in lost({tag: 30.0}, {tag: 29.9994})
+    assert "+0.000 dB" in psnr_change({tag: 30.0}, {tag: 29.9996}) and "-0.001 dB" in psnr_change(
+        {tag: 30.0}, {tag: 29.9994}
+    )
 
 
 def test_a_checkpoint_and_its_folder_give_the_same_file_every_time(finished, hnerv_main, tmp_path, snapshot):
