@@ -30,11 +30,11 @@ def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, cap
         f"{path.stat().st_size:,}" in out
         and f"play it:   hnerv decode {path} -o {path.with_name('a_decoded.mp4')}" in out
     )
-    told = open_single_chunk(path).encoder
-    assert told["weight_bits"] == 5 and told["latent_bits"] == 4 and told["epoch"] > 0
+    note = open_single_chunk(path).encoder
+    assert note["weight_bits"] == 5 and note["latent_bits"] == 4 and note["epoch"] > 0
 
 
-def test_a_loss_that_rounds_to_zero_has_no_minus():
+def test_a_change_that_rounds_to_zero_has_no_minus():
     tag = "Eval/Frame/train_psnr_frame"
     assert "+0.000 dB" in psnr_change({tag: 30.0}, {tag: 29.9996}) and "-0.001 dB" in psnr_change(
         {tag: 30.0}, {tag: 29.9994}
@@ -70,16 +70,16 @@ def test_without_measuring_the_video_is_not_needed(train, flags, make_film, hner
 
 def test_all_options_reach_the_file(finished, hnerv_main, tmp_path):
     path = tmp_path / "a.hnerv"
-    words = ["--weight-bits", 6, "--latent-bits", 5, "--steps", "symmetric", "--per-channel", "--prune", 0.1]
-    words += ["--finetune-epochs", 1, "--finetune-lr", 1e-3, "--rate-weight", 0.01, "--no-measure"]
+    options = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "prune": 0.1}
+    options |= {"finetune_epochs": 1, "rate_weight": 0.01}
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    words += ["--per-channel", "--learn-steps", "--finetune-lr", 1e-3, "--no-measure"]
     assert hnerv_main("encode", finished, "-o", path, *words) == 0
-    told = open_single_chunk(path).encoder
-    asked = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "per_channel": True, "prune": 0.1}
-    asked |= {"finetune_epochs": 1, "rate_weight": 0.01}
-    assert {key: told[key] for key in asked} == asked
+    note = open_single_chunk(path).encoder
+    assert note.items() >= (options | {"per_channel": True, "learn_steps": True}).items()
 
 
-def test_a_wanted_rate(finished, hnerv_main, tmp_path):
+def test_a_target_rate(finished, hnerv_main, tmp_path):
     path = tmp_path / "a.hnerv"
     assert hnerv_main("encode", finished, "-o", path, "--target-bpp", 1.5, "--no-measure") == 0
     assert 0.95 * 1.5 <= 8 * path.stat().st_size / (12 * 32 * 64) <= 1.5
@@ -101,25 +101,15 @@ def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_
     ("words", "match"),
     [
         (["--weight-bits", "1"], "--weight-bits 1 must be 2 to 8, or 16"),
-        (["--latent-bits", "12"], "--latent-bits 12 must be"),
         (["--per-channel"], "--per-channel conflicts with --steps"),
-        (["--prune", "1"], "--prune 1.0 must be at least 0 and below 1"),
         (["--prune", "nan"], "--prune nan"),
-        (["--prune", "0.1", "--steps", "minmax"], "no level at 0"),
-        (["--target-bpp", "-1"], "--target-bpp -1.0 must be finite"),
-        (["--target-bpp", "nan"], "--target-bpp nan must be finite"),
-        (["--target-bpp", "1", "--steps", "symmetric"], "conflicts with --steps symmetric"),
         (["--target-bpp", "0.001", "--no-measure"], "the lowest rate of this model: raise it"),
-        (["--target-bpp", "1", "--weight-bits", "4"], "--target-bpp"),
         (["--finetune-epochs", "-1"], "--finetune-epochs -1 must be finite"),
-        (["--finetune-epochs", "1", "--finetune-lr", "0"], "above 0"),
-        (["--rate-weight", "1"], "--rate-weight applies only to fine-tuning"),
         (["--device", "abacus"], "'abacus' is not a device"),
         (["--threads", "-3"], "--threads -3 must be at least 0"),
         (["--data", "gone.mp4"], "gone.mp4"),
         (["--clip-targets", "gone.safetensors"], "gone.safetensors"),
         (["-o", "a.mp4"], "-o a.mp4 does not end in .hnerv"),
-        (["-o", "a"], "does not end in .hnerv"),
         (["-o", "folder.hnerv"], "is a folder"),
         (["-o", "file/a.hnerv"], "is a file"),
     ],

@@ -39,7 +39,7 @@ def coded(monkeypatch) -> list[bytes]:
 
 
 def test_bytes_and_psnr_are_those_of_a_stream_that_plays_alone(codec, clip_frames, coded):
-    """Another reader finds all frames in exactly the bytes that are counted, and numpy finds the same PSNR in them."""
+    """A demuxer finds all frames in exactly the bytes that are counted, and numpy computes the same PSNR from them."""
     point = measure_codec(codec, clip_frames, 24.0, codec.setup.ladder[3])
     assert point.bytes == len(coded[0])
     with av.open(io.BytesIO(coded[0]), format=FORMATS[codec.name]) as container:
@@ -100,7 +100,7 @@ def test_codecs_are_parsed():
         ("x264,x264:medium", "lists the same codec and preset twice"),
     ],
 )
-def test_what_is_no_rival_is_refused(text, match):
+def test_unknown_codecs_are_refused(text, match):
     with pytest.raises(UserError, match=match):
         parse_codecs(text)
 
@@ -131,8 +131,8 @@ NEARLY_LOSSLESS = {
 }
 
 
-def test_nothing_but_the_coding_comes_between_a_rival_and_the_conversion(codec, clip_frames, monkeypatch):
-    """Coded without loss, a rival reaches the ceiling: decoders say other things of chroma than encoders were given."""
+def test_lossless_coding_reaches_the_psnr_of_the_conversion(codec, clip_frames, monkeypatch):
+    """So no step but the coding itself costs a codec quality, such as another position of the chroma samples."""
     options, gap = NEARLY_LOSSLESS[codec.name]
     monkeypatch.setitem(CODECS, codec.name, codec.setup._replace(options=options))
     speckles = (
