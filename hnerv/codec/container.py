@@ -51,8 +51,9 @@ class ChunkEntry(NamedTuple):
 
 
 class FileIndex(NamedTuple):
-    """`record` is what the run records of all chunks have in common, `size` the bytes of prologue and index."""
+    """`record` is the part that the run records of all chunks share, `size` the bytes of prologue and index."""
 
+    path: Path
     record: dict
     chunks: list[ChunkEntry]
     size: int
@@ -107,11 +108,11 @@ def serialize_index(index: dict, behind: int) -> Iterator[bytes]:
     yield fields + struct.pack("<I", zlib.crc32(fields + stored)) + stored
 
 
-def stored_chunks(path: Path, index: FileIndex) -> Iterator[ChunkContent]:
+def stored_chunks(index: FileIndex) -> Iterator[ChunkContent]:
     """The chunks of a file, to be written to another; a buffer of their sections is in memory at a time."""
     for entry in index.chunks:
-        header = read_header(path, index, entry)
-        data = _copied(path, entry.offset + entry.header_bytes, entry.size - entry.header_bytes)
+        header = read_header(index, entry)
+        data = _copied(index.path, entry.offset + entry.header_bytes, entry.size - entry.header_bytes)
         yield ChunkContent(entry.frames, header.record, header.encoder, header.sections, data)
 
 
@@ -149,14 +150,14 @@ def read_index(path: Path) -> FileIndex:
         data = _inflated(stored)
         if not isinstance(data["record"], dict):
             raise TypeError("invalid record")
-        return FileIndex(data["record"], _entries(data["chunks"], start, size), start, size)
+        return FileIndex(path, data["record"], _entries(data["chunks"], start, size), start, size)
     except (KeyError, TypeError, ValueError, RecursionError, zlib.error) as error:
         raise _foreign(path, f"index: {error}") from error
 
 
-def read_header(path: Path, index: FileIndex, entry: ChunkEntry) -> ChunkHeader:
+def read_header(index: FileIndex, entry: ChunkEntry) -> ChunkHeader:
     """The header of one chunk of a file. Raises UserError."""
-    stored = _read_at(path, entry.offset, entry.header_bytes)
+    path, stored = index.path, _read_at(index.path, entry.offset, entry.header_bytes)
     if len(stored) != entry.header_bytes or zlib.crc32(stored) != entry.crc:
         raise UserError(f"{path} has a damaged header: {_COPY}")
     try:
@@ -186,7 +187,7 @@ def read_section(header: ChunkHeader, name: str) -> bytes:
 
 
 def common_part(records: Sequence[dict]) -> dict:
-    """What all dictionaries have in common, at any depth: {key: value} where the values are equal as JSON."""
+    """The part that all dictionaries share, at any depth: keys with values that are equal as JSON."""
     first, *others = records
     common = {}
     for key, value in first.items():
@@ -200,7 +201,7 @@ def common_part(records: Sequence[dict]) -> dict:
 
 
 def own_part(record: dict, common: dict) -> dict:
-    """What a dictionary has beyond `common`, a `common_part` of it. Inverse of `complete_record`."""
+    """A dictionary without `common`, a `common_part` of it. Inverse of `complete_record`."""
     own = {}
     for key, value in record.items():
         if key not in common:

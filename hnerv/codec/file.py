@@ -115,7 +115,7 @@ class CodedChunk:
 
     def __init__(self, file: BitstreamFile, entry: ChunkEntry) -> None:
         self.path, self.entry = file.path, entry
-        self.header = read_header(file.path, file.index, entry)
+        self.header = read_header(file.index, entry)
         self._file_bytes = file.index.size + entry.size
         try:
             self.encoder = self.header.encoder
@@ -253,7 +253,7 @@ def join_files(path: Path, files: Sequence[Path]) -> None:
                 f"{file.path} and {files[0]} differ in frame size, patch grid, frame rate or CLIP dimensions: join "
                 "segments of one run"
             )
-    write_bitstream(path, serialize([chunk for file in opened for chunk in stored_chunks(file.path, file.index)]))
+    write_bitstream(path, serialize([chunk for file in opened for chunk in stored_chunks(file.index)]))
 
 
 def summed_by_part(parts: list[PartSize]) -> list[PartSize]:

@@ -43,7 +43,7 @@ def pack(chunks: list[ChunkContent]) -> bytes:
 def read_all(path: Path) -> list[tuple]:
     """(frames, record, encoder, sections) of every chunk."""
     index = read_index(path)
-    headers = [read_header(path, index, entry) for entry in index.chunks]
+    headers = [read_header(index, entry) for entry in index.chunks]
     return [
         (h.entry.frames, h.record, h.encoder, {section.name: read_section(h, section.name) for section in h.sections})
         for h in headers
@@ -86,9 +86,9 @@ def test_stored_chunks_are_written_again_byte_by_byte(path):
     path.write_bytes(pack(ONE))
     other = path.with_name("other.hnerv")
     other.write_bytes(pack(TWO[1:]))
-    first, second = (list(stored_chunks(p, read_index(p))) for p in (path, other))
+    first, second = (list(stored_chunks(read_index(p))) for p in (path, other))
     assert pack(first) == pack(ONE)
-    first, second = (list(stored_chunks(p, read_index(p))) for p in (path, other))
+    first, second = (list(stored_chunks(read_index(p))) for p in (path, other))
     assert pack(first + second) == pack(TWO)
 
 
@@ -125,7 +125,7 @@ def test_opening_reads_no_section(path):
     data[-1] ^= 1
     path.write_bytes(data)
     index = read_index(path)
-    header = read_header(path, index, index.chunks[0])
+    header = read_header(index, index.chunks[0])
     assert read_section(header, "first") == SECTIONS["first"]
     with pytest.raises(UserError, match="has a damaged section 'last': copy or download it again"):
         read_section(header, "last")
@@ -174,8 +174,8 @@ def test_sections_and_chunks_that_change_places_are_found(path):
 def test_a_file_that_shrinks_after_it_was_opened(path):
     path.write_bytes(pack(ONE))
     index = read_index(path)
-    header = read_header(path, index, index.chunks[0])
-    chunks = list(stored_chunks(path, index))
+    header = read_header(index, index.chunks[0])
+    chunks = list(stored_chunks(index))
     path.write_bytes(b"")
     with pytest.raises(UserError, match="has a damaged section"):
         read_section(header, "last")
