@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+from hnerv.codec import open_single_chunk
+
+PARTS = "header embedding decoder.stem decoder.stages.0 decoder.stages.1 decoder.stages.2 rgb_head clip_head file"
+
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
 def test_parts_and_rates_sum_to_the_file(coded, hnerv_main, capsys, embedding):
@@ -13,15 +17,21 @@ def test_parts_and_rates_sum_to_the_file(coded, hnerv_main, capsys, embedding):
     assert hnerv_main("info", path) == 0
     out, err = capsys.readouterr()
     assert err == "" and "segment" not in out
-    size = path.stat().st_size
+    size, model = path.stat().st_size, open_single_chunk(path).model()
     rows = [line.split() for line in out[out.index("part ") :].splitlines()][1:]
-    assert [rows[0][0], rows[1][0], rows[-1][0]] == ["header", "embedding", "file"]
-    for column in (1, 3):
+    assert [row[0] for row in rows] == PARTS.split()
+    for column, expected in ((1, sum(p.numel() for p in model.parameters())), (3, size)):
         *parts, total = (int(row[column].replace(",", "").replace("-", "0")) for row in rows)
-        assert sum(parts) == total
-    assert total == size and f"{size:,} bytes, {8 * size / (12 * 32 * 64):.5f} bpp" in out
+        assert sum(parts) == total == expected
     assert float(rows[-1][4]) == pytest.approx(8 * size / (12 * 32 * 64), abs=1e-5)
-    assert f"model    {embedding}" in out
+    for words in (
+        f"{size:,} bytes, {8 * size / (12 * 32 * 64):.5f} bpp",
+        f"model    {embedding}",
+        "film, crop 32x64 at 0,0 -> 32x64",
+        "12 at 24 frames/s; 8 training, 2 unseen",
+        "2x4 of 16x16",
+    ):
+        assert words in out
 
 
 def test_json(coded, hnerv_main, capsys):

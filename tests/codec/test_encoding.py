@@ -288,8 +288,3 @@ def test_very_coarse_steps_are_worth_a_warning(opened, caplog, monkeypatch):
 def test_options_that_make_no_file(options, words):
     with pytest.raises(UserError, match=words):
         check_options(options)
-
-
-def test_options_that_do():
-    for options in (Options(), Options(Bits(16, 2)), Options(steps="minmax", per_channel=True), Options(prune=0.99)):
-        check_options(options)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import json
-import os
 import tracemalloc
 import warnings
 from collections.abc import Callable
@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from hnerv.codec import (
-    BitstreamFile,
     CodedChunk,
     Options,
     coded_weights,
@@ -24,13 +23,11 @@ from hnerv.codec import (
     encode_run,
     open_coded_run,
     open_single_chunk,
-    summed_by_part,
 )
 from hnerv.codec import file as file_module
 from hnerv.codec.allocation import Bits, range_scales
 from hnerv.codec.bitstream import coded_values, layout, read_tensors, write_sections
 from hnerv.codec.container import read_section
-from hnerv.codec.description import all_parts, bpp_of, info_dict, origin_lines, parts_table
 from hnerv.errors import UserError
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
@@ -147,23 +144,6 @@ def test_slices_of_a_tensor_are_sections_of_their_own(steps, per_channel):
     assert (middle[:16] == 0).all() and (middle[32:] == 0).all()
 
 
-@pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_every_byte_belongs_to_a_part(coded, embedding):
-    file, chunk = BitstreamFile(coded(embedding)), open_single_chunk(coded(embedding))
-    size = file.path.stat().st_size
-    assert file.size == size and sum(part.size for part in chunk.parts()) == chunk.size == size - file.index.size
-    for parts in (all_parts(file), summed_by_part(all_parts(file))):
-        assert sum(part.size for part in parts) == size
-        assert sum(part.parameters for part in parts) == sum(p.numel() for p in chunk.model().parameters())
-    assert bpp_of(file) == 8 * size / (12 * 32 * 64)
-    rows = [line.split() for line in parts_table(file).splitlines()]
-    parts = "header embedding decoder.stem decoder.stages.0 decoder.stages.1 decoder.stages.2 rgb_head clip_head"
-    assert [row[0] for row in rows] == ["part", *parts.split(), "file"]
-    found = [int(row[3].replace(",", "")) for row in rows[1:]]
-    assert sum(found[:-1]) == found[-1] == size
-    assert float(rows[-1][4]) == pytest.approx(bpp_of(file), abs=1e-5)
-
-
 def test_the_file_names_no_folder_of_this_machine(run_of, coded, film, targets_file):
     record = json.loads((run_of("grid") / "config.json").read_text())
     assert str(film) in json.dumps(record) and str(targets_file) in json.dumps(record)
@@ -199,39 +179,9 @@ def test_a_damaged_head_is_found_only_when_it_is_needed(forge):
         chunk.model()
 
 
-def test_description(coded):
-    file = BitstreamFile(coded("encoder"))
-    text = origin_lines(file)
-    for words in ("film, crop 32x64 at 0,0 -> 32x64", "12 at 24 frames/s; 8 training, 2 unseen", "2x4 of 16x16"):
-        assert words in text
-    plain = json.loads(json.dumps(info_dict(file)))
-    assert plain["bytes"] == file.size == sum(part["size"] for part in plain["parts"])
-    assert plain["bpp"] == bpp_of(file) and plain["encoder"]["epoch"] == 3
-    assert RunRecord.from_dict(plain["record"], file.path) == open_single_chunk(file.path).record
-
-
 def test_opening_without_the_encoder(coded):
     with pytest.raises(UserError, match="--unseen encode needs the encoder, which .* does not contain"):
         open_coded_run(coded("encoder"), torch.device("cpu"), unseen="encode")
-
-
-def test_every_byte_flipped_is_found(coded, tmp_path):
-    """By whoever reads it: index and header when a chunk is opened, a section before it is decoded."""
-    good, path = coded("pe").read_bytes(), tmp_path / "a.hnerv"
-    path.write_bytes(good)
-    chunk = open_single_chunk(path)
-    start = chunk.entry.offset + chunk.entry.header_bytes
-    with path.open("r+b", buffering=0) as file:
-        for byte in range(len(good)):
-            os.pwrite(file.fileno(), bytes([good[byte] ^ 1 << byte % 8]), byte)
-            with pytest.raises(UserError) as caught:
-                open_single_chunk(path) if byte < start else chunk.check()
-            assert "\n" not in str(caught.value) and "a.hnerv" in str(caught.value)
-            if byte % 101 == 0:
-                with pytest.raises(UserError):
-                    open_single_chunk(path).model()
-            os.pwrite(file.fileno(), good[byte : byte + 1], byte)
-    assert path.read_bytes() == good
 
 
 FOREIGN = {
@@ -243,6 +193,7 @@ FOREIGN = {
     "scene.clip_dim": [2**40, -1, "8"],
     "scene.fps": [None, "x", 0, -1, float("nan")],
     "scene": [[], None, {}],
+    "scene.*": [{"rows": 10**6, "height": 16 * 10**6}],
     "config": [[], {}, None],
     "config.model.dec_strides": [[2**40], [], [0, 0, 0], 3],
     "config.model.embedding": ["other", 7],
@@ -259,76 +210,28 @@ FOREIGN = {
 def test_foreign_values_are_refused(forge, embedding):
     """With right checksums: no accident, and yet one line, and no memory for what the file cannot hold."""
     wrong = []
-    for path, values in FOREIGN.items():
-        for value in values:
-            *above, last = path.split(".")
+    for path, value in [(path, value) for path, values in FOREIGN.items() for value in values]:
+        *above, last = path.split(".")
 
-            def change(header: dict, _: dict, above=above, last=last, value=value) -> None:
-                place = header["record"]
-                for key in above:
-                    place = place[key]
-                place[last] = value
+        def change(header: dict, _: dict, above=above, last=last, value=value) -> None:
+            place = functools.reduce(dict.__getitem__, above, header["record"])
+            place |= value if last == "*" else {last: value}
 
-            tracemalloc.start()
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")
-                    open_single_chunk(forge(embedding, change)).model()
-                wrong.append((path, value, "accepted"))
-            except UserError as error:
-                if "\n" in str(error):
-                    wrong.append((path, value, "more than a line"))
-            except Exception as error:
-                wrong.append((path, value, repr(error)[:90]))
-            if (peak := tracemalloc.get_traced_memory()[1]) > 2 << 20:
-                wrong.append((path, value, f"{peak} bytes"))
-            tracemalloc.stop()
-    assert wrong == []
-
-
-def test_a_grid_of_a_million_patches_in_a_small_file(forge):
-    def change(header: dict, _: dict) -> None:
-        header["record"]["scene"].update(rows=10**6, height=16 * 10**6)
-
-    tracemalloc.start()
-    with pytest.raises(UserError):
-        open_single_chunk(forge("pe", change)).model()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2 << 20
-
-
-@pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_sections_with_foreign_bytes(forge, coded, embedding):
-    """Checksums are right: each gives a one-line error, or numbers of the declared shape."""
-    draw = np.random.default_rng(5)
-    shapes = open_single_chunk(coded(embedding)).shapes
-    names = list(sections_of(open_single_chunk(coded(embedding))))
-    refused = 0
-    for trial in range(70):
-        name, how = names[trial % len(names)], trial // len(names) % 5
-
-        def change(_: dict, sections: dict, name=name, how=how) -> None:
-            data = bytearray(sections[name])
-            if how == 0:
-                data[draw.integers(12)] ^= 1 << draw.integers(8)
-            elif how == 1:
-                del data[draw.integers(len(data)) :]
-            elif how == 2:
-                data[draw.integers(len(data))] = draw.integers(256)
-            elif how == 3:
-                data += bytes(4)
-            else:
-                data[:] = draw.bytes(len(data))
-            sections[name] = bytes(data)
-
+        tracemalloc.start()
         try:
-            model = open_single_chunk(forge(embedding, change)).model()
-            assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                open_single_chunk(forge(embedding, change)).model()
+            wrong.append((path, value, "accepted"))
         except UserError as error:
-            refused += 1
-            assert "does not follow the .hnerv format" in str(error)
-    assert refused > 35
+            if "\n" in str(error):
+                wrong.append((path, value, "more than a line"))
+        except Exception as error:
+            wrong.append((path, value, repr(error)[:90]))
+        if (peak := tracemalloc.get_traced_memory()[1]) > 2 << 20:
+            wrong.append((path, value, f"{peak} bytes"))
+        tracemalloc.stop()
+    assert wrong == []
 
 
 @pytest.mark.parametrize(
