@@ -27,7 +27,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints and writes the comparison. Raises UserError before anything is coded, where it can."""
-    from hnerv.codec.comparison import compare_files, parse_codecs, text_table, to_dict, write_comparison
+    from hnerv.codec.comparison.bitstreams import compare_files
+    from hnerv.codec.comparison.codecs import parse_codecs
+    from hnerv.codec.comparison.table import text_table, to_dict, write_comparison
     from hnerv.command import pick_device
 
     codecs = parse_codecs(args.against)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,8 +68,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
     parts = parts_of(args.run)
     check_trained(parts)
-    with working_folder(args.output) as folder, warned_once():
-        files = [folder / f"{number:05d}.hnerv" for number in range(len(parts))]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".hnerv-", dir=args.output.parent) as folder, warned_once():
+        files = [Path(folder, f"{number:05d}.hnerv") for number in range(len(parts))]
         measures = [encode_chunk(args, part, options, device, file) for part, file in zip(parts, files, strict=True)]
         join_files(args.output, files)
     print_result(args.output, measures)
@@ -93,18 +92,6 @@ def options_of(args: argparse.Namespace) -> Options:
         tuning=Tuning(args.finetune_epochs, args.finetune_lr, args.rate_weight, args.learn_steps),
         target_bpp=args.target_bpp,
     )
-
-
-@contextlib.contextmanager
-def working_folder(output: Path) -> Iterator[Path]:
-    """A hidden temporary folder next to the file. Raises UserError."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=".hnerv-", dir=output.parent)
-    except OSError as error:
-        raise UserError(f"cannot write next to {output} ({error.strerror}): choose another -o") from error
-    with made as folder:
-        yield Path(folder)
 
 
 class ChunkMeasures(NamedTuple):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnerv.codec.comparison import Clip, Comparison, RatePoint
+from hnerv.codec.comparison.rates import Clip, RatePoint
+from hnerv.codec.comparison.table import Comparison
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.codec.comparison import CODECS, VideoCodec, check_codecs, conversion_psnr, measure_codec, parse_codecs
 from hnerv.codec.comparison import codecs as module
+from hnerv.codec.comparison.codecs import (
+    CODECS,
+    VideoCodec,
+    check_codecs,
+    conversion_psnr,
+    measure_codec,
+    parse_codecs,
+)
 from hnerv.data.video.colour import to_rgb
 from hnerv.errors import UserError
 
