@@ -92,11 +92,11 @@ def read_tensors(chunk: Chunk, shapes: dict[str, tuple[int, ...]]) -> dict[str, 
 
 
 def read_record(data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, bytes]:
-    """The tensor whose record `data` begins with, and what follows it."""
+    """The tensor of the record at the start of `data`, and the data after the record."""
     count = int(np.prod(shape))
     if data[0] == 0:
         return np.frombuffer(data, "<f2", count, 1).astype(np.float32).reshape(shape), data[1 + 2 * count :]
-    kind, lowest, letters, shift = struct.unpack_from("<BiHB", data)
+    kind, lowest, num_symbols, shift = struct.unpack_from("<BiHB", data)
     assert kind % 2 == 1 and kind < 16
     at = 8
     slices = shape[0] if kind & 2 else 1
@@ -104,11 +104,11 @@ def read_record(data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, bytes]
     offsets = None
     if kind & 4:
         offsets, at = read_bfloat16(data, at, slices), at + 2 * slices
-    bins = -(-letters // 2**shift)
+    bins = -(-num_symbols // 2**shift)
     table, at = data[at : at + bins], at + bins
     (size,) = struct.unpack_from("<I", data, at)
     words = list(struct.unpack_from(f"<{size}I", data, at + 4))
-    symbols = np.array(decode_symbols(words, lowest, letters, shift, table, count)).reshape(shape)
+    symbols = np.array(decode_symbols(words, lowest, num_symbols, shift, table, count)).reshape(shape)
     if kind & 8:
         symbols = np.add.accumulate(symbols, axis=0)
     along = (-1, *[1] * (len(shape) - 1))
@@ -124,25 +124,25 @@ def read_bfloat16(data: bytes, at: int, count: int) -> np.ndarray:
     return np.array([struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in halves], np.float32)
 
 
-def bounds_of(letters: int, shift: int, table: bytes) -> list[int]:
+def bounds_of(num_symbols: int, shift: int, table: bytes) -> list[int]:
     """left_0 ... left_A."""
     weights = [v if v < 16 else (16 + v % 16) * 2 ** (v // 16 - 1) for v in table]
-    sums = [0, *accumulate(weights[i // 2**shift] for i in range(letters))]
-    return [i + s * (2**24 - letters) // sums[-1] for i, s in enumerate(sums)]
+    sums = [0, *accumulate(weights[i // 2**shift] for i in range(num_symbols))]
+    return [i + s * (2**24 - num_symbols) // sums[-1] for i, s in enumerate(sums)]
 
 
-def decode_symbols(words: list[int], lowest: int, letters: int, shift: int, table: bytes, count: int) -> list[int]:
-    """`count` symbols off the stack `words`, whose last one is on top; all of them must be used up."""
-    left = bounds_of(letters, shift, table)
+def decode_symbols(words: list[int], lowest: int, num_symbols: int, shift: int, table: bytes, count: int) -> list[int]:
+    """`count` symbols from the stack `words`, the last one on top; all of them must be used up."""
+    left = bounds_of(num_symbols, shift, table)
     assert left[-1] == 2**24
     state, symbols, words = 0, [], list(words)
     while words and state < 2**32:
         state = state << 32 | words.pop()
     for _ in range(count):
         q = state % 2**24
-        letter = bisect.bisect_right(left, q) - 1
-        symbols.append(lowest + letter)
-        state = (left[letter + 1] - left[letter]) * (state >> 24) + q - left[letter]
+        index = bisect.bisect_right(left, q) - 1
+        symbols.append(lowest + index)
+        state = (left[index + 1] - left[index]) * (state >> 24) + q - left[index]
         if words and state < 2**32:
             state = state << 32 | words.pop()
     assert state == 0 and not words

@@ -24,7 +24,7 @@ PIXELS = 40 * 32 * 64
 
 
 class Made(NamedTuple):
-    """A file and what it shows: mean PSNR of its frames, dB."""
+    """A file, and the mean PSNR of its frames in dB."""
 
     chunk: CodedChunk
     psnr: float
@@ -133,18 +133,18 @@ def test_pruned_weights_are_zero_in_the_file(make, opened, share):
 
 
 def test_zeros_are_nearly_free(make):
-    """Nine of ten zeros: the tenth and where it stands, below half of what all take."""
+    """With 90 % zeros, the other values and their positions take less than half the bytes."""
     full, pruned = ({part.name: part.size for part in made.chunk.parts()} for made in (make(), make(prune=0.9)))
     assert pruned["decoder.stages.2"] < 0.5 * full["decoder.stages.2"]
 
 
-def test_steps_are_learned_when_asked(make):
-    """From those given on, to others that the file holds; they are positive, and the file is what was tuned."""
-    made = [make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3, 0.0, learn)) for learn in (False, True)]
-    fixed, learned = (one.chunk for one in made)
-    assert not fixed.encoder["learn_steps"] and learned.encoder["learn_steps"]
-    assert made[1].psnr > make(bits=Bits(4, 4)).psnr + 0.5
-    ours, theirs = fixed.model().state_dict(), learned.model().state_dict()
+def test_fine_tuning_regains_quality_with_fixed_and_with_learned_steps(make):
+    before = make(bits=Bits(4, 4))
+    fixed, learned = (make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3, 0.0, learn)) for learn in (False, True))
+    for made, learn in ((fixed, False), (learned, True)):
+        assert made.psnr > before.psnr + 0.5 and made.chunk.size < 1.1 * before.chunk.size
+        assert made.chunk.encoder.items() >= {"finetune_epochs": 4, "learn_steps": learn}.items()
+    ours, theirs = fixed.chunk.model().state_dict(), learned.chunk.model().state_dict()
     assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
     assert all(value.isfinite().all() for value in theirs.values())
 
@@ -168,14 +168,7 @@ def test_pruned_weights_stay_zero_through_fine_tuning(make, opened):
     assert tuned.psnr > make(prune=0.3).psnr
 
 
-def test_fine_tuning_regains_quality(make):
-    before, after = make(bits=Bits(4, 4)), make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3))
-    assert after.psnr > before.psnr + 0.5
-    assert after.chunk.encoder["finetune_epochs"] == 4
-    assert after.chunk.size < 1.1 * before.chunk.size
-
-
-def test_fine_tuning_asks_for_the_clip_loss_of_the_run(run_of):
+def test_fine_tuning_uses_the_clip_loss_of_the_run(run_of):
     """With `motion` the differences between near frames fit better afterwards than with the cosine alone."""
 
     def left(name: str) -> float:
@@ -197,7 +190,7 @@ def test_fine_tuning_asks_for_the_clip_loss_of_the_run(run_of):
 
 @pytest.mark.parametrize("rate_weight", [0.0, 1e-4])
 def test_fine_tuning_is_reproducible(long_run, rate_weight):
-    """Whatever the caller drew before; and it leaves the caller's randomness as it was."""
+    """Whatever random numbers were drawn before."""
     files = []
     for seed in (1, 2):
         run = open_run(long_run, torch.device("cpu"))
@@ -247,7 +240,7 @@ def test_a_generous_rate_leaves_eight_bits(make):
     assert make(target_bpp=100.0).psnr == make().psnr
 
 
-def test_a_rate_out_of_reach_is_refused(opened):
+def test_an_unreachable_rate_is_refused(opened):
     with pytest.raises(UserError, match="--target-bpp 0.01 is below 0.* bpp, the lowest rate of this model"):
         encode_run(opened.model, opened.record, Options(target_bpp=0.01), None, {})
 
