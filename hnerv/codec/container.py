@@ -89,6 +89,8 @@ def content_of(frames: int, record: dict, encoder: dict, sections: dict[str, byt
 def serialize(chunks: Sequence[ChunkContent]) -> Iterator[bytes]:
     """A file of these chunks, piece by piece. Inverse of `read_index`, `read_header` and `read_section`."""
     record = common_part([chunk.record for chunk in chunks])
+    # The index comes first in the file and holds the checksums of the headers: all headers are made before the first
+    # byte is yielded. They are small; the sections, which are large, pass through one piece at a time.
     headers, rows = [], []
     for chunk in chunks:
         own = own_part(chunk.record, record)
@@ -163,6 +165,7 @@ def read_header(index: FileIndex, entry: ChunkEntry) -> ChunkHeader:
     try:
         data = _inflated(stored)
         sections = [SectionEntry(str(name), int(size), int(crc)) for name, size, crc in data["sections"]]
+        # The index has the size of the chunk, the header those of its sections: both must lead to the same end.
         sizes = [section.size for section in sections]
         if min(sizes, default=0) < 0 or entry.header_bytes + sum(sizes) != entry.size:
             raise ValueError("invalid section lengths")
@@ -193,6 +196,7 @@ def common_part(records: Sequence[dict]) -> dict:
     for key, value in first.items():
         values = [value, *(other[key] for other in others if key in other)]
         if len(values) == len(records):
+            # not ==, for which 1, 1.0 and True are equal: a reader must get the type that was written
             if len({json.dumps(v) for v in values}) == 1:
                 common[key] = value
             elif all(isinstance(v, dict) for v in values) and (inner := common_part(values)):
@@ -270,7 +274,7 @@ def _inflated(stored: bytes) -> dict:
     A few bytes can inflate to gigabytes: no more than a plausible size is inflated.
     """
     limit = min(MAX_TEXT, MAX_INFLATION * len(stored) + 4096)
-    inflater = zlib.decompressobj()
+    inflater = zlib.decompressobj()  # zlib.decompress has no limit
     text = inflater.decompress(stored, limit)
     if not inflater.eof or inflater.unused_data:
         raise ValueError(f"no zlib stream of at most {limit} bytes")

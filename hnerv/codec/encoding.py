@@ -111,6 +111,7 @@ def prune(model: DualHeadHNeRV, share: float) -> dict[str, Tensor]:
     for name, weight in model.named_parameters() if share else ():
         if weight.dim() > 1 and not LATENTS.fullmatch(name):
             count = max(1, math.ceil(share * weight.numel()))
+            # weights equal to the threshold are pruned too, so that the choice does not depend on their order
             masks[name] = weight.abs() <= weight.abs().flatten().kthvalue(count).values
             weight.masked_fill_(masks[name], 0)
     return masks
@@ -150,6 +151,8 @@ def scaled_to_rate(
             f"--target-bpp {target_bpp} is below {least:.4f} bpp, the lowest rate of this model: raise it, or train "
             "with a smaller --modelsize"
         )
+    # Invariant: rate(low) > target_bpp >= rate(high). At high rates, twice the step saves one bit per parameter whatever
+    # the step is: the rate is linear in the logarithm of the factor, hence the geometric mean.
     while high / low > 1.002:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if rate(middle) > target_bpp else (low, middle)

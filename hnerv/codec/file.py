@@ -178,7 +178,7 @@ class CodedChunk:
             tensors = read_tensors(contents, self.shapes)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors)  # latents of slices that were not read are 0: no frame in `frames` uses them
         return model.eval().to(memory_format=torch.channels_last)  # another layout may round pixels differently
 
     def _is_needed(
@@ -190,6 +190,7 @@ class CodedChunk:
             return int(stage[1]) < len(model.decoder.stages)
         if not section.stop or frames is None:
             return True
+        # A frame between two knots interpolates both, so that it may need the slices on both sides of a boundary.
         tensor = section.tensors[0].removeprefix("embedding.")
         spans = [frames] if isinstance(frames, range) else [range(frame, frame + 1) for frame in frames]
         slices = [model.embedding.slices(tensor, span) for span in spans]
@@ -201,6 +202,7 @@ class CodedChunk:
 
     def _check_geometry(self) -> None:
         """Refuses, before a model is built, a geometry that fits no model or would take too much memory."""
+        # Building a model takes memory for each patch (`pe`) and grid level even on the meta device.
         limit = MAX_PARAMETERS_PER_BYTE * self._file_bytes
         if self.scene.height * self.scene.width > MAX_PIXELS or len(self._model_config.dec_strides) > MAX_STAGES:
             raise ValueError("frame size or number of stages too large")
@@ -211,7 +213,7 @@ class CodedChunk:
             raise ValueError(f"frame size {self.scene.height}x{self.scene.width} is not a multiple of {rows}x{cols}")
 
     def _shapes(self) -> dict[str, torch.Size]:
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes without memory
             model = build_model(self._model_config, self.scene)
             model.embedding.discard_encoder()
             shapes = {name: value.shape for name, value in model.state_dict().items()}

@@ -31,6 +31,7 @@ def play(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[np.ndarray]:
 def play_patch(model: DualHeadHNeRV, frames: Sequence[int], patch: int) -> Iterator[np.ndarray]:
     """One patch of each frame, (h, w, 3) uint8 RGB; only the patch and its receptive field are computed."""
     for times in _batches(model, frames):
+        # Always FRAMES_AT_ONCE frames: libraries choose kernels by batch size, and other kernels round differently.
         fill = whole_batch(len(times)).to(times.device)
         yield from _to_uint8(model.decode_patch(times[fill], patch).rgb[: len(times)])
 

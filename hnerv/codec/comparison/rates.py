@@ -87,6 +87,7 @@ def bd_rate(anchor: Sequence[RatePoint], test: Sequence[RatePoint]) -> BdRate:
         import bjontegaard
     except ImportError:
         return BdRate(None, low, high, "the package bjontegaard is not installed: pip install -e '.[compare]'")
+    # 100 (exp(m) - 1), with m the mean of log(bytes of test / bytes of anchor) over the PSNR from low to high
     percent = bjontegaard.bd_rate(
         *_curve(anchor), *_curve(test), method="pchip", require_matching_points=False, min_overlap=0
     )
