@@ -151,8 +151,8 @@ def scaled_to_rate(
             f"--target-bpp {target_bpp} is below {least:.4f} bpp, the lowest rate of this model: raise it, or train "
             "with a smaller --modelsize"
         )
-    # Invariant: rate(low) > target_bpp >= rate(high). At high rates, twice the step saves one bit per parameter whatever
-    # the step is: the rate is linear in the logarithm of the factor, hence the geometric mean.
+    # Invariant: rate(low) > target_bpp >= rate(high). At high rates, twice the step saves one bit per parameter,
+    # whatever the step is: the rate is linear in the logarithm of the factor, hence the geometric mean.
     while high / low > 1.002:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if rate(middle) > target_bpp else (low, middle)

@@ -57,8 +57,8 @@ def bytes_at_our_psnr(ours: RatePoint, points: Sequence[RatePoint]) -> ByteRatio
     """log bytes of a codec, linear in PSNR between its two points around ours, as a ratio to our bytes."""
     ordered = sorted(points, key=lambda point: point.psnr_frame)
     low, high = ordered[0].psnr_frame, ordered[-1].psnr_frame
-    # As in the BD-rate, log bytes as a function of PSNR: it is smooth, and between neighbouring CRF values of the ladder
-    # a straight line is close enough.
+    # As in the BD-rate, log bytes as a function of PSNR: it is smooth, and between neighbouring CRF values a
+    # straight line is close enough.
     for below, above in pairwise(ordered):
         if below.psnr_frame <= ours.psnr_frame <= above.psnr_frame:
             step = above.psnr_frame - below.psnr_frame
