@@ -115,9 +115,8 @@ def repr_sorted(value: object) -> str:
 
 
 def test_a_chunk_cannot_contradict_the_index():
-    assert complete_record({"scene": {"fps": 3, "frames": 2}, "a": {"b": 1}}, {"scene": {"fps": 24}, "a": 5}) == {
-        "scene": {"fps": 24, "frames": 2}, "a": 5
-    }  # fmt: skip
+    own, common = {"scene": {"fps": 3, "frames": 2}, "a": {"b": 1}}, {"scene": {"fps": 24}, "a": 5}
+    assert complete_record(own, common) == {"scene": {"fps": 24, "frames": 2}, "a": 5}
 
 
 def test_opening_reads_no_section(path):

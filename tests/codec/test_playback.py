@@ -149,9 +149,8 @@ def test_joining_keeps_records_and_sections(joined, coded, tmp_path):
     assert file.size == joined.stat().st_size and file.frames == 36
     assert [(entry.first, entry.frames) for entry in file.chunks] == [(0, 12), (12, 12), (24, 12)]
     for chunk, part in zip(file.opened_chunks, parts, strict=True):
-        assert (chunk.record, chunk.encoder, chunk.header.sections) == (
-            part.record, part.encoder, part.header.sections
-        )  # fmt: skip
+        assert chunk.record == part.record and chunk.encoder == part.encoder
+        assert chunk.header.sections == part.header.sections
         assert all(read_section(chunk.header, s.name) == read_section(part.header, s.name) for s in part.sections)
     join_files(tmp_path / "again.hnerv", [joined])
     join_files(tmp_path / "nested.hnerv", [coded(NAMES[0]), tmp_path / "again.hnerv"])
