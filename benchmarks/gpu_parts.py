@@ -68,7 +68,7 @@ def env(words: list[str]) -> None:
     import torch
     from floor import machine_rates
 
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
 
     device = pick_device(args.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

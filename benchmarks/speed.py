@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, ask: Invocation) -> dict:
     if args.steps < 1:
         raise UserError(f"--steps {args.steps} must be at least 1")
     set_up_torch(args.threads, benchmark=True)
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
 
     device = pick_device(args.device)
     config = ask.resolve(cuda=device.type == "cuda").config
