@@ -13,7 +13,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
-from hnerv.errors import UserError, shortened
+from hnerv.errors import shortened
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, Choice
 from hnerv.schedule import SCHEDULES
@@ -28,7 +28,6 @@ TITLES = {
 }
 SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
 """Name -> dataclass of its knobs: the sections of `Config`, and what is logged."""
-SEGMENT_INITS = ("none", "previous")
 
 
 class Parser(argparse.ArgumentParser):
@@ -153,8 +152,10 @@ class Invocation:
 
     @property
     def in_segments(self) -> bool:
-        """Whether the video is to be divided. Raises UserError for wishes about segments where there are none."""
-        return check_segments(self.segment_frames, self.segment_scenes, self.segment_init)
+        """Whether the video is to be divided. Raises UserError for --segment-* flags that do not go together."""
+        from hnerv.data.chunks import ChunkOptions
+
+        return ChunkOptions(self.segment_frames, self.segment_scenes, self.segment_init).checked().divides
 
     @property
     def log(self) -> LogConfig:
@@ -225,6 +226,8 @@ def train_parser() -> Parser:
 
 def add_segments(run: argparse._ArgumentGroup) -> None:
     """The --segment- flags."""
+    from hnerv.data.chunks import CHUNK_INITS
+
     run.add_argument(
         "--segment-frames", type=int, default=0, metavar="N",
         help="split the video into segments of at most N frames, each with its own network; 0: no limit (0)",
@@ -235,21 +238,9 @@ def add_segments(run: argparse._ArgumentGroup) -> None:
         help="start a new segment at every scene cut, detected from frame differences",
     )
     run.add_argument(
-        "--segment-init", default="none", choices=SEGMENT_INITS,
+        "--segment-init", default="none", choices=CHUNK_INITS,
         help="previous: initialise each segment from the trained weights of the previous one (none)",
     )  # fmt: skip
-
-
-def check_segments(frames: int, scenes: bool, init: str) -> bool:
-    """Whether these --segment- flags divide a video. Raises UserError where they do not go together."""
-    if frames and frames < 3:
-        raise UserError(f"--segment-frames {frames} must be at least 3, or 0 for no limit")
-    if init not in SEGMENT_INITS:
-        raise UserError(f"--segment-init {init[:40]!r} does not exist: choose from {', '.join(SEGMENT_INITS)}")
-    divided = bool(frames or scenes)
-    if init != "none" and not divided:
-        raise UserError("--segment-init needs a video in segments: pass --segment-frames N or --segment-scenes")
-    return divided
 
 
 def parse_train(argv: list[str] | None = None) -> Invocation:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from hnerv.codec import Options
-    from hnerv.runs import Part as RunPart
+    from hnerv.runs import Chunk
 
 
 def add_arguments(parser: Parser) -> None:
@@ -71,7 +71,7 @@ def run(ask: argparse.Namespace) -> None:
     from hnerv.codec import check_options, check_trained, write_film
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
-    from hnerv.runs import parts_of
+    from hnerv.runs import chunks_of
 
     device, options = pick_device(ask.device), options_of(ask)
     check_options(options)
@@ -80,14 +80,14 @@ def run(ask: argparse.Namespace) -> None:
     check_output(ask.output, "-o", ask.overwrite)
     if ask.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
-    parts = parts_of(ask.run)
-    check_trained(parts)
-    if len(parts) == 1:
-        show_all([code(ask, parts[0], options, device, ask.output)], ask.output)
+    chunks = chunks_of(ask.run)
+    check_trained(chunks)
+    if len(chunks) == 1:
+        show_all([code(ask, chunks[0], options, device, ask.output)], ask.output)
     else:
         with working_folder(ask.output) as folder, warned_once():
-            files = [folder / f"{number:05d}.hnerv" for number in range(len(parts))]
-            coded = [code(ask, part, options, device, file) for part, file in zip(parts, files, strict=True)]
+            files = [folder / f"{number:05d}.hnerv" for number in range(len(chunks))]
+            coded = [code(ask, chunk, options, device, file) for chunk, file in zip(chunks, files, strict=True)]
             write_film(ask.output, files)
         show_all(coded, ask.output)
     played = ask.output.with_name(f"{ask.output.stem}_decoded.mp4")
@@ -130,11 +130,11 @@ class Coded(NamedTuple):
     after: dict[str, float]
 
 
-def code(ask: argparse.Namespace, part: RunPart, options: Options, device: torch.device, output: Path) -> Coded:
+def code(ask: argparse.Namespace, chunk: Chunk, options: Options, device: torch.device, output: Path) -> Coded:
     """Writes the file of a run, or of a segment of one, reads it back and measures that, unless it was asked not to."""
     if ask.no_measure and not options.tuning.epochs:
-        return code_alone(part.path, options, device, output)
-    return code_and_measure(ask, part, options, device, output)
+        return code_alone(chunk.path, options, device, output)
+    return code_and_measure(ask, chunk, options, device, output)
 
 
 def code_alone(run: Path, options: Options, device: torch.device, output: Path) -> Coded:
@@ -142,23 +142,22 @@ def code_alone(run: Path, options: Options, device: torch.device, output: Path) 
     import torch
 
     from hnerv.codec import encode_run, write_container
-    from hnerv.runs.opening import checkpoint_of, open_checkpoint
+    from hnerv.runs.opening import open_checkpoint
 
-    found = open_checkpoint(checkpoint_of(run))
+    found = open_checkpoint(run)
     model, note = found.model.to(device, memory_format=torch.channels_last), {"epoch": found.epoch, "step": found.step}
     write_container(output, encode_run(model, found.record, options, None, note))
     return Coded("", {}, {})
 
 
 def code_and_measure(
-    ask: argparse.Namespace, part: RunPart, options: Options, device: torch.device, output: Path
+    ask: argparse.Namespace, chunk: Chunk, options: Options, device: torch.device, output: Path
 ) -> Coded:
     """With the video: to fine-tune on, and to measure against."""
     from hnerv.codec import Bitstream, encode_run, write_container
     from hnerv.evaluation import eval_values, evaluate, open_run
-    from hnerv.runs import targets_of
 
-    run = open_run(part.path, device, data=ask.data, clip_targets=targets_of(ask.clip_targets, part.first, part.count))
+    run = open_run(chunk.path, device, data=ask.data, clip_targets=chunk.clip_targets(ask.clip_targets))
     before = {} if ask.no_measure else eval_values(evaluate(run.model, run.store, progress=True))
     note = {"epoch": run.epoch, "step": run.step}
     write_container(output, encode_run(run.model, run.record, options, run.store, note, progress=True))

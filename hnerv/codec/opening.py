@@ -13,8 +13,8 @@ from hnerv.codec.file import Bitstream
 from hnerv.codec.segmented import open_film
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
-from hnerv.runs import Part, is_segmented, parts_of, targets_of
-from hnerv.runs.opening import Origin, checkpoint_of, with_material
+from hnerv.runs import Chunk, chunks_of, targets_of
+from hnerv.runs.opening import OpenedModel, checkpoint_of, with_material
 
 
 def open_stream(
@@ -37,11 +37,11 @@ def open_parts(
     if is_container(path):
         yield from _parts_of_film(path, device, data, unseen, clip_targets)
         return
-    parts = parts_of(path)
-    check_trained(parts)
-    for part in parts:
-        rows = targets_of(clip_targets, part.first, part.count)
-        yield part.first, functools.partial(open_run, part.path, device, data, unseen, rows)
+    chunks = chunks_of(path)
+    check_trained(chunks)
+    for chunk in chunks:
+        rows = chunk.clip_targets(clip_targets)
+        yield chunk.first, functools.partial(open_run, chunk.path, device, data, unseen, rows)
 
 
 def _parts_of_film(
@@ -56,19 +56,19 @@ def _parts_of_film(
         yield part.first, functools.partial(_opened, film.stream(part), place, device, data, unseen, rows)
 
 
-def check_trained(parts: Sequence[Part]) -> None:
+def check_trained(chunks: Sequence[Chunk]) -> None:
     """Raises UserError where segments of a run have no checkpoint yet."""
-    missing = [part.path for part in parts if part.count and not checkpoint_of(part.path).is_file()]
+    missing = [chunk.path for chunk in chunks if chunk.is_part and not checkpoint_of(chunk.path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(parts)} segments are not trained yet, starting with {missing[0]}: run the "
+            f"{len(missing)} of {len(chunks)} segments are not trained yet, starting with {missing[0]}: run the "
             "training command again"
         )
 
 
 def has_parts(path: Path) -> bool:
     """Whether it is a file, or a run folder, of a video in segments."""
-    return is_segmented(path) or is_segmented_file(path)
+    return chunks_of(path)[0].is_part or is_segmented_file(path)
 
 
 def whole_folder(path: Path) -> Path:
@@ -86,5 +86,5 @@ def _opened(
             "--unseen"
         )
     epoch, step = stream.encoder.get("epoch", 0), stream.encoder.get("step", 0)
-    origin = Origin(path, folder, epoch, step, stream.size)
-    return with_material(stream.model(), stream.record, origin, device, data, unseen, clip_targets)
+    found = OpenedModel(stream.model(), stream.record, path, folder, epoch, step, stream.size)
+    return with_material(found, device, data, unseen, clip_targets)

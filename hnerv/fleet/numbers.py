@@ -8,7 +8,7 @@ from hnerv.evaluation.combining import combined
 from hnerv.metrics import bits_per_pixel
 from hnerv.presets import Choice
 from hnerv.report.reading import RunData, read_run
-from hnerv.runs import SegmentedFolder, parts_of
+from hnerv.runs import ChunkedFolder, chunks_of
 from hnerv.runs.record import RunRecord
 from hnerv.training.segmented import log_whole
 
@@ -20,9 +20,9 @@ def numbers_of(folder: Path) -> dict[str, object]:
 
 def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, object]:
     """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
-    runs = [read_run(part.path) for part in parts_of(folder)]
+    runs = [read_run(chunk.path) for chunk in chunks_of(folder)]
     whole = combined([run.values for run in runs])
-    log_whole(SegmentedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
+    log_whole(ChunkedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
     return _numbers(runs, whole)
 
 

@@ -16,7 +16,17 @@ from hnerv.evaluation.combining import combined
 from hnerv.files import move_aside
 from hnerv.flags import Invocation
 from hnerv.presets import Choice
-from hnerv.runs import Plan, Segment, SegmentedFolder, Wishes, lock, plan_video, read_plan, targets_of, write_plan
+from hnerv.runs import (
+    ChunkedFolder,
+    ChunkOptions,
+    ChunkPlan,
+    PlannedChunk,
+    lock,
+    plan_video,
+    read_plan,
+    targets_of,
+    write_plan,
+)
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder, folder_name, refuse_unwritable
 from hnerv.runs.record import RunRecord
@@ -29,7 +39,7 @@ from hnerv.training.running import Finished, How, train_run
 class Whole(NamedTuple):
     """All segments, trained: the folder, the record of the first, the values of all of them together."""
 
-    folder: SegmentedFolder
+    folder: ChunkedFolder
     record: RunRecord
     values: dict[str, float]
 
@@ -41,20 +51,20 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
     and UserError where the folder holds something else.
     """
     check_settings(choice.config, ask.log)
-    wishes = Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init)
-    folder = SegmentedFolder(ask.output / folder_name(ask.exp_id, choice, ask.output, _words(wishes)))
+    wishes = ChunkOptions(ask.segment_frames, ask.segment_scenes, ask.segment_init)
+    folder = ChunkedFolder(ask.output / folder_name(ask.exp_id, choice, ask.output, _words(wishes)))
     refuse_unwritable(folder.path)
     with _claimed(folder, ask.overwrite), warned_once():
         plan, done = _plan(folder, wishes, choice), []
         check_rows(choice.config.clip.clip_targets, plan.count)
-        for segment in plan.segments:
-            print(f"\nsegment  {segment.number + 1} of {len(plan.segments)}: frames {segment.frames}", flush=True)
+        for segment in plan.chunks:
+            print(f"\nsegment  {segment.number + 1} of {len(plan.chunks)}: frames {segment.frames}", flush=True)
             like = done[0].record if done else None
             how = How(device, ask.log, limits, like, frames=segment.count, compile=ask.compile)
             done.append(_train_one(folder, segment, choice, done[-1] if done else None, wishes.init, how))
-            if (asked := done[-1].asked) and len(done) < len(plan.segments):
+            if (asked := done[-1].asked) and len(done) < len(plan.chunks):
                 raise asked.interruption(
-                    f"stopped after segment {len(done)} of {len(plan.segments)}, which is saved; run the same command "
+                    f"stopped after segment {len(done)} of {len(plan.chunks)}, which is saved; run the same command "
                     "without --overwrite to resume"
                 )
         values = combined([finished.values for finished in done])
@@ -62,14 +72,14 @@ def train_segments(ask: Invocation, choice: Choice, device: torch.device, limits
     return Whole(folder, done[0].record, values)
 
 
-def choice_of(segment: Segment, choice: Choice) -> Choice:
+def choice_of(segment: PlannedChunk, choice: Choice) -> Choice:
     """What is trained in one segment of a video."""
     rows = targets_of(choice.config.clip.clip_targets, segment.first, segment.count)
     return choice._replace(config=choice.config.replaced({"frames": segment.frames, "clip_targets": rows}))
 
 
 def _train_one(
-    folder: SegmentedFolder, segment: Segment, choice: Choice, before: Finished | None, init: str, how: How
+    folder: ChunkedFolder, segment: PlannedChunk, choice: Choice, before: Finished | None, init: str, how: How
 ) -> Finished:
     """`before` is what became of the segment in front of it, None for the first."""
     ours, warm = choice_of(segment, choice), init == "previous" and before is not None
@@ -93,15 +103,15 @@ def finished_run(run: RunFolder) -> Finished | None:
     return Finished(state["run"], state["evaluation"])
 
 
-def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
+def _plan(folder: ChunkedFolder, wishes: ChunkOptions, choice: Choice) -> ChunkPlan:
     """The plan that the folder holds, else a new one, written. Raises UserError where it is of another division."""
     video = choice.config.video
     if folder.plan.is_file():
         plan = read_plan(folder.plan)
-        if (plan.wishes, plan.frames) != (wishes, video.frames):
+        if (plan.options, plan.frames) != (wishes, video.frames):
             raise UserError(
                 f"{folder.path} holds a run segmented with other flags ({_told(plan)}; this command has "
-                f"{_told(plan._replace(wishes=wishes, frames=video.frames))}): pass its flags to resume it, choose "
+                f"{_told(plan._replace(options=wishes, frames=video.frames))}): pass its flags to resume it, choose "
                 "another --exp-id, or pass --overwrite to move it aside"
             )
         if (count := frame_count(video.data, raw_video=video.raw_video)) != plan.total:
@@ -119,19 +129,19 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
     return plan
 
 
-def _words(wishes: Wishes) -> list[str]:
+def _words(wishes: ChunkOptions) -> list[str]:
     """As `{params}` and messages have them; those that were not asked for are left out."""
     return [f"segment_{name}={value}" for name, value in wishes._asdict().items() if value not in (0, False, "none")]
 
 
-def _told(plan: Plan) -> str:
-    wishes = plan.wishes
+def _told(plan: ChunkPlan) -> str:
+    wishes = plan.options
     scenes = "--segment-scenes " if wishes.scenes else ""
     return f"--segment-frames {wishes.frames} {scenes}--segment-init {wishes.init} --frames {plan.frames or 'all'}"
 
 
 @contextlib.contextmanager
-def _claimed(folder: SegmentedFolder, overwrite: bool) -> Iterator[None]:
+def _claimed(folder: ChunkedFolder, overwrite: bool) -> Iterator[None]:
     """The folder, locked; one that is to be overwritten moved aside.
 
     Where a UserError leaves it without a segment it is as it was before, and so are the folders above it.
@@ -162,7 +172,7 @@ def _claimed(folder: SegmentedFolder, overwrite: bool) -> Iterator[None]:
                 parent.rmdir()
 
 
-def log_whole(folder: SegmentedFolder, values: dict[str, float], epochs: int, segments: int, report_to: str) -> None:
+def log_whole(folder: ChunkedFolder, values: dict[str, float], epochs: int, segments: int, report_to: str) -> None:
     """The values of the whole, in the folder's own TensorBoard and metrics.jsonl, in place of earlier ones."""
     events, lines = events_folder(folder.path), metrics_file(folder.path)
     for old in (*events.glob("events.*"), lines):

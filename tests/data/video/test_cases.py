@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 
 from hnerv.errors import UserError
-from hnerv.runs import plan_video
-from hnerv.data.chunks import Wishes
+from hnerv.data.chunks import ChunkOptions, plan_video
 from hnerv.data.video import Video, frame_count, load_video
 from hnerv.data.video.probing import _shows
 from hnerv.data.video.raw import geometry_of
@@ -316,9 +315,9 @@ def test_shown_flag_of_vp9_profiles(profile: int, inter: int, shown: int) -> Non
 
 def check_segments(path: Path, total: int) -> None:
     """Training in segments of at most 8 frames covers exactly the frames that can be decoded."""
-    plan, whole = plan_video(str(path), "", Wishes(8)), load_video(str(path)).frames
+    plan, whole = plan_video(str(path), "", ChunkOptions(8)), load_video(str(path)).frames
     assert plan.total == plan.count == len(whole) == total
-    parts = [load_video(str(path), frames=segment.frames).frames for segment in plan.segments]
+    parts = [load_video(str(path), frames=segment.frames).frames for segment in plan.chunks]
     assert max(map(len, parts)) <= 8 and torch.cat(parts).equal(whole)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from hnerv.codec import open_film
 from hnerv.errors import UserError
-from hnerv.runs import Wishes, plan_video
+from hnerv.runs import ChunkOptions, plan_video
 from hnerv.data.video import frame_count, load_video, loading
 from hnerv.data.video.raw import geometry_of
 
@@ -38,7 +38,7 @@ def check_slices(path: Path, count: int) -> None:
         seconds = [t.seconds(k) if t else k / whole.fps for t, k in ((part.times, 0), (whole.times, start))]
         assert seconds[0] == pytest.approx(seconds[1])
     assert load_video(str(path), frames="-3:").frames.equal(whole.frames[-3:])
-    assert plan_video(str(path), "", Wishes(8)).count == count
+    assert plan_video(str(path), "", ChunkOptions(8)).count == count
 
 
 def _not_coded(data: bytes) -> bytes:
@@ -121,7 +121,7 @@ def test_damage_where_the_frames_have_to_be_counted(encode, remux, tmp_path: Pat
         with pytest.raises(UserError, match=r"frame \d+ cannot be decoded"):
             load_video(str(path), frames=beyond)
     with pytest.raises(UserError, match=r"frame \d+ cannot be decoded"):
-        plan_video(str(path), "", Wishes(8))
+        plan_video(str(path), "", ChunkOptions(8))
 
 
 @pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", bytes(4), None])
