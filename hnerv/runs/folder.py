@@ -107,11 +107,10 @@ class RunFolder:
             yield
 
     def last_precision(self) -> str | None:
-        """The precision of the start before this one, None where environment.json has none. Raises UserError."""
+        """The precision of the start before this one, None for the first. Raises UserError."""
         path = self.path / "environment.json"
         starts = read_json(path) if path.exists() else []
-        last = starts[-1] if isinstance(starts, list) and starts else {}
-        return last.get("precision") if isinstance(last, dict) else None
+        return starts[-1]["precision"] if starts else None
 
     def claim(
         self,

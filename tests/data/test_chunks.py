@@ -1,4 +1,4 @@
-"""Dividing a video: every chosen frame is in one segment, in order, and none is left short."""
+"""Dividing a video: every chosen frame is in one chunk, in order, and none is left short."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnerv.data.chunks import ChunkOptions, PlannedChunk, divide, plan_video, slice_text
+from hnerv.data.chunks import ChunkOptions, PlannedChunk, divide, plan_video
 from hnerv.data.video import open_writer, slice_positions
 from hnerv.errors import UserError
 from hnerv.timeline import Timeline
@@ -21,39 +21,21 @@ chosen_ranges = st.builds(
 
 
 @given(chosen_ranges, st.integers(0, 60), st.lists(st.integers(-5, 450), max_size=6))
-def test_segments_tile_what_was_chosen(chosen, longest, cuts):
-    segments = divide(chosen, longest, cuts)
-    assert [s.number for s in segments] == list(range(len(segments)))
-    assert [s.first for s in segments] == [sum(t.count for t in segments[:k]) for k in range(len(segments))]
-    assert [p for s in segments for p in slice_positions(s.frames, 1000)] == list(chosen)
-    assert all(s.count == len(slice_positions(s.frames, 1000)) for s in segments)
-    assert not longest or max(s.count for s in segments) <= longest
-    assert {cut for cut in cuts if 0 < cut < len(chosen)} <= {s.first for s in segments}
-
-
-@given(st.integers(2, 500), st.integers(2, 90))
-def test_pieces_of_one_scene_differ_by_a_frame_at_most(count, longest):
-    sizes = [s.count for s in divide(range(count), longest)]
-    assert max(sizes) - min(sizes) <= 1 and len(sizes) == -(-count // longest)
+def test_chunks_tile_what_was_chosen(chosen, longest, cuts):
+    chunks = divide(chosen, longest, cuts)
+    assert [c.number for c in chunks] == list(range(len(chunks)))
+    assert [c.first for c in chunks] == [sum(other.count for other in chunks[:k]) for k in range(len(chunks))]
+    assert [p for c in chunks for p in slice_positions(c.frames, 1000)] == list(chosen)
+    assert all(c.count == len(slice_positions(c.frames, 1000)) for c in chunks)
+    assert {cut for cut in cuts if 0 < cut < len(chosen)} <= {c.first for c in chunks}
+    sizes = [c.count for c in divide(chosen, longest)]
+    assert max(sizes) - min(sizes) <= 1 and len(sizes) == (-(-len(chosen) // longest) if longest else 1)
 
 
 def test_by_hand():
     three = (PlannedChunk(0, "0:3", 0, 3), PlannedChunk(1, "3:6", 3, 3), PlannedChunk(2, "6:10", 6, 4))
-    assert divide(range(10), 4) == three
-    assert [s.frames for s in divide(range(4, 24, 2), 5, [3])] == ["4:10:2", "10:16:2", "16:24:2"]
-    assert [s.name for s in divide(range(3), 0)] == ["00000"]
-
-
-@given(chosen_ranges)
-def test_a_slice_selects_its_range(chosen):
-    assert list(slice_positions(slice_text(chosen), 1000)) == list(chosen)
-
-
-@pytest.mark.parametrize(
-    ("options", "divides"), [((), False), ((3,), True), ((0, True), True), ((8, False, "previous"), True)]
-)
-def test_options_divide(options, divides):
-    assert ChunkOptions(*options).checked().divides is divides
+    assert divide(range(10), 4) == three and three[2].name == "00002"
+    assert [c.frames for c in divide(range(4, 24, 2), 5, [3])] == ["4:10:2", "10:16:2", "16:24:2"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +47,7 @@ def test_options_divide(options, divides):
         ((0, False, "previous"), "--segment-init needs a video in segments"),
     ],
 )
-def test_options_are_refused(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(UserError, match=message):
         ChunkOptions(*options).checked()
 

@@ -115,12 +115,9 @@ def test_a_finished_run_started_again_changes_nothing_and_prints_its_table(
 def test_another_configuration_is_refused(run, refused, flags, change, difference):
     line = refused(flags(**change))
     assert difference in line and "--exp-id" in line and "--overwrite" in line
-
-
-def test_the_error_of_another_run_has_its_cause_apart(finished):
-    with pytest.raises(OtherRun, match=": choose another --exp-id, pass its settings") as error:
-        at(finished.parent, "run")
-    assert error.value.cause.endswith(")") and "--exp-id" not in error.value.cause
+    with pytest.raises(OtherRun) as error:
+        at(run.parent, "run")
+    assert error.value.cause in str(error.value) and "--exp-id" not in error.value.cause
 
 
 def test_other_frames_under_the_same_path_are_refused(tmp_path, train, refused, flags, make_film):
@@ -186,13 +183,6 @@ def test_a_run_without_latest_resumes_from_best(tmp_path, train, flags, monkeypa
 
 def _die():
     raise MemoryError
-
-
-def test_records(finished, settings):
-    record = json.loads((finished / "config.json").read_text())
-    config = Config.from_dict(record["config"])
-    assert config.train.epochs == settings["epochs"] and record["scene"]["val"] == [5, 11]
-    assert record["targets"]["kind"] == "file" and record["model"]["width"] == 8
 
 
 def test_resuming_in_another_precision_is_announced(tmp_path, train, flags, capsys):
