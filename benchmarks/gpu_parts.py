@@ -60,7 +60,7 @@ def env(argv: list[str]) -> None:
     set_up_torch(0)
     import torch
 
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
 
     device = pick_device(args.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

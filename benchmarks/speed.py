@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, invocation: TrainArguments) -> dict:
     set_up_torch(args.threads, benchmark=True)
     from floor import floor
 
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
 
     device = pick_device(args.device)
     config = invocation.resolve(cuda=device.type == "cuda").config

@@ -17,6 +17,7 @@ TIERS = (
     "command",
     "model",
     "data",
+    "flags",
     "tracking",
     "runs",
     "evaluation",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from hnerv.codec import Options
-    from hnerv.runs import Part
+    from hnerv.runs import Chunk
 
 
 def add_arguments(parser: Parser) -> None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from hnerv.codec import check_options, check_trained, join_files
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
-    from hnerv.runs import parts_of
+    from hnerv.runs import chunks_of
 
     device, options = pick_device(args.device), options_of(args)
     check_options(options)
@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, "-o", args.overwrite)
     if args.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
-    parts = parts_of(args.run)
-    check_trained(parts)
+    chunks = chunks_of(args.run)
+    check_trained(chunks)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hnerv-", dir=args.output.parent) as folder, warned_once():
-        files = [Path(folder, f"{number:05d}.hnerv") for number in range(len(parts))]
-        measures = [encode_chunk(args, part, options, device, file) for part, file in zip(parts, files, strict=True)]
+        files = [Path(folder, f"{number:05d}.hnerv") for number in range(len(chunks))]
+        measures = [encode_chunk(args, chunk, options, device, file) for chunk, file in zip(chunks, files, strict=True)]
         join_files(args.output, files)
     print_result(args.output, measures)
     decoded = args.output.with_name(f"{args.output.stem}_decoded.mp4")
@@ -103,23 +103,21 @@ class ChunkMeasures(NamedTuple):
 
 
 def encode_chunk(
-    args: argparse.Namespace, part: Part, options: Options, device: torch.device, output: Path
+    args: argparse.Namespace, chunk: Chunk, options: Options, device: torch.device, output: Path
 ) -> ChunkMeasures:
     """Writes a chunk of a run as a file, reads it back and measures it. The video is opened only if it is needed."""
     import torch
 
     from hnerv.codec import encode_run, open_single_chunk, write_bitstream
     from hnerv.evaluation import eval_values, evaluate, open_run
-    from hnerv.runs import targets_of
-    from hnerv.runs.opening import checkpoint_of, open_checkpoint
+    from hnerv.runs.opening import open_checkpoint
 
     if args.no_measure and not options.tuning.epochs:
-        found = open_checkpoint(checkpoint_of(part.path))
+        found = open_checkpoint(chunk.path)
         model, note = found.model.to(device, memory_format=torch.channels_last), progress_of(found)
         write_bitstream(output, [encode_run(model, found.record, options, None, note)])
         return ChunkMeasures("", {}, {})
-    targets = targets_of(args.clip_targets, part.first, part.count)
-    opened = open_run(part.path, device, data=args.data, clip_targets=targets)
+    opened = open_run(chunk.path, device, data=args.data, clip_targets=chunk.clip_targets(args.clip_targets))
     before = {} if args.no_measure else eval_values(evaluate(opened.model, opened.store, progress=True))
     coded = encode_run(opened.model, opened.record, options, opened.store, progress_of(opened), progress=True)
     write_bitstream(output, [coded])

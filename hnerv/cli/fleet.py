@@ -85,14 +85,14 @@ def run(ask: argparse.Namespace) -> None:
     from hnerv.fleet.engine import Needs
     from hnerv.fleet.manifest import Defaults
     from hnerv.fleet.running import Where, run_fleet
-    from hnerv.runs import Wishes
+    from hnerv.runs import ChunkOptions
 
     needs = Needs(ask.cpus_per_task, ask.gpus_per_task, bytes_of(ask.memory_per_task))
     threads = ask.threads or max(int(ask.cpus_per_task), 1)
     device = "cuda" if ask.gpus_per_task else "cpu"
     share = min(ask.gpus_per_task, 1.0) or 1.0
     orders = Orders(log, device, threads, ask.retries, sys.argv, ask.deterministic, share)
-    defaults = Defaults(ask.preset, settings, Wishes(ask.segment_frames, ask.segment_scenes, ask.segment_init))
+    defaults = Defaults(ask.preset, settings, ChunkOptions(ask.segment_frames, ask.segment_scenes, ask.segment_init))
     run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
     print(next_commands(ask.output / "NAME", ask.output))
 

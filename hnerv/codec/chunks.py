@@ -12,8 +12,8 @@ from hnerv.codec.container import is_container
 from hnerv.codec.file import BitstreamFile, CodedChunk, open_single_chunk, summed_by_part
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
-from hnerv.runs import Part, parts_of, targets_of
-from hnerv.runs.opening import Origin, checkpoint_of, with_material
+from hnerv.runs import Chunk, chunks_of, targets_of
+from hnerv.runs.opening import OpenedModel, checkpoint_of, with_material
 
 
 def open_coded_run(
@@ -35,11 +35,10 @@ def open_chunks(
     Raises UserError, before the first, where some are not trained.
     """
     if not is_container(path):
-        parts = parts_of(path)
-        check_trained(parts)
-        for part in parts:
-            rows = targets_of(clip_targets, part.first, part.count)
-            yield part.first, partial(open_run, part.path, device, data, unseen, rows)
+        chunks = chunks_of(path)
+        check_trained(chunks)
+        for chunk in chunks:
+            yield chunk.first, partial(open_run, chunk.path, device, data, unseen, chunk.clip_targets(clip_targets))
         return
     file, folder = BitstreamFile(path), evaluation_folder(path)
     if len(file.chunks) == 1:
@@ -54,15 +53,15 @@ def has_several_chunks(path: Path) -> bool:
     """Whether an evaluation of the video is put together from those of several chunks."""
     if is_container(path):
         return len(BitstreamFile(path).chunks) > 1
-    return [part.path for part in parts_of(path)] != [path]
+    return chunks_of(path)[0].is_part
 
 
-def check_trained(parts: Sequence[Part]) -> None:
+def check_trained(chunks: Sequence[Chunk]) -> None:
     """Raises UserError where chunks of a run have no checkpoint yet."""
-    missing = [part.path for part in parts if part.count and not checkpoint_of(part.path).is_file()]
+    missing = [chunk.path for chunk in chunks if chunk.is_part and not checkpoint_of(chunk.path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(parts)} segments are not trained yet, starting with {missing[0]}: run the "
+            f"{len(missing)} of {len(chunks)} segments are not trained yet, starting with {missing[0]}: run the "
             "training command again"
         )
 
@@ -89,5 +88,6 @@ def _with_video(
             f"--unseen encode needs the encoder, which {chunk.path} does not contain: evaluate the checkpoint, or "
             "remove --unseen"
         )
-    origin = Origin(chunk.path, folder, chunk.encoder.get("epoch", 0), chunk.encoder.get("step", 0), size)
-    return with_material(chunk.model(), chunk.record, origin, device, data, unseen, clip_targets)
+    epoch, step = chunk.encoder.get("epoch", 0), chunk.encoder.get("step", 0)
+    opened = OpenedModel(chunk.model(), chunk.record, chunk.path, folder, epoch, step, size)
+    return with_material(opened, device, data, unseen, clip_targets)

@@ -13,7 +13,7 @@ from hnerv.codec.file import BitstreamFile
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
-from hnerv.timeline import Timeline, joined
+from hnerv.timeline import Timeline, concat_timelines
 
 SPARSE = 4
 """Frames selected with at least this mean spacing are sparse: only the sections of each of them are read, not those of
@@ -56,8 +56,8 @@ def frame_times(file: BitstreamFile, frames: Sequence[int]) -> Timeline:
     for entry, group in file.by_chunk(frames):
         with _frames_in_errors(file, entry):
             clock = file.open_chunk(entry).scene.clock_from(entry.first)
-        clocks.append(clock.chosen(frame - entry.first for frame in group))
-    return joined(clocks)
+        clocks.append(clock.select(frame - entry.first for frame in group))
+    return concat_timelines(clocks)
 
 
 def _batches(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tensor]:

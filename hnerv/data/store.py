@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnerv.data.clip import Targets, clip_targets
 from hnerv.config import Config
+from hnerv.data.clip import Targets, clip_targets
+from hnerv.data.video import Video, data_split, load_video
 from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
-from hnerv.data.video import Video, data_split, load_video
 
 
 class Material(NamedTuple):

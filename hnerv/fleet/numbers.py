@@ -8,7 +8,7 @@ from hnerv.evaluation import combine, estimated_rate
 from hnerv.model import joined_scene
 from hnerv.presets import Choice
 from hnerv.report.reading import RunData, read_run
-from hnerv.runs import SegmentedFolder, parts_of
+from hnerv.runs import ChunkedFolder, chunks_of
 from hnerv.training.chunks import log_chunks
 
 
@@ -19,9 +19,9 @@ def numbers_of(folder: Path) -> dict[str, object]:
 
 def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, object]:
     """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
-    runs = [read_run(part.path) for part in parts_of(folder)]
+    runs = [read_run(chunk.path) for chunk in chunks_of(folder)]
     whole = combine([run.values for run in runs])
-    log_chunks(SegmentedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
+    log_chunks(ChunkedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
     return _numbers(runs, whole)
 
 

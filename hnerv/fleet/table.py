@@ -104,10 +104,10 @@ def _progress(folder: Path, name: str, far: dict[str, float]) -> float:
     """Of a video whose jobs have come so `far`; a segment counts by its frames, as its steps do."""
     if not any("/segments/" in job for job in far):
         return far.get(name, 0.0)
-    from hnerv.runs import parts_of  # imports torch, which the table of other videos does without
+    from hnerv.runs import chunks_of  # imports torch, which the table of other videos does without
 
     try:
-        frames = {f"{name}/segments/{part.path.name}": part.count for part in parts_of(folder / name)}
+        frames = {f"{name}/segments/{chunk.path.name}": chunk.frames for chunk in chunks_of(folder / name)}
     except UserError:  # of a plan that is damaged: the fleet's command says so
         return 0.0
     return sum(far.get(job, 0.0) * count for job, count in frames.items()) / max(sum(frames.values()), 1)

@@ -24,7 +24,7 @@ from hnerv.report.pictures import draw_frames, pick_frames
 from hnerv.report.plots import disambiguated
 from hnerv.report.reading import RunData, is_current, read_run
 from hnerv.report.wholes import Segment, read_any, segments_of
-from hnerv.runs import is_segmented, parts_of, targets_of
+from hnerv.runs import chunks_of, targets_of
 
 PICTURE_BYTES = 3_000_000
 """Of all pictures of a page together."""
@@ -61,7 +61,7 @@ def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> St
 
     Of a run in segments one is in memory at a time: all are evaluated, then those opened again whose frames are shown.
     """
-    divided, missing, opened = is_segmented(run.folder), [], None
+    divided, missing, opened = chunks_of(run.folder)[0].is_part, [], None
     for segment in segments_of(run.folder):
         opened = None
         try:
@@ -70,7 +70,7 @@ def _story(run: RunData, wishes: Wishes, budget: int, like: Iterable[int]) -> St
             missing.append(str(lack))
     segments, run = segments_of(run.folder), read_any(run.folder, run.name)
     parts = tuple(segments) if divided else ()
-    if divided and (unbegun := len(parts_of(run.folder)) - len(parts)):
+    if divided and (unbegun := len(chunks_of(run.folder)) - len(parts)):
         missing.insert(0, f"{unbegun} of {unbegun + len(parts)} segments not started: run the training command again.")
     if missing:
         return Story(run, [], missing[:MOST_SENTENCES], parts)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.report.reading import Curve, Row, RunData, read_run
-from hnerv.runs import is_segmented, parts_of
+from hnerv.runs import chunks_of
 from hnerv.runs.record import RunRecord
 
 
@@ -22,12 +22,12 @@ class Segment(NamedTuple):
 
 def read_any(folder: Path, name: str = "") -> RunData:
     """`read_run` of any run, one in segments put together. Raises UserError."""
-    return joined(folder, segments_of(folder), name) if is_segmented(folder) else read_run(folder, name)
+    return joined(folder, segments_of(folder), name) if chunks_of(folder)[0].is_part else read_run(folder, name)
 
 
 def segments_of(folder: Path) -> list[Segment]:
     """Of a run in segments those that were begun, in order; of any other the run itself. Raises UserError."""
-    begun = [part for part in parts_of(folder) if not part.count or (part.path / "config.json").is_file()]
+    begun = [part for part in chunks_of(folder) if not part.is_part or (part.path / "config.json").is_file()]
     if not begun:
         raise UserError(f"no segment of {folder} has been started: run the training command first")
     return [Segment(part.first, read_run(part.path)) for part in begun]

@@ -23,7 +23,7 @@ from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
-from hnerv.runs import is_segmented, parts_of
+from hnerv.runs import chunks_of
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
 
@@ -63,11 +63,11 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     else computed and, with `keep`, put there. Raises UserError when the model cannot be read, has no CLIP head or lacks
     segments that are not trained yet.
     """
-    if is_segmented(path):
-        parts = parts_of(path)
-        check_trained(parts)
-        found = (open_index(part.path, device, keep) for part in parts)
-        return _joined(path, found, sum(part.count for part in parts))
+    chunks = chunks_of(path)
+    if chunks[0].is_part:
+        check_trained(chunks)
+        found = (open_index(chunk.path, device, keep) for chunk in chunks)
+        return _joined(path, found, sum(chunk.frames for chunk in chunks))
     path = checkpoint_of(path)
     digest = _digest(path)
     places = index_places(path, digest)
@@ -125,10 +125,10 @@ def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
         file = BitstreamFile(path)
         return _joined(path, (_of_chunk(file.open_chunk(entry), device) for entry in file.chunks), file.frames)
-    model, record, *_ = open_checkpoint(path)
-    _check_head(path, record)
-    model.keep_for_embed()
-    return _of_model(path, model, record, device)
+    found = open_checkpoint(path)
+    _check_head(path, found.record)
+    found.model.keep_for_embed()
+    return _of_model(path, found.model, found.record, device)
 
 
 def _of_chunk(chunk: CodedChunk, device: torch.device) -> Index:

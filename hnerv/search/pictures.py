@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from hnerv.codec import BitstreamFile, is_container, play, play_file
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.runs import parts_of
-from hnerv.runs.opening import checkpoint_of, open_checkpoint
+from hnerv.runs import chunks_of
+from hnerv.runs.opening import open_checkpoint
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
 from hnerv.search.report import patch_list
@@ -40,12 +40,12 @@ def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> di
     if is_container(path):
         return dict(zip(wanted, play_file(BitstreamFile(path), wanted, device), strict=True))
     found: dict[int, np.ndarray] = {}
-    for part in parts_of(path):
-        inner = [frame for frame in wanted if not part.count or part.first <= frame < part.first + part.count]
+    for chunk in chunks_of(path):
+        inner = [frame for frame in wanted if chunk.holds(frame)]
         if inner:
-            model = open_checkpoint(checkpoint_of(part.path)).model.eval()
+            model = open_checkpoint(chunk.path).model.eval()
             model = model.to(device, memory_format=torch.channels_last)
-            pictures = play(model, [frame - part.first for frame in inner])
+            pictures = play(model, [frame - chunk.first for frame in inner])
             found |= dict(zip(inner, pictures, strict=True))
     return found
 

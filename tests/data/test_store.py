@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import av
@@ -11,15 +10,15 @@ import pytest
 import torch
 
 from hnerv import motion
-from hnerv.data.clip import Targets
 from hnerv.config import Config
+from hnerv.data.clip import Targets
 from hnerv.data.store import FrameStore, Material, load_material
+from hnerv.data.video import Video, data_split
+from hnerv.data.video.sources import clip_path
 from hnerv.errors import UserError
 from hnerv.geometry import plan_crop
 from hnerv.metrics import round8
 from hnerv.model import Scene
-from hnerv.data.video import Video, data_split
-from hnerv.data.video.sources import clip_path
 
 FIELDS = {
     "data": "bunny", "frames": "0:4", "crop": "640x1280", "resize": "40x80", "clip_weights": "random",
