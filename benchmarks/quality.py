@@ -221,7 +221,8 @@ def blends(model, store) -> dict[str, float]:
     """
     import torch
 
-    from hnerv.metrics import frame_mse, psnr, round8
+    from hnerv.metrics import frame_mse, psnr
+    from hnerv.model.predict import round8
 
     scene = model.scene
     inner = [t for t in scene.val if scene.train[0] < t < scene.train[-1]]

@@ -23,6 +23,8 @@ MSE_FLOOR = 1e-10
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2
+"""Constants of SSIM for pixels in [0, 1] (Wang et al. 2004, section III.B)."""
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
 
@@ -48,11 +50,6 @@ def patch_mse(pred: Tensor, target: Tensor, grid: PatchGrid) -> Tensor:
 def frame_mse(pred: Tensor, target: Tensor) -> Tensor:
     """Frames or patches (B, 3, H, W) in [0, 1] -> mean squared error of each (B,)."""
     return (pred.float() - target.float()).square().mean((1, 2, 3))
-
-
-def round8(x: Tensor) -> Tensor:
-    """The picture that 8 bits can show: clamped to [0, 1] and rounded to k/255."""
-    return (x.clamp(0, 1) * 255).round() / 255
 
 
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
@@ -210,16 +207,27 @@ def _check_window(pred: Tensor, name: str) -> None:
 
 
 def _similarity(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) -> SSIM and its contrast-structure factor alone, both (B, C), means over whole windows.
-
-    pytorch_msssim's single scale, because its multi-scale function refuses 160 pixels and fewer. The window is made
-    on the device: the library's own copies it, and the exponents, from the host, and the step would wait.
-    Contiguous, so that CUDA filters each channel in fp32: channels-last would go through cuDNN in TF32.
-    """
-    from pytorch_msssim.ssim import _ssim
-
-    offset = torch.arange(SSIM_WINDOW, device=pred.device, dtype=torch.float32) - SSIM_WINDOW // 2
+    """(B, C, H, W) -> SSIM and its contrast-structure factor alone, both (B, C), means over all full windows, fp32."""
+    # Contiguous, so that CUDA filters each channel in fp32: channels-last would go through cuDNN in TF32. The window is
+    # made on the device, because a copy from the host would make a training step wait.
+    x, y = pred.float().contiguous(), target.float().contiguous()
+    offset = torch.arange(SSIM_WINDOW, device=x.device, dtype=torch.float32) - SSIM_WINDOW // 2
     window = (-offset.square() / (2 * SSIM_SIGMA**2)).exp()
-    window = (window / window.sum()).repeat(pred.shape[1], 1, 1, 1)
-    with torch.autocast(pred.device.type, enabled=False):
-        return _ssim(pred.float().contiguous(), target.float().contiguous(), data_range=1, win=window)
+    window = (window / window.sum()).repeat(x.shape[1], 1, 1, 1)  # (C, 1, 1, 11)
+
+    def local_mean(z: Tensor) -> Tensor:
+        # A Gaussian is separable: a column and a row of 11 taps do the work of 121.
+        return F.conv2d(F.conv2d(z, window.mT, groups=z.shape[1]), window, groups=z.shape[1])
+
+    with torch.autocast(x.device.type, enabled=False):
+        # Moments under the window w: mu = E_w[x], sigma_x^2 = E_w[x^2] - mu_x^2, sigma_xy = E_w[x y] - mu_x mu_y. Then
+        #   SSIM = l cs,  l = (2 mu_x mu_y + C1) / (mu_x^2 + mu_y^2 + C1)           luminance,
+        #                cs = (2 sigma_xy + C2) / (sigma_x^2 + sigma_y^2 + C2)      contrast and structure.
+        # C1 and C2 keep both quotients at 1 where two pictures are black or flat, at a range of 1.
+        mean_x, mean_y = local_mean(x), local_mean(y)
+        square_x, square_y, product = mean_x.pow(2), mean_y.pow(2), mean_x * mean_y
+        variance_x, variance_y = local_mean(x * x) - square_x, local_mean(y * y) - square_y
+        covariance = local_mean(x * y) - product
+        contrast = (2 * covariance + C2) / (variance_x + variance_y + C2)
+        similarity = (2 * product + C1) / (square_x + square_y + C1) * contrast
+    return similarity.flatten(2).mean(-1), contrast.flatten(2).mean(-1)

@@ -63,15 +63,6 @@ def test_patch_mse_is_that_of_each_cut_patch(grid, memory_format):
     assert (metrics.patch_mse(pred.half(), target.half(), grid).dtype) == torch.float32
 
 
-def test_round8_is_the_picture_that_8_bits_show():
-    levels = torch.arange(256) / 255
-    assert torch.equal(metrics.round8(levels), levels)
-    assert torch.equal(metrics.round8(torch.tensor([-1.0, 0.0019, 0.002, 1.5])), torch.tensor([0, 0, 1 / 255, 1]))
-    x = torch.rand(1000)
-    assert (metrics.round8(x) - x).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(metrics.round8(metrics.round8(x)), metrics.round8(x))
-
-
 @pytest.mark.parametrize("size", [(11, 11), (40, 56), (75, 33)])
 def test_ssim_agrees_with_scikit_image_and_torchmetrics(size):
     pred, target = pictures(*size)

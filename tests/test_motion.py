@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hnerv.metrics import frame_mse, psnr, round8
+from hnerv.metrics import frame_mse, psnr
+from hnerv.model.predict import round8
 from hnerv.motion import between, motion
 
 

@@ -66,7 +66,7 @@ def compare(files: list[Path], rivals: list[Rival], device: torch.device, data: 
 
     from hnerv.codec import open_stream
     from hnerv.codec.comparison import Comparison, check_rivals, conversion_psnr
-    from hnerv.evaluation import FRAMES_AT_ONCE
+    from hnerv.model.predict import FRAMES_AT_ONCE
     from hnerv.runs.opening import NO_TARGETS
 
     measured: list[_Measured] = []
@@ -127,7 +127,7 @@ class _Decoder:
         """(decoded, source) batches (B, 3, H, W) in [0, 1]."""
         import torch
 
-        from hnerv.evaluation import FRAMES_AT_ONCE, predict
+        from hnerv.model.predict import FRAMES_AT_ONCE, predict
 
         model, store = self._opened.model.eval(), self._opened.store
         for where in torch.arange(model.scene.frames).split(FRAMES_AT_ONCE):
@@ -145,8 +145,10 @@ def _source_frames(opened: OpenedRun) -> Tensor:
     """(N, 3, H, W) uint8 on the CPU."""
     import torch
 
+    from hnerv.model.predict import to_uint8
+
     batches = torch.arange(opened.model.scene.frames).split(16)
-    return torch.cat([opened.store.frames(where).mul(255).round().byte().cpu() for where in batches])
+    return torch.cat([to_uint8(opened.store.frames(where)).cpu() for where in batches])
 
 
 def _notes(path: Path, opened: OpenedRun) -> tuple[str, ...]:

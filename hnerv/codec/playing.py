@@ -10,8 +10,8 @@ import torch
 
 from hnerv.codec.segmented import FilePart, Film
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, predict_patch, to_uint8
 from hnerv.timeline import Timeline, joined
 
 SPARSE = 4
@@ -29,8 +29,7 @@ def play(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[np.ndarray]:
 def play_patch(model: DualHeadHNeRV, frames: Sequence[int], patch: int) -> Iterator[np.ndarray]:
     """The same of one patch, (h, w, 3); only the patch and what its convolutions reach is computed."""
     for times in _times(model, frames):
-        fill = whole_batch(len(times)).to(times.device)
-        yield from _pictures(model.decode_patch(times[fill], patch).rgb[: len(times)])
+        yield from _pictures(predict_patch(model, times, patch))
 
 
 def _times(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -40,7 +39,7 @@ def _times(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tensor
 
 
 def _pictures(rgb: torch.Tensor) -> np.ndarray:
-    return rgb.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return to_uint8(rgb).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def play_film(

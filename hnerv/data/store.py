@@ -17,6 +17,7 @@ from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.model.build import MAX_WIDTH
+from hnerv.model.predict import to_uint8
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
 from hnerv.data.video import Video, data_split, load_video
@@ -250,10 +251,10 @@ class FrameStore:
         """Makes the blends of these rows (E,), on the CPU, that are not made yet: each alone, so always the same."""
         for blend in self._missing.intersection((rows - len(self._frames)).tolist() if self._missing else ()):
             low, high, share = self._neighbours(self.between[blend : blend + 1])
-            picture = between_frames(self.frames(low), self.frames(high), share).mul(255).round().byte()
+            picture = between_frames(self.frames(low), self.frames(high), share)
             if not len(self._blends):
                 self._blends = self._frames.new_empty(len(self.between), *self._frames.shape[1:])
-            self._blends[blend] = picture[0].permute(1, 2, 0)
+            self._blends[blend] = to_uint8(picture)[0].permute(1, 2, 0)
             self._missing.remove(blend)
 
     def _with_blends(self, targets: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ from hnerv.evaluation.combining import combined
 from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.files import add_to_summary, write_files
 from hnerv.evaluation.images import write_images
-from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
+from hnerv.evaluation.measure import Report, SplitReport, evaluate
 from hnerv.evaluation.pictures import log_pictures, log_projector
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.opening import OpenedRun, load_weights, open_run
 
 __all__ = [
-    "FRAMES_AT_ONCE",
     "OpenedRun",
     "Report",
     "SplitReport",
@@ -24,9 +23,7 @@ __all__ = [
     "log_projector",
     "log_report",
     "open_run",
-    "predict",
     "table",
-    "whole_batch",
     "write_files",
     "write_images",
 ]

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hnerv.data.store import FrameStore
 from hnerv.errors import UserError
-from hnerv.evaluation.measure import Report, frames_bar, in_batches, whole_batch
+from hnerv.evaluation.measure import Report, frames_bar, in_batches
 from hnerv.geometry import PatchGrid, Window
-from hnerv.metrics import frame_mse, psnr, round8
+from hnerv.metrics import frame_mse, psnr
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import predict_window, round8
 from hnerv.tracking import split_name
 
 SHIFTS: dict[str, tuple[int, int]] = {"horizontal": (0, 1), "vertical": (1, 0), "corner": (1, 1)}
@@ -62,14 +63,14 @@ def measure_fractional(
 def _measure(
     model: DualHeadHNeRV, store: FrameStore, where: Tensor, places: dict[str, list[Window]], sees_frames: bool
 ) -> dict[str, Tensor]:
-    """Positions (B,) -> {kind: PSNR (B, windows)}, decoded as in `measure.predict`."""
-    batch, fill = store.batch(where), whole_batch(len(where)).to(store.device)
-    frames = batch.frames[fill] if sees_frames else None
+    """Positions (B,) -> {kind: PSNR (B, windows)}."""
+    batch = store.batch(where)
+    frames = batch.frames if sees_frames else None
     found = {}
     for kind, windows in places.items():
         columns = []
         for window in windows:
-            rgb = round8(model.decode_window(batch.times[fill], window, frames)[: len(where)])
+            rgb = round8(predict_window(model, batch.times, window, frames))
             columns.append(psnr(frame_mse(rgb, window.cut(batch.frames))).cpu())
         found[kind] = torch.stack(columns, dim=1)
     return found

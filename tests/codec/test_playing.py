@@ -11,7 +11,7 @@ import torch
 from hnerv.codec import Bitstream, play, play_patch
 from hnerv.codec import file as file_module
 from hnerv.codec.container import read_section
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 
 
 @pytest.fixture(scope="module")

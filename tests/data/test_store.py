@@ -16,7 +16,7 @@ from hnerv.config import Config
 from hnerv.data.store import FrameStore, Material, load_material, pin_targets, targets_label
 from hnerv.errors import UserError
 from hnerv.geometry import plan_crop
-from hnerv.metrics import round8
+from hnerv.model.predict import round8
 from hnerv.model import Scene
 from hnerv.data.video import Video, data_split
 from hnerv.data.video.clips import clip_path

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hnerv.evaluation.cost import Cost, cost_of, decode_fps, gmac_per_frame
-from hnerv.evaluation.measure import FRAMES_AT_ONCE
+from hnerv.model.predict import FRAMES_AT_ONCE
 
 
 def counted_by_hand(model, forward) -> int:
@@ -65,12 +65,11 @@ def test_cost(world):
     )
 
 
-def test_speed_is_of_as_many_frames_at_once_as_are_measured(world, monkeypatch):
-    monkeypatch.setattr("hnerv.evaluation.cost.FRAMES_AT_ONCE", 3)
+def test_speed_is_of_as_many_frames_at_once_as_are_measured(world):
     model, sizes = world().model, []
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     decode_fps(model, seconds=0.0)
-    assert sizes == [3]
+    assert sizes == [FRAMES_AT_ONCE]
 
 
 def test_parameters_are_those_coded(world, monkeypatch):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from hnerv import motion
 from hnerv.data.store import Batch, Material
-from hnerv.metrics import patch_mse, psnr, round8
+from hnerv.metrics import patch_mse, psnr
+from hnerv.model.predict import round8
 
 SPLITS = ["4_5_6", "1_1_2", "9_9_10", "6_6_10"]
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnerv.metrics import frame_mse, ms_ssim, psnr, round8
+from hnerv.metrics import frame_mse, ms_ssim, psnr
+from hnerv.model.predict import round8
 
 
 class Quality(NamedTuple):

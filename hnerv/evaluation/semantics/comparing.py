@@ -13,11 +13,12 @@ from torch import Tensor
 from hnerv.data.clip import Teacher
 from hnerv.data.store import targets_label
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, OpenedRun, predict, whole_batch
+from hnerv.evaluation import OpenedRun
 from hnerv.evaluation.measure import ClipMeasures, clip_measures, frames_bar, in_batches
 from hnerv.evaluation.semantics.baselines import interpolated, mean_embedding, pca_table
-from hnerv.metrics import query_retrieval, round8
+from hnerv.metrics import query_retrieval
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, predict_clip, to_uint8
 
 ESTIMATED_BITS = 6
 """Per parameter of a head that no file holds yet."""
@@ -172,11 +173,11 @@ def _embeddings(run: OpenedRun, teacher: Teacher | None, progress: bool) -> _Mad
         for where in in_batches(torch.arange(frames), bar):
             times = where.float().to(device)
             if teacher is None:
-                heads.append(run.model.embed(times[whole_batch(len(times)).to(device)])[: len(times)].cpu())
+                heads.append(predict_clip(run.model, times).cpu())
                 continue
             found = predict(run.model, times)
             heads.append(found.clip.cpu())
-            patches = grid.split((round8(found.rgb) * 255).round().to(torch.uint8))
+            patches = grid.split(to_uint8(found.rgb))
             encoders.append(teacher.encode_patches(patches.flatten(0, 1)).cpu().unflatten(0, patches.shape[:2]))
     assert len(heads) == -(-frames // FRAMES_AT_ONCE)
     return _Made(torch.cat(heads), torch.cat(encoders) if encoders else None)

@@ -9,11 +9,11 @@ from torch.nn.functional import normalize
 
 from hnerv.codec import Bitstream, open_stream
 from hnerv.data.clip import load_teacher
-from hnerv.evaluation import open_run, predict
+from hnerv.evaluation import open_run
 from hnerv.evaluation.measure import clip_measures
 from hnerv.evaluation.semantics import as_dict, default_queries, measure, text_of
 from hnerv.evaluation.semantics.comparing import ENCODER, HEAD, MEAN, NEIGHBOURS, PCA
-from hnerv.metrics import round8
+from hnerv.model.predict import predict, round8
 
 CPU = torch.device("cpu")
 TEXTS = ["a dog on a lawn", "snow", "a red apple"]
