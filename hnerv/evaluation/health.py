@@ -46,6 +46,7 @@ def spread(embeddings: Tensor) -> Spread:
     x = embeddings.double()
     std = x.std(0, correction=0)
     count = len(x)
+    # Mean of x_i . x_j over i != j without the M x M matrix: |sum x_i|^2 = sum |x_i|^2 + sum_{i != j} x_i . x_j.
     pairwise = (x.sum(0).square().sum() - x.square().sum()) / (count * (count - 1)) if count > 1 else x.new_ones(())
     return Spread(std.mean().item(), std.min().item(), effective_rank(x - x.mean(0)), pairwise.item())
 
@@ -56,6 +57,10 @@ def effective_rank(x: Tensor) -> float:
     From the eigenvalues of the smaller of x x^T and x^T x, which is several times faster. nan where x is not finite,
     which LAPACK would refuse with an error that names no tag.
     """
+    # The shares p_i = s_i / sum s of the singular values form a distribution; exp(-sum p log p) is the number of equal
+    # singular values with the same entropy: 1 for collapsed embeddings, min(M, D) for evenly spread ones. The squares
+    # of the s_i are the eigenvalues of the smaller Gram matrix. Eigenvalues within rounding of 0 would add up to a
+    # false tail of small shares, and are dropped.
     if not x.isfinite().all():
         return float("nan")
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
@@ -69,6 +74,7 @@ def effective_rank(x: Tensor) -> float:
 def embedding_health(predicted: Tensor, target: Tensor, mean: Tensor, norm: float) -> EmbeddingHealth:
     """predicted, target (F, P, D) of a split, mean (D,) of the training targets."""
     predicted, target, mean = predicted.double(), target.double(), mean.double()
+    # 1 is the error of answering with the mean for every patch; below it, a prediction has learned something.
     spreading = (target - mean).square().sum(-1).mean()
     error = (predicted - target).square().sum(-1).mean()
     nmse = (error / spreading).item() if spreading > 0 else None

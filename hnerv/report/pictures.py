@@ -55,7 +55,7 @@ def draw_frames(run: OpenedRun, rows: list[Row], chosen: dict[int, str], budget:
     triples = {}
     for encoded in (False, True):
         mine = [frame for frame in chosen if (of[frame].split == "val-encoded") == encoded]
-        for where in torch.tensor(mine, dtype=torch.long).split(FRAMES_AT_ONCE):
+        for where in torch.tensor(mine).split(FRAMES_AT_ONCE) if mine else ():
             triples |= zip(where.tolist(), _decode(run, where, encoded), strict=True)
     for quality in QUALITIES:
         coded = [[_uri(picture, quality) for picture in triples[frame]] for frame in chosen]
