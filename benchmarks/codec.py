@@ -187,14 +187,14 @@ def equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
 def coder_overhead(run: OpenedRun) -> str:
     """The records of a 6-bit file: their bytes over the empirical entropy of their symbols and all that is no word."""
     records: list[tuple[np.ndarray, int]] = []
-    decode = entropy.decode
+    decode = entropy.decode_symbols
 
-    def watched(coded: entropy.Coded, count: int) -> np.ndarray:
+    def watched(coded: entropy.CodedSymbols, count: int) -> np.ndarray:
         symbols = decode(coded, count)
         records.append((symbols, len(coded.words)))
         return symbols
 
-    entropy.decode = watched
+    entropy.decode_symbols = watched
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "a.hnerv"
@@ -202,7 +202,7 @@ def coder_overhead(run: OpenedRun) -> str:
             stream = Bitstream(path)
             stream.model()
     finally:
-        entropy.decode = decode
+        entropy.decode_symbols = decode
     stored = 8 * (stream.size - stream.container.header_bytes)
     words = 8 * sum(size for _, size in records)
     least = sum(entropy.empirical_entropy(symbols) for symbols, _ in records) + stored - words
@@ -212,9 +212,9 @@ def coder_overhead(run: OpenedRun) -> str:
 def coder_speed(count: int = 4_000_000) -> str:
     """Million symbols per second, best of five, one thread."""
     symbols = np.random.default_rng(0).normal(0, 6, count).round().astype(np.int32)
-    coded = entropy.encode(symbols)
-    encode = min(timed(lambda: entropy.encode(symbols)) for _ in range(5))
-    decode = min(timed(lambda: entropy.decode(coded, count)) for _ in range(5))
+    coded = entropy.encode_symbols(symbols)
+    encode = min(timed(lambda: entropy.encode_symbols(symbols)) for _ in range(5))
+    decode = min(timed(lambda: entropy.decode_symbols(coded, count)) for _ in range(5))
     rates = f"encodes {count / encode / 1e6:.0f} and decodes {count / decode / 1e6:.0f} million symbols/s"
     return f"coder: {rates}, tables included"
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COARSEST = 20
+COARSEST_SIDE = 20
 """Pixels of the shorter side below which the pyramid is not halved again."""
-WINDOW = 7
+BLOCK = 7
 """Side of the square block that is matched around each pixel, in pixels."""
 SMOOTHING = 5
 """Side of the square over which motions are averaged after each level, in pixels."""
@@ -46,7 +46,7 @@ def motion(low: Tensor, high: Tensor, share: Tensor) -> Tensor:
     # pixels there. Averaging after each level keeps a wrong match from spreading to the finer ones. As v is defined at
     # p and not in `low`, every pixel has one: no holes to fill.
     part, pyramid = share.view(-1, 1, 1, 1), [(low, high)]
-    while min(pyramid[-1][0].shape[-2:]) >= 2 * COARSEST:
+    while min(pyramid[-1][0].shape[-2:]) >= 2 * COARSEST_SIDE:
         pyramid.append(tuple(F.avg_pool2d(x, 2) for x in pyramid[-1]))
     flow = low.new_zeros(len(low), 2, *pyramid[-1][0].shape[-2:])
     for level, (a, b) in enumerate(reversed(pyramid)):
@@ -63,7 +63,7 @@ def _better(low: Tensor, high: Tensor, part: Tensor, flow: Tensor, step: int) ->
 
     def cost_of(candidate: Tensor) -> Tensor:
         ends = _moved(low, -part * candidate, "bilinear"), _moved(high, (1 - part) * candidate, "bilinear")
-        return _averaged((ends[0] - ends[1]).abs().mean(1, keepdim=True), WINDOW)
+        return _averaged((ends[0] - ends[1]).abs().mean(1, keepdim=True), BLOCK)
 
     # No motion comes first, at a discount, and a later candidate must be strictly cheaper: a still or flat region,
     # where costs differ by noise alone, stays still. Then comes `flow` itself, which wins ties against its neighbours.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import hnerv
-from hnerv.codec.bitstream import Section, layout, part_of, read_tensors, write_sections
+from hnerv.codec.bitstream import Section, part_of, read_tensors, section_layout, write_sections
 from hnerv.codec.container import Container, open_container, pack, read_section
 from hnerv.config import Config
 from hnerv.data.video import CLIPS
@@ -70,7 +70,7 @@ class Bitstream:
             raise UserError(
                 f"{path} has a header that this version of hnerv cannot use ({cause}): encode the run again"
             ) from error
-        self.sections = layout(self.shapes)
+        self.sections = section_layout(self.shapes)
         self._check_table(path)
 
     @property

@@ -22,7 +22,7 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.geometry import PatchGrid
 from hnerv.model import Scene
-from hnerv.model.scene import LARGEST
+from hnerv.model.scene import MAX_SIZE
 
 FACTS = ("height", "width", "rows", "cols", "fps", "clip_dim")
 """What all segments of a file have in common, as `Scene` calls it."""
@@ -136,7 +136,7 @@ def write_film(path: Path, files: Sequence[Path]) -> None:
 def _parts(rows: list, offset: int) -> list[FilePart]:
     parts, first = [], 0
     for frames, size in rows:
-        if type(frames) is not int or type(size) is not int or frames < 1 or size < 1 or first + frames > LARGEST:
+        if type(frames) is not int or type(size) is not int or frames < 1 or size < 1 or first + frames > MAX_SIZE:
             raise ValueError(f"invalid segment {len(parts)}")
         parts.append(FilePart(first, frames, offset, size))
         first, offset = first + frames, offset + size

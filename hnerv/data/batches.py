@@ -33,7 +33,7 @@ class Counts(NamedTuple):
         return self.real + self.blends
 
 
-class Plan(NamedTuple):
+class EpochPlan(NamedTuple):
     """An epoch: row i of `rows` (S, W) and `times` (S, W) belongs to step i, whose Counts are `counts[i]`.
 
     In a row stand the training frames, the blends, then the near frames; what is left of it is 0. Rows are those of
@@ -64,7 +64,7 @@ class Batches:
         """Training frames of each step, (S,)."""
         return torch.tensor([len(part) for part in self.positions.split(self.train.batch_size)])
 
-    def plan(self, draw: torch.Generator) -> Plan:
+    def plan(self, draw: torch.Generator) -> EpochPlan:
         """An epoch, on the CPU."""
         order = self.positions[torch.randperm(len(self.positions), generator=draw)]
         steps = [*zip(order.split(self.train.batch_size), self._blends(draw), self._near(order, draw), strict=True)]
@@ -73,7 +73,7 @@ class Batches:
             count = len(real) + len(between) + len(near)
             rows[i, :count] = torch.cat([real, self.store.rows(between), near])
             times[i, :count] = torch.cat([real, between, near])
-        return Plan(rows, times, [Counts(*map(len, step)) for step in steps])
+        return EpochPlan(rows, times, [Counts(*map(len, step)) for step in steps])
 
     def epoch(self, draw: torch.Generator, begin: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `begin` on; what comes before is drawn too, but not made."""
@@ -82,7 +82,7 @@ class Batches:
             self.make(plan, i)
             yield self.batch(plan.rows[i], plan.times[i].to(self.store.device, non_blocking=True), plan.counts[i])
 
-    def make(self, plan: Plan, step: int) -> None:
+    def make(self, plan: EpochPlan, step: int) -> None:
         """Makes the blends of a step, if they are not made yet."""
         real, blends, _ = plan.counts[step]
         if blends:

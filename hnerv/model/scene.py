@@ -12,7 +12,7 @@ from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.timeline import Timeline, exact_rate, joined
 
-LARGEST = 1 << 24
+MAX_SIZE = 1 << 24
 """Limit of frames, pixels or patches along a side, and dimensions: a scene with more is damaged."""
 
 
@@ -95,7 +95,7 @@ def _fault(data: dict) -> str:
     if (
         any(type(number) is not int for number in (*counts, data["clip_dim"]))
         or min(counts) < 1
-        or max(*counts, data["clip_dim"]) > LARGEST
+        or max(*counts, data["clip_dim"]) > MAX_SIZE
         or data["clip_dim"] < 0
     ):
         return "invalid sizes"

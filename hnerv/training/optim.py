@@ -13,12 +13,12 @@ from hnerv.config import TrainConfig
 from hnerv.model import DualHeadHNeRV
 from hnerv.training.muon import Muon
 
-GROUPS = ("rgb_head", "clip_head", "decoder", "embedding")
+MODEL_PARTS = ("rgb_head", "clip_head", "decoder", "embedding")
 
 
 def parameters_of(model: DualHeadHNeRV) -> dict[str, list[nn.Parameter]]:
-    """{part of the model: its parameters}, in the order of GROUPS; empty for a part that the model lacks."""
-    return {name: list(part.parameters()) if (part := getattr(model, name)) is not None else [] for name in GROUPS}
+    """{part of the model: its parameters}, in the order of MODEL_PARTS; empty for a part that the model lacks."""
+    return {name: list(part.parameters()) if (part := getattr(model, name)) is not None else [] for name in MODEL_PARTS}
 
 
 def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Optimizer:

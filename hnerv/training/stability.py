@@ -17,9 +17,9 @@ def extended(window: Tensor, losses: Tensor) -> Tensor:
 def stability_values(window: Tensor) -> dict[str, float]:
     """window (M,), fp64, finite -> {tag: value} as defined in the table of tags; {} under 3 steps."""
     # All three are free of the scale of the loss, so that runs with different losses compare:
-    #   smoothness   1 / (1 + mean |L_i+1 - L_i| / mean L): 1 for a constant loss, 1/2 where steps jump by the loss itself
+    #   smoothness   1 / (1 + mean |L_i+1 - L_i| / mean L): 1 for a constant loss, 1/2 for jumps as large as the loss
     #   spike_ratio  max L / median L: a spike moves the maximum, but not the median
-    #   trend_slope  100 x slope of log L: the relative change over 100 steps, for small ones; log of 0 is not defined
+    #   trend_slope  100 x slope of log L: for a slow trend, the relative change over 100 steps
     if len(window) < 3:
         return {}
     values = {}

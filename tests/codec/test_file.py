@@ -18,7 +18,7 @@ import torch
 from hnerv.codec import Bitstream, Options, encode_run, open_film, open_stream, summed_by_part
 from hnerv.codec import file as file_module
 from hnerv.codec.allocation import Bits, range_scales
-from hnerv.codec.bitstream import coded_values, layout, read_tensors, write_sections
+from hnerv.codec.bitstream import coded_values, read_tensors, section_layout, write_sections
 from hnerv.codec.container import pack, read_section
 from hnerv.codec.describing import as_dict, origin_lines, parts_table, rate_of
 from hnerv.codec.file import coded_weights, encode_model
@@ -129,14 +129,14 @@ def test_sections_of_one_slice_over_and_of_many_channels():
     noise = torch.randn(7, 5, generator=draw)
     weights = {"embedding.levels.0": walk, "rgb_head.weight": noise, "rgb_head.bias": noise[0]}
     shapes = {name: w.shape for name, w in weights.items()}
-    assert [s.name for s in layout(shapes)] == [f"embedding.levels.0[{a}]" for a in ("0:16", "16:32", "32:33")] + [
-        "rgb_head"
-    ]
+    assert [s.name for s in section_layout(shapes)] == [
+        f"embedding.levels.0[{a}]" for a in ("0:16", "16:32", "32:33")
+    ] + ["rgb_head"]
     for per_channel in (False, True):
         for steps in ("symmetric", "minmax"):
             scales = range_scales(weights, Bits(8, 8), steps, per_channel)
             sections = write_sections(weights, scales)
-            decoded = read_tensors([(s, sections[s.name]) for s in layout(shapes)], shapes)
+            decoded = read_tensors([(s, sections[s.name]) for s in section_layout(shapes)], shapes)
             expected = coded_values(weights, scales)
             assert all(torch.equal(decoded[name], expected[name]) for name in weights)
             kinds = {name: data[0] for name, data in sections.items() if "levels" in name}
@@ -148,7 +148,7 @@ def test_slices_that_were_not_read_are_zero():
     shapes = {"embedding.codes": torch.Size((40, 2, 2, 2))}
     scales = range_scales(weights, Bits(8, 8), "symmetric", per_channel=False)
     sections = write_sections(weights, scales)
-    found = read_tensors([(s, sections[s.name]) for s in layout(shapes)[1:2]], shapes)["embedding.codes"]
+    found = read_tensors([(s, sections[s.name]) for s in section_layout(shapes)[1:2]], shapes)["embedding.codes"]
     assert torch.equal(found[16:32], coded_values(weights, scales)["embedding.codes"][16:32])
     assert (found[:16] == 0).all() and (found[32:] == 0).all()
 
