@@ -152,9 +152,8 @@ def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
         return torch.from_numpy(np.frombuffer(view, "<f2", count, 1).astype(np.float32)).reshape(shape), 1 + 2 * count
     reader = _Reader(view)
     kind, lowest, num_symbols, shift = _HEAD.unpack(reader.take(_HEAD.size))
-    _check(
-        kind & _CODED and kind < 16 and 2 <= num_symbols <= entropy.MAX_SYMBOLS and shift <= 15, "invalid record header"
-    )
+    valid = kind & _CODED and kind < 16 and 2 <= num_symbols <= entropy.MAX_SYMBOLS and shift <= 15
+    _check(bool(valid), "invalid record header")
     slices = shape[0] if kind & _PER_CHANNEL else 1
     step = _from_bfloat16(reader.take(2 * slices))
     offset = _from_bfloat16(reader.take(2 * slices)) if kind & _OFFSET else None

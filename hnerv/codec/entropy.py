@@ -53,9 +53,7 @@ def encode_symbols(symbols: np.ndarray) -> CodedSymbols:
     counts = np.bincount(indices, minlength=2)  # the coder needs an alphabet of at least two
     model = _shortest_model(counts, lowest)
     coder = _coder()
-    coder.encode_reverse(
-        indices, _categorical(model)
-    )  # ANS is a stack: encoded last to first, it decodes first to last
+    coder.encode_reverse(indices, _categorical(model))  # ANS is a stack: the last symbol encoded is decoded first
     return CodedSymbols(model, coder.get_compressed().astype("<u4").tobytes())
 
 

@@ -129,9 +129,8 @@ def test_sections_of_one_slice_over_and_of_many_channels():
     noise = torch.randn(7, 5, generator=draw)
     weights = {"embedding.levels.0": walk, "rgb_head.weight": noise, "rgb_head.bias": noise[0]}
     shapes = {name: w.shape for name, w in weights.items()}
-    assert [s.name for s in section_layout(shapes)] == [
-        f"embedding.levels.0[{a}]" for a in ("0:16", "16:32", "32:33")
-    ] + ["rgb_head"]
+    knots = [f"embedding.levels.0[{a}]" for a in ("0:16", "16:32", "32:33")]
+    assert [s.name for s in section_layout(shapes)] == [*knots, "rgb_head"]
     for per_channel in (False, True):
         for steps in ("symmetric", "minmax"):
             scales = range_scales(weights, Bits(8, 8), steps, per_channel)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hnerv.config import Config
-from hnerv.data.batches import NEAR, near_places
+from hnerv.data.batches import NEAR, near_indices
 from hnerv.errors import UserError
 from hnerv.losses import Embedded, clip_loss
 
@@ -14,7 +14,7 @@ from hnerv.losses import Embedded, clip_loss
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 200])
 def test_near_frames_are_near(count):
     places = torch.arange(count).repeat(50)
-    found = near_places(places, count, torch.Generator().manual_seed(0))
+    found = near_indices(places, count, torch.Generator().manual_seed(0))
     assert found.min() >= 0 and found.max() < count
     away = (found - places).abs()
     assert away.max() <= NEAR[1]
