@@ -59,7 +59,7 @@ def sensitivity_scales(
     #
     # So every number of the model causes the same distortion, a_i s_i^2 / n_i = c. Each a_i comes from one trial: the
     # step t_i of a range quantiser causes the distortion d_i = a_i t_i^2. The constraint fixes c: with b_i the steps of
-    # the quantiser whose rate is the budget, sum_i n_i log s_i = sum_i n_i log b_i gives
+    # the quantiser that defines the budget, sum_i n_i log s_i = sum_i n_i log b_i gives
     #
     #     log c  =  sum_i (n_i / sum_j n_j) (2 log b_i - log(n_i / a_i)).
     scales = range_scales(weights, bits, "symmetric", per_channel=False)

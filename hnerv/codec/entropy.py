@@ -3,7 +3,7 @@
 All arithmetic of the decoder is on integers, so symbols decode alike on every machine. The coder is that of the library
 constriction (Bamler 2022); docs/format.md specifies it for a second decoder.
 
-n symbols, A values of an alphabet lowest ... lowest + A - 1, whose frequencies are stored in bins of 2^shift values.
+n symbols, A values of an alphabet lowest ... lowest + A - 1. Frequencies are stored in bins of 2^shift values.
 """
 
 from __future__ import annotations
@@ -133,6 +133,6 @@ def _coder(words: np.ndarray | None = None):
 def _categorical(model: EntropyModel):
     import constriction
 
-    # The library gives every value a frequency of 1 and shares out the rest in proportion to what it is given: with
+    # The library gives every value a frequency of 1 and shares out the rest in proportion to its input: with
     # f - 1, which already sum to the rest, it arrives at exactly these f.
     return constriction.stream.model.Categorical((frequencies(model) - 1).astype(np.float64), perfect=False)

@@ -100,7 +100,7 @@ def _loss(
 
 
 class Steps(nn.Module):
-    """Scales whose steps are learned, by their logarithm (LSQ, Esser et al. 2020), or stay as they are."""
+    """Scales with steps that are learned by their logarithm (LSQ, Esser et al. 2020), or stay as they are."""
 
     def __init__(self, scales: dict[str, Scale], learned: bool) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Rates(nn.Module):
 
     def forward(self, parameters: dict[str, Tensor], scales: dict[str, Scale]) -> Tensor:
         """Scalar, bits per parameter."""
-        # Ballé et al. 2017: rounding, whose gradient is 0, is replaced by uniform noise of one step. The density of y
+        # Ballé et al. 2017: rounding has the gradient 0 and is replaced by uniform noise of one step. The density of y
         # plus noise at y is the probability of the interval y - 1/2 ... y + 1/2, a difference of two values of the
         # logistic distribution function F(x) = sigmoid(x / b), and -log2 of it is the number of bits. With |y| instead
         # of y both values lie in the lower tail, where fp32 resolves their difference.

@@ -50,22 +50,15 @@ def _too_large(cause: str) -> UserError:
 
 def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
     """{part: numbers that a bitstream holds of it}. The encoder is not stored, its codes are."""
-    encoder = getattr(model.embedding, "encoder", None)
-    discarded = sum(p.numel() for p in encoder.parameters()) if encoder else 0
-    codes = getattr(model.embedding, "codes", None)
-    stored = 0 if codes is None or isinstance(codes, torch.nn.Parameter) else codes.numel()
-    parts = {
-        "embedding": sum(p.numel() for p in model.embedding.parameters()) - discarded + stored,
-        "decoder": sum(p.numel() for p in model.decoder.parameters()),
-        "rgb_head": sum(p.numel() for p in model.rgb_head.parameters()),
-    }
-    if model.clip_head is not None:
-        parts["clip_head"] = sum(p.numel() for p in model.clip_head.parameters())
+    parts: dict[str, int] = {}
+    for name, value in model.state_dict().items():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + (0 if name.startswith("embedding.encoder.") else value.numel())
     return parts
 
 
 def solve_width(config: ModelConfig, scene: Scene) -> int:
-    """The width whose coded parameters come closest to --modelsize (millions) from below. Raises UserError."""
+    """The width that brings the coded parameters closest to --modelsize (millions) from below. Raises UserError."""
     limit = round(config.modelsize * 1e6)
 
     @functools.cache

@@ -54,10 +54,10 @@ class ShuffledConv2d(nn.Conv2d):
         """(B, C, h, w) -> (B, C', s h, s w), `gain` times the convolution."""
         # Pixel (s i + a, s j + b) of the result is channel group (a, b) of the convolution at cell (i, j): every offset
         # in a cell has its own k x k filter and bias, and all of them read the same neighbourhood. It is the transposed
-        # convolution of stride s whose kernel of s k x s k taps interleaves those filters, written as a gather instead
-        # of a scatter. In channels-last memory a row of a map is (w, s, s, C'). Moving the a of (a, b) in front of w
-        # gives s rows of (w, s, C'): runs of s C' numbers stay together, where the order (C', s, s) would move single
-        # numbers, which is several times slower, forward and backward.
+        # convolution of stride s with a kernel of s k x s k taps that interleaves those filters, written as a gather
+        # instead of a scatter. In channels-last memory a row of a map is (w, s, s, C'). Moving the a of (a, b) in front
+        # of w gives s rows of (w, s, C'): runs of s C' numbers stay together, where the order (C', s, s) would move
+        # single numbers, which is several times slower, forward and backward.
         s = self.upsampling
         weight, bias = (self.weight, self.bias) if gain == 1 else (gain * self.weight, gain * self.bias)
         y = F.conv2d(x, weight, bias, padding=self.padding).permute(0, 2, 3, 1)

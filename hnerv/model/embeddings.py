@@ -19,7 +19,7 @@ from hnerv.config import ModelConfig, parse_pe
 from hnerv.model.scene import Scene
 
 LATENTS = re.compile(r"embedding\.(levels\.\d+|codes)")
-"""Tensors of a model whose first axis is time: the knots of a grid, the codes of an encoder."""
+"""Tensors of a model with time as their first axis: the knots of a grid, the codes of an encoder."""
 
 
 class Embedding(nn.Module, ABC):
@@ -42,7 +42,7 @@ class Embedding(nn.Module, ABC):
         """
 
     def discard_encoder(self) -> None:
-        """Drop what a bitstream does not hold; stored codes become parameters. Frames can no longer be embedded."""
+        """Drop the encoder, which no bitstream holds, and make the codes parameters: only times can be embedded."""
 
 
 class LatentEmbedding(Embedding):
@@ -88,7 +88,7 @@ def knot_counts(config: ModelConfig, scene: Scene) -> list[int]:
 def _initial_knots(*shape: int) -> Tensor:
     """Normal, standard deviation 0.1."""
     knots = torch.empty(*shape)
-    # On the meta device torch would import its compiler to draw numbers that nobody sees: a second.
+    # On the meta device torch would import its compiler to draw numbers, which takes a second.
     return knots if knots.is_meta else knots.normal_().mul_(0.1)
 
 
@@ -208,7 +208,7 @@ class PositionalEmbedding(Embedding):
         return self.at(times, self.yx)
 
     def at(self, times: Tensor, yx: Tensor) -> Tensor:
-        """Codes (B, K, C, h0, w0) of patches whose centres lie at yx (K, 2), in [0, 1] of the frame, order y x."""
+        """Codes (B, K, C, h0, w0) of patches centred at yx (K, 2), in [0, 1] of the frame, order y x."""
         t = (times.float() + 0.5) / self.span
         where = torch.cat([t[:, None, None].expand(-1, len(yx), 1), yx.expand(len(t), -1, -1)], dim=-1)
         with torch.autocast(where.device.type, enabled=False):

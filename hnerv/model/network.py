@@ -93,7 +93,7 @@ class DualHeadHNeRV(nn.Module):
         return self._embed(self.decoder.to_site(codes.flatten(0, 1)), codes.shape[:2])
 
     def keep_for_embed(self) -> None:
-        """Drop what `embed` does not need: the stages after the CLIP head's site, and the RGB head."""
+        """Drop everything that `embed` does not need: the stages after the CLIP head's site, and the RGB head."""
         self.decoder.drop_after_site()
         self.rgb_head = None
 

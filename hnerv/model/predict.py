@@ -14,10 +14,10 @@ from hnerv.model.network import DualHeadHNeRV, Prediction
 FRAMES_AT_ONCE = 4
 """Size of every batch that is decoded.
 
-A convolution library picks its algorithm, and with it the order of its sums, by the shape of its input. If batches were
-as large as what happens to be wanted, the last bits of a frame, and now and then an 8-bit pixel, would depend on the
-frames decoded together with it: a seek into a file would differ from playing it. So every batch has this size, and a
-shorter one is filled up with copies of its last time, which cost arithmetic but no correctness.
+A convolution library picks its algorithm, and with it the order of its sums, by the shape of its input. With batches
+of any size, the last bits of a frame, and now and then an 8-bit pixel, would depend on the frames decoded together with
+it: a seek into a file would differ from playing it. So every batch has this size, and a shorter one is filled up with
+copies of its last time, which costs arithmetic but no correctness.
 """
 
 
@@ -27,7 +27,7 @@ def to_uint8(rgb: Tensor) -> Tensor:
 
 
 def round8(rgb: Tensor) -> Tensor:
-    """Colours as 8 bits show them, in [0, 1]: what is measured of a decoded frame."""
+    """Colours as 8 bits show them, in [0, 1]: decoded frames are measured after this rounding."""
     return to_uint8(rgb).float() / 255
 
 

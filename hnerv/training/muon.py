@@ -14,9 +14,9 @@ from torch.optim.adam import adam
 # Newton-Schulz: with x = U S V^T, x (a + b x^T x + c (x^T x)^2) = U (a S + b S^3 + c S^5) V^T. A polynomial in products
 # of x maps each singular value s to p(s) = a s + b s^3 + c s^5 and leaves U and V alone; repeated, it drives all s
 # towards 1 without a decomposition. The classical coefficients 15/8, -10/8, 3/8 converge to 1, but lift a small s by
-# only 15/8 a round, 23 times in five. These (Jordan et al.) have the steepest slope at 0 whose values stay near 1:
-# 3.4445^5 = 485 times in five rounds. They do not converge: s ends between 0.68 and 1.2, which
-# costs no quality (Jordan et al.).
+# only 15/8 a round, 23 times in five. These (Jordan et al.) have the steepest slope at 0 that still keeps values near
+# 1: 3.4445^5 = 485 times in five rounds. They do not converge: s ends between 0.68 and 1.2, which costs no quality
+# (Jordan et al.).
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """a, b, c of p(s) = a s + b s^3 + c s^5, which maps singular values of 0.0015 to 1 into 0.68 to 1.2 in `ROUNDS`."""
 ROUNDS = 5
@@ -25,7 +25,7 @@ MATRIX_RATE = 1.75
 ALIGNMENT = 8
 """Sides of matrices are padded to a multiple: on a CPU a product of 47 columns takes 1.7 times one of 48."""
 MOST_PADDING = {"cpu": 1 << 20, "cuda": 1 << 24}
-"""Multiply-accumulates that padding may add to one product of a bucket: about what the launches of another take."""
+"""Multiply-accumulates that padding may add to one product of a bucket: about the time of another launch."""
 
 
 class Taps:
@@ -39,16 +39,16 @@ class Taps:
     @property
     def rate(self) -> float:
         """The learning rate of its matrices relative to `lr`."""
-        # An orthogonal O x I matrix has min(O, I) singular values of 1, and the sum of its squares is the sum of
-        # theirs. So its O I elements have the root mean square sqrt(min(O, I) / (O I)) = 1 / sqrt(max(O, I)): times
-        # sqrt(max(O, I)), the rows of the tall matrix, that is 1. torch initialises a weight at the scale 1 / sqrt(I
-        # K). With the product of both, a step changes weights of every shape by the same part of what they started
-        # with.
+        # An orthogonal O x I matrix has r = min(O, I) singular values of 1. Their squares and those of its O I elements
+        # have the same sum, r, so an element has the root mean square sqrt(r / (O I)) = 1 / sqrt(max(O, I)). Hence
+        #     x sqrt(max(O, I)), the rows of the tall matrix:  the update has elements of root mean square 1;
+        #     / sqrt(I K), the scale of torch's initialisation: a step of rate lr moves weights of every shape by the
+        #                                                       same fraction of their initial size.
         return MATRIX_RATE * (self.rows / self.weight[0].numel()) ** 0.5
 
 
 class Bucket:
-    """Weights whose matrices are iterated together, with buffers whose padding stays zero."""
+    """Weights with matrices that are iterated together, and their buffers, with padding that stays zero."""
 
     def __init__(self, taps: list[Taps]) -> None:
         self.taps, self.counts = taps, [t.count for t in taps]
@@ -191,7 +191,7 @@ def orthogonalize(x: Tensor) -> Tensor:
 def inverse_sqrt_via_newtonschulz(matrices: list[Tensor], grams: Tensor, scale: Tensor) -> Tensor:
     """Tall matrices (K, rows, columns), a list -> factors (M, S, S): x @ factor is `scale` times nearly orthogonal.
 
-    M is the number of all matrices, S at least the most columns; `grams` (M, S, S) is scratch whose padding is zeros.
+    M is the number of all matrices, S at least the most columns; `grams` (M, S, S) is scratch, padded with zeros.
     Products have to be true fp32, not TF32: the rounding of the first Gram matrix is multiplied by up to 485^2.
     """
     # The factor approximates (x^T x)^(-1/2). An iteration x <- x q(g), with g = x^T x and q(g) = a + b g + c g^2, takes
