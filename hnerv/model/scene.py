@@ -63,7 +63,7 @@ class Scene:
         """Inverse of `to_dict`. Raises UserError for other keys, and for values that no video has."""
         names = {f.name for f in dataclasses.fields(cls)} - {"times"}
         if not isinstance(data, dict) or set(data) - {"times"} != names:
-            found = sorted(set(data) ^ names) if isinstance(data, dict) else repr(data)
+            found = sorted(set(data) - {"times"} ^ names) if isinstance(data, dict) else repr(data)
             raise UserError(f"the scene of this checkpoint does not fit this version: {found}")
         if fault := _fault(data):
             raise UserError(f"the scene of this checkpoint is damaged ({fault}): use another checkpoint")
