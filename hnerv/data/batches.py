@@ -113,7 +113,7 @@ class Batches:
         return [drawn[i : i + 1 if i % every == 0 else i] for i in range(steps)]
 
     def _near(self, order: Tensor, draw: torch.Generator) -> list[Tensor]:
-        """For each step the positions of training frames near those of `order` (F,); none if no loss compares frames."""
+        """For each step the positions of training frames near those of `order` (F,), if the loss compares frames."""
         if not self.compares:
             return [order[:0]] * len(self.sizes)
         indices = torch.searchsorted(self.positions, order)

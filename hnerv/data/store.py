@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnerv.data.clip import Targets, clip_targets
 from hnerv.config import Config
+from hnerv.data.clip import Targets, clip_targets
+from hnerv.data.video import Video, data_split, load_video
+from hnerv.data.video.colour import Display
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.model.build import MAX_WIDTH
 from hnerv.model.predict import to_uint8
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
-from hnerv.data.video import Video, data_split, load_video
-from hnerv.data.video.colour import Display
 
 
 class Material(NamedTuple):

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from hnerv import motion
-from hnerv.data.clip import Targets
 from hnerv.config import Config
+from hnerv.data.clip import Targets
 from hnerv.data.store import FrameStore, Material, load_material, pin_targets, targets_label
-from hnerv.errors import UserError
-from hnerv.geometry import plan_crop
-from hnerv.model.predict import round8
-from hnerv.model import Scene
 from hnerv.data.video import Video, data_split
 from hnerv.data.video.clips import clip_path
+from hnerv.errors import UserError
+from hnerv.geometry import plan_crop
+from hnerv.model import Scene
+from hnerv.model.predict import round8
 
 FIELDS = {"data": "bunny", "frames": "0:4", "crop": "640x1280", "resize": "40x80", "clip_weights": "random"}
 FIELDS |= {"dec_strides": (2, 5), "clip_site": 2, "data_split": "2_2_3", "dec_width": 8}
@@ -54,8 +54,7 @@ def test_video_scene_and_targets_are_those_of_the_configuration(material):
 
 def test_without_weights_there_are_no_targets(config):
     bare = load_material(config.replaced({"clip_weights": "none"}), CPU)
-    assert bare.targets is None and bare.scene.clip_dim == 0
-    assert bare.describe()["targets"] is None
+    assert bare.targets is None and bare.scene.clip_dim == 0 and bare.describe()["targets"] is None
     assert targets_label(bare.describe()) == "none (RGB head alone)"
     assert FrameStore(bare, CPU).batch(torch.tensor([1])).clip is None
 
