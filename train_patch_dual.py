@@ -20,7 +20,6 @@ def train(ask: Invocation) -> None:
     log = ask.log
     set_up_torch(ask.threads, ask.deterministic, benchmark=True)
 
-    from hnerv.data.store import targets_label
     from hnerv.evaluation import table
     from hnerv.training import How, Limits, RunFolder, train_run, train_segments
 
@@ -32,7 +31,7 @@ def train(ask: Invocation) -> None:
     else:
         folder = RunFolder.at(ask.output, ask.exp_id, choice, ask.overwrite)
         record, values, _ = train_run(choice, folder, How(device, log, limits, compile=ask.compile))
-    print(table(values, targets_label(record), choice.config.model.unseen))
+    print(table(values, record.targets_label, choice.config.model.unseen))
     print(folder.next_commands())
 
 

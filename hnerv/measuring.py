@@ -8,7 +8,6 @@ import json
 import torch
 
 from hnerv.codec import open_parts, whole_folder
-from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import (
     OpenedRun,
@@ -47,7 +46,7 @@ def measure_one(ask: argparse.Namespace, device: torch.device) -> None:
     if ask.json:
         print(json.dumps(summary, indent=2))
         return
-    print(table(eval_values(report), targets_label(run.record), report.unseen))
+    print(table(eval_values(report), run.record.targets_label, report.unseen))
     if fractional:
         print(fractional_table(between, grid, report.unseen))
     if semantic:

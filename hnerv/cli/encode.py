@@ -155,7 +155,6 @@ def code_and_measure(
 ) -> Coded:
     """With the video: to fine-tune on, and to measure against."""
     from hnerv.codec import Bitstream, encode_run, write_container
-    from hnerv.data.store import targets_label
     from hnerv.evaluation import eval_values, evaluate, open_run
     from hnerv.runs import targets_of
 
@@ -164,7 +163,7 @@ def code_and_measure(
     note = {"epoch": run.epoch, "step": run.step}
     write_container(output, encode_run(run.model, run.record, options, run.store, note, progress=True))
     after = eval_values(evaluate(Bitstream(output).model().to(device), run.store, progress=True)) if before else {}
-    return Coded(targets_label(run.record), before, after)
+    return Coded(run.record.targets_label, before, after)
 
 
 def show_all(coded: list[Coded], path: Path) -> None:

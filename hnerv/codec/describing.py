@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hnerv.codec.file import Part, summed_by_part
 from hnerv.codec.segmented import Film
-from hnerv.data.store import targets_label
 from hnerv.metrics import bits_per_pixel
 
 
@@ -43,18 +42,19 @@ def origin_lines(film: Film) -> str:
     """What it shows and how it was made; what differs between its segments from the least to the most."""
     streams = [stream for _, stream in film.streams]
     record, scenes, grid = streams[0].record, [stream.scene for stream in streams], film.grid
-    top, left, height, width, *size = record["video"]["crop"]
+    crop = record.video.crop
     made = ", ".join(f"{key} {_span([s.encoder.get(key) for s in streams])}" for key in streams[0].encoder)
     training, unseen = (sum(len(getattr(scene, split)) for scene in scenes) for split in ("train", "val"))
-    widths = ", ".join(map(str, sorted({stream.record["model"]["width"] for stream in streams})))
+    widths = ", ".join(map(str, sorted({stream.record.width for stream in streams})))
     return "\n".join(
         (
             f"file     {film.path}: {film.size:,} bytes, {rate_of(film):.5f} bpp",
-            f"video    {record['video']['source']}, crop {height}x{width} at {top},{left} -> {size[0]}x{size[1]}",
+            f"video    {record.video.source}, crop {crop.height}x{crop.width} at {crop.top},{crop.left} -> "
+            f"{crop.out_height}x{crop.out_width}",
             f"frames   {film.frames} at {film.fps:.6g} frames/s; {training} training, {unseen} unseen"
             + (f"; in {len(film.parts)} segments" if film.header_bytes else ""),
             f"patches  {grid.rows}x{grid.cols} of {grid.height // grid.rows}x{grid.width // grid.cols}",
-            f"targets  {targets_label(record)}",
+            f"targets  {record.targets_label}",
             f"model    {streams[0].config.model.embedding}, width {widths}",
             f"encoding {'per segment: ' if film.header_bytes else ''}{made}",
         )
@@ -79,7 +79,7 @@ def as_dict(film: Film) -> dict[str, object]:
             "bytes": part.size,
             "parts": [section._asdict() for section in stream.parts()],
             "encoder": stream.encoder,
-            "record": stream.record,
+            "record": stream.record.to_dict(),
         }
         for part, stream in film.streams
     ]

@@ -19,6 +19,7 @@ from hnerv.errors import UserError
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import LATENTS, DualHeadHNeRV
 from hnerv.quantise import Scale, check_bits
+from hnerv.runs.record import RunRecord
 
 FINEST = Bits(weights=8, latents=8)
 """What a wanted rate starts from, and does not go beyond."""
@@ -74,13 +75,18 @@ def check_options(options: Options) -> None:
 
 
 def encode_run(
-    model: DualHeadHNeRV, record: dict, options: Options, store: FrameStore | None, note: dict, progress: bool = False
+    model: DualHeadHNeRV,
+    record: RunRecord,
+    options: Options,
+    store: FrameStore | None,
+    note: dict,
+    progress: bool = False,
 ) -> bytes:
     """The file of a trained model. `store` is needed for fine-tuning, which changes `model`; `note` goes into the file.
 
     Raises UserError where the wanted rate cannot be reached.
     """
-    config = Config.from_dict(record["config"])
+    config = record.config
     model.embedding.discard_encoder()
 
     def encoded(scales: dict[str, Scale | None]) -> bytes:

@@ -14,16 +14,12 @@ from torch import Tensor
 import hnerv
 from hnerv.codec.bitstream import Section, part_of, read_tensors, section_layout, write_sections
 from hnerv.codec.container import Container, open_container, pack, read_section
-from hnerv.config import Config
-from hnerv.data.video import CLIPS
-from hnerv.data.video.colour import Display
 from hnerv.errors import UserError
-from hnerv.model import DualHeadHNeRV, Scene, build_model, frame_multiple
-from hnerv.model.build import MAX_WIDTH
+from hnerv.model import DualHeadHNeRV, build_model, frame_multiple
 from hnerv.quantise import Scale
+from hnerv.runs.record import RunRecord
 
 HEADS = ("rgb_head", "clip_head")
-RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
 MOST_PARAMETERS_PER_BYTE, MOST_PIXELS, MOST_STAGES = 64, 1 << 28, 16
 """A file that promises more was not written by us: refused before memory is taken for it."""
 
@@ -41,7 +37,9 @@ def coded_weights(model: DualHeadHNeRV) -> dict[str, Tensor]:
     return {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
-def encode_model(weights: dict[str, Tensor], scales: dict[str, Scale | None], record: dict, encoder: dict) -> bytes:
+def encode_model(
+    weights: dict[str, Tensor], scales: dict[str, Scale | None], record: RunRecord, encoder: dict
+) -> bytes:
     """The file of `coded_weights` under their scales. `encoder` says how it was made. Read back by `Bitstream`."""
     header = {"record": _without_paths(record), "encoder": {"hnerv": hnerv.__version__, **encoder}}
     return pack(header, write_sections(weights, scales))
@@ -54,15 +52,15 @@ class Bitstream:
         """`offset` and `room` (bytes) are those of a segment of a larger file."""
         self.container: Container = open_container(path, offset, room)
         try:
-            self.record, self.encoder = self.container.header["record"], self.container.header["encoder"]
-            if missing := RECORD_KEYS - set(self.record):
-                raise KeyError(f"its record is missing {sorted(missing)}")
-            self._check_words()
-            self.config = Config.from_dict(self.record["config"])
-            self.scene = Scene.from_dict(self.record["scene"])
-            # the encoder is discarded: one of any width serves
-            width = self.record["model"]["width"]
-            self._model_config = replace(self.config.model, dec_width=width, enc_width=1)
+            self.encoder = self.container.header["encoder"]
+            self.record = RunRecord.from_dict(self.container.header["record"], path)
+            self.config, self.scene = self.record.config, self.record.scene
+            if not isinstance(self.encoder, dict):
+                raise TypeError("invalid encoder entry")
+            if any(type(self.encoder.get(key, 0)) is not int for key in ("epoch", "step")):
+                raise TypeError("invalid epoch or step")
+            # The encoder is not in the file, so that one of any width serves.
+            self._model_config = replace(self.record.model_config, enc_width=1)
             self._check_geometry()
             self.shapes = self._shapes()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -130,26 +128,9 @@ class Bitstream:
         count = self.shapes[name].numel()
         return count * (section.stop - section.first) // self.shapes[name][0] if section.stop else count
 
-    def _check_words(self) -> None:
-        """What only people read has to be there too."""
-        video, targets = self.record["video"], self.record["targets"]
-        if not isinstance(self.encoder, dict):
-            raise TypeError("invalid encoder entry")
-        if not all(isinstance(text, str) for text in (video["source"], video["digest"], video.get("raw_video", ""))):
-            raise TypeError("invalid video entry")
-        if any(type(self.encoder.get(key, 0)) is not int for key in ("epoch", "step")):
-            raise TypeError("invalid epoch or step")
-        if not (isinstance(video["crop"], list) and [type(side) for side in video["crop"]] == [int] * 6):
-            raise TypeError("invalid crop")
-        Display.from_dict(video.get("display", {}))
-        if targets is not None and not all(isinstance(targets[key], str) for key in ("source", "kind", "weights")):
-            raise TypeError("invalid targets entry")
-
     def _check_geometry(self) -> None:
         """What no model fits, or would take memory at once, is refused before one is made."""
-        width, room = self._model_config.dec_width, MOST_PARAMETERS_PER_BYTE * self.container.size
-        if type(width) is not int or not 0 < width <= MAX_WIDTH:
-            raise ValueError(f"invalid width {width}")
+        room = MOST_PARAMETERS_PER_BYTE * self.container.size
         if self.scene.height * self.scene.width > MOST_PIXELS or len(self._model_config.dec_strides) > MOST_STAGES:
             raise ValueError("frame size or number of stages too large")
         if max(self.scene.rows * self.scene.cols, self._model_config.grid_levels) > room:
@@ -182,12 +163,14 @@ def summed_by_part(parts: list[Part]) -> list[Part]:
     return list(found.values())
 
 
-def _without_paths(record: dict) -> dict:
-    """The record of a run, the folders of its video left out: a file is given away."""
-    video, config = dict(record["video"]), {name: dict(section) for name, section in record["config"].items()}
-    video["source"] = Path(video["source"]).name
-    for section, key in (("video", "data"), ("clip", "clip_targets"), ("clip", "clip_weights")):
-        value = config[section][key]
-        if value not in CLIPS and "/" in value:
-            config[section][key] = Path(value).name
-    return {**record, "video": video, "config": config}
+def _without_paths(record: RunRecord) -> dict:
+    """The record as a dictionary without the folders of the video and of targets: a file is given away."""
+    config = record.config
+    places = {
+        "data": config.video.data,
+        "clip_targets": config.clip.clip_targets,
+        "clip_weights": config.clip.clip_weights,
+    }
+    names = {key: Path(place).name for key, place in places.items() if "/" in place}
+    video = replace(record.video, source=Path(record.video.source).name)
+    return replace(record, config=config.replaced(names), video=video).to_dict()

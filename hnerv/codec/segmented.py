@@ -62,7 +62,7 @@ class Film:
     @property
     def display(self) -> Display:
         """How its frames are to be shown. Raises UserError as `stream`."""
-        return Display.from_dict(self.stream(self.parts[0]).record["video"].get("display", {}))
+        return self.stream(self.parts[0]).record.video.display
 
     def stream(self, part: FilePart) -> Bitstream:
         """A segment. Raises UserError where it is damaged, or not what the index says."""

@@ -1,11 +1,10 @@
-"""A run's video, its scene and its targets; and the frames as the training step wants them.
+"""The video, scene and targets of a configuration, and a store that serves its frames to training steps.
 
 N frames, B batch, P patches, H W pixels, D embedding dimensions.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,45 +14,22 @@ from torch import Tensor
 from hnerv.config import Config
 from hnerv.data.clip import Targets, clip_targets
 from hnerv.data.video import Video, data_split, load_video
-from hnerv.data.video.colour import Display
-from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
-from hnerv.model.build import MAX_WIDTH
 from hnerv.model.predict import to_uint8
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
 
 
 class Material(NamedTuple):
-    """What a configuration refers to outside itself."""
+    """The data that a configuration refers to."""
 
     video: Video
     scene: Scene
     targets: Targets | None
 
-    def describe(self) -> dict:
-        """Plain dictionary for config.json and checkpoints: what identifies the pixels and the targets."""
-        video = self.video
-        return {
-            "video": {
-                "source": video.source,
-                "digest": video.digest,
-                "reader": video.reader,
-                "crop": [*video.crop],
-                "display": video.display.to_dict(),
-                **({"raw_video": video.raw_video} if video.raw_video else {}),
-            },
-            "scene": self.scene.to_dict(),
-            "targets": _without_embeddings(self.targets) if self.targets else None,
-        }
-
-
-def _without_embeddings(targets: Targets) -> dict[str, str]:
-    return {key: value for key, value in targets._asdict().items() if key != "embeddings"}
-
 
 def load_material(config: Config, device: torch.device, progress: bool = False) -> Material:
-    """Reads the video, splits its frames and gets the targets, from the cache if they are there. Raises UserError."""
+    """Read the video, split its frames and get the targets, from the cache if they are there. Raises UserError."""
     knobs = config.video
     multiple = frame_multiple(knobs, config.model)
     video = load_video(
@@ -92,78 +68,6 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
         times=video.times,
     )
     return Material(video, scene, targets)
-
-
-RECORD_KEYS = {"config", "video", "scene", "targets", "model"}
-
-
-def check_record(where: Path, record: object) -> None:
-    """Raises UserError for what is no record of a run: a part that is missing, or of another kind than we write."""
-    if not isinstance(record, dict) or not set(record) >= RECORD_KEYS:
-        raise UserError(f"{where} is not a run record: pass a folder written by train_patch_dual.py")
-    try:
-        Config.from_dict(record["config"])
-        Scene.from_dict(record["scene"])
-    except UserError as error:
-        raise UserError(
-            f"{where}: {error}; only the hnerv version that wrote a run can read it (its commit is in the run's "
-            "environment.json): use that version, or choose another run"
-        ) from error
-    video, model = record["video"], record["model"]
-    if not _has(video, str, "source", "digest") or not _is_crop(video.get("crop")):
-        raise _damaged(where, "video")
-    try:
-        Display.from_dict(video.get("display", {}))
-        if not isinstance(video.get("raw_video", ""), str):
-            raise TypeError("raw_video is no text")
-    except (TypeError, ValueError) as error:
-        raise _damaged(where, "video") from error
-    if not _has(model, int, "width") or not 0 < model["width"] <= MAX_WIDTH:
-        raise _damaged(where, "model")
-    if not isinstance(record.get("preset", ""), str):
-        raise _damaged(where, "preset")
-    if record["targets"] is not None and not _has(record["targets"], str, "source", "kind", "weights"):
-        raise _damaged(where, "targets")
-
-
-def _has(part: object, kind: type, *keys: str) -> bool:
-    return isinstance(part, dict) and all(type(part.get(key)) is kind for key in keys)
-
-
-def _is_crop(crop: object) -> bool:
-    return isinstance(crop, list | tuple) and [type(side) for side in crop] == [int] * 6
-
-
-def _damaged(where: Path | str, part: str) -> UserError:
-    return UserError(f"{where} is damaged: its {part!r} is invalid: use another one, or restore it from a backup")
-
-
-def pin_targets(config: Config, record: dict) -> Config:
-    """`--clip-weights auto` resolves once, when a run starts: afterwards it means what the run's `record` found."""
-    found = record["targets"]
-    if found is not None and not _has(found, str, "kind", "weights"):
-        raise _damaged("the record of this run", "targets")
-    if config.clip.clip_weights != "auto" or config.clip.clip_targets or found is None:
-        return config
-    return config.replaced({"clip_weights": "random" if found["kind"] == "random" else found["weights"]})
-
-
-def check_targets(where: Path, theirs: dict, ours: dict) -> None:
-    """Raises UserError where the run of the record `theirs` was trained on other targets than `ours`.
-
-    A file of targets or weights is known by its sha256, whatever it is called now.
-    """
-    labels = [(record["targets"] or {}).get("weights", "none") for record in (theirs, ours)]
-    if labels[0].rsplit(" ", 1)[-1] != labels[1].rsplit(" ", 1)[-1]:
-        raise UserError(
-            f"{where} was trained on the targets {labels[0]!r}, but found {labels[1]!r}: make the former available, "
-            "or set --clip-weights or --clip-targets"
-        )
-
-
-def targets_label(record: dict) -> str:
-    """What the numbers of the CLIP head mean in the run of this record."""
-    return record["targets"]["source"] if record["targets"] else "none (RGB head alone)"
 
 
 class Near(NamedTuple):

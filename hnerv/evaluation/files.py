@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import Cost
 from hnerv.evaluation.measure import Report
@@ -58,7 +57,7 @@ def _write_events(run: OpenedRun, report: Report) -> dict[str, float]:
 def _text_page(run: OpenedRun, report: Report) -> str:
     """Markdown: what the similarities of these events are to, and what was evaluated."""
     return (
-        f"**{targets_label(run.record)}**\n\n"
+        f"**{run.record.targets_label}**\n\n"
         f"- unseen frames: {_unseen_mode(run, report)}\n"
         f"- checkpoint: `{run.checkpoint}`, epoch {run.epoch}\n"
     )
@@ -66,12 +65,12 @@ def _text_page(run: OpenedRun, report: Report) -> str:
 
 def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float]) -> dict[str, object]:
     """Fewer than 5 `ms_ssim_scales`, which small frames have, do not give the MS-SSIM of the literature."""
-    scene, targets = run.model.scene, run.record["targets"]
+    scene, targets = run.model.scene, run.record.targets
     return {
         "checkpoint": str(run.checkpoint),
         "epoch": run.epoch,
-        "targets": targets_label(run.record),
-        "targets_kind": targets["kind"] if targets else "none",
+        "targets": run.record.targets_label,
+        "targets_kind": targets.kind if targets else "none",
         "unseen": _unseen_mode(run, report),
         **values,
         "ms_ssim_scales": ms_ssim_scales(scene.height, scene.width),

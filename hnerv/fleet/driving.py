@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from hnerv.config import LogConfig
 from hnerv.errors import RunError, UserError
-from hnerv.files import read_json
 from hnerv.fleet import table
 from hnerv.fleet.engine import Cluster, Fault, News
 from hnerv.fleet.jobs import (
@@ -36,6 +35,7 @@ from hnerv.fleet.parcels import LATEST, Parcel, pack, unpack
 from hnerv.fleet.places import place_of, send
 from hnerv.fleet.work import Effort, Outcome, Task
 from hnerv.runs import Plan, SegmentedFolder, write_plan
+from hnerv.runs.record import read_record
 from hnerv.training.signals import StopSignals
 
 PAUSE = 0.2
@@ -170,7 +170,7 @@ class Driver:
         """With what a segment needs of the runs of others."""
         task = task._replace(choice=with_width(job, self.output), deterministic=self.orders.deterministic)
         if job.first and finds_targets(job.choice):
-            task = task._replace(like=read_json(self.output / job.first / "config.json"))
+            task = task._replace(like=read_record(self.output / job.first / "config.json"))
         if job.follows:
             latest = self.output / job.before / LATEST
             task = task._replace(initial=latest.read_bytes(), initial_name=latest.parent.parent.name)

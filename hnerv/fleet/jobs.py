@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import OtherRun, UserError
-from hnerv.files import read_json
-from hnerv.flags import Choice, check_segments
+from hnerv.flags import check_segments
 from hnerv.fleet.ledger import Standing
 from hnerv.fleet.manifest import Video
 from hnerv.fleet.parcels import LATEST
+from hnerv.presets import Choice
 from hnerv.runs import Plan, SegmentedFolder, read_plan
+from hnerv.runs.record import read_record
 from hnerv.training import RunFolder
 from hnerv.training.segmented import choice_of
 
@@ -102,7 +103,7 @@ def with_width(job: Job, output: Path) -> Choice:
     """Its choice, of the same width as the run whose weights it begins with."""
     if not job.follows:
         return job.choice
-    width = read_json(output / job.before / "config.json")["model"]["width"]
+    width = read_record(output / job.before / "config.json").width
     return job.choice._replace(config=job.choice.config.replaced({"dec_width": width}))
 
 

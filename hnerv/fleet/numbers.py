@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hnerv.data.store import targets_label
 from hnerv.evaluation.combining import combined
-from hnerv.flags import Choice
 from hnerv.metrics import bits_per_pixel
-from hnerv.model import Scene
+from hnerv.presets import Choice
 from hnerv.report.reading import RunData, read_run
 from hnerv.runs import SegmentedFolder, parts_of
+from hnerv.runs.record import RunRecord
 from hnerv.training.segmented import log_whole
 
 
@@ -36,12 +35,11 @@ def _numbers(runs: list[RunData], whole: dict[str, float] | None) -> dict[str, o
         "bpp_estimate_8bit": _rate([run.record for run in runs]),
         "clip_sim": measured.get("Eval/Frame/train_clip_sim") if unseen is None else unseen,
         "seconds": round(sum(seconds for run in runs for _, seconds in run.curves.get("seconds", [])), 3),
-        "targets": targets_label(runs[0].record),
+        "targets": runs[0].record.targets_label,
     }
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _rate(records: list[dict]) -> float:
-    parameters = sum(sum(record["model"]["coded_parameters"].values()) for record in records)
-    scenes = [Scene.from_dict(record["scene"]) for record in records]
+def _rate(records: list[RunRecord]) -> float:
+    parameters, scenes = sum(record.parameters for record in records), [record.scene for record in records]
     return bits_per_pixel(parameters, sum(scene.frames for scene in scenes), scenes[0].height, scenes[0].width)

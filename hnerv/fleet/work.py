@@ -18,8 +18,9 @@ from hnerv import __version__
 from hnerv.command import pick_device, set_up_torch
 from hnerv.config import LogConfig
 from hnerv.errors import Interrupted, RunError, UserError
-from hnerv.flags import Choice
 from hnerv.fleet.parcels import LATEST, Parcel, Sender, unpack
+from hnerv.presets import Choice
+from hnerv.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from hnerv.fleet.places import Place
@@ -46,7 +47,7 @@ class Task(NamedTuple):
     command: list[str]
     frames: int = 0
     """How many the video has to give; 0: any number."""
-    like: dict | None = None
+    like: RunRecord | None = None
     """Record of the run on whose targets this one is trained too."""
     initial: bytes | None = None
     """Checkpoint of the segment in front, whose weights a fresh run begins with."""

@@ -267,16 +267,16 @@ def _circumstances(run: RunData) -> list[Finding]:
     if run.epoch < run.epochs:
         state = f"{run.epoch} of {run.epochs} epochs"
         found.append(Finding("note", "unfinished run", "", state, "", "Run the same command to resume."))
-    if run.record["targets"] is None:
+    if run.record.targets is None:
         found.append(Finding("note", "no CLIP head", "", "", "", "This run was trained on pixels only."))
-    elif run.record["targets"]["kind"] != "clip":
+    elif run.record.targets.kind != "clip":
         found.append(_not_clip(run))
-    if not run.record["scene"]["val"]:
+    if not run.record.scene.val:
         advice = "Generalisation cannot be measured: use a --data-split that leaves frames out of training."
         found.append(Finding("note", "no unseen frames", "", "", "", advice))
     if not run.values:
         found.append(Finding("note", "no evaluation yet", "", "", "", f"Run python eval.py {run.folder}."))
-    if run.record["scene"]["val"] and "encode" in (run.summary.get("unseen"), run.record["config"]["model"]["unseen"]):
+    if run.record.scene.val and "encode" in (run.summary.get("unseen"), run.record.config.model.unseen):
         advice = f"They do not measure generalisation: run python eval.py {run.folder} --unseen interpolate."
         found.append(Finding("warning", "held-out frames were shown to the encoder", "", "", "", advice))
     if run.summary.get("same_pixels_as_trained_on") is False:
@@ -310,10 +310,10 @@ def _beside_baselines(run: RunData) -> list[Finding]:
 
 def _not_clip(run: RunData) -> Finding:
     """A stand-in nobody asked for is a warning; what was asked for is worth a note."""
-    if run.record["targets"]["kind"] == "file":
+    if run.record.targets.kind == "file":
         advice = "The similarities are CLIP similarities only if the file holds CLIP embeddings."
         return Finding("note", "targets from a file", "", run.targets, "", advice)
-    asked = run.record["config"]["clip"]["clip_weights"] == "random"
+    asked = run.record.config.clip.clip_weights == "random"
     advice = (
         "The similarities of this run are not CLIP similarities: train a new run with --clip-weights openai, "
         "--clip-weights FILE or --clip-targets FILE."

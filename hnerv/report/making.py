@@ -90,7 +90,7 @@ def _opened(run: RunData, wishes: Wishes, first: int | None) -> OpenedRun:
     """`first` is that of a segment, None where there are none. Raises UserError."""
     rows = wishes.clip_targets
     if first is not None:
-        rows = targets_of(rows, first, run.record["scene"]["frames"])
+        rows = targets_of(rows, first, run.record.scene.frames)
     return open_run(run.folder, wishes.device, data=wishes.data, clip_targets=rows)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv import __version__
-from hnerv.config import Config, differences
+from hnerv.config import differences
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.report.findings import RULES, Finding, findings_of
@@ -122,7 +122,7 @@ def changed_settings(runs: list[RunData]) -> dict[str, list[str]]:
     """{setting: its value in each run} of the settings in which any run differs from the first."""
     if len(runs) == 1:
         return {}
-    configs = [Config.from_dict(run.record["config"]) for run in runs]
+    configs = [run.record.config for run in runs]
     names = dict.fromkeys(name for other in configs[1:] for name in differences(configs[0], other))
     return {name: [_plain(config.flat()[name]) for config in configs] for name in names}
 
@@ -150,7 +150,7 @@ def segments_table(segments: tuple[Segment, ...]) -> Table | None:
     shown = [row for row in SPLIT_ROWS if any(row[2].format("train") in part.run.values for part in segments)]
     rows = []
     for first, run in segments:
-        frames = f"{first}–{first + run.record['scene']['frames'] - 1}"
+        frames = f"{first}–{first + run.record.scene.frames - 1}"
         pairs = ([_shown(run.values.get(tag.format(s)), form) for s in ("train", "val")] for *_, tag, form in shown)
         rows.append((run.name, [frames, str(run.epoch), *map(" / ".join, pairs)]))
     return Table(["frames", "epochs", *(label for label, *_ in shown)], rows, "")
@@ -191,14 +191,14 @@ def _made(run: RunData) -> list[tuple[str, str]]:
     """(what, value): where the numbers come from."""
     from hnerv.training.report import command_line
 
-    video, scene, found = run.record["video"], run.record["scene"], dict(run.environment)
+    video, scene, found = run.record.video, run.record.scene, dict(run.environment)
     if isinstance(found.get("command"), list):
         found["command"] = command_line([str(word) for word in found["command"]])
     return [
-        ("video", f"{video['source']}, read with {video['reader']}"),
-        ("frames", f"{scene['frames']} of {scene['height']}x{scene['width']} pixels, {scene['fps']:g} frames/s"),
-        ("split", f"{len(scene['train'])} training, {len(scene['val'])} unseen"),
-        ("patches", f"{scene['rows']}x{scene['cols']} per frame"),
+        ("video", f"{video.source}, read with {video.reader}"),
+        ("frames", f"{scene.frames} of {scene.height}x{scene.width} pixels, {scene.fps:g} frames/s"),
+        ("split", f"{len(scene.train)} training, {len(scene.val)} unseen"),
+        ("patches", f"{scene.rows}x{scene.cols} per frame"),
         ("CLIP targets", run.targets),
         ("trained", f"{run.epoch} of {run.epochs} epochs, evaluated at epoch {run.values_epoch}"),
         *((key, _plain(value)) for key, value in found.items() if value is not None),
@@ -214,14 +214,14 @@ def _plain(value: object) -> str:
 
 
 def coded_parameters(run: RunData) -> int:
-    return sum(run.record["model"]["coded_parameters"].values())
+    return run.record.parameters
 
 
 def estimated_rate(run: RunData) -> float:
     from hnerv.metrics import bits_per_pixel
 
-    scene = run.record["scene"]
-    return bits_per_pixel(coded_parameters(run), scene["frames"], scene["height"], scene["width"])
+    scene = run.record.scene
+    return bits_per_pixel(coded_parameters(run), scene.frames, scene.height, scene.width)
 
 
 BESIDE = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman")

@@ -137,7 +137,7 @@ def frame_plots(run: RunData) -> list[Plot]:
 
 def patch_plots(run: RunData) -> list[Plot]:
     """Each patch position as a mean over frames, by split; and every patch over time."""
-    rows, cols = run.record["scene"]["rows"], run.record["scene"]["cols"]
+    rows, cols = run.record.scene.rows, run.record.scene.cols
     found = []
     for column, name, unit in (("psnr", "PSNR", "dB"), ("clip_sim", "similarity", "cosine")):
         if not _has(run.patches, column):

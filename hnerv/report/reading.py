@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.files import read_json
+from hnerv.runs.record import RunRecord, read_record
 
 Curve = list[tuple[int, float]]
 """(epoch, value), in order."""
@@ -54,7 +55,7 @@ class RunData(NamedTuple):
 
     folder: Path
     name: str
-    record: dict
+    record: RunRecord
     curves: dict[str, Curve]
     values: dict[str, float]
     values_epoch: int
@@ -72,29 +73,24 @@ class RunData(NamedTuple):
     @property
     def epochs(self) -> int:
         """How many the configuration asks for."""
-        return self.record["config"]["train"]["epochs"]
+        return self.record.config.train.epochs
 
     @property
     def targets(self) -> str:
         """What the similarities of this run are to."""
-        from hnerv.data.store import targets_label
-
-        return targets_label(self.record)
+        return self.record.targets_label
 
     def settings(self) -> dict[str, dict[str, object]]:
         """{section: {setting: value}} as it was trained."""
-        return self.record["config"]
+        return self.record.config.to_dict()
 
 
 def read_run(folder: Path, name: str = "") -> RunData:
     """The folder of a run, finished or not. Raises UserError where it is none, or where a file of it is damaged."""
-    from hnerv.data.store import check_record
-
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder (it has no config.json): pass output/NAME")
-    record = read_json(path)
-    check_record(path, record)
+    record = read_record(path)
     curves = read_curves(folder / "metrics.jsonl")
     summary = _summary(folder / "eval" / "summary.json")
     values, epoch = _last_evaluation(curves, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from hnerv.errors import UserError
 from hnerv.report.reading import Curve, Row, RunData, read_run
 from hnerv.runs import is_segmented, parts_of
+from hnerv.runs.record import RunRecord
 
 
 class Segment(NamedTuple):
@@ -55,21 +57,17 @@ def joined(folder: Path, segments: Sequence[Segment], name: str = "") -> RunData
     )
 
 
-def _record(runs: Sequence[RunData]) -> dict:
+def _record(runs: Sequence[RunData]) -> RunRecord:
     """That of the first, with the frames, the split and the parameters of all, and the whole range of frames."""
-    from hnerv.model import Scene, joined_scene
+    from hnerv.model import joined_scene
 
-    scene = joined_scene([Scene.from_dict(run.record["scene"]) for run in runs]).to_dict()
-    sizes = [run.record["model"]["coded_parameters"] for run in runs]
-    parameters = {name: sum(size.get(name, 0) for size in sizes) for name in sizes[0]}
-    config = runs[0].record["config"]
-    video = {**config["video"], "frames": f"{len(runs)} segments"}
-    return {
-        **runs[0].record,
-        "scene": scene,
-        "model": {**runs[0].record["model"], "coded_parameters": parameters},
-        "config": {**config, "video": video},
-    }
+    first, sizes = runs[0].record, [run.record.coded_parameters for run in runs]
+    return dataclasses.replace(
+        first,
+        scene=joined_scene([run.record.scene for run in runs]),
+        coded_parameters={name: sum(size.get(name, 0) for size in sizes) for name in sizes[0]},
+        config=first.config.replaced({"frames": f"{len(runs)} segments"}),
+    )
 
 
 def _curves(runs: Sequence[RunData]) -> dict[str, Curve]:
@@ -93,6 +91,6 @@ def _summary(runs: Sequence[RunData]) -> dict:
     summaries = [run.summary for run in runs]
     if not all("decode_fps" in summary for summary in summaries):
         return {}
-    frames = [run.record["scene"]["frames"] for run in runs]
+    frames = [run.record.scene.frames for run in runs]
     seconds = sum(count / summary["decode_fps"] for count, summary in zip(frames, summaries, strict=True))
     return {"epoch": min(summary["epoch"] for summary in summaries), "decode_fps": sum(frames) / seconds}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from hnerv.data.store import RECORD_KEYS, check_record
 from hnerv.errors import RunError, UserError
 from hnerv.files import replacing
+from hnerv.runs.record import PARTS, RunRecord
 
 FORMAT = 2
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
@@ -21,10 +21,10 @@ PROGRESS_KEYS = {
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Whole or not at all (see `files.replacing`). Raises RunError when the disk does not take it."""
+    """Writes atomically (`files.replacing`); `state["run"]` is a RunRecord. Raises RunError if the disk refuses."""
     try:
         with replacing(path) as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save({"format": FORMAT, **state, "run": state["run"].to_dict()}, file)
     except (OSError, RuntimeError) as error:
         kept = "the previous checkpoint is intact" if path.exists() else "there is no previous checkpoint"
         raise RunError(
@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """The dictionary of a checkpoint, tensors on the CPU. Raises UserError when it is missing, corrupt or foreign."""
+    """The state that `save_checkpoint` was given, tensors on the CPU. Raises UserError for a missing or damaged one."""
     try:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,13 +53,13 @@ def load_checkpoint(path: Path) -> dict:
         )
     if set(state) != KEYS:
         raise UserError(f"{path} is damaged: missing or extra keys {sorted(set(state) ^ KEYS, key=str)}: {_mend(path)}")
-    for part, needed in (("run", RECORD_KEYS), ("progress", PROGRESS_KEYS)):
+    for part, needed in (("run", PARTS), ("progress", PROGRESS_KEYS)):
         if missing := needed - set(state[part] if isinstance(state[part], dict) else ()):
             raise UserError(f"{path} is damaged: its {part!r} is missing {sorted(missing)}: {_mend(path)}")
-    check_record(path, state["run"])
+    record = RunRecord.from_dict(state["run"], path)
     if fault := _fault(state):
         raise UserError(f"{path} is damaged: its {fault!r} is invalid: {_mend(path)}")
-    return state
+    return {**state, "run": record}
 
 
 def _fault(state: dict) -> str:

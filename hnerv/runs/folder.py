@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 from hnerv.command import next_commands, pick_device
 from hnerv.config import Config, differences
 from hnerv.data.clip.targets import is_same_file
-from hnerv.data.store import check_record, check_targets, load_material, pin_targets
+from hnerv.data.store import load_material
 from hnerv.data.video import CLIPS, is_remote
 from hnerv.errors import OtherRun, UserError
 from hnerv.files import move_aside, read_json, replacing, write_json
-from hnerv.flags import Choice
+from hnerv.presets import Choice
 from hnerv.runs import is_segmented, lock
 from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.runs.record import RunRecord, VideoRecord, read_record
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 
 if TYPE_CHECKING:
@@ -72,27 +73,25 @@ class RunFolder:
         if known:
             _refuse(folder.path, known, choice.config, same_path)
             if not same_path and _is_elsewhere(choice.config.video.data, known):
-                _check_frames(folder.path, known["video"], *_decoded(choice.config))
+                _check_frames(folder.path, known.video, *_decoded(choice.config))
         elif not overwrite and not folder.latest.exists():
             _refuse_foreign(folder.path)
         refuse_unwritable(folder.path)
         return folder
 
-    def known(self) -> dict | None:
+    def known(self) -> RunRecord | None:
         """The record of the run that is already here and stays; None for a fresh run. Raises UserError."""
         path = self.path / "config.json"
         if self.overwrite or not path.exists():
             return None
-        record = read_json(path)
-        check_record(path, record)
-        return record
+        return read_record(path)
 
     def pinned(self, config: Config) -> Config:
         """`config` with the targets that the run found when it first started."""
         known = self.known()
-        return pin_targets(config, known) if known else config
+        return known.pinned(config) if known else config
 
-    def saved_state(self, record: dict) -> dict | None:
+    def saved_state(self, record: RunRecord) -> dict | None:
         """The checkpoint to resume from: latest.pt, or best.pt where that is missing; None for a fresh run.
 
         `record` is what identifies the run. Writes nothing. Raises UserError when the folder holds a run of another
@@ -133,7 +132,12 @@ class RunFolder:
         return last.get("precision") if isinstance(last, dict) else None
 
     def claim(
-        self, record: dict, state: dict | None, device: torch.device, precision: str, report_to: str = "tensorboard"
+        self,
+        record: RunRecord,
+        state: dict | None,
+        device: torch.device,
+        precision: str,
+        report_to: str = "tensorboard",
     ) -> NullLogger:
         """Fills the folder, which `locked` holds, or takes it over at `state`, its logs cut back to there.
 
@@ -145,7 +149,7 @@ class RunFolder:
                     file.write(self.best.read_bytes())
             if state and _finished(state):
                 return NullLogger()
-            write_json(self.path / "config.json", record)
+            write_json(self.path / "config.json", record.to_dict())
             append_environment(self.path / "environment.json", device, precision)
             for folder in (self.path, self.latest.parent):
                 for half_written in folder.glob(".*.tmp"):
@@ -183,14 +187,14 @@ def params_name(choice: Choice, more: Sequence[str] = ()) -> str:
     return name
 
 
-def _refuse_other(path: Path, theirs: dict, ours: dict) -> None:
+def _refuse_other(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
     """Raises UserError where a checkpoint's record names another configuration, video, target or size than ours."""
-    _refuse(path, theirs, Config.from_dict(ours["config"]))
-    _check_frames(path, theirs["video"], ours["video"]["source"], ours["video"]["digest"])
-    check_targets(path, theirs, ours)
-    if theirs["model"] != ours["model"]:
+    _refuse(path, theirs, ours.config)
+    _check_frames(path, theirs.video, ours.video.source, ours.video.digest)
+    theirs.check_targets(path, ours.targets)
+    if (theirs.width, theirs.coded_parameters) != (ours.width, ours.coded_parameters):
         raise UserError(
-            f"{path} holds a model of width {theirs['model']['width']}, not {ours['model']['width']}, "
+            f"{path} holds a model of width {theirs.width}, not {ours.width}, "
             "written by another version of hnerv: use that version, or choose another --exp-id"
         )
 
@@ -259,17 +263,17 @@ def _check_name(exp_id: str, name: str, output: Path) -> None:
         raise UserError(f"--exp-id {exp_id[:40]!r}... has a component longer than 255 bytes: choose a shorter name")
 
 
-def _refuse(path: Path, theirs: dict, ours: Config, same_path: bool = False) -> None:
+def _refuse(path: Path, theirs: RunRecord, ours: Config, same_path: bool = False) -> None:
     """Raises OtherRun where the run of the record `theirs` has other settings than `ours`.
 
     Files may have moved: targets are known by their sha256, a video by its frames, which the caller compares, or with
     `same_path` by its absolute path.
     """
-    differing = differences(Config.from_dict(theirs["config"]), ours)
+    differing = differences(theirs.config, ours)
     if not same_path or len({os.path.abspath(place) for place in differing.get("data", ())}) == 1:
         for name in ("data", "raw_video"):
             differing.pop(name, None)
-    label = theirs["targets"]["weights"] if theirs["targets"] else ""
+    label = theirs.targets.weights if theirs.targets else ""
     if "clip_targets" in differing and is_same_file(*differing["clip_targets"], label):
         del differing["clip_targets"]
     if differing:
@@ -279,11 +283,11 @@ def _refuse(path: Path, theirs: dict, ours: Config, same_path: bool = False) -> 
         )
 
 
-def _is_elsewhere(data: str, known: dict) -> bool:
+def _is_elsewhere(data: str, known: RunRecord) -> bool:
     """Whether --data is another place than the one that the run of the record `known` read."""
     if data in CLIPS or is_remote(data):
-        return data != known["config"]["video"]["data"]
-    return os.path.realpath(os.path.expanduser(data)) != known["video"]["source"]
+        return data != known.config.video.data
+    return os.path.realpath(os.path.expanduser(data)) != known.video.source
 
 
 def _decoded(config: Config) -> tuple[str, str]:
@@ -295,17 +299,17 @@ def _decoded(config: Config) -> tuple[str, str]:
     return video.source, video.digest
 
 
-def _check_frames(path: Path, theirs: dict, source: str, digest: str) -> None:
+def _check_frames(path: Path, theirs: VideoRecord, source: str, digest: str) -> None:
     """Raises UserError where a video has other frames than the run of the record's part `theirs` was trained on."""
-    if digest == theirs["digest"]:
+    if digest == theirs.digest:
         return
-    if source == theirs["source"]:
+    if source == theirs.source:
         raise UserError(
             f"{source} no longer decodes to the frames that {path} was trained on: restore the video, or choose "
             "another --exp-id"
         )
     raise UserError(
-        f"{source} does not decode to the frames that {path} was trained on, those of {theirs['source']}: set --data "
+        f"{source} does not decode to the frames that {path} was trained on, those of {theirs.source}: set --data "
         "to that video or an exact copy, choose another --exp-id, or pass --overwrite to move the run aside"
     )
 
@@ -336,7 +340,7 @@ def _unwritable(path: Path, cause: object) -> UserError:
 
 
 def _finished(state: dict) -> bool:
-    return state["progress"]["epoch"] >= state["run"]["config"]["train"]["epochs"]
+    return state["progress"]["epoch"] >= state["run"].config.train.epochs
 
 
 def _told(differing: dict[str, tuple[object, object]]) -> str:

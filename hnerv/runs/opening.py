@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 
 from hnerv.config import Config
-from hnerv.data.store import FrameStore, check_targets, load_material, pin_targets
+from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.data.video import CLIPS, is_remote
 from hnerv.data.video.raw import SUFFIX as RAW
 from hnerv.errors import UserError
-from hnerv.model import DualHeadHNeRV, Scene, build_model
+from hnerv.model import DualHeadHNeRV, build_model
 from hnerv.runs import is_segmented
 from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.runs.record import RunRecord, TargetsRecord
 
 NO_TARGETS = "none"
 
@@ -27,7 +28,7 @@ class OpenedRun(NamedTuple):
     model: DualHeadHNeRV
     store: FrameStore
     config: Config
-    record: dict
+    record: RunRecord
     folder: Path
     checkpoint: Path
     """The file that the model came from."""
@@ -67,7 +68,7 @@ class Checkpoint(NamedTuple):
     """A model, the record of its run, and how far it was trained; without its video."""
 
     model: DualHeadHNeRV
-    record: dict
+    record: RunRecord
     epoch: int
     step: int
 
@@ -96,7 +97,7 @@ def checkpoint_of(path: Path) -> Path:
 
 def with_material(
     model: DualHeadHNeRV,
-    record: dict,
+    record: RunRecord,
     origin: Origin,
     device: torch.device,
     data: str = "",
@@ -108,10 +109,10 @@ def with_material(
     `clip_targets` 'none' leaves the targets out, and the CLIP head with them: pixels alone are measured.
     """
     if clip_targets == NO_TARGETS:
-        model, record, clip_targets = without_clip(model), _without_targets(record), ""
-    config = pin_targets(Config.from_dict(record["config"]), record)
+        model, record, clip_targets = without_clip(model), record.without_targets(), ""
+    config = record.pinned(record.config)
     data = data or _found_again(config, record, origin)
-    raw_video = record["video"].get("raw_video", "") if data.lower().endswith(RAW) else ""
+    raw_video = record.video.raw_video if data.lower().endswith(RAW) else ""
     config = _moved(config, data=data, unseen=unseen, clip_targets=clip_targets, raw_video=raw_video)
     if unseen and config.model.embedding != "encoder":
         raise UserError(
@@ -119,9 +120,9 @@ def with_material(
             "--unseen"
         )
     material = load_material(config, device, progress=True)
-    _check_belongs(origin.path, record, material.describe())
+    _check_belongs(origin.path, record, material)
     model.to(device, memory_format=torch.channels_last)
-    store, same = FrameStore(material, device), material.video.digest == record["video"]["digest"]
+    store, same = FrameStore(material, device), material.video.digest == record.video.digest
     source = material.video.source
     path, folder, epoch, step, coded_bytes = origin
     return OpenedRun(model, store, config, record, folder, path, epoch, step, source, same, coded_bytes)
@@ -133,17 +134,10 @@ def without_clip(model: DualHeadHNeRV) -> DualHeadHNeRV:
     return model
 
 
-def _without_targets(record: dict) -> dict:
-    """The record of a run that had no targets."""
-    config = {**record["config"], "clip": {**record["config"]["clip"], "clip_weights": "none", "clip_targets": ""}}
-    return {**record, "config": config, "scene": {**record["scene"], "clip_dim": 0}, "targets": None}
-
-
 def restore_model(state: dict, checkpoint: Path) -> DualHeadHNeRV:
     """The model of a checkpoint, from the checkpoint alone, on the CPU. Raises UserError when its parts do not fit."""
     record = state["run"]
-    config = replace(Config.from_dict(record["config"]).model, dec_width=record["model"]["width"])
-    model = build_model(config, Scene.from_dict(record["scene"]))
+    model = build_model(record.model_config, record.scene)
     load_weights(model, state, checkpoint)
     return model
 
@@ -159,9 +153,9 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
         ) from error
 
 
-def _found_again(config: Config, record: dict, origin: Origin) -> str:
+def _found_again(config: Config, record: RunRecord, origin: Origin) -> str:
     """The path that the run resolved, where what was typed then means nothing in this working directory."""
-    typed, resolved = config.video.data, record["video"]["source"]
+    typed, resolved = config.video.data, record.video.source
     if typed in CLIPS or is_remote(typed) or Path(typed).exists():
         return typed
     if not Path(resolved).exists():
@@ -173,19 +167,19 @@ def _moved(config: Config, **changes: str) -> Config:
     return config.replaced({key: value for key, value in changes.items() if value})
 
 
-def _check_belongs(checkpoint: Path, record: dict, found: dict) -> None:
+def _check_belongs(checkpoint: Path, record: RunRecord, found: Material) -> None:
     """The video must have the geometry that was trained on; other pixels of that geometry are worth a warning."""
-    ours, theirs = Scene.from_dict(record["scene"]), Scene.from_dict(found["scene"])
+    ours, theirs = record.scene, found.scene
     if ours != replace(theirs, fps=ours.fps, times=ours.times):
         raise UserError(
             f"{checkpoint} was trained on {ours.frames} frames of {ours.height}x{ours.width} with targets of "
-            f"{ours.clip_dim} dimensions, but {found['video']['source']} has {theirs.frames} of "
+            f"{ours.clip_dim} dimensions, but {found.video.source} has {theirs.frames} of "
             f"{theirs.height}x{theirs.width} with {theirs.clip_dim}: pass the video of the run with --data"
         )
-    check_targets(checkpoint, record, found)
-    if record["video"]["digest"] != found["video"]["digest"]:
+    record.check_targets(checkpoint, found.targets and TargetsRecord.of(found.targets))
+    if record.video.digest != found.video.digest:
         logging.getLogger("hnerv").warning(
             "the pixels of %s differ from those %s was trained on: check that it is the same video",
-            found["video"]["source"],
+            found.video.source,
             checkpoint,
         )

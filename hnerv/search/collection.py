@@ -134,12 +134,12 @@ def places_of(folder: Path) -> tuple[Path, Path]:
 
 def teacher_key(index: Index) -> str:
     """Equal for members whose embeddings may be compared: the same weights, or files that quote the same encoder."""
-    targets, dim = index.record["targets"], index.embeddings.shape[-1]
-    label = targets["weights"]
-    if targets["kind"] == "file":
-        label = targets["source"].removeprefix(f"file {label.rsplit(' sha256:', 1)[0]}") or label
+    targets, dim = index.record.targets, index.embeddings.shape[-1]
+    label = targets.weights
+    if targets.kind == "file":
+        label = targets.source.removeprefix(f"file {label.rsplit(' sha256:', 1)[0]}") or label
     label = label.rsplit(" ", 1)[-1] if " sha256:" in label else label
-    return " ".join(f"{targets['kind']} {targets.get('model', '')} {label} of {dim} dimensions".split())
+    return " ".join(f"{targets.kind} {targets.model} {label} of {dim} dimensions".split())
 
 
 def _kept(folder: Path) -> tuple[Path, Stored | None]:

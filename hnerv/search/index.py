@@ -5,6 +5,7 @@ N frames, P patches, D embedding dimensions.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,18 +19,17 @@ from tqdm import tqdm
 
 from hnerv.codec import Bitstream, check_trained, is_container, open_film
 from hnerv.config import Config
-from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
 from hnerv.model.predict import FRAMES_AT_ONCE, predict_clip
 from hnerv.runs import is_segmented, parts_of
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
+from hnerv.runs.record import RunRecord
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """To be raised when what an index holds, or the arithmetic behind it, changes."""
 
-_KEYS = ("config", "scene", "targets")
 _log = logging.getLogger("hnerv")
 
 
@@ -38,20 +38,20 @@ class Index(NamedTuple):
 
     path: Path
     embeddings: Tensor
-    record: dict
+    record: RunRecord
 
     @property
     def scene(self) -> Scene:
-        return Scene.from_dict(self.record["scene"])
+        return self.record.scene
 
     @property
     def config(self) -> Config:
-        return Config.from_dict(self.record["config"])
+        return self.record.config
 
     @property
     def targets(self) -> str:
         """What the embeddings imitate, one line."""
-        return targets_label(self.record)
+        return self.record.targets_label
 
 
 def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
@@ -136,9 +136,9 @@ def _of_stream(stream: Bitstream, device: torch.device) -> Index:
     return _of_model(stream.path, stream.model(("clip_head",)), stream.record, device)
 
 
-def _of_model(path: Path, model: DualHeadHNeRV, record: dict, device: torch.device) -> Index:
+def _of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device: torch.device) -> Index:
     model = model.eval().to(device, memory_format=torch.channels_last)
-    return Index(path, predict_embeddings(model), {key: record[key] for key in _KEYS})
+    return Index(path, predict_embeddings(model), record)
 
 
 def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
@@ -146,7 +146,7 @@ def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
 
     No second copy of the embeddings is made. Raises UserError where the segments do not have so many frames.
     """
-    scenes, record, whole = [], {}, None
+    scenes, record, whole = [], None, None
     at = 0
     for part in parts:
         count, *shape = part.embeddings.shape
@@ -159,12 +159,12 @@ def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
     if at != frames:
         raise UserError(f"the segments of {path} have {at} frames, not {frames}: encode or train it again")
     if len(scenes) > 1:
-        record = {**record, "scene": joined_scene(scenes).to_dict()}
+        record = dataclasses.replace(record, scene=joined_scene(scenes))
     return Index(path, whole, record)
 
 
-def _check_head(path: Path, record: dict) -> None:
-    if not record["targets"]:
+def _check_head(path: Path, record: RunRecord) -> None:
+    if not record.targets:
         raise UserError(f"{path} has no CLIP head and cannot be searched: train a run with CLIP targets")
 
 
@@ -179,7 +179,7 @@ def _read(place: Path, path: Path, digest: str, check: bool = True) -> Index | N
             return None
         if check and facts["checksum"] != _checksum(embeddings, facts["record"]):
             raise ValueError("wrong checksum")
-        return Index(path, embeddings, json.loads(facts["record"]))
+        return Index(path, embeddings, RunRecord.from_dict(json.loads(facts["record"]), place))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -191,7 +191,7 @@ def _write(places: tuple[Path, Path], index: Index, digest: str) -> None:
     """To the first place that takes it, whole or not at all; where none does, that is a warning."""
     from safetensors.torch import save
 
-    text = json.dumps(index.record)
+    text = json.dumps(index.record.to_dict())
     facts = {"version": str(INDEX_VERSION), "source": digest, "record": text}
     facts["checksum"] = _checksum(index.embeddings, text)
     data = save({"embeddings": index.embeddings.contiguous()}, facts)

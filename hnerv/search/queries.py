@@ -17,6 +17,7 @@ from torch import Tensor
 from hnerv.data.clip.teacher import Teacher, build_teacher
 from hnerv.data.clip.weights import Weights, identify, locate, random_weights
 from hnerv.errors import UserError
+from hnerv.runs.record import TargetsRecord
 from hnerv.search.index import Index
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -52,7 +53,7 @@ class Encoder:
 
     def __init__(self, index: Index, clip_weights: str, device: torch.device) -> None:
         self.index, self.clip_weights, self.device = index, clip_weights, device
-        self.targets: dict[str, str] = index.record["targets"]
+        self.targets: TargetsRecord = index.record.targets
         self._teacher: Teacher | None = None
 
     def texts(self, texts: Sequence[str], prompts: str = "plain") -> list[Query]:
@@ -71,7 +72,7 @@ class Encoder:
     def check_text(self) -> None:
         """Raises UserError where no text can be compared with the embeddings."""
         self._check_file()
-        if self.targets["kind"] == "random":
+        if self.targets.kind == "random":
             raise UserError(
                 f"the targets of {self.index.path} are from a RANDOM encoder, for which text has no meaning: search "
                 "with --image FILE or train on CLIP targets"
@@ -84,18 +85,18 @@ class Encoder:
         return self._teacher
 
     def _check_file(self) -> None:
-        if self.targets["kind"] == "file":
+        if self.targets.kind == "file":
             raise UserError(
-                f"the targets of {self.index.path} are from {self.targets['source']}, and their encoder is unknown: "
+                f"the targets of {self.index.path} are from {self.targets.source}, and their encoder is unknown: "
                 f"{_ELSE}"
             )
 
     def _spec(self) -> Weights:
         self._check_file()
-        weights = self.targets["weights"]
+        weights = self.targets.weights
         if self.clip_weights:
             return self._matching(self.clip_weights)
-        if self.targets["kind"] == "random":
+        if self.targets.kind == "random":
             return random_weights(int(weights.removeprefix("random:")))
         if " sha256:" not in weights:
             return self._matching(weights)
@@ -104,7 +105,7 @@ class Encoder:
             if Path(place.removeprefix("local-dir:")).exists():
                 return self._matching(place)
         raise UserError(
-            f"the targets of {self.index.path} are from {self.targets['source']}, but its weights are not at {typed}: "
+            f"the targets of {self.index.path} are from {self.targets.source}, but its weights are not at {typed}: "
             f"pass --clip-weights FILE or {_ELSE}"
         )
 
@@ -112,12 +113,12 @@ class Encoder:
         """What `weights` means, if the targets are its own. A file is known by its sha256, whatever its name."""
         seed = self.index.config.train.seed
         spec = identify(weights, self.index.config.clip.clip_model, seed)
-        ours, theirs = (label.rsplit(" ", 1)[-1] for label in (spec.weights, self.targets["weights"]))
-        if ours == theirs and _shape(spec.model) != _shape(self.targets["model"]):
-            spec = identify(weights, self.targets["model"], seed)  # under its new name nothing tells the activation
-        if ours != theirs or _shape(spec.model) != _shape(self.targets["model"]):
+        ours, theirs = (label.rsplit(" ", 1)[-1] for label in (spec.weights, self.targets.weights))
+        if ours == theirs and _shape(spec.model) != _shape(self.targets.model):
+            spec = identify(weights, self.targets.model, seed)  # under its new name nothing tells the activation
+        if ours != theirs or _shape(spec.model) != _shape(self.targets.model):
             raise UserError(
-                f"the targets of {self.index.path} are from {self.targets['source']} ({self.targets['weights']}), but "
+                f"the targets of {self.index.path} are from {self.targets.source} ({self.targets.weights}), but "
                 f"--clip-weights {weights} is {spec.weights} of {spec.model}: pass the weights of the targets"
             )
         return spec

@@ -4,12 +4,11 @@ from hnerv.runs.folder import RunFolder
 from hnerv.training.checks import check_settings
 from hnerv.training.faults import device_errors
 from hnerv.training.limits import Limits
-from hnerv.training.report import run_record
 from hnerv.training.running import Finished, Found, How, train_run
 from hnerv.training.segmented import train_segments
 from hnerv.training.trainer import Trainer
 
 __all__ = [
-    "Finished", "Found", "How", "Limits", "RunFolder", "Trainer", "check_settings", "device_errors", "run_record",
+    "Finished", "Found", "How", "Limits", "RunFolder", "Trainer", "check_settings", "device_errors",
     "train_run", "train_segments",
 ]  # fmt: skip

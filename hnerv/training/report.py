@@ -2,64 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hnerv import __version__
-from hnerv.config import Config
-from hnerv.data.store import Material, targets_label
 from hnerv.evaluation.cost import estimated_rate
 from hnerv.files import read_json
-from hnerv.model import DualHeadHNeRV, Scene, coded_parameters
+from hnerv.model import DualHeadHNeRV
 from hnerv.model.decoder import stage_widths
+from hnerv.runs.record import RunRecord
 from hnerv.tracking import NullLogger
 
 
-def run_record(preset: str, config: Config, material: Material, model: DualHeadHNeRV) -> dict:
-    """What identifies a run, as a plain dictionary: preset, configuration, video, scene, targets, size."""
-    return {
-        "hnerv": __version__,
-        "preset": preset,
-        "config": config.to_dict(),
-        **material.describe(),
-        "model": {"width": model.width, "coded_parameters": coded_parameters(model)},
-    }
-
-
-def announce(record: dict, device: torch.device) -> str:
+def announce(record: RunRecord, device: torch.device) -> str:
     """The lines printed at the start: what was chosen, and what it is made of."""
-    scene, video, model = record["scene"], record["video"], record["model"]
-    top, left, height, width, *size = video["crop"]
-    parts = model["coded_parameters"]
-    total = sum(parts.values())
-    widths = " ".join(map(str, stage_widths(model["width"], Config.from_dict(record["config"]).model)))
-    held_out = f"{len(scene['val'])} unseen" if scene["val"] else "none unseen"
+    scene, video, crop, total = record.scene, record.video, record.video.crop, record.parameters
+    widths = " ".join(map(str, stage_widths(record.width, record.config.model)))
+    held_out = f"{len(scene.val)} unseen" if scene.val else "none unseen"
     return "\n".join(
         (
-            f"preset   {record['preset'] or 'none'}; device {device}",
-            f"video    {video['source']} ({video['reader']}), crop {height}x{width} at {top},{left}"
-            f" -> {size[0]}x{size[1]}, grid {scene['rows']}x{scene['cols']}",
-            f"frames   {scene['frames']}: {len(scene['train'])} for training, {held_out}",
-            f"targets  {targets_label(record)}",
-            f"model    {record['config']['model']['embedding']}, widths {widths}, {total:,} coded parameters: "
-            + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
-            f"rate     {estimated_rate(total, Scene.from_dict(scene)):.4f} bpp, estimated at 8 bits per parameter",
+            f"preset   {record.preset or 'none'}; device {device}",
+            f"video    {video.source} ({video.reader}), crop {crop.height}x{crop.width} at {crop.top},{crop.left}"
+            f" -> {crop.out_height}x{crop.out_width}, grid {scene.rows}x{scene.cols}",
+            f"frames   {scene.frames}: {len(scene.train)} for training, {held_out}",
+            f"targets  {record.targets_label}",
+            f"model    {record.config.model.embedding}, widths {widths}, {total:,} coded parameters: "
+            + ", ".join(f"{name} {count:,}" for name, count in record.coded_parameters.items()),
+            f"rate     {estimated_rate(total, scene):.4f} bpp, estimated at 8 bits per parameter",
             *_untrained_head(record),
         )
     )
 
 
-def _untrained_head(record: dict) -> list[str]:
-    epochs, warmup = record["config"]["train"]["epochs"], record["config"]["loss"]["pixel_loss_warmup_epochs"]
-    if not record["targets"] or epochs > warmup:
+def _untrained_head(record: RunRecord) -> list[str]:
+    epochs, warmup = record.config.train.epochs, record.config.loss.pixel_loss_warmup_epochs
+    if not record.targets or epochs > warmup:
         return []
     return [f"warm-up  covers all {epochs} epochs: the CLIP head is not trained (--pixel-loss-warmup-epochs {warmup})"]
 
 
-def log_start(logger: NullLogger, model: DualHeadHNeRV, record: dict, folder: Path, graph: bool) -> None:
+def log_start(logger: NullLogger, model: DualHeadHNeRV, record: RunRecord, folder: Path, graph: bool) -> None:
     """What stands at the start of a run, where it does not yet: pages of text, layout, hyperparameters, graph."""
     if not (logger.fresh and logger.shows):
         return
@@ -74,17 +59,19 @@ def log_start(logger: NullLogger, model: DualHeadHNeRV, record: dict, folder: Pa
         log_graph(logger, model)
 
 
-def settings_of(record: dict) -> dict[str, object]:
+def settings_of(record: RunRecord) -> dict[str, object]:
     """Settings and size of a run as numbers and words, for the table that compares runs."""
-    flat = {key: value for section in record["config"].values() for key, value in section.items()}
-    flat = {key: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for key, v in flat.items()}
-    return flat | {"preset": record["preset"], "coded_parameters": sum(record["model"]["coded_parameters"].values())}
+    flat = {
+        key: " ".join(map(str, value)) if isinstance(value, tuple) else value
+        for key, value in record.config.flat().items()
+    }
+    return flat | {"preset": record.preset, "coded_parameters": record.parameters}
 
 
-def compared_tags(record: dict) -> list[str]:
+def compared_tags(record: RunRecord) -> list[str]:
     """The tags by which the run is compared with others: those that it will have."""
-    splits = ["train", "val"] if record["scene"]["val"] else ["train"]
-    quantities = ["psnr_frame", "psnr", "ms_ssim"] + ["clip_sim"] * bool(record["targets"])
+    splits = ["train", "val"] if record.scene.val else ["train"]
+    quantities = ["psnr_frame", "psnr", "ms_ssim"] + ["clip_sim"] * bool(record.targets)
     return [f"Eval/Frame/{split}_{quantity}" for split in splits for quantity in quantities]
 
 
@@ -117,23 +104,23 @@ def command_line(words: list[str]) -> str:
     return shlex.join(["python"] * script + words)
 
 
-def targets_page(record: dict) -> str:
+def targets_page(record: RunRecord) -> str:
     """What the numbers of the CLIP head mean, as Markdown."""
-    targets = record["targets"]
+    targets = record.targets
     if not targets:
         return "No CLIP head: the run has no targets."
-    rows = [f"| {key} | {value} |" for key, value in targets.items()]
+    rows = [f"| {key} | {value} |" for key, value in dataclasses.asdict(targets).items()]
     warning = (
         "**NOT CLIP**: the targets come from a random encoder and have no meaning; no number based on them is a CLIP "
         "number.\n\n"
     )
-    return warning * (targets["kind"] == "random") + "| | |\n|---|---|\n" + "\n".join(rows)
+    return warning * (targets.kind == "random") + "| | |\n|---|---|\n" + "\n".join(rows)
 
 
-def text_page(record: dict) -> str:
+def text_page(record: RunRecord) -> str:
     """The record as Markdown, for TensorBoard."""
-    sections = [f"**{targets_label(record)}**"]
-    for name, knobs in record["config"].items():
+    sections = [f"**{record.targets_label}**"]
+    for name, knobs in record.config.to_dict().items():
         rows = "\n".join(f"| {key} | {value} |" for key, value in knobs.items())
         sections.append(f"### {name}\n\n| setting | value |\n|---|---|\n{rows}")
     return "\n\n".join(sections)

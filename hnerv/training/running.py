@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,19 +12,20 @@ import torch
 from torch import Tensor
 
 from hnerv.config import Config, LogConfig
-from hnerv.data.store import FrameStore, Material, load_material, pin_targets
+from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.errors import UserError
 from hnerv.files import sha256_of
-from hnerv.flags import Choice
 from hnerv.model import LATENTS, DualHeadHNeRV, build_model
+from hnerv.presets import Choice
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder
+from hnerv.runs.record import RunRecord
 from hnerv.tracking.console import Console
 from hnerv.training.checks import check_scene, check_settings
 from hnerv.training.compiling import compiled
 from hnerv.training.faults import device_errors
 from hnerv.training.limits import Limits
-from hnerv.training.report import announce, run_record
+from hnerv.training.report import announce
 from hnerv.training.rollback import fit
 from hnerv.training.signals import StopSignals
 from hnerv.training.trainer import Trainer
@@ -35,7 +37,7 @@ class Finished(NamedTuple):
     `asked` is a wish to stop that came too late for this run: it is for whoever would train another one.
     """
 
-    record: dict
+    record: RunRecord
     values: dict[str, float]
     asked: StopSignals | None = None
 
@@ -57,7 +59,7 @@ class How(NamedTuple):
     device: torch.device
     log: LogConfig
     limits: Limits
-    like: dict | None = None
+    like: RunRecord | None = None
     initial: Path | None = None
     frames: int = 0
     """How many the video has to give; 0: any number."""
@@ -78,7 +80,7 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
     check_settings(config, log)
     precision = "bf16" if config.train.in_bf16(device.type) else "fp32"
     pinned = folder.pinned(config)
-    material = _material(pin_targets(pinned, like) if like else pinned, device, found)
+    material = _material(like.pinned(pinned) if like else pinned, device, found)
     check_scene(material.scene)
     if frames and material.scene.frames != frames:
         raise UserError(
@@ -87,9 +89,9 @@ def train_run(choice: Choice, folder: RunFolder, how: How) -> Finished:
         )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, material.scene)
-    record = run_record(choice.preset, config, material, model)
+    record = RunRecord.of(choice.preset, config, material, model)
     if initial:
-        record["initial"] = start_from(model, initial)
+        record = dataclasses.replace(record, initial=start_from(model, initial))
     print(announce(record, device), flush=True)
     with device_errors(config, folder.latest), folder.locked():
         trainer = Trainer(model, FrameStore(material, device, gpu_share), config, folder, record, log, limits)

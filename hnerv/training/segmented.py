@@ -14,10 +14,12 @@ from hnerv.data.video import frame_count
 from hnerv.errors import UserError
 from hnerv.evaluation.combining import combined
 from hnerv.files import move_aside
-from hnerv.flags import Choice, Invocation
+from hnerv.flags import Invocation
+from hnerv.presets import Choice
 from hnerv.runs import Plan, Segment, SegmentedFolder, Wishes, lock, plan_video, read_plan, targets_of, write_plan
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder, folder_name, refuse_unwritable
+from hnerv.runs.record import RunRecord
 from hnerv.tracking import RunLogger, events_folder, metrics_file
 from hnerv.training.checks import check_settings
 from hnerv.training.limits import Limits
@@ -28,7 +30,7 @@ class Whole(NamedTuple):
     """All segments, trained: the folder, the record of the first, the values of all of them together."""
 
     folder: SegmentedFolder
-    record: dict
+    record: RunRecord
     values: dict[str, float]
 
 
@@ -72,7 +74,7 @@ def _train_one(
     """`before` is what became of the segment in front of it, None for the first."""
     ours, warm = choice_of(segment, choice), init == "previous" and before is not None
     if warm:  # of equal width, whatever their frames
-        ours = ours._replace(config=ours.config.replaced({"dec_width": before.record["model"]["width"]}))
+        ours = ours._replace(config=ours.config.replaced({"dec_width": before.record.width}))
     run = RunFolder.at(folder.path / "segments", segment.name, ours, overwrite=False)
     if finished := finished_run(run):
         print("already finished")
@@ -86,7 +88,7 @@ def finished_run(run: RunFolder) -> Finished | None:
     if not run.latest.is_file():
         return None
     state = load_checkpoint(run.latest)
-    if state["progress"]["epoch"] < state["run"]["config"]["train"]["epochs"]:
+    if state["progress"]["epoch"] < state["run"].config.train.epochs:
         return None
     return Finished(state["run"], state["evaluation"])
 

@@ -19,6 +19,7 @@ from hnerv.evaluation.measure import Report
 from hnerv.model import DualHeadHNeRV
 from hnerv.runs.checkpoint import save_checkpoint
 from hnerv.runs.folder import RunFolder
+from hnerv.runs.record import RunRecord
 from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
@@ -49,7 +50,7 @@ class Trainer:
     """Fits `model` to the frames of `store`. Randomness comes from the seed and the epoch alone."""
 
     def __init__(
-        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: dict,
+        self, model: DualHeadHNeRV, store: FrameStore, config: Config, folder: RunFolder, record: RunRecord,
         log: LogConfig = LogConfig(), limits: Limits = Limits(),  # noqa: B008 (they are frozen)
     ) -> None:  # fmt: skip
         self.log, self.limits, self.clock = log, limits, Clock(store.device)

@@ -15,7 +15,6 @@ from hnerv.codec.allocation import Bits, range_scales, sensitivity_scales
 from hnerv.codec.bitstream import LATENTS
 from hnerv.codec.encoding import prune
 from hnerv.codec.finetune import Rates, Steps, Tuning, finetune
-from hnerv.config import Config
 from hnerv.data.batches import Batches, clip_loss_of
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, evaluate, open_run
@@ -183,7 +182,7 @@ def test_fine_tuning_asks_for_the_clip_loss_of_the_run(run_of):
     def left(name: str) -> float:
         run = open_run(run_of("grid"), torch.device("cpu"))
         changes = {"clip_loss": name, "clip_loss_weight": 1.0, "precision": "fp32"}
-        config = Config.from_dict(run.record["config"]).replaced(changes)
+        config = run.record.config.replaced(changes)
         scales = sensitivity_scales(run.model, coded_weights(run.model), Bits(5, 5), 1.0)
         finetune(run.model, scales, {}, run.store, config, Tuning(60, 1e-2))
         batches = Batches(run.store, run.model, config.replaced({"clip_loss": "motion"}))

@@ -24,6 +24,7 @@ from hnerv.codec.describing import as_dict, origin_lines, parts_table, rate_of
 from hnerv.codec.file import coded_weights, encode_model
 from hnerv.errors import UserError
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
+from hnerv.runs.record import RunRecord
 
 EMBEDDINGS = ["grid", "encoder", "pe"]
 
@@ -100,7 +101,7 @@ def test_a_second_decoder_reads_every_kind_of_record(long_run, tmp_path, options
     for name, values in found.items():
         assert np.array_equal(values, expected[name].numpy()), name
     header, _ = second.read_file(path.read_bytes())
-    assert header["record"] == stream.record and header["encoder"] == stream.encoder
+    assert RunRecord.from_dict(header["record"], path) == stream.record and header["encoder"] == stream.encoder
 
 
 @pytest.mark.parametrize("steps", ["symmetric", "minmax"])
@@ -228,7 +229,7 @@ def test_what_is_told_of_a_file(coded):
     told = json.loads(json.dumps(as_dict(open_film(stream.path))))
     assert told["bytes"] == stream.size == sum(part["size"] for part in told["parts"])
     assert told["bpp"] == rate_of(open_film(stream.path)) and told["encoder"]["epoch"] == 3
-    assert told["record"] == stream.record
+    assert RunRecord.from_dict(told["record"], stream.path) == stream.record
 
 
 def test_opening_without_the_encoder(coded):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 
 import av
@@ -14,7 +13,7 @@ import torch
 from hnerv import motion
 from hnerv.config import Config
 from hnerv.data.clip import Targets
-from hnerv.data.store import FrameStore, Material, load_material, pin_targets, targets_label
+from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.data.video import Video, data_split
 from hnerv.data.video.clips import clip_path
 from hnerv.errors import UserError
@@ -54,18 +53,8 @@ def test_video_scene_and_targets_are_those_of_the_configuration(material):
 
 def test_without_weights_there_are_no_targets(config):
     bare = load_material(config.replaced({"clip_weights": "none"}), CPU)
-    assert bare.targets is None and bare.scene.clip_dim == 0 and bare.describe()["targets"] is None
-    assert targets_label(bare.describe()) == "none (RGB head alone)"
+    assert bare.targets is None and bare.scene.clip_dim == 0
     assert FrameStore(bare, CPU).batch(torch.tensor([1])).clip is None
-
-
-def test_the_description_is_plain_and_names_the_pixels(material):
-    text = json.dumps(material.describe())
-    record = json.loads(text)
-    assert "embeddings" not in record["targets"] and len(text) < 2000
-    assert record["video"]["digest"] == material.video.digest and record["video"]["crop"] == [40, 0, 640, 1280, 40, 80]
-    assert record["scene"]["train"] == [0, 1, 3] and record["targets"]["kind"] == "random"
-    assert targets_label(record) == material.targets.source
 
 
 def test_the_seed_shuffles_the_split_only_when_asked(config, material):
@@ -91,36 +80,6 @@ def test_what_does_not_fit_is_one_line(config, changes, message):
     with pytest.raises(UserError) as error:
         load_material(config.replaced({"clip_weights": "none", "grid": "2x4", **changes}), CPU)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("weights", "targets_file", "found", "pinned"),
-    [
-        ("auto", "", {"kind": "random", "weights": "random:0"}, "random"),
-        ("auto", "", {"kind": "clip", "weights": "openai"}, "openai"),
-        ("auto", "", None, "auto"),
-        ("auto", "t.safetensors", {"kind": "file", "weights": "t.safetensors sha256:0"}, "auto"),
-        ("random", "", {"kind": "random", "weights": "random:0"}, "random"),
-        ("laion2b", "", {"kind": "clip", "weights": "laion2b"}, "laion2b"),
-        ("none", "", None, "none"),
-    ],
-)
-def test_auto_is_pinned_to_what_was_found_and_nothing_else_is(weights, targets_file, found, pinned):
-    config = Config().replaced({"clip_weights": weights, "clip_targets": targets_file})
-    after = pin_targets(config, {"targets": found})
-    assert after == config.replaced({"clip_weights": pinned})
-
-
-def test_what_auto_found_gives_the_same_targets_again(config, material, caplog):
-    """`auto` without cache and hub tries and warns; the pinned configuration no longer tries."""
-    auto = config.replaced({"clip_weights": "auto"})
-    found = load_material(auto, CPU)
-    assert [r.getMessage()[:9] for r in caplog.records] == ["NOT CLIP:"] and "openai" in caplog.text
-    caplog.clear()
-    again = load_material(pin_targets(auto, found.describe()), CPU)
-    assert torch.equal(again.targets.embeddings, found.targets.embeddings)
-    assert torch.equal(again.targets.embeddings, material.targets.embeddings)
-    assert [r.getMessage()[:9] for r in caplog.records] == ["NOT CLIP:"] and "openai" not in caplog.text
 
 
 def test_a_store_gives_frames_targets_and_times(material):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from hnerv.evaluation.summary import CLIP_COLUMNS
+from hnerv.runs.opening import open_checkpoint
 
 
 @pytest.fixture
@@ -226,10 +227,7 @@ def test_images_side_by_side(run, evaluate, film):
     assert evaluate(run, "--images") == 0
     images = sorted(p.name for p in (run / "eval" / "images").iterdir())
     assert len(images) == 10 and images[4] == "00005_val.png"
-    state = torch.load(run / "checkpoints" / "latest.pt")
-    from hnerv.runs.opening import restore_model
-
-    model = restore_model(state, run)
+    model = open_checkpoint(run / "checkpoints" / "latest.pt").model
     for name in images:
         position = int(name[:5])
         picture = np.array(Image.open(run / "eval" / "images" / name))

@@ -68,7 +68,7 @@ def use_checkpoint(settled, refused):
         if found is not refused:
             with torch.no_grad():
                 scene = found.model.scene
-                if found.record["config"]["model"]["embedding"] != "encoder" and scene.height * scene.width < 1 << 16:
+                if found.record.config.model.embedding != "encoder" and scene.height * scene.width < 1 << 16:
                     assert found.model.eval()(torch.zeros(1)).rgb.shape == (1, 3, scene.height, scene.width)
         return found
 

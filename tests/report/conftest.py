@@ -10,6 +10,7 @@ import pytest
 
 from hnerv.config import Config
 from hnerv.report.reading import Beside, Row, RunData
+from hnerv.runs.record import RunRecord
 
 HEALTHY = {
     "Eval/Frame/train_psnr": 33.0,
@@ -79,7 +80,8 @@ def numbers(rows, tmp_path: Path) -> Callable[..., RunData]:
             "seconds": curve(2, 1, 1, 1, 1, 1),
         }
         plain = RunData(
-            folder=tmp_path / name, name=name, record=record, curves=healthy | (curves or {}),
+            folder=tmp_path / name, name=name, record=RunRecord.from_dict(record, tmp_path),
+            curves=healthy | (curves or {}),
             values=HEALTHY | (values or {}), values_epoch=6, summary={"epoch": 6, "decode_fps": 50.0},
             frames=rows(), patches=rows(patches=8), environment={"commit": "abc", "torch": "2"},
         )  # fmt: skip

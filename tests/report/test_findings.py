@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_targets_that_are_not_clip_are_said(numbers, kind, asked, level):
 
 def test_the_circumstances(numbers):
     run = numbers(settings={"epochs": 9}, summary={"same_pixels_as_trained_on": False, "video": "/films/other.mp4"})
-    run.record["scene"]["val"] = []
+    run = run._replace(record=dataclasses.replace(run.record, scene=dataclasses.replace(run.record.scene, val=())))
     assert levels(run) | {
         "unfinished run": "note",
         "no unseen frames": "note",

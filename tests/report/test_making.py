@@ -108,7 +108,7 @@ def test_a_run_in_segments_is_one_story(divided, tmp_path):
     assert [segment.first for segment in story.segments] == [0, 4, 8] and not story.missing
     assert [row.frame for row in run.frames] == [0, 1, 3, 4, 5, 7, 8, 9, 11] and len(run.patches) == 72
     assert {shot.row.frame for shot in story.shown} == {row.frame for row in run.frames}
-    assert run.record["scene"]["frames"] == 12 and run.epoch == 5
+    assert run.record.scene.frames == 12 and run.epoch == 5
     seen = [row.values["psnr_frame"] for row in run.frames if row.seen]
     assert run.values["Eval/Frame/train_psnr_frame"] == pytest.approx(sum(seen) / len(seen), abs=1e-5)
     parts = [read_any(path) for path in sorted((tmp_path / "run" / "segments").iterdir())]

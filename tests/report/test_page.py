@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import re
 
@@ -66,8 +67,8 @@ def test_what_similarity_is_to_stands_beside_each_plot_of_it(numbers):
 
 def test_texts_from_files_are_escaped(numbers, shown):
     run = numbers(EVIL, settings={"data": EVIL}, environment={"command": [EVIL], "commit": EVIL})
-    run.record["targets"]["source"] = EVIL
-    run.record["video"]["source"] = EVIL
+    parts = {key: dataclasses.replace(getattr(run.record, key), source=EVIL) for key in ("targets", "video")}
+    run = run._replace(record=dataclasses.replace(run.record, **parts))
     stories = [Story(run, shown, [EVIL]), Story(numbers("other"), shown, [])]
     for text in (render(stories), render(stories[:1])):
         assert "<img src=http" not in text and "<script>alert" not in text and "&lt;script&gt;alert" in text
@@ -121,7 +122,7 @@ def test_a_run_that_has_just_begun(numbers):
 
 def test_without_unseen_frames_nothing_is_said_of_them(numbers, rows):
     run = numbers()
-    run.record["scene"]["val"] = []
+    run = run._replace(record=dataclasses.replace(run.record, scene=dataclasses.replace(run.record.scene, val=())))
     values = {tag: value for tag, value in run.values.items() if "/val_" not in tag and "Gap" not in tag}
     seen = [[row for row in table if row.seen] for table in (run.frames, run.patches)]
     run = run._replace(values=values, frames=seen[0], patches=seen[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 
 import pytest
@@ -57,7 +58,9 @@ def test_frames_are_marked_by_split(numbers):
 @pytest.mark.parametrize("count", [40, 900, 5000])
 def test_figures_stay_small(numbers, rows, count):
     run = numbers(frames=rows(count), patches=rows(count, patches=4))
-    run.record["scene"].update(rows=2, cols=2)
+    run = run._replace(
+        record=dataclasses.replace(run.record, scene=dataclasses.replace(run.record.scene, rows=2, cols=2))
+    )
     for plot in (frame_plots(run)[0], patch_plots(run)[2], distribution_plots(run)[1]):
         assert len(plot.uri) < 150_000
 

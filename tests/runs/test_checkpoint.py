@@ -14,20 +14,23 @@ import torch
 
 from hnerv.config import Config
 from hnerv.errors import RunError, UserError
+from hnerv.geometry import CropPlan
 from hnerv.model import Scene
 from hnerv.runs import checkpoint
 from hnerv.runs.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from hnerv.runs.record import RunRecord, VideoRecord
 
 
 def make_state() -> dict:
     return {
-        "run": {
-            "config": Config().to_dict(),
-            "video": {"source": "film", "digest": "0", "reader": "images", "crop": [0, 0, 2, 2, 2, 2]},
-            "scene": Scene(3, 2, 2, 1, 1, 24.0, (0, 1), (2,), 0).to_dict(),
-            "targets": None,
-            "model": {"width": 3},
-        },
+        "run": RunRecord(
+            Config(),
+            VideoRecord("film", "0", CropPlan(0, 0, 2, 2, 2, 2), "images"),
+            Scene(3, 2, 2, 1, 1, 24.0, (0, 1), (2,), 0),
+            targets=None,
+            width=3,
+            coded_parameters={"decoder": 10},
+        ),
         "model": {"weight": torch.arange(4000.0).reshape(40, 100), "half": torch.ones(3, dtype=torch.bfloat16)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "progress": {
@@ -73,7 +76,7 @@ def test_it_holds_nothing_that_needs_pickle_and_leaves_no_temporary_file(saved):
 
 def test_a_real_run(finished):
     for name in ("latest", "best"):
-        assert load_checkpoint(finished / "checkpoints" / f"{name}.pt")["run"]["scene"]["frames"] == 12
+        assert load_checkpoint(finished / "checkpoints" / f"{name}.pt")["run"].scene.frames == 12
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
@@ -205,14 +208,14 @@ def test_another_version(tmp_path):
 
 @pytest.mark.parametrize("key", [*make_state(), "progress.logs", "progress.epoch", "run.config", "run.scene"])
 def test_a_missing_key_is_named(tmp_path, key):
-    state = make_state()
+    state = {"format": FORMAT, **make_state(), "run": make_state()["run"].to_dict()}
     part = state
     *outer, last = key.split(".")
     for name in outer:
         part = part[name]
     del part[last]
     path = tmp_path / "damaged.pt"
-    save_checkpoint(path, state)
+    torch.save(state, path)
     assert f"'{last}'" in one_line(path)
 
 

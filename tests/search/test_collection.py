@@ -256,7 +256,7 @@ def test_most_decide_which_teacher_is_searched(own, coded, warned, random_run):
     opened = open_collection(own, CPU)
     assert names(opened) == ["d.hnerv", "e.hnerv", "f.hnerv", "g.hnerv"]
     assert sum(text.startswith("skipping ") for text in warned()) == 3
-    assert opened.teacher(CPU).record["targets"]["kind"] == "random"
+    assert opened.teacher(CPU).record.targets.kind == "random"
     for name in ("d", "e", "f"):
         (own / f"{name}.hnerv").unlink()
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])

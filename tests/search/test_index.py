@@ -57,7 +57,7 @@ def test_it_is_what_the_whole_model_predicts(alone):
     assert index.embeddings.shape == (12, 8, 12) and index.embeddings.dtype == torch.float32
     assert torch.allclose(index.embeddings, predicted(Bitstream(path).model()), atol=1e-6)
     assert torch.allclose(index.embeddings.norm(dim=-1), torch.ones(12, 8), atol=1e-5)
-    assert index.scene == Bitstream(path).scene and index.record["targets"]["kind"] == "clip"
+    assert index.scene == Bitstream(path).scene and index.record.targets.kind == "clip"
 
 
 def test_a_run_folder_and_a_checkpoint(clip_run, tmp_path):
@@ -129,7 +129,7 @@ def test_a_renamed_file_finds_no_index_and_another_file_of_its_name_does_not_tak
     shutil.copy(coded["file"], path)
     index = open_index(path, CPU)
     assert computed == [path, path] and index.embeddings.shape == (12, 8, 8)
-    assert open_index(path, CPU).record["targets"]["kind"] == "file" and len(computed) == 2, "the stale one is replaced"
+    assert open_index(path, CPU).record.targets.kind == "file" and len(computed) == 2, "the stale one is replaced"
 
 
 def test_another_version_is_computed_anew(alone, computed, monkeypatch):

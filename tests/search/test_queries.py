@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 
 from hnerv.data.clip import hub
 from hnerv.errors import UserError
+from hnerv.runs.record import TargetsRecord
 from hnerv.search import Encoder, embedding_query, open_index, read_image
 from hnerv.search.queries import PROMPTS
 
@@ -92,9 +95,9 @@ def test_no_teacher_is_loaded_for_what_needs_none(alone, monkeypatch):
 def test_a_tag_is_had_from_the_cache_or_refused_in_words(alone, monkeypatch):
     """Of a run that `auto` gave a tag."""
     index = open_index(alone("clip"), CPU)
-    targets = {"source": "OpenCLIP ViT-B-32-quickgelu, openai", "kind": "clip", "model": "ViT-B-32-quickgelu"}
-    config = index.config.replaced({"clip_model": "ViT-B-32", "clip_weights": "auto"}).to_dict()
-    index = index._replace(record={**index.record, "targets": {**targets, "weights": "openai"}, "config": config})
+    targets = TargetsRecord("OpenCLIP ViT-B-32-quickgelu, openai", "clip", "openai", "ViT-B-32-quickgelu")
+    config = index.config.replaced({"clip_model": "ViT-B-32", "clip_weights": "auto"})
+    index = index._replace(record=dataclasses.replace(index.record, targets=targets, config=config))
     monkeypatch.setattr(hub, "cached", lambda repo, files: "")
     with pytest.raises(UserError, match="not in the Hugging Face cache, and HF_HUB_OFFLINE is set.*--embedding"):
         Encoder(index, "", CPU).texts(["a dog"])

@@ -110,10 +110,10 @@ def test_without_the_package_it_is_refused_in_words(monkeypatch):
 
 
 def test_the_start_of_a_run(tmp_path, wandb, finished):
-    from hnerv.files import read_json
+    from hnerv.runs.record import read_record
 
-    record = read_json(finished / "config.json")
+    record = read_record(finished / "config.json")
     with RunLogger(tmp_path / "tensorboard", None, 0, "wandb") as logger:
         log_start(logger, None, record, finished, graph=False)
-    assert wandb.settings["lr"] == record["config"]["train"]["lr"]
+    assert wandb.settings["lr"] == record.config.train.lr
     assert [next(iter(row)) for row in wandb.rows] == [f"Model/Info/{p}" for p in ("run", "targets", "environment")]

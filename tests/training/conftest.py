@@ -15,8 +15,9 @@ from hnerv.config import Config
 from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.flags import parse_train
 from hnerv.model import build_model
+from hnerv.runs.record import RunRecord
 from hnerv.tracking import NullLogger
-from hnerv.training import RunFolder, Trainer, run_record
+from hnerv.training import RunFolder, Trainer
 
 
 def equal(a, b) -> bool:
@@ -88,7 +89,7 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
         edit(material)
         torch.manual_seed(settings.train.seed)
         model = build_model(settings.model, material.scene)
-        record = run_record("", settings, material, model)
+        record = RunRecord.of("", settings, material, model)
         store = FrameStore(material, torch.device(device))
         trainer = Trainer(model, store, settings, RunFolder(tmp_path / "run", False), record)
         trainer.logger = Memory()

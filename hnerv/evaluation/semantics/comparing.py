@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hnerv.data.clip import Teacher
-from hnerv.data.store import targets_label
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun
 from hnerv.evaluation.measure import ClipMeasures, clip_measures, frames_bar, in_batches
@@ -108,7 +107,7 @@ def compare(
     rows = [_row(rival, truth, model, texts) for rival in rivals]
     count = 0 if texts is None else len(texts)
     notes.extend(_TEXT_NOTES if count else ())
-    return Comparison(rows, targets_label(run.record), bool(head_bytes), notes, count)
+    return Comparison(rows, run.record.targets_label, bool(head_bytes), notes, count)
 
 
 _FIXED_NOTES = (

@@ -41,8 +41,8 @@ class _AtHand(NamedTuple):
 
 
 def _at_hand(run: OpenedRun, queries: list[str]) -> _AtHand:
-    targets, clip = run.record["targets"], run.config.clip
-    if targets["kind"] == "file":
+    targets, clip = run.record.targets, run.config.clip
+    if targets.kind == "file":
         why = "left out because the targets come from a file and their encoder is not available"
         return _AtHand(None, None, [f"{ENCODER}: {why}", f"{TEXTS}: {why}"])
     try:
