@@ -28,6 +28,10 @@ LARGEST_SYMBOL = 1 << 24
 _HEAD = struct.Struct("<BiHB")
 """Flags, lowest symbol, number of symbols, shift of the bins."""
 
+# A record is one tensor, or one section of latents:
+#   half floats:  the byte 0, then n binary16 numbers;
+#   coded:        header, C or 1 steps, as many offsets or none, table, number of words, words of the entropy coder.
+# Its shape is not stored: it follows from the configuration in the header of the file.
 _HALF, _CODED = 0, 1
 _PER_CHANNEL, _OFFSET, _DIFFERENCES = 2, 4, 8
 
@@ -165,6 +169,7 @@ def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     model = entropy.EntropyModel(lowest, num_symbols, shift, table)
     symbols = entropy.decode_symbols(entropy.CodedSymbols(model, words), count)
     symbols = symbols.astype(np.int64).reshape(shape)
+    # Sums of integers, not of values: they are exact, so that no error grows along time.
     if kind & _DIFFERENCES:
         symbols = np.cumsum(symbols, axis=0)
     _check(int(np.abs(symbols).max(initial=0)) <= LARGEST_SYMBOL, "symbol out of range")
@@ -187,6 +192,7 @@ def _check(good: bool, fault: str) -> None:
 
 
 def _bfloat16_bytes(x: Tensor) -> bytes:
+    # A bfloat16 is the upper half of the fp32 number: sign, 8 bits of exponent, 7 of mantissa.
     return (as_bfloat16(x).numpy().view(np.uint32) >> 16).astype("<u2").tobytes()
 
 

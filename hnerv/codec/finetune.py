@@ -54,6 +54,9 @@ def finetune(
             "--finetune-epochs has nothing to tune, because all tensors are half floats: set --weight-bits or "
             "--latent-bits below 16"
         )
+    # The three kinds of parameters differ in scale: weights, logarithms of steps, and logarithms of the spreads of the
+    # rate estimate. The spreads only follow the symbols and do not reach the file; a fast rate keeps the estimate
+    # tight.
     steps = Steps({name: scales[name].to(store.device) for name in parameters}, tuning.learn_steps)
     rates = Rates(parameters, steps(), config.train.seed).to(store.device)
     peaks = (parameters.values(), tuning.lr), (steps.parameters(), tuning.lr), (rates.parameters(), 1e-2)

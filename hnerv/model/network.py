@@ -47,6 +47,7 @@ class ClipHead(nn.Module):
 
     def forward(self, means: Tensor) -> Tensor:
         """(..., C pool^2) in fp32 -> (..., D)."""
+        # Normalised in fp32: embeddings of one video differ in the third decimal of their cosine, below bf16's 2^-8.
         return F.normalize(self.out(F.gelu(self.hidden(means))).float(), dim=-1)
 
 
@@ -66,6 +67,8 @@ class DualHeadHNeRV(nn.Module):
         site_channels = self.decoder.widths[config.clip_site]
         self.clip_head = ClipHead(site_channels, config, scene.clip_dim) if scene.clip_dim else None
         grid = scene.grid
+        # A canvas is what the decoder draws at once: a full frame, which the grid only divides for the CLIP head, or,
+        # where the embedding makes codes for each patch, one patch, which is then a grid of 1 x 1.
         self.canvas = grid if self.embedding.canvases == 1 else PatchGrid(*grid.patch_size, 1, 1)
 
     def forward(
@@ -79,6 +82,8 @@ class DualHeadHNeRV(nn.Module):
         drawn, canvases = len(times), self.embedding.canvases
         codes = self.embedding(times if embedded is None else torch.cat([times, embedded]), frames)
         assert embedded is None or len(codes) == drawn + len(embedded), "the encoder can only embed frames"
+        # Both kinds of times share the stages up to the CLIP head's site, in one batch; only the drawn ones, which come
+        # first, go through the later stages, which are the expensive ones.
         features = self.decoder(codes.flatten(0, 1), None if embedded is None else drawn * canvases)
         rgb = self.rgb_head(features.last)
         if canvases > 1:
@@ -99,6 +104,8 @@ class DualHeadHNeRV(nn.Module):
 
     def decode_patch(self, times: Tensor, patch: int, frames: Tensor | None = None) -> Prediction:
         """One patch alone, with the halo it needs: equal to the same patch of `forward`. patch in [0, P)."""
+        # With K canvases of one patch, the patch is a canvas; with one canvas of P patches, it is a window of it. The
+        # windows of `halo_windows` serve both, and the CLIP head cuts its patch out of the window at its site.
         canvas, inner = divmod(patch, self.canvas.patches)
         codes = self.embedding(times, frames)[:, canvas]
         target = Window(*self.canvas.origin_of(inner), *self.canvas.patch_size)
