@@ -114,6 +114,7 @@ class Steps(nn.Module):
         """{tensor: scale}, steps rounded to bfloat16 as in the file, with the gradient passed through that."""
         if self.logs is None:
             return self.scales
+        # exp keeps steps positive, and makes a step of Adam a factor: tensors of every scale learn at the same speed.
         exact = {name: log.exp() for name, log in zip(self.scales, self.logs, strict=True)}
         return {
             name: self.scales[name]._replace(step=step + (as_bfloat16(step) - step).detach())
