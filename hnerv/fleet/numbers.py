@@ -10,7 +10,7 @@ from hnerv.presets import Choice
 from hnerv.report.reading import RunData, read_run
 from hnerv.runs import SegmentedFolder, parts_of
 from hnerv.runs.record import RunRecord
-from hnerv.training.segmented import log_whole
+from hnerv.training.chunks import log_chunks
 
 
 def numbers_of(folder: Path) -> dict[str, object]:
@@ -22,7 +22,7 @@ def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, ob
     """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
     runs = [read_run(part.path) for part in parts_of(folder)]
     whole = combined([run.values for run in runs])
-    log_whole(SegmentedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
+    log_chunks(SegmentedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
     return _numbers(runs, whole)
 
 

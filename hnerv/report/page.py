@@ -189,7 +189,7 @@ def _by_title(plots: list[list[Plot]]) -> list[list[Plot | None]]:
 
 def _made(run: RunData) -> list[tuple[str, str]]:
     """(what, value): where the numbers come from."""
-    from hnerv.training.report import command_line
+    from hnerv.training.pages import command_line
 
     video, scene, found = run.record.video, run.record.scene, dict(run.environment)
     if isinstance(found.get("command"), list):

@@ -15,7 +15,7 @@ from hnerv.config import Config
 from hnerv.data.clip import Targets
 from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.data.video import Video, data_split
-from hnerv.data.video.clips import clip_path
+from hnerv.data.video.sources import clip_path
 from hnerv.errors import UserError
 from hnerv.geometry import plan_crop
 from hnerv.model import Scene

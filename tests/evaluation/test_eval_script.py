@@ -191,12 +191,12 @@ def test_training_goes_on_beside_an_evaluation(tmp_path, train, flags, evaluate,
     """The logs of eval.py are not the run's own: a resume leaves them."""
     import signal
 
-    from hnerv.training import Trainer
+    from hnerv.training.trainer import Trainer
 
     original = Trainer.close_epoch
 
     def closing(self, seconds):
-        if self.epoch == 2:
+        if self.state.epoch == 2:
             signal.raise_signal(signal.SIGTERM)
         return original(self, seconds)
 

@@ -16,9 +16,9 @@ SPLITS = ["4_5_6", "1_1_2", "9_9_10", "6_6_10"]
 
 def batches_of(trainer, epochs: int = 1) -> list[Batch]:
     found = []
-    for trainer.epoch in range(epochs):
+    for trainer.state.epoch in range(epochs):
         found += trainer.remaining_batches()
-    trainer.epoch = 0
+    trainer.state.epoch = 0
     return found
 
 
@@ -66,11 +66,11 @@ def test_there_is_none(make, changes):
 @pytest.mark.parametrize("embedding", ["grid", "pe"])
 def test_the_rest_of_an_epoch_has_the_blends_that_were_left(make, embedding):
     trainer = make(blend_freq=2, batch_size=1, embedding=embedding)
-    trainer.epoch = 3
+    trainer.state.epoch = 3
     whole = list(trainer.remaining_batches())
     assert any(extra(whole))
-    for trainer.step_in_epoch in range(len(whole) + 1):
-        assert_same(list(trainer.remaining_batches()), whole[trainer.step_in_epoch :])
+    for trainer.state.step_in_epoch in range(len(whole) + 1):
+        assert_same(list(trainer.remaining_batches()), whole[trainer.state.step_in_epoch :])
 
 
 def poison(value: int) -> Callable[[Material], None]:
@@ -97,9 +97,9 @@ def test_frames_that_are_not_trained_are_never_read(make, console, monkeypatch, 
         assert not torch.equal(other.store.frames(torch.arange(12)), clean.store.frames(torch.arange(12)))
         assert_same(batches_of(clean, 4), batches_of(other, 4))
     for trainer in (clean, *spoilt):
-        trainer.fit(trainer.logger, console)
+        trainer.fit(console)
         assert trainer.logger.values["Train/Loss/clip_loss"][3] > 0
-    ours, *others = (trainer.state()["model"] for trainer in (clean, *spoilt))
+    ours, *others = (trainer.checkpoint()["model"] for trainer in (clean, *spoilt))
     assert all(torch.equal(ours[key], other[key]) and ours[key].isfinite().all() for other in others for key in ours)
 
 
@@ -108,7 +108,7 @@ def test_frames_that_are_not_trained_are_never_read(make, console, monkeypatch, 
 def test_the_psnr_of_a_step_is_of_its_training_frames(make, embedding, epoch):
     trainer, *twins = (make(blend_freq=1, embedding=embedding) for _ in range(3))
     for each in (trainer, *twins):
-        each.epoch = epoch
+        each.state.epoch = epoch
     batch = next(trainer.remaining_batches())
     assert len(batch.times) == batch.real + 1
     row = trainer.step(batch)
@@ -123,11 +123,11 @@ def test_the_psnr_of_a_step_is_of_its_training_frames(make, embedding, epoch):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_total_is_pixel_and_weighted_clip_exactly(make, batch_size, ramp):
     trainer = make(blend_freq=2, batch_size=batch_size, clip_ramp_epochs=ramp, clip_loss_weight=0.3)
-    for trainer.epoch in range(5):
+    for trainer.state.epoch in range(5):
         for batch in trainer.remaining_batches():
             row = trainer.step(batch)
             assert row[3] == row[1] + trainer.objective.weight * row[2]
-            assert (row[2] > 0) == (trainer.epoch >= 2)
+            assert (row[2] > 0) == (trainer.state.epoch >= 2)
 
 
 @pytest.mark.parametrize("every", [0, 1, 2])
@@ -135,7 +135,7 @@ def test_the_psnr_of_an_epoch_is_the_mean_over_the_training_frames(make, console
     """At a learning rate of next to nothing, so that the weights are those of the start at every step."""
     trainer = make(blend_freq=every, epochs=1, lr=1e-30, embed_lr_factor=1.5)
     start = copy.deepcopy(trainer.model)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     positions = torch.tensor(start.scene.train)
     with torch.no_grad():
         rgb = start(positions.float(), clip=False).rgb

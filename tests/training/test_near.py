@@ -30,10 +30,10 @@ def test_the_drawing_of_frames_and_blends_is_left_as_it_was(make):
     trainer = make(clip_loss="motion")
     again = [batch.near.times for batch in trainer.remaining_batches()]
     assert all(torch.equal(a, b.near.times) for a, b in zip(again, moving, strict=True))
-    trainer.step_in_epoch = 1  # a run that resumes draws the same
+    trainer.state.step_in_epoch = 1  # a run that resumes draws the same
     rest = [*trainer.remaining_batches()]
     assert all(torch.equal(a.near.times, b.near.times) for a, b in zip(rest, moving[1:], strict=True))
-    trainer.epoch, trainer.step_in_epoch = 1, 0
+    trainer.state.epoch, trainer.state.step_in_epoch = 1, 0
     assert any(not torch.equal(a, b.near.times) for a, b in zip(again, trainer.remaining_batches(), strict=True))
     assert {int(t) for near in again for t in near} <= set(trainer.model.scene.train)
 

@@ -16,12 +16,12 @@ CONSTANT = {"lr": 0.001, "lr_type": "constant"}
 
 def run(trainer, first: int, last: int) -> list[float]:
     """Steps first to last - 1 over the batches of epoch 0; the CLIP head joins at step 8. Returns the pixel losses."""
-    trainer.epoch = trainer.step_in_epoch = 0
+    trainer.state.epoch = trainer.state.step_in_epoch = 0
     batches = itertools.cycle(list(trainer.remaining_batches()))
     losses = []
     for number, batch in zip(range(last), batches, strict=False):
         if number >= first:
-            trainer.epoch = 0 if number < 8 else 2
+            trainer.state.epoch = 0 if number < 8 else 2
             losses.append(trainer.step(batch)[1].item())
     return losses
 
@@ -50,9 +50,9 @@ def test_an_optimizer_trains_and_comes_back_bit_for_bit(make, name, embedding, t
     """Through a file, saved after the CLIP head has joined, and written again as it was read."""
     first, second = (make(optimizer=name, embedding=embedding, **CONSTANT) for _ in range(2))
     losses = run(first, 0, 13)
-    save_checkpoint(tmp_path / "first.pt", first.state())
-    second.load_state(load_checkpoint(tmp_path / "first.pt"))
-    save_checkpoint(tmp_path / "second.pt", second.state())
+    save_checkpoint(tmp_path / "first.pt", first.checkpoint())
+    second.load(load_checkpoint(tmp_path / "first.pt"))
+    save_checkpoint(tmp_path / "second.pt", second.checkpoint())
     assert_equal(*(load_checkpoint(tmp_path / f"{which}.pt")["optimizer"] for which in ("first", "second")))
     losses += run(first, 13, 24)
     assert losses[-1] < losses[0] and run(second, 13, 24) == losses[13:]
