@@ -187,14 +187,14 @@ def at_equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
 def coder_overhead(run: OpenedRun) -> str:
     """Bytes of the sections of a 6-bit file, relative to the entropy of their symbols plus all bytes that code none."""
     records: list[tuple[np.ndarray, int]] = []
-    decode = entropy.decode
+    decode = entropy.decode_symbols
 
-    def recording(coded: entropy.Coded, count: int) -> np.ndarray:
+    def recording(coded: entropy.CodedSymbols, count: int) -> np.ndarray:
         symbols = decode(coded, count)
         records.append((symbols, len(coded.words)))
         return symbols
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(entropy, "decode", recording):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(entropy, "decode_symbols", recording):
         path = Path(folder) / "a.hnerv"
         write_bitstream(path, [encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {})])
         stream = open_single_chunk(path)
@@ -208,9 +208,9 @@ def coder_overhead(run: OpenedRun) -> str:
 def coder_speed(count: int = 4_000_000) -> str:
     """Million symbols per second, best of five, one thread."""
     symbols = np.random.default_rng(0).normal(0, 6, count).round().astype(np.int32)
-    coded = entropy.encode(symbols)
-    encode = min(seconds_of(lambda: entropy.encode(symbols)) for _ in range(5))
-    decode = min(seconds_of(lambda: entropy.decode(coded, count)) for _ in range(5))
+    coded = entropy.encode_symbols(symbols)
+    encode = min(seconds_of(lambda: entropy.encode_symbols(symbols)) for _ in range(5))
+    decode = min(seconds_of(lambda: entropy.decode_symbols(coded, count)) for _ in range(5))
     rates = f"encodes {count / encode / 1e6:.0f} and decodes {count / decode / 1e6:.0f} million symbols/s"
     return f"coder: {rates}, tables included"
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.model.scene import LARGEST
+from hnerv.model.scene import MAX_SIZE
 
 MAGIC = b"\x89HNRV\r\n\x1a"
 VERSION = 5
@@ -255,7 +255,7 @@ def _entries(rows: list, offset: int, size: int) -> list[ChunkEntry]:
         frames, chunk_size, header_bytes, crc = row
         if any(type(number) is not int for number in row):
             raise TypeError(f"invalid chunk {len(entries)}")
-        if frames < 1 or first + frames > LARGEST or not 0 < header_bytes <= chunk_size:
+        if frames < 1 or first + frames > MAX_SIZE or not 0 < header_bytes <= chunk_size:
             raise ValueError(f"invalid chunk {len(entries)}")
         entries.append(ChunkEntry(first, frames, offset, chunk_size, header_bytes, crc))
         first, offset = first + frames, offset + chunk_size

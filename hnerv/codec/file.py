@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import hnerv
-from hnerv.codec.bitstream import Section, layout, part_of, read_tensors, write_sections
+from hnerv.codec.bitstream import Section, part_of, read_tensors, section_layout, write_sections
 from hnerv.codec.container import (
     ChunkEntry,
     content_of,
@@ -138,7 +138,7 @@ class CodedChunk:
             raise UserError(
                 f"{self.path} has a segment at frame {entry.first} that does not match its index: encode the run again"
             )
-        self.sections = layout(self.shapes)
+        self.sections = section_layout(self.shapes)
         if [section.name for section in self.sections] != [section.name for section in self.header.sections]:
             raise UserError(f"{self.path} has sections that do not match its model: encode the run again")
 

@@ -11,8 +11,8 @@ import torch
 from hnerv.codec.container import ChunkEntry
 from hnerv.codec.file import BitstreamFile
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, predict_patch, to_uint8
 from hnerv.timeline import Timeline, concat_timelines
 
 SPARSE = 4
@@ -24,16 +24,14 @@ the range that they span."""
 def play(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB, in order: the ones that an evaluation measures."""
     for times in _batches(model, frames):
-        yield from _to_uint8(predict(model, times, clip=False).rgb)
+        yield from _pictures(predict(model, times, clip=False).rgb)
 
 
 @torch.no_grad()
 def play_patch(model: DualHeadHNeRV, frames: Sequence[int], patch: int) -> Iterator[np.ndarray]:
     """One patch of each frame, (h, w, 3) uint8 RGB; only the patch and its receptive field are computed."""
     for times in _batches(model, frames):
-        # Always FRAMES_AT_ONCE frames: libraries choose kernels by batch size, and other kernels round differently.
-        fill = whole_batch(len(times)).to(times.device)
-        yield from _to_uint8(model.decode_patch(times[fill], patch).rgb[: len(times)])
+        yield from _pictures(predict_patch(model, times, patch))
 
 
 def play_file(
@@ -66,8 +64,8 @@ def _batches(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tens
         yield torch.tensor(frames[first : first + FRAMES_AT_ONCE], dtype=torch.float32, device=device)
 
 
-def _to_uint8(rgb: torch.Tensor) -> np.ndarray:
-    return rgb.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+def _pictures(rgb: torch.Tensor) -> np.ndarray:
+    return to_uint8(rgb).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -6,13 +6,12 @@ from hnerv.evaluation.files import EvaluatedChunk, add_to_summary, write_evaluat
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
 from hnerv.evaluation.images import write_images
-from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
+from hnerv.evaluation.measure import Report, SplitReport, evaluate
 from hnerv.evaluation.pictures import log_pictures, log_projector
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.opening import OpenedRun, load_weights, open_run
 
 __all__ = [
-    "FRAMES_AT_ONCE",
     "EvaluatedChunk",
     "OpenedRun",
     "Report",
@@ -31,9 +30,7 @@ __all__ = [
     "log_projector",
     "log_report",
     "open_run",
-    "predict",
     "table",
-    "whole_batch",
     "write_evaluation",
     "write_images",
     "write_joint_evaluation",

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from hnerv.evaluation.measure import FRAMES_AT_ONCE
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import DualHeadHNeRV, Scene
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
 from hnerv.runs.opening import OpenedRun
 
 
@@ -72,7 +72,7 @@ def decode_fps(model: DualHeadHNeRV, seconds: float = 1.0) -> float:
     times = torch.arange(FRAMES_AT_ONCE, device=device, dtype=torch.float32) % model.scene.frames
 
     def decode() -> None:
-        model(times, clip=False).rgb.mul(255).round().to(torch.uint8)
+        to_uint8(predict(model, times, clip=False).rgb)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # kernels run asynchronously: without it, launches would be timed
 

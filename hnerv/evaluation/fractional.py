@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hnerv.data.store import FrameStore
 from hnerv.errors import UserError
-from hnerv.evaluation.measure import Report, frames_bar, in_batches, whole_batch
+from hnerv.evaluation.measure import Report, frames_bar, in_batches
 from hnerv.geometry import PatchGrid, Window
-from hnerv.metrics import frame_mse, psnr, round8
+from hnerv.metrics import frame_mse, psnr
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import predict_window, round8
 from hnerv.tables import Column, format_table
 from hnerv.tracking import split_name
 
@@ -65,12 +66,12 @@ def measure_fractional(
 def _window_psnr(
     model: DualHeadHNeRV, store: FrameStore, where: Tensor, windows: dict[str, list[Window]], sees_frames: bool
 ) -> dict[str, Tensor]:
-    """Positions (B,) -> {kind: PSNR (B, windows)}, decoded in full batches as by `predict`."""
-    batch, fill = store.batch(where), whole_batch(len(where)).to(store.device)
-    frames = batch.frames[fill] if sees_frames else None
+    """Positions (B,) -> {kind: PSNR (B, windows)}."""
+    batch = store.batch(where)
+    frames = batch.frames if sees_frames else None
 
     def one(window: Window) -> Tensor:
-        rgb = round8(model.decode_window(batch.times[fill], window, frames)[: len(where)])
+        rgb = round8(predict_window(model, batch.times, window, frames))
         return psnr(frame_mse(rgb, window.cut(batch.frames))).cpu()
 
     return {kind: torch.stack([one(window) for window in found], dim=1) for kind, found in windows.items()}

@@ -18,9 +18,10 @@ from hnerv.data.clip import Teacher, load_teacher
 from hnerv.errors import UserError
 from hnerv.evaluation.cost import gmac_of
 from hnerv.evaluation.head_baselines import interpolated, mean_embedding, pca_table
-from hnerv.evaluation.measure import clip_measures_by_split, frames_bar, in_batches, predict, whole_batch
-from hnerv.metrics import query_retrieval, round8
+from hnerv.evaluation.measure import clip_measures_by_split, frames_bar, in_batches
+from hnerv.metrics import query_retrieval
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import predict, predict_clip, to_uint8
 from hnerv.runs.opening import OpenedRun
 
 ESTIMATED_BITS = 6
@@ -218,11 +219,11 @@ def _embeddings(run: OpenedRun, teacher: Teacher | None, progress: bool) -> tupl
         for where in in_batches(torch.arange(frames), bar):
             times = where.float().to(device)
             if teacher is None:
-                predicted.append(run.model.embed(times[whole_batch(len(times)).to(device)])[: len(times)].cpu())
+                predicted.append(predict_clip(run.model, times).cpu())
                 continue
             prediction = predict(run.model, times)
             predicted.append(prediction.clip.cpu())
-            patches = grid.split((round8(prediction.rgb) * 255).round().to(torch.uint8))
+            patches = grid.split(to_uint8(prediction.rgb))
             reencoded.append(teacher.encode_patches(patches.flatten(0, 1)).cpu().unflatten(0, patches.shape[:2]))
     return torch.cat(predicted), torch.cat(reencoded) if reencoded else None
 

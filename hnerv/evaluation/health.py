@@ -47,8 +47,9 @@ class StageFeatures(NamedTuple):
 def spread(embeddings: Tensor) -> Spread:
     """(M, D) of unit norm -> Spread. A single embedding has rank 0 and pairwise_sim 1."""
     x = embeddings.double()
-    std, count = x.std(0, correction=0), len(x)
-    # Mean of x_i . x_j over i != j: |sum x|^2 holds all pairs, and the diagonal sum |x_i|^2 goes off. O(M), not O(M^2).
+    std = x.std(0, correction=0)
+    count = len(x)
+    # Mean of x_i . x_j over i != j without the M x M matrix: |sum x_i|^2 = sum |x_i|^2 + sum_{i != j} x_i . x_j.
     pairwise = (x.sum(0).square().sum() - x.square().sum()) / (count * (count - 1)) if count > 1 else x.new_ones(())
     return Spread(std.mean().item(), std.min().item(), effective_rank(x - x.mean(0)), pairwise.item())
 
@@ -58,6 +59,10 @@ def effective_rank(x: Tensor) -> float:
 
     nan where x is not finite: LAPACK would raise an error that names no tag.
     """
+    # The shares p_i = s_i / sum s of the singular values form a distribution; exp(-sum p log p) is the number of equal
+    # singular values with the same entropy: 1 for collapsed embeddings, min(M, D) for evenly spread ones. The squares
+    # of the s_i are the eigenvalues of the smaller Gram matrix. Eigenvalues within rounding of 0 would add up to a
+    # false tail of small shares, and are dropped.
     if not x.isfinite().all():
         return float("nan")
     # Singular values are the square roots of the eigenvalues of the smaller Gram matrix: several times faster than SVD.
@@ -73,6 +78,7 @@ def effective_rank(x: Tensor) -> float:
 def embedding_health(predicted: Tensor, target: Tensor, mean: Tensor, norm: float) -> EmbeddingHealth:
     """predicted, target (F, P, D) of a split, mean (D,) of the training targets."""
     predicted, target, mean = predicted.double(), target.double(), mean.double()
+    # 1 is the error of answering with the mean for every patch; below it, a prediction has learned something.
     variance = (target - mean).square().sum(-1).mean()
     error = (predicted - target).square().sum(-1).mean()
     nmse = (error / variance).item() if variance > 0 else None  # 1: as good as predicting the mean

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hnerv.data.store import Batch, FrameStore
 from hnerv.errors import UserError
-from hnerv.evaluation.measure import Report, frames_bar, in_batches, predict
-from hnerv.metrics import round8
+from hnerv.evaluation.measure import Report, frames_bar, in_batches
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import predict, to_uint8
 from hnerv.tracking import split_label
 
 
@@ -49,7 +49,7 @@ def remove_images(folder: Path) -> None:
 def _write_batch(
     folder: Path, model: DualHeadHNeRV, batch: Batch, where: Tensor, label: str, sees_frames: bool
 ) -> None:
-    rgb = round8(predict(model, batch.times, batch.frames if sees_frames else None, clip=False).rgb)
-    pairs = torch.cat([batch.frames, rgb], dim=3).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    rgb = predict(model, batch.times, batch.frames if sees_frames else None, clip=False).rgb
+    pairs = to_uint8(torch.cat([batch.frames, rgb], dim=3)).permute(0, 2, 3, 1).cpu().numpy()
     for position, pair in zip(where.tolist(), pairs, strict=True):
         Image.fromarray(np.ascontiguousarray(pair)).save(folder / f"{position:05d}_{label}.png")

@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from hnerv.data.store import FrameStore
 from hnerv.evaluation.health import ActivationMonitor, EmbeddingHealth, StageFeatures, embedding_health
-from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval, round8
-from hnerv.model import DualHeadHNeRV, Prediction
-
-FRAMES_AT_ONCE = 4
+from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval
+from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, round8
 
 
 class ClipMeasures(NamedTuple):
@@ -113,23 +112,6 @@ def in_batches(positions: Tensor, bar: tqdm) -> Iterator[Tensor]:
     for where in positions.split(FRAMES_AT_ONCE):
         yield where
         bar.update(len(where))
-
-
-@torch.no_grad()
-def predict(model: DualHeadHNeRV, times: Tensor, frames: Tensor | None = None, clip: bool = True) -> Prediction:
-    """At most FRAMES_AT_ONCE times (B,) -> Prediction, computed as FRAMES_AT_ONCE with the last one repeated.
-
-    With another batch size a convolution may add up in another order, and a picture would depend on what was decoded
-    beside it.
-    """
-    fill = whole_batch(len(times)).to(times.device)
-    found = model(times[fill], None if frames is None else frames[fill], clip)
-    return Prediction(found.rgb[: len(times)], None if found.clip is None else found.clip[: len(times)])
-
-
-def whole_batch(count: int) -> Tensor:
-    """Positions in a batch of `count` that make it one of FRAMES_AT_ONCE, the last repeated."""
-    return torch.arange(FRAMES_AT_ONCE).clamp(max=count - 1)
 
 
 def _measure(

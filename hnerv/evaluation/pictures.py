@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hnerv.data.store import FrameStore
-from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport
+from hnerv.evaluation.measure import Report, SplitReport
 from hnerv.geometry import PatchGrid
-from hnerv.metrics import round8
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
 from hnerv.tracking import NullLogger, Points, split_label, split_name
 from hnerv.tracking.images import (
     MARK,
@@ -58,9 +58,9 @@ def decode(model: DualHeadHNeRV, store: FrameStore, report: Report, positions: l
     for where in torch.tensor(positions).split(FRAMES_AT_ONCE):
         for chunk in (where,) if not encoded else where.split(1):
             batch = store.batch(chunk)
-            prediction = model(batch.times, batch.frames if chunk[0].item() in encoded else None)
+            prediction = predict(model, batch.times, batch.frames if chunk[0].item() in encoded else None)
             truth.append(_bytes(batch.frames))
-            rgb.append(_bytes(round8(prediction.rgb)))
+            rgb.append(_bytes(prediction.rgb))
             clip.append(prediction.clip)
     model.train(was_training)
     vectors = None if clip[0] is None else torch.cat(clip).cpu()
@@ -68,7 +68,7 @@ def decode(model: DualHeadHNeRV, store: FrameStore, report: Report, positions: l
 
 
 def _bytes(frames: Tensor) -> np.ndarray:
-    return frames.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return to_uint8(frames).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def log_pictures(logger: NullLogger, model: DualHeadHNeRV, store: FrameStore, report: Report, epoch: int) -> None:

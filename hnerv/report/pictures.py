@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hnerv.evaluation.measure import FRAMES_AT_ONCE
-from hnerv.metrics import round8
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, round8, to_uint8
 from hnerv.report.reading import Row
 from hnerv.runs.opening import OpenedRun
 
@@ -56,7 +55,7 @@ def draw_frames(run: OpenedRun, rows: list[Row], chosen: dict[int, str], budget:
     triples = {}
     for encoded in (False, True):
         mine = [frame for frame in chosen if (of[frame].split == "val-encoded") == encoded]
-        for where in torch.tensor(mine, dtype=torch.long).split(FRAMES_AT_ONCE):
+        for where in torch.tensor(mine).split(FRAMES_AT_ONCE) if mine else ():
             triples |= zip(where.tolist(), _decode(run, where, encoded), strict=True)
     for quality in QUALITIES:
         coded = [[_uri(picture, quality) for picture in triples[frame]] for frame in chosen]
@@ -87,7 +86,7 @@ def _spread(frames: list[int], count: int) -> list[int]:
 def _decode(run: OpenedRun, where: Tensor, sees_frames: bool) -> list[tuple[Image.Image, Image.Image, Image.Image]]:
     """Positions (B,) -> truth, reconstruction and error of each, as `evaluate` measured them, reduced."""
     batch = run.store.batch(where)
-    rgb = round8(run.model(batch.times, batch.frames if sees_frames else None, clip=False).rgb)
+    rgb = round8(predict(run.model, batch.times, batch.frames if sees_frames else None, clip=False).rgb)
     error = (rgb - batch.frames).abs().mean(1)
     pairs = zip(batch.frames, rgb, error, strict=True)
     return [(_image(truth), _image(found), _heat(wrong)) for truth, found, wrong in pairs]
@@ -95,7 +94,7 @@ def _decode(run: OpenedRun, where: Tensor, sees_frames: bool) -> list[tuple[Imag
 
 def _image(rgb: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] -> a picture of at most WIDEST pixels a side."""
-    pixels = rgb.mul(255).round().byte().permute(1, 2, 0).cpu().contiguous().numpy()
+    pixels = to_uint8(rgb).permute(1, 2, 0).cpu().contiguous().numpy()
     return _reduced(Image.fromarray(pixels))
 
 

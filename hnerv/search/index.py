@@ -20,9 +20,9 @@ from tqdm import tqdm
 from hnerv.codec import BitstreamFile, CodedChunk, check_trained, is_container
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
+from hnerv.model.predict import FRAMES_AT_ONCE, predict_clip
 from hnerv.runs import chunks_of
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
@@ -105,7 +105,7 @@ def predict_embeddings(model: DualHeadHNeRV) -> Tensor:
     rows = []
     with tqdm(total=len(times), desc="index", unit="frame", disable=None, leave=False) as bar:
         for batch in times.split(FRAMES_AT_ONCE):
-            rows.append(model.embed(batch[whole_batch(len(batch)).to(device)])[: len(batch)].float().cpu())
+            rows.append(predict_clip(model, batch).float().cpu())
             bar.update(len(batch))
     return torch.cat(rows)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hnerv.codec import open_single_chunk
 from hnerv.data.video import load_video
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 
 
 def expected(path: Path) -> np.ndarray:

@@ -26,7 +26,7 @@ from hnerv.codec import (
 )
 from hnerv.codec import file as file_module
 from hnerv.codec.allocation import Bits, range_scales
-from hnerv.codec.bitstream import coded_values, layout, read_tensors, write_sections
+from hnerv.codec.bitstream import coded_values, read_tensors, section_layout, write_sections
 from hnerv.codec.container import read_section
 from hnerv.errors import UserError
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
@@ -133,13 +133,13 @@ def test_slices_of_a_tensor_are_sections_of_their_own(steps, per_channel):
     weights = {"embedding.levels.0": walk, "rgb_head.weight": noise, "rgb_head.bias": noise[0]}
     shapes = {name: w.shape for name, w in weights.items()}
     names = [f"embedding.levels.0[{a}]" for a in ("0:16", "16:32", "32:33")]
-    assert [s.name for s in layout(shapes)] == [*names, "rgb_head"]
+    assert [s.name for s in section_layout(shapes)] == [*names, "rgb_head"]
     scales = range_scales(weights, Bits(8, 8), steps, per_channel)
     sections, expected = write_sections(weights, scales), coded_values(weights, scales)
-    decoded = read_tensors([(s, sections[s.name]) for s in layout(shapes)], shapes)
+    decoded = read_tensors([(s, sections[s.name]) for s in section_layout(shapes)], shapes)
     assert all(torch.equal(decoded[name], expected[name]) for name in weights)
     assert per_channel or all(sections[name][0] & 8 for name in names[:2])
-    middle = read_tensors([(s, sections[s.name]) for s in layout(shapes)[1:2]], shapes)["embedding.levels.0"]
+    middle = read_tensors([(s, sections[s.name]) for s in section_layout(shapes)[1:2]], shapes)["embedding.levels.0"]
     assert torch.equal(middle[16:32], expected["embedding.levels.0"][16:32])
     assert (middle[:16] == 0).all() and (middle[32:] == 0).all()
 

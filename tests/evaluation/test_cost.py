@@ -8,7 +8,7 @@ from torch import nn
 
 from hnerv.evaluation import cost_line, cost_of, open_run
 from hnerv.evaluation.cost import decode_fps, gmac_per_frame
-from hnerv.evaluation.measure import FRAMES_AT_ONCE
+from hnerv.model.predict import FRAMES_AT_ONCE
 
 CPU = torch.device("cpu")
 

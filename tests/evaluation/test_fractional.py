@@ -10,10 +10,9 @@ import torch
 
 from hnerv.errors import UserError
 from hnerv.evaluation import evaluate as evaluated
-from hnerv.evaluation import predict
 from hnerv.evaluation.fractional import check_half_grid, fractional_table, half_grid, measure_fractional
 from hnerv.geometry import PatchGrid, Window
-from hnerv.metrics import round8
+from hnerv.model.predict import predict, round8
 
 
 def test_the_positions_of_a_small_grid():

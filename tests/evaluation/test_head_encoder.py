@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import open_clip
 import pytest
 import torch
@@ -9,10 +11,10 @@ from torch.nn.functional import normalize
 
 from hnerv.codec import head_bytes, open_coded_run, open_single_chunk
 from hnerv.data.clip import load_teacher
-from hnerv.evaluation import compare_head, head_table, open_run, predict
+from hnerv.evaluation import compare_head, head_table, open_run
 from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NAMES, NEIGHBOURS, PCA, default_queries
 from hnerv.evaluation.measure import clip_measures
-from hnerv.metrics import round8
+from hnerv.model.predict import predict, round8
 
 CPU = torch.device("cpu")
 TEXTS = ["a dog on a lawn", "snow", "a red apple"]
@@ -100,7 +102,7 @@ def test_a_file_has_measured_bytes_and_default_queries(film, clip_run, clip_weig
 
 def test_without_the_encoder(run, tmp_path):
     gone = run.config.replaced({"clip_weights": str(tmp_path / "gone.safetensors")})
-    found = compare_head(run._replace(config=gone))
+    found = compare_head(dataclasses.replace(run, config=gone))
     lines = [note for note in found.notes if "left out" in note]
     assert len(lines) == 2 and "gone.safetensors" in lines[0] and "there is no encoder" in lines[1]
     assert found.queries == 0 and ENCODER not in [row.name for row in found.rows]

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from hnerv.evaluation import FRAMES_AT_ONCE, eval_values, evaluate, predict
+from hnerv.evaluation import eval_values, evaluate
 from hnerv.evaluation.measure import clip_measures
 from hnerv.evaluation.summary import CLIP_COLUMNS, eval_histograms
 from hnerv.metrics import ms_ssim
+from hnerv.model.predict import FRAMES_AT_ONCE, predict
 
 SPLITS = {"train": (0, 1, 2, 4, 5, 6), "val": (3, 7)}
 

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from hnerv.cli import main
 from hnerv.codec import open_single_chunk
 from hnerv.data.clip.weights import Preprocess
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 from hnerv.search.queries import PROMPTS
 
 

@@ -12,7 +12,7 @@ import torch
 from hnerv.cli import main
 from hnerv.codec import open_single_chunk
 from hnerv.errors import UserError
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 from hnerv.runs.opening import open_checkpoint
 from hnerv.search import index as module
 from hnerv.search import open_index

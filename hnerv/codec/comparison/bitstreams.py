@@ -15,8 +15,9 @@ from hnerv.codec.comparison.codecs import Stopwatch, VideoCodec, check_codecs, c
 from hnerv.codec.comparison.rates import Clip, RatePoint, quality
 from hnerv.codec.comparison.table import Comparison
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, OpenedRun, predict
+from hnerv.evaluation import OpenedRun
 from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
 from hnerv.runs.opening import NO_TARGETS
 
 
@@ -52,7 +53,7 @@ def measure_file(path: Path, opened: OpenedRun, first: MeasuredFile | None) -> M
     """A file on all frames, training and unseen. Raises UserError when they are not those of the `first` file."""
     scene, store = opened.model.scene, opened.store
     batches = torch.arange(scene.frames).split(FRAMES_AT_ONCE)
-    frames = torch.cat([store.frames(where).mul(255).round().byte().cpu() for where in batches])
+    frames = torch.cat([to_uint8(store.frames(where)).cpu() for where in batches])
     if first is not None and not torch.equal(frames, first.frames):
         raise UserError(f"{path} has other frames than {first.point.setting}: compare files of the same video")
     stopwatch = Stopwatch()

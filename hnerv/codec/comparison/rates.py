@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnerv.metrics import frame_mse, ms_ssim, psnr, round8
+from hnerv.metrics import frame_mse, ms_ssim, psnr
+from hnerv.model.predict import round8
 
 LEAST_POINTS = 4
 """Of each curve of a BD-rate, as in VCEG-M33."""
