@@ -3,9 +3,8 @@
 from hnerv.evaluation.combining import combined
 from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.files import add_to_summary, write_files
-from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
-from hnerv.evaluation.pictures import log_pictures, log_projector
+from hnerv.evaluation.pictures import decoded_frames, log_pictures, log_projector, write_images
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.opening import OpenedRun, load_weights, open_run
 
@@ -17,6 +16,7 @@ __all__ = [
     "add_to_summary",
     "combined",
     "cost_of",
+    "decoded_frames",
     "eval_values",
     "evaluate",
     "load_weights",

@@ -18,11 +18,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from hnerv.errors import RunError
-from hnerv.tracking.images import Encoded
 from hnerv.tracking.layout import layout
 from hnerv.tracking.projector import Points, write_points
 from hnerv.tracking.repair import repair_events, repair_lines
 from hnerv.tracking.tags import tag_of
+from hnerv.viz.image import Encoded
 
 
 class NullLogger:

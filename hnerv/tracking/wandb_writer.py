@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from hnerv.files import read_json
-from hnerv.tracking.images import Encoded
 from hnerv.tracking.projector import Points
+from hnerv.viz.image import Encoded
 
 BATCH_TAGS = "Train_Batch/"
 

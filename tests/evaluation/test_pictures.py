@@ -14,7 +14,8 @@ from hnerv.evaluation.pictures import (
     ERROR_TOP,
     SEAM_TOP,
     comparison,
-    decode,
+    decoded_frames,
+    encoded_positions,
     evenly,
     patch_maps,
     seam_jumps,
@@ -22,7 +23,7 @@ from hnerv.evaluation.pictures import (
 )
 from hnerv.geometry import PatchGrid
 from hnerv.tracking import NullLogger, tags
-from hnerv.tracking.images import MARK, MISSING, colours
+from hnerv.viz.colour import MARK, MISSING, map_colours
 
 
 class Album(NullLogger):
@@ -73,7 +74,7 @@ def test_without_unseen_frames_or_targets(world):
 def test_nothing_is_drawn_for_nobody(world, monkeypatch):
     here = world()
     report = evaluate(here.model, here.store)
-    monkeypatch.setattr("hnerv.evaluation.pictures.decode", lambda *_: pytest.fail("frames were decoded"))
+    monkeypatch.setattr("hnerv.evaluation.pictures.decoded_frames", lambda *_: pytest.fail("frames were decoded"))
     log_pictures(NullLogger(), here.model, here.store, report, 1)
     log_projector(NullLogger(), here.model, here.store, report)
 
@@ -82,16 +83,16 @@ def test_nothing_is_drawn_for_nobody(world, monkeypatch):
 def test_frames_are_those_that_were_measured(world, embedding, unseen):
     here = world(embedding)
     report = evaluate(here.model, here.store, unseen)
-    decoded = decode(here.model, here.store, report, [0, 3, 6, 7])
-    assert (decoded.truth == here.frames[[0, 3, 6, 7]].permute(0, 2, 3, 1).numpy()).all()
-    found = {}
+    measured = {}
     for split in (report.train, report.val):
-        found |= dict(zip(split.positions.tolist(), zip(split.psnr_frame, split.clip.sim, strict=True), strict=True))
-    for row, position in enumerate(decoded.positions):
-        mse = (np.subtract(decoded.truth[row], decoded.rgb[row], dtype=float) ** 2).mean() / 255**2
-        assert -10 * np.log10(mse) == pytest.approx(found[position][0].item(), abs=1e-3)
-        cosine = (decoded.clip[row] * here.embeddings[position]).sum(-1)
-        assert torch.allclose(cosine, found[position][1], atol=1e-5)
+        measured |= dict(zip(split.positions.tolist(), zip(split.psnr_frame, split.clip.sim, strict=True), strict=True))
+    frames = list(decoded_frames(here.model, here.store, [7, 0, 3, 6], encoded_positions(report), clip=True))
+    assert [frame.position for frame in frames] == ([0, 6, 7, 3] if unseen else [7, 0, 3, 6])
+    for position, truth, rgb, clip in frames:
+        assert (truth == here.frames[position].permute(1, 2, 0).numpy()).all()
+        mse = (np.subtract(truth, rgb, dtype=float) ** 2).mean() / 255**2
+        assert -10 * np.log10(mse) == pytest.approx(measured[position][0].item(), abs=1e-3)
+        assert torch.allclose((clip * here.embeddings[position]).sum(-1), measured[position][1], atol=1e-5)
 
 
 def test_drawing_leaves_the_model_as_it_was(world):
@@ -117,7 +118,7 @@ def test_a_comparison_shows_both_frames_and_the_error(noise):
     truth, rgb = noise
     picture = comparison(truth, rgb, "caption")
     blown_up = [np.repeat(np.repeat(x, 3, 0), 3, 1) for x in (truth, rgb)]
-    error = colours(np.abs(truth.astype(float) - rgb).mean(2) / 255 / ERROR_TOP)
+    error = map_colours(np.abs(truth.astype(float) - rgb).mean(2) / 255 / ERROR_TOP)
     for i, expected in enumerate([*blown_up, np.repeat(np.repeat(error, 3, 0), 3, 1)]):
         left = i * (192 + 6)
         assert any(
@@ -127,7 +128,7 @@ def test_a_comparison_shows_both_frames_and_the_error(noise):
 
 def test_without_an_error_the_map_is_dark(noise):
     picture = comparison(noise[0], noise[0], "c")
-    assert (picture[60, 396:] == colours(np.zeros(192))).all()
+    assert (picture[60, 396:] == map_colours(np.zeros(192))).all()
 
 
 def test_jumps_are_differences_of_the_error(noise):
@@ -150,7 +151,7 @@ def test_a_seam_is_seen_and_an_edge_of_the_scene_is_not():
     faint = seams(truth, rgb, grid, "f")[band]
     rgb[:, 96:] += 40
     strong = seams(truth, rgb, grid, "f")[band]
-    assert (strong == colours(np.ones(1))).all() and not (faint == colours(np.ones(1))).all(-1).any()
+    assert (strong == map_colours(np.ones(1))).all() and not (faint == map_colours(np.ones(1))).all(-1).any()
     assert SEAM_TOP > 1
 
 
@@ -163,7 +164,7 @@ def test_maps_are_means_over_frames_and_mark_unseen_ones(world):
     best = (means == means.max()).nonzero().item()
     low = min(split.psnr.mean(0).min().item() for _, split in report.splits())
     high = max(split.psnr.mean(0).max().item() for _, split in report.splits())
-    expected = colours(np.array([(means[best].item() - low) / (high - low)]))[0]
+    expected = map_colours(np.array([(means[best].item() - low) / (high - low)]))[0]
     row, column = divmod(best, 4)
     picture = maps["psnr_patches"]
     assert np.abs(picture[:, column * 48 + 2].astype(int) - expected).sum(1).min() <= 3

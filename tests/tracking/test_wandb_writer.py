@@ -14,9 +14,9 @@ from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
 from hnerv.files import write_json
 from hnerv.tracking import Points, RunLogger
-from hnerv.tracking.images import gif, png
 from hnerv.training import check_settings
 from hnerv.training.report import log_start
+from hnerv.viz.image import gif, png
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from hnerv.codec.comparison.points import Clip, RatePoint
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
+from hnerv.viz.colour import COLOURS
 
 _COLUMNS = ("codec", "setting", "bytes", "bpp", "psnr_frame", "ms_ssim", "encode_seconds", "decode_seconds")
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito: for every eye
 _MARKERS = "osD^vP"
 _A_DRAW = 0.005
 
@@ -165,7 +165,7 @@ def plot(found: Comparison) -> bytes:
     for number, (label, points) in enumerate(curves.items()):
         ordered = sorted(points, key=lambda point: point.bytes)
         rate = [bits_per_pixel(point.bytes, clip.frames, clip.height, clip.width) for point in ordered]
-        look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
         axes.plot(rate, [point.psnr_frame for point in ordered], label=label, lw=2.5 if not number else 1.2, **look)
     axes.set_xscale("log")
     axes.set(xlabel="rate, bits per pixel (log scale)", ylabel="full-frame PSNR, mean over frames (dB)")
