@@ -20,10 +20,10 @@ def run(ask: argparse.Namespace) -> None:
     """Reads what training and eval.py wrote; exit status 1 when a warning stands."""
     from hnerv.fleet.table import check_no_fleet
     from hnerv.report.findings import findings_of, has_warning
-    from hnerv.report.wholes import read_any
+    from hnerv.report.results import read_run
 
     check_no_fleet(ask.run)
-    data = read_any(ask.run)
+    data = read_run(ask.run)
     found = findings_of(data)
     if ask.json:
         print(json.dumps([finding._asdict() for finding in found], indent=2))

@@ -7,7 +7,7 @@ from pathlib import Path
 from hnerv.evaluation.combining import combined
 from hnerv.flags import Choice
 from hnerv.metrics import bits_per_pixel
-from hnerv.report.reading import RunData, read_run
+from hnerv.report.results import RunResults, read_run
 from hnerv.runs import SegmentedFolder, parts_of
 from hnerv.runs.record import RunRecord
 from hnerv.training.segmented import log_whole
@@ -26,7 +26,7 @@ def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, ob
     return _numbers(runs, whole)
 
 
-def _numbers(runs: list[RunData], whole: dict[str, float] | None) -> dict[str, object]:
+def _numbers(runs: list[RunResults], whole: dict[str, float] | None) -> dict[str, object]:
     measured = runs[0].values if whole is None else whole
     unseen = measured.get("Eval/Frame/val_clip_sim")
     values = {
