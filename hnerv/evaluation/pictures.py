@@ -6,7 +6,7 @@ F frames, P patches, D embedding dimensions, H W pixels. Pictures are uint8 (H, 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,20 +21,8 @@ from hnerv.geometry import PatchGrid
 from hnerv.metrics import round8
 from hnerv.model import DualHeadHNeRV
 from hnerv.tracking import NullLogger, Points, split_label, split_name
+from hnerv.viz import image
 from hnerv.viz.colour import MARK, map_colours
-from hnerv.viz.image import (
-    SMALLEST,
-    captioned,
-    cell_map,
-    error_map,
-    gif,
-    png,
-    scale_bar,
-    shown_frame,
-    shown_scale,
-    side_by_side,
-    stacked,
-)
 
 GIF_FRAMES = 24
 POINTS = 512
@@ -55,16 +43,17 @@ class DecodedFrame(NamedTuple):
 
 @torch.no_grad()
 def decoded_frames(
-    model: DualHeadHNeRV, store: FrameStore, positions: Sequence[int], encoded: Collection[int] = (), clip: bool = False
+    model: DualHeadHNeRV, store: FrameStore, splits: dict[int, str], clip: bool = False
 ) -> Iterator[DecodedFrame]:
     """Source and reconstruction of frames as `evaluate` measures them, FRAMES_AT_ONCE in memory.
 
-    The frames in `encoded` are shown to the encoder and come last; otherwise the order is that of `positions`.
+    `splits` maps their positions to the label of their split. Frames of 'val-encoded' are shown to the encoder, and
+    come last; otherwise the order is kept.
     """
     was_training = model.training
     model.eval()
     for sees_frames in (False, True):
-        group = [position for position in positions if (position in encoded) == sees_frames]
+        group = [position for position, split in splits.items() if (split == "val-encoded") == sees_frames]
         for where in torch.tensor(group, dtype=torch.long).split(FRAMES_AT_ONCE) if group else ():
             batch = store.batch(where)
             found = predict(model, batch.times, batch.frames if sees_frames else None, clip)
@@ -79,9 +68,9 @@ def _to_bytes(frames: Tensor) -> np.ndarray:
     return frames.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def encoded_positions(report: Report) -> set[int]:
-    """Frames that the evaluation showed to the encoder."""
-    return set(report.val.positions.tolist()) if report.val and report.unseen == "encode" else set()
+def split_labels(report: Report) -> dict[int, str]:
+    """{position: label of its split} of every frame that was measured."""
+    return {p: split_label(name, report.unseen) for name, split in report.splits() for p in split.positions.tolist()}
 
 
 def write_images(folder: Path, model: DualHeadHNeRV, store: FrameStore, report: Report, progress: bool = False) -> int:
@@ -90,17 +79,17 @@ def write_images(folder: Path, model: DualHeadHNeRV, store: FrameStore, report: 
     They replace those of an earlier evaluation. `progress` as in `evaluate`. Raises UserError when they cannot be
     written.
     """
-    labels = {p: split_label(name, report.unseen) for name, split in report.splits() for p in split.positions.tolist()}
+    labels = split_labels(report)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.png"):
             if re.fullmatch(r"\d{5,}_(train|val|val-encoded)\.png", path.name):
                 path.unlink()
         with frames_bar("images", len(labels), progress) as bar:
-            for frame in decoded_frames(model, store, list(labels), encoded_positions(report)):
+            for frame in decoded_frames(model, store, labels):
                 pair = np.concatenate([frame.truth, frame.rgb], axis=1)
                 path = folder / f"{frame.position:05d}_{labels[frame.position]}.png"
-                path.write_bytes(png(pair, compress_level=6).data)
+                path.write_bytes(image.png(pair, compress_level=6).data)
                 bar.update(1)
     except OSError as error:
         raise UserError(f"cannot write images to {folder} ({error}): check disk space and permissions") from error
@@ -114,23 +103,23 @@ def log_pictures(logger: NullLogger, model: DualHeadHNeRV, store: FrameStore, re
     splits = dict(report.splits())
     rows = {(name, kind): row for name, split in splits.items() for kind, row in _chosen_rows(split).items()}
     shown = {key: splits[key[0]].positions[row].item() for key, row in rows.items()}
-    every = sorted(torch.cat([split.positions for split in splits.values()]).tolist())
-    animated = evenly(every, GIF_FRAMES)
-    wanted = sorted({*shown.values(), *animated})
-    decoded = {frame.position: frame for frame in decoded_frames(model, store, wanted, encoded_positions(report))}
+    labels = split_labels(report)
+    animated = evenly(sorted(labels), GIF_FRAMES)
+    wanted = {position: labels[position] for position in sorted({*shown.values(), *animated})}
+    decoded = {frame.position: frame for frame in decoded_frames(model, store, wanted)}
     for (name, kind), position in shown.items():
         frame, caption = decoded[position], _frame_caption(report, name, rows[name, kind])
-        logger.image(f"Eval/Images/{name}_{kind}", png(comparison(frame.truth, frame.rgb, caption)), epoch)
+        logger.image(f"Eval/Images/{name}_{kind}", image.png(comparison(frame.truth, frame.rgb, caption)), epoch)
     name = "val" if "val" in splits else "train"
     frame = decoded[shown[name, "frame"]]
     seam_picture = seams(frame.truth, frame.rgb, model.scene.grid, _frame_name(report, name, frame.position))
-    logger.image("Eval/Images/seams", png(seam_picture), epoch)
-    pictures = [shown_frame(decoded[position].rgb) for position in animated]
+    logger.image("Eval/Images/seams", image.png(seam_picture), epoch)
+    pictures = [image.shown_frame(decoded[position].rgb) for position in animated]
     # The selection plays in the time of the full video, so each frame stands longer; GIF viewers stop at 50 a second.
-    fps = min(max(model.scene.fps * len(animated) / len(every), 2.0), 25.0)
-    logger.image("Eval/Images/reconstruction", gif(pictures, fps), epoch)
+    fps = min(max(model.scene.fps * len(animated) / len(labels), 2.0), 25.0)
+    logger.image("Eval/Images/reconstruction", image.gif(pictures, fps), epoch)
     for tag, picture in patch_maps(report, model.scene.rows, model.scene.cols).items():
-        logger.image(f"Eval/Images/{tag}", png(picture), epoch)
+        logger.image(f"Eval/Images/{tag}", image.png(picture), epoch)
 
 
 def evenly(positions: list[int], most: int) -> list[int]:
@@ -158,10 +147,10 @@ def _frame_caption(report: Report, name: str, row: int) -> str:
 
 def comparison(truth: np.ndarray, rgb: np.ndarray, caption: str) -> np.ndarray:
     """Source, reconstruction and error map, each under its name."""
-    pictures = {"source": truth, "reconstruction": rgb, "absolute error": error_map(truth, rgb, ERROR_TOP)}
-    row = side_by_side([captioned(shown_frame(picture), [name]) for name, picture in pictures.items()])
-    bar = scale_bar(0, 100 * ERROR_TOP, ".0f", "% of the full range")
-    return captioned(stacked([row, bar]), [caption])
+    pictures = {"source": truth, "reconstruction": rgb, "absolute error": image.error_map(truth, rgb, ERROR_TOP)}
+    row = image.side_by_side([image.captioned(image.shown_frame(p), [name]) for name, p in pictures.items()])
+    bar = image.scale_bar(0, 100 * ERROR_TOP, ".0f", "% of the full range")
+    return image.captioned(image.stacked([row, bar]), [caption])
 
 
 def patch_maps(report: Report, rows: int, cols: int) -> dict[str, np.ndarray]:
@@ -183,12 +172,11 @@ def _grid_map(
     """values {split: (F, P)}: their means over the frames, one map per split on a common scale."""
     means = {name: v.mean(0).reshape(shape) for name, v in values.items()}
     low, high = min(m.min() for m in means.values()), max(m.max() for m in means.values())
-    cell = max(28, SMALLEST // 2 // shape[0]), max(44, SMALLEST // shape[1])
-    maps = [
-        captioned(cell_map(m, low, high, form, cell), [split_name(name, report.unseen)]) for name, m in means.items()
-    ]
-    picture = stacked([side_by_side(maps), scale_bar(low, high, form, unit)])
-    return captioned(picture, [f"{title} per patch, mean over frames"])
+    cell = max(28, image.SMALLEST // 2 // shape[0]), max(44, image.SMALLEST // shape[1])
+    maps = {name: image.cell_map(m, low, high, form, cell) for name, m in means.items()}
+    row = image.side_by_side([image.captioned(m, [split_name(name, report.unseen)]) for name, m in maps.items()])
+    picture = image.stacked([row, image.scale_bar(low, high, form, unit)])
+    return image.captioned(picture, [f"{title} per patch, mean over frames"])
 
 
 def _timeline(report: Report, values: dict[str, np.ndarray], title: str, unit: str, form: str) -> np.ndarray:
@@ -212,7 +200,7 @@ def _timeline(report: Report, values: dict[str, np.ndarray], title: str, unit: s
     lines = [f"{title}: patches from top to bottom, frames 0 to {frames - 1} from left to right"]
     lines += [f"each column shows the worst of {chunk} frames"] * (chunk > 1)
     lines += ["unseen frames are marked below"] * bool(unseen.any())
-    return captioned(stacked([sheet, scale_bar(low, high, form, unit)]), lines)
+    return image.captioned(image.stacked([sheet, image.scale_bar(low, high, form, unit)]), lines)
 
 
 def seam_jumps(truth: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,8 +216,8 @@ def seams(truth: np.ndarray, rgb: np.ndarray, grid: PatchGrid, name: str) -> np.
     """The reconstruction, dimmed, with a band along each border of patches, coloured by how the error jumps there."""
     down, across = seam_jumps(truth, rgb)
     typical = max((down.mean() + across.mean()) / 2, 1e-6)
-    scale = shown_scale(*truth.shape[:2])
-    sheet = (0.4 * shown_frame(rgb)).astype(np.uint8)
+    scale = image.shown_scale(*truth.shape[:2])
+    sheet = (0.4 * image.shown_frame(rgb)).astype(np.uint8)
     ratios = []
     # Vertical borders are the horizontal ones of the transposed picture.
     for jumps, size, view in ((down, grid.patch_size[0], sheet), (across.T, grid.patch_size[1], sheet.swapaxes(0, 1))):
@@ -241,7 +229,7 @@ def seams(truth: np.ndarray, rgb: np.ndarray, grid: PatchGrid, name: str) -> np.
         f"{name}: error jumps at patch borders,",
         f"{mean:.2f} times the mean jump between neighbouring pixels (1: no seam)",
     ]
-    return captioned(stacked([sheet, scale_bar(0, SEAM_TOP, ".0f", "times the mean jump")]), lines)
+    return image.captioned(image.stacked([sheet, image.scale_bar(0, SEAM_TOP, ".0f", "times the mean jump")]), lines)
 
 
 def _draw_band(sheet: np.ndarray, ratios: np.ndarray, row: int, half: int = 3) -> None:
@@ -255,10 +243,9 @@ def log_projector(logger: NullLogger, model: DualHeadHNeRV, store: FrameStore, r
     """Logs predicted and true embeddings of evenly spaced frames, at most POINTS, if the logger shows pictures."""
     if not logger.shows or report.train.clip is None:
         return
-    splits = {p: split_label(name, report.unseen) for name, split in report.splits() for p in split.positions.tolist()}
-    grid = model.scene.grid
-    positions = evenly(sorted(splits), max(2, POINTS // (2 * grid.patches)))
-    frames = sorted(decoded_frames(model, store, positions, encoded_positions(report), clip=True))
+    labels, grid = split_labels(report), model.scene.grid
+    positions = evenly(sorted(labels), max(2, POINTS // (2 * grid.patches)))
+    frames = sorted(decoded_frames(model, store, {position: labels[position] for position in positions}, clip=True))
     vectors = torch.cat([torch.stack([f.clip for f in frames]), store.clip(torch.tensor(positions)).cpu()])
     pictures = torch.from_numpy(np.stack([f.rgb for f in frames] + [f.truth for f in frames]))
     thumbnails = grid.split(pictures.permute(0, 3, 1, 2)).flatten(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
@@ -267,6 +254,6 @@ def log_projector(logger: NullLogger, model: DualHeadHNeRV, store: FrameStore, r
         "kind": ["predicted"] * len(where) + ["true"] * len(where),
         "frame": [frame for frame, _ in where] * 2,
         "patch": [patch for _, patch in where] * 2,
-        "split": [splits[frame] for frame, _ in where] * 2,
+        "split": [labels[frame] for frame, _ in where] * 2,
     }
     logger.projector(Points(vectors.flatten(0, 1).numpy(), columns, thumbnails))

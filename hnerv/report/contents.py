@@ -106,9 +106,8 @@ def _spread(frames: list[int], count: int) -> list[int]:
 def draw_frames(run: OpenedRun, rows: Iterable[Measurement], chosen: dict[int, str], budget: int) -> list[ShownFrame]:
     """Decodes the frames of `chosen`; their pictures take about `budget` bytes, or the lowest of QUALITIES."""
     by_frame = {row.frame: row for row in rows}
-    encoded = {frame for frame in chosen if by_frame[frame].split == "val-encoded"}
     pictures = {}
-    for position, truth, rgb, _ in decoded_frames(run.model, run.store, list(chosen), encoded):
+    for position, truth, rgb, _ in decoded_frames(run.model, run.store, {f: by_frame[f].split for f in chosen}):
         # Reduced at once: full frames of all positions together may not fit into memory.
         width = round(truth.shape[1] * min(1, WIDEST / max(truth.shape[:2])))
         pictures[position] = [resized(picture, width) for picture in (truth, rgb, error_map(truth, rgb, ERROR_TOP))]

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hnerv.report.results import Curve, RunResults
+from hnerv.report.results import RunResults
 
 LEVELS = ("warning", "watch", "note", "good")
 """Most severe first."""
@@ -91,15 +91,20 @@ class Rule(NamedTuple):
         return Finding(level, self.name, self.tag, f"{value:.3g}{self.unit}", healthy, advice)
 
 
+def curve_values(run: RunResults, tag: str) -> list[float]:
+    """Empty if the tag was never logged."""
+    return [value for _, value in run.curves.get(tag, [])]
+
+
 def psnr_rise(run: RunResults) -> float | None:
     """Best training PSNR minus the first; None for fewer than 5 epochs."""
-    values = [value for _, value in run.curves.get("Train/PSNR", [])]
+    values = curve_values(run, "Train/PSNR")
     return max(values) - values[0] if len(values) >= 5 else None
 
 
 def psnr_drop(run: RunResults) -> float | None:
     """Best training PSNR minus the last."""
-    values = [value for _, value in run.curves.get("Train/PSNR", [])]
+    values = curve_values(run, "Train/PSNR")
     return max(values) - values[-1] if values else None
 
 
@@ -130,19 +135,14 @@ def rank_ratio(run: RunResults) -> float | None:
 
 def clip_over_pixel(run: RunResults) -> float | None:
     """Weighted CLIP loss over pixel loss, both at the last epoch."""
-    clip, pixel = (run.curves.get(f"Train/Loss/{name}") for name in ("clip_loss_weighted", "pixel_loss"))
-    return clip[-1][1] / pixel[-1][1] if _after_warm_up(clip) and pixel and pixel[-1][1] else None
+    clip, pixel = (curve_values(run, f"Train/Loss/{name}") for name in ("clip_loss_weighted", "pixel_loss"))
+    return clip[-1] / pixel[-1] if any(clip) and pixel and pixel[-1] else None
 
 
 def clip_loss_ratio(run: RunResults) -> float | None:
     """Last CLIP loss over its first after warm-up; None for fewer than 5 epochs."""
-    values = _after_warm_up(run.curves.get("Train/Loss/clip_loss"))
+    values = [value for value in curve_values(run, "Train/Loss/clip_loss") if value > 0]  # exactly 0 during warm-up
     return values[-1] / values[0] if len(values) >= 5 else None
-
-
-def _after_warm_up(points: Curve | None) -> list[float]:
-    """The CLIP loss is exactly 0 during warm-up."""
-    return [value for _, value in points or [] if value > 0]
 
 
 gradient_ratio = while_learning("Train/Gradients/rgb_to_clip_ratio")

@@ -14,16 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hnerv.viz.colour import (
-    BLACK,
-    CHALK,
-    DARK,
-    INK,
-    SPECTRUM,
-    WHITE,
-    YELLOW,
-    map_colours,
-)
+from hnerv.viz.colour import BLACK, CHALK, DARK, INK, SPECTRUM, WHITE, YELLOW, map_colours
 
 LARGEST, SMALLEST = 320, 192
 """Pixels of the longer side of a frame within a picture; small frames grow by a factor, so that captions fit."""
@@ -63,32 +54,12 @@ def gif(pictures: Sequence[np.ndarray], fps: float) -> Encoded:
     """Pictures of one size -> a looping animation. All share one palette, made from the first, middle and last."""
     samples = np.concatenate([pictures[i][::2, ::2] for i in (0, len(pictures) // 2, -1)])
     palette = Image.fromarray(samples).quantize(256, Image.Quantize.MEDIANCUT)
-    nearest = _nearest(palette)
-    frames = [Image.fromarray(nearest[_at_5_bits(picture)]) for picture in pictures]
-    for frame in frames:
-        frame.putpalette(palette.getpalette())
+    frames = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     file = io.BytesIO()
     frames[0].save(
         file, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0, optimize=False
     )
     return Encoded(*pictures[0].shape[:2], file.getvalue())
-
-
-def _at_5_bits(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> index of the colour (H, W) among 32 x 32 x 32."""
-    red, green, blue = np.moveaxis(picture >> 3, -1, 0).astype(np.uint16)
-    return red << 10 | green << 5 | blue
-
-
-def _nearest(palette: Image.Image) -> np.ndarray:
-    """Colour at 5 bits per channel -> palette index (32768,).
-
-    The search for the nearest palette entry, the slow part of a GIF, then happens once per colour and not per pixel.
-    """
-    number = np.arange(1 << 15)
-    channels = [((number >> shift & 31) << 3 | 4).astype(np.uint8) for shift in (10, 5, 0)]
-    every = Image.fromarray(np.stack(channels, axis=-1).reshape(128, 256, 3))
-    return np.asarray(every.quantize(palette=palette, dither=Image.Dither.NONE)).ravel()
 
 
 def shown_scale(height: int, width: int) -> float:
