@@ -5,7 +5,7 @@ A run has chunks, mostly one, and only one model is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,19 +103,25 @@ def _spread(frames: list[int], count: int) -> list[int]:
     return [frames[(2 * i + 1) * len(frames) // (2 * count)] for i in range(count)]
 
 
-def draw_frames(run: OpenedRun, rows: Iterable[Measurement], chosen: dict[int, str], budget: int) -> list[ShownFrame]:
-    """Decodes the frames of `chosen`; their pictures take about `budget` bytes, or the lowest of QUALITIES."""
-    by_frame = {row.frame: row for row in rows}
+def draw_frames(
+    run: OpenedRun, rows: list[Measurement], reasons: dict[int, str], budget: int, first: int = 0
+) -> list[ShownFrame]:
+    """Decodes the frames of `rows`, counted from `first` in this chunk; `reasons` is what `pick_frames` returned.
+
+    The pictures take about `budget` bytes, or have the lowest of QUALITIES.
+    """
     pictures = {}
-    for position, truth, rgb, _ in decoded_frames(run.model, run.store, {f: by_frame[f].split for f in chosen}):
+    for position, truth, rgb, _ in decoded_frames(run.model, run.store, {row.frame - first: row.split for row in rows}):
         # Reduced at once: full frames of all positions together may not fit into memory.
         width = round(truth.shape[1] * min(1, WIDEST / max(truth.shape[:2])))
-        pictures[position] = [resized(picture, width) for picture in (truth, rgb, error_map(truth, rgb, ERROR_TOP))]
+        pictures[position + first] = [
+            resized(picture, width) for picture in (truth, rgb, error_map(truth, rgb, ERROR_TOP))
+        ]
     for quality in QUALITIES:
-        coded = {frame: [webp_uri(picture, quality) for picture in pictures[frame]] for frame in chosen}
-        if sum(len(uri) for uris in coded.values() for uri in uris) <= budget:
+        coded = [[webp_uri(picture, quality) for picture in pictures[row.frame]] for row in rows]
+        if sum(len(uri) for uris in coded for uri in uris) <= budget:
             break
-    return [ShownFrame(by_frame[frame], chosen[frame], *uris) for frame, uris in coded.items()]
+    return [ShownFrame(row, reasons[row.frame], *uris) for row, uris in zip(rows, coded, strict=True)]
 
 
 def _report(run: RunResults, options: ReportOptions, budget: int, like: Collection[int]) -> RunReport:
@@ -134,15 +140,12 @@ def _report(run: RunResults, options: ReportOptions, budget: int, like: Collecti
         return RunReport(run, [], missing[:MAX_NOTES])
     chosen, shown = pick_frames(run.frames, options.frames, like), []
     for chunk in run.chunks:
-        rows = [row._replace(frame=row.frame + chunk.first) for row in chunk.frames]
-        mine = [row.frame for row in rows if row.frame in chosen]
-        if mine:
-            if len(parts) > 1:
+        frames = range(chunk.first, chunk.first + chunk.record.scene.frames)
+        if rows := [row for row in run.frames if row.frame in chosen and row.frame in frames]:
+            if len(run.chunks) > 1:
                 opened = None
                 opened = _opened(chunk, parts[chunk.folder], options)
-            inner = {frame - chunk.first: chosen[frame] for frame in mine}
-            drawn = draw_frames(opened, chunk.frames, inner, budget * len(mine) // len(chosen))
-            shown += [frame._replace(row=frame.row._replace(frame=frame.row.frame + chunk.first)) for frame in drawn]
+            shown += draw_frames(opened, rows, chosen, budget * len(rows) // len(chosen), chunk.first)
     return RunReport(run, shown, [])
 
 
