@@ -114,9 +114,8 @@ def draw_frames(
     for position, truth, rgb, _ in decoded_frames(run.model, run.store, {row.frame - first: row.split for row in rows}):
         # Reduced at once: full frames of all positions together may not fit into memory.
         width = round(truth.shape[1] * min(1, WIDEST / max(truth.shape[:2])))
-        pictures[position + first] = [
-            resized(picture, width) for picture in (truth, rgb, error_map(truth, rgb, ERROR_TOP))
-        ]
+        three = truth, rgb, error_map(truth, rgb, ERROR_TOP)
+        pictures[position + first] = [resized(picture, width) for picture in three]
     for quality in QUALITIES:
         coded = [[webp_uri(picture, quality) for picture in pictures[row.frame]] for row in rows]
         if sum(len(uri) for uris in coded for uri in uris) <= budget:

@@ -63,10 +63,8 @@ def render(reports: list[RunReport]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     runs, files = [report.run for report in reports], resources.files("hnerv.report")
-    loader = PackageLoader("hnerv.report", ".")
-    engine = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    layout = {"loader": PackageLoader("hnerv.report", "."), "trim_blocks": True, "lstrip_blocks": True}
+    engine = Environment(autoescape=True, undefined=StrictUndefined, **layout)
     return engine.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
         style=files.joinpath("page.css").read_text(encoding="utf-8"),
@@ -122,14 +120,7 @@ def summary_rows(runs: list[RunResults]) -> list[tuple[str, str, list[list[str]]
 
     Rows without a value in any run are left out.
     """
-    rows = [
-        (
-            label,
-            help,
-            [[_number(run.values.get(tag.format(split)), form) for split in ("train", "val")] for run in runs],
-        )
-        for label, help, tag, form in SPLIT_ROWS
-    ]
+    rows = [(label, help, [_pair(run.values, tag, form) for run in runs]) for label, help, tag, form in SPLIT_ROWS]
     columns = [_run_numbers(run) for run in runs]
     rows += [(label, help, [[column[label, help]] for column in columns]) for label, help in columns[0]]
     return [row for row in rows if any(cell != "–" for cells in row[2] for cell in cells)]
@@ -165,8 +156,8 @@ def chunk_table(run: RunResults) -> Table | None:
     rows = []
     for chunk in run.chunks:
         frames = f"{chunk.first}–{chunk.first + chunk.record.scene.frames - 1}"
-        pairs = ([_number(chunk.values.get(tag.format(s)), form) for s in ("train", "val")] for *_, tag, form in shown)
-        rows.append((chunk.name, [frames, str(chunk.epoch), *map(" / ".join, pairs)]))
+        pairs = (" / ".join(_pair(chunk.values, tag, form)) for *_, tag, form in shown)
+        rows.append((chunk.name, [frames, str(chunk.epoch), *pairs]))
     return Table(["frames", "epochs", *(label for label, *_ in shown)], rows)
 
 
@@ -179,11 +170,10 @@ def baseline_table(run: RunResults) -> Table | None:
     texts = [name for name in BASELINE_MEASURES if any(name in row.texts for row in run.baselines)]
     rows = []
     for row in run.baselines:
-        train, val = (row.splits.get(split, {}) for split in ("train", "val"))
-        cells = [_number(row.size, "{:,}")]
-        cells += [f"{_number(train.get(name), '{:.3f}')} / {_number(val.get(name), '{:.3f}')}" for name in shown]
+        values = {f"{split} {name}": value for split, found in row.splits.items() for name, value in found.items()}
+        cells = [" / ".join(_pair(values, f"{{}} {name}", "{:.3f}")) for name in shown]
         cells += [_number(row.texts.get(name), "{:.3f}") for name in texts]
-        rows.append((row.name, cells))
+        rows.append((row.name, [_number(row.size, "{:,}"), *cells]))
     semantics = run.summary["semantics"]
     note = f"Each cell shows training / unseen frames, measured by eval.py at epoch {run.summary.get('epoch')}."
     note += f" The size of the CLIP head is {semantics.get('head_bytes_are')}."
@@ -217,6 +207,11 @@ def _facts(run: RunResults) -> list[tuple[str, str]]:
         ("trained", f"{run.epoch} of {run.epochs} epochs, evaluated at epoch {run.values_epoch}"),
         *((key, _plain(value)) for key, value in environment.items() if value is not None),
     ]
+
+
+def _pair(values: dict[str, float], tag: str, form: str) -> list[str]:
+    """Cells for training and unseen frames; `tag` has a place for the split."""
+    return [_number(values.get(tag.format(split)), form) for split in ("train", "val")]
 
 
 def _number(value: float | None, form: str) -> str:
