@@ -240,11 +240,11 @@ def last_step(run: Path) -> int:
 def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
     """`count` videos whose tasks do nothing, through the driver with its ledger and its table -> time and memory."""
     from hnerv.config import Config, LogConfig
-    from hnerv.flags import Choice
     from hnerv.fleet import table
     from hnerv.fleet.driving import Driver, Orders
     from hnerv.fleet.engine import Needs, connected
     from hnerv.fleet.manifest import Video, write_manifest
+    from hnerv.presets import Choice
     from hnerv.runs import Wishes
 
     class Rehearsal(Driver):

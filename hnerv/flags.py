@@ -11,12 +11,11 @@ import sys
 import typing
 from collections.abc import Container
 from pathlib import Path
-from typing import NamedTuple
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
 from hnerv.errors import UserError, shortened
 from hnerv.files import read_json
-from hnerv.presets import PRESETS, preset
+from hnerv.presets import PRESETS, Choice
 from hnerv.schedule import SCHEDULES
 
 TITLES = {
@@ -117,14 +116,6 @@ def _hyphened(word: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-class Choice(NamedTuple):
-    """What is trained: the preset's name ('' for none), its configuration, and that with the flags on top."""
-
-    preset: str
-    base: Config
-    config: Config
-
-
 @dataclasses.dataclass(frozen=True)
 class Invocation:
     """What `train_patch_dual.py` was asked for.
@@ -158,8 +149,7 @@ class Invocation:
         name = self.preset
         if not name and "data" not in self.settings:
             name = self._preset_of_run() or ("bunny-1.5m" if cuda else "demo")
-        base = Config().replaced(preset(name)) if name else Config()
-        return Choice(name, base, base.replaced(self.settings))
+        return Choice.of(name, self.settings)
 
     @property
     def in_segments(self) -> bool:

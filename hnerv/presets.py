@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from hnerv.config import Config
 from hnerv.errors import UserError
 
 DEMO: dict[str, object] = {
@@ -53,3 +56,17 @@ def preset(name: str) -> dict[str, object]:
     if name not in PRESETS:
         raise UserError(f"--preset {name!r} does not exist: choose from {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+class Choice(NamedTuple):
+    """What is trained: the name of the preset ('' for none), its configuration, and that with the flags on top."""
+
+    preset: str
+    base: Config
+    config: Config
+
+    @classmethod
+    def of(cls, name: str, settings: dict[str, object]) -> Choice:
+        """Defaults, changed by the preset `name`, changed by `settings`, {field: value}. Raises UserError."""
+        base = Config().replaced(preset(name)) if name else Config()
+        return cls(name, base, base.replaced(settings))

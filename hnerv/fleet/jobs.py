@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import OtherRun, UserError
-from hnerv.flags import Choice, check_segments
+from hnerv.flags import check_segments
 from hnerv.fleet.ledger import Standing
 from hnerv.fleet.manifest import Video
 from hnerv.fleet.parcels import LATEST
+from hnerv.presets import Choice
 from hnerv.runs import Plan, SegmentedFolder, read_plan
 from hnerv.runs.record import read_record
 from hnerv.training import RunFolder

@@ -14,8 +14,8 @@ from hnerv.data.video import CLIPS, is_remote
 from hnerv.data.video.images import SUFFIXES
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.flags import Choice, check_segments
-from hnerv.presets import preset
+from hnerv.flags import check_segments
+from hnerv.presets import Choice, preset
 from hnerv.runs import Wishes
 
 VIDEOS = {

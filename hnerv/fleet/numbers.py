@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hnerv.evaluation.combining import combined
-from hnerv.flags import Choice
 from hnerv.metrics import bits_per_pixel
+from hnerv.presets import Choice
 from hnerv.report.results import RunResults, read_run
 from hnerv.runs import SegmentedFolder, parts_of
 from hnerv.runs.record import RunRecord

@@ -18,8 +18,8 @@ from hnerv import __version__
 from hnerv.command import pick_device, set_up_torch
 from hnerv.config import LogConfig
 from hnerv.errors import Interrupted, RunError, UserError
-from hnerv.flags import Choice
 from hnerv.fleet.parcels import LATEST, Parcel, Sender, unpack
+from hnerv.presets import Choice
 from hnerv.runs.record import RunRecord
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from hnerv.data.store import load_material
 from hnerv.data.video import CLIPS, is_remote
 from hnerv.errors import OtherRun, UserError
 from hnerv.files import move_aside, read_json, replacing, write_json
-from hnerv.flags import Choice
+from hnerv.presets import Choice
 from hnerv.runs import is_segmented, lock
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.record import RunRecord, VideoRecord, read_record

@@ -15,8 +15,8 @@ from hnerv.config import Config, LogConfig
 from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.errors import UserError
 from hnerv.files import sha256_of
-from hnerv.flags import Choice
 from hnerv.model import LATENTS, DualHeadHNeRV, build_model
+from hnerv.presets import Choice
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder
 from hnerv.runs.record import RunRecord

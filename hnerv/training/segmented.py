@@ -14,7 +14,8 @@ from hnerv.data.video import frame_count
 from hnerv.errors import UserError
 from hnerv.evaluation.combining import combined
 from hnerv.files import move_aside
-from hnerv.flags import Choice, Invocation
+from hnerv.flags import Invocation
+from hnerv.presets import Choice
 from hnerv.runs import Plan, Segment, SegmentedFolder, Wishes, lock, plan_video, read_plan, targets_of, write_plan
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder, folder_name, refuse_unwritable

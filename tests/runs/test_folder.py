@@ -13,7 +13,7 @@ import torch
 
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.flags import Choice
+from hnerv.presets import Choice
 from hnerv.runs.folder import RunFolder, environment, params_name
 from hnerv.training import Trainer
 from hnerv.training.values import Objective
