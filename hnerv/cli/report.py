@@ -28,11 +28,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the page; evaluates runs first whose evaluation is missing or older than the checkpoint."""
+    """Writes the page. Evaluates first where an evaluation is missing or older than the checkpoint."""
     from hnerv.fleet import table
-    from hnerv.fleet.page import write_page as write_fleet_page
+    from hnerv.fleet.page import write_page
     from hnerv.report.contents import ReportOptions, collect
-    from hnerv.report.page import write_page
+    from hnerv.report.page import write_report
 
     if args.frames < 1:
         raise UserError(f"--frames {args.frames} must be at least 1")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     path = args.output or (first if len(args.runs) == 1 else first.resolve().parent) / "report.html"
     check_output(path, "--output", overwrite=args.overwrite or not args.output)
     if len(args.runs) == 1 and table.is_fleet(first):
-        size = write_fleet_page(path, first.resolve().name, table.read_rows(first))
+        size = write_page(path, first.resolve().name, table.read_rows(first))
     else:
         for folder in args.runs:
             table.check_no_fleet(folder)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         for report in reports:
             for sentence in report.missing:
                 logging.getLogger("hnerv").warning("%s: %s", report.run.name, sentence)
-        size = write_page(path, reports)
+        size = write_report(path, reports)
     print(f"report:    {path} ({size_text(size)})")
 
 

@@ -154,7 +154,7 @@ def _opened(chunk: RunResults, part: Part, options: ReportOptions) -> OpenedRun:
 
 
 def _evaluated(chunk: RunResults, part: Part, options: ReportOptions, alone: bool) -> OpenedRun:
-    """Opens a chunk whose folder then has an evaluation of its checkpoint, with baselines if it is `alone`.
+    """Opens a chunk and makes sure that its evaluation is current, with baselines if it is `alone` in the video.
 
     Raises _Missing.
     """

@@ -50,7 +50,7 @@ PLOT_GROUPS = (
 """(title, lead, plots of a run)."""
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """`heads` are those of the columns after the first, rows are (name, cells)."""
 
     heads: list[str]
@@ -58,7 +58,7 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def render(reports: list[RunReport]) -> str:
+def render_report(reports: list[RunReport]) -> str:
     """The page of one run, or of several side by side."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -81,9 +81,9 @@ def render(reports: list[RunReport]) -> str:
     )
 
 
-def write_page(path: Path, reports: list[RunReport]) -> int:
+def write_report(path: Path, reports: list[RunReport]) -> int:
     """Writes the page atomically; returns its bytes. Raises UserError."""
-    return save_page(path, render(reports))
+    return save_page(path, render_report(reports))
 
 
 def save_page(path: Path, text: str) -> int:
@@ -148,7 +148,7 @@ def changed_settings(runs: list[RunResults]) -> dict[str, list[str]]:
     return {name: [_plain(config.flat()[name]) for config in configs] for name in names}
 
 
-def chunk_table(run: RunResults) -> Table | None:
+def chunk_table(run: RunResults) -> PageTable | None:
     """A row per chunk, training / unseen in a cell; None for a video with one chunk."""
     if len(run.chunks) < 2:
         return None
@@ -158,10 +158,10 @@ def chunk_table(run: RunResults) -> Table | None:
         frames = f"{chunk.first}–{chunk.first + chunk.record.scene.frames - 1}"
         pairs = (" / ".join(_pair(chunk.values, tag, form)) for *_, tag, form in shown)
         rows.append((chunk.name, [frames, str(chunk.epoch), *pairs]))
-    return Table(["frames", "epochs", *(label for label, *_ in shown)], rows)
+    return PageTable(["frames", "epochs", *(label for label, *_ in shown)], rows)
 
 
-def baseline_table(run: RunResults) -> Table | None:
+def baseline_table(run: RunResults) -> PageTable | None:
     """The CLIP head and its baselines, training / unseen in a cell; None if they were not measured."""
     if not run.baselines:
         return None
@@ -178,7 +178,7 @@ def baseline_table(run: RunResults) -> Table | None:
     note = f"Each cell shows training / unseen frames, measured by eval.py at epoch {run.summary.get('epoch')}."
     note += f" The size of the CLIP head is {semantics.get('head_bytes_are')}."
     note += f" The text columns use {semantics['queries']} queries." if texts else ""
-    return Table(["bytes", *shown, *(f"text {name}" for name in texts)], rows, note)
+    return PageTable(["bytes", *shown, *(f"text {name}" for name in texts)], rows, note)
 
 
 def _short_label(label: str, longest: int = 64) -> str:

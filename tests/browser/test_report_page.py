@@ -11,7 +11,7 @@ import torch
 
 from hnerv.evaluation import cost
 from hnerv.report.contents import ReportOptions, collect
-from hnerv.report.page import write_page
+from hnerv.report.page import write_report
 
 WIDTHS = [1280, 390]
 
@@ -30,7 +30,7 @@ def pages(tmp_path_factory, finished) -> dict[str, str]:
     injected = reports[0]._replace(run=evil, shown=[], missing=["<img src=http://127.0.0.1:9/y.png>"])
     paths = {name: folder / f"{name}.html" for name in ("one", "several", "evil")}
     for path, chosen in zip(paths.values(), (reports[:1], reports, [injected]), strict=True):
-        write_page(path, chosen)
+        write_report(path, chosen)
     return {name: path.as_uri() for name, path in paths.items()}
 
 

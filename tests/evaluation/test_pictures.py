@@ -60,8 +60,8 @@ def test_every_tag_is_drawn_small(world):
         assert step == 7 and opened.size == (picture.width, picture.height)
         assert opened.format == ("GIF" if tag.endswith("reconstruction") else "PNG")
         assert picture.width <= 1000 and picture.height <= 400
-    film = Image.open(io.BytesIO(album.pictures["Eval/Images/reconstruction"][0].data))
-    assert film.n_frames > 1 and film.info["loop"] == 0
+    animation = Image.open(io.BytesIO(album.pictures["Eval/Images/reconstruction"][0].data))
+    assert animation.n_frames > 1 and animation.info["loop"] == 0
 
 
 def test_without_unseen_frames_or_targets(world):

@@ -20,7 +20,7 @@ from hnerv.errors import UserError
 from hnerv.evaluation import cost, open_run
 from hnerv.report import contents
 from hnerv.report.contents import ReportOptions, collect, draw_frames, pick_frames
-from hnerv.report.page import render
+from hnerv.report.page import render_report
 from hnerv.report.results import read_run
 
 OPTIONS = ReportOptions(torch.device("cpu"))
@@ -103,7 +103,7 @@ def test_a_video_in_chunks_is_one_report(divided, tmp_path):
     assert not report.missing and [frame.row.frame for frame in report.shown] == [row.frame for row in run.frames]
     seen = [row.values["psnr_frame"] for row in run.frames if row.seen]
     assert run.values["Eval/Frame/train_psnr_frame"] == pytest.approx(sum(seen) / len(seen), abs=1e-5)
-    text = render([report._replace(shown=[])])
+    text = render_report([report._replace(shown=[])])
     assert text.count('<th scope="row">0000') == 3 and "Segments" in text
     shutil.rmtree(folder / "segments" / "00001")
     (report,) = collect([folder], OPTIONS)

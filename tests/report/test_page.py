@@ -11,7 +11,7 @@ import pytest
 
 from hnerv.errors import UserError
 from hnerv.report.contents import RunReport, ShownFrame
-from hnerv.report.page import changed_settings, render, summary_rows, write_page
+from hnerv.report.page import changed_settings, render_report, summary_rows, write_report
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 EVIL = '<script>alert("x")</script>&<img src=http://example.com/a.png>'
@@ -24,7 +24,7 @@ def page(rows):
 
     def build(*runs, frames: bool = True, missing: tuple[str, ...] = ()) -> str:
         shown = [ShownFrame(row, "best" * (row.frame == 3), PIXEL, PIXEL, PIXEL) for row in rows() if frames]
-        text = render([RunReport(run, shown, list(missing)) for run in runs])
+        text = render_report([RunReport(run, shown, list(missing)) for run in runs])
         assert all(address.startswith(("data:", "#")) for address in addresses(text))
         return text
 
@@ -129,8 +129,8 @@ def test_without_unseen_frames_the_page_does_not_mention_them(results, without_v
 
 def test_the_page_is_written_completely_or_not_at_all(results, tmp_path):
     path, reports = tmp_path / "new" / "page.html", [RunReport(results(), [], [])]
-    size = write_page(path, reports)
+    size = write_report(path, reports)
     assert path.stat().st_size == size and [p.name for p in path.parent.iterdir()] == ["page.html"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*: pass another file with --output"):
-        write_page(tmp_path / "file" / "page.html", reports)
+        write_report(tmp_path / "file" / "page.html", reports)
