@@ -13,14 +13,15 @@ import heapq
 import itertools
 import math
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
+from common import HNERV, child_environment, seconds_of
 
 from hnerv.codec import Bitstream, Options, encode_run, entropy, write_container
 from hnerv.codec.allocation import Bits
@@ -33,7 +34,7 @@ from hnerv.flags import Parser
 
 
 class Row(NamedTuple):
-    """One file: what it is, its bytes, PSNR of the frame in dB, seconds of processor time to make it."""
+    """One file: PSNR per frame in dB, seconds of processor time to make it."""
 
     name: str
     size: int
@@ -42,9 +43,11 @@ class Row(NamedTuple):
     seconds: float
     tuned: bool = False
 
+    def __str__(self) -> str:
+        return f"| {self.name} | {self.size:,} | {self.seen:.3f} | {self.unseen:.3f} | {self.seconds:.1f} |"
+
 
 def main() -> None:
-    """Prints a table as Markdown, and what follows from it."""
     args = parse()
     with one_line_errors("codec.py", args.debug):
         set_up_torch(args.threads)
@@ -53,19 +56,18 @@ def main() -> None:
         rows = []
         for name, options in variants(args.finetune_epochs).items():
             rows.append(code(args, name, options))
-            print(line(rows[-1]), flush=True)
+            print(rows[-1], flush=True)
         overhead = coder_overhead(run)
         baseline = hnerv_scheme(run)  # leaves the rounded weights in the model
-        print(line(baseline))
+        print(baseline)
         for tuned in (True, False):
-            print(equal_quality(baseline, rows, tuned))
+            print(at_equal_quality(baseline, rows, tuned))
         print(overhead)
         print(coder_speed())
         print(process_times(args.run))
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
     parser = Parser(prog="codec.py", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
@@ -76,10 +78,11 @@ def parse() -> argparse.Namespace:
 
 
 def variants(epochs: int) -> dict[str, Options]:
-    """Name -> how the file is made."""
-    tuned = {
-        f"{bits} bit, {epochs} epochs": Options(bits=Bits(bits, bits), tuning=Tuning(epochs)) for bits in (6, 5, 4)
-    }
+    """Name of a file -> its options."""
+
+    def tuned(bits: int, rate_weight: float = 0.0, prune: float = 0.0) -> Options:
+        return Options(bits=Bits(bits, bits), tuning=Tuning(epochs, rate_weight=rate_weight), prune=prune)
+
     return {
         "8 bit": Options(),
         "8 bit symmetric per channel": Options(steps="symmetric", per_channel=True),
@@ -87,20 +90,20 @@ def variants(epochs: int) -> dict[str, Options]:
         "8 / 6 bit min-max per tensor, our coder": Options(bits=Bits(8, 6), steps="minmax"),
         "6 bit": Options(bits=Bits(6, 6)),
         "6 bit symmetric per channel": Options(bits=Bits(6, 6), steps="symmetric", per_channel=True),
-        **tuned,
-        f"4 bit, {epochs} epochs, rate weight 0.003": Options(bits=Bits(4, 4), tuning=Tuning(epochs, 2e-4, 3e-3)),
-        f"4 bit, {epochs} epochs, 30 % pruned": Options(bits=Bits(4, 4), tuning=Tuning(epochs), prune=0.3),
+        **{f"{bits} bit, {epochs} epochs": tuned(bits) for bits in (6, 5, 4)},
+        f"4 bit, {epochs} epochs, rate weight 0.003": tuned(4, rate_weight=3e-3),
+        f"4 bit, {epochs} epochs, 30 % pruned": tuned(4, prune=0.3),
     }
 
 
 def quality(model: torch.nn.Module, run: OpenedRun) -> tuple[float, float]:
-    """Full-frame PSNR, training and unseen (nan without unseen frames)."""
+    """Full-frame PSNR of training and unseen frames, nan if there are none."""
     values = eval_values(evaluate(model, run.store))
     return values["Eval/Frame/train_psnr_frame"], values.get("Eval/Frame/val_psnr_frame", math.nan)
 
 
 def code(args: argparse.Namespace, name: str, options: Options) -> Row:
-    """A file made of the run, measured from what is read back."""
+    """Write a file of the run; measure the model that is read back from it."""
     run = open_run(args.run, torch.device("cpu"), data=args.data)
     torch.manual_seed(0)
     start = time.process_time()
@@ -112,10 +115,18 @@ def code(args: argparse.Namespace, name: str, options: Options) -> Row:
         return Row(name, len(data), *quality(Bitstream(path).model(), run), seconds, options.tuning.epochs > 0)
 
 
-def hnerv_scheme(run: OpenedRun) -> Row:
-    """HNeRV's: 8 bit weights, 6 bit embeddings, one Huffman code over all symbols, least value and scale in 16 bits.
+class MinMax(NamedTuple):
+    """A tensor as HNeRV rounds it: values, symbols, number of stored (minimum, scale) pairs."""
 
-    The bytes of its Huffman table are not counted, nor a header: it writes no file.
+    values: torch.Tensor
+    symbols: np.ndarray
+    ranges: int
+
+
+def hnerv_scheme(run: OpenedRun) -> Row:
+    """HNeRV's scheme: weights at 8 and embeddings at 6 bits, one Huffman code of all symbols, 16-bit ranges.
+
+    The bytes of the Huffman table and of a header are not counted, since it writes no file.
     """
     start = time.process_time()
     weights = coded_weights(run.model)
@@ -127,34 +138,29 @@ def hnerv_scheme(run: OpenedRun) -> Row:
     return Row("8 / 6 bit min-max, Huffman (HNeRV)", size, *quality(run.model, run), seconds)
 
 
-class MinMax(NamedTuple):
-    """A tensor as HNeRV rounds it: values, symbols, how many (least, scale) pairs are stored."""
-
-    values: torch.Tensor
-    symbols: np.ndarray
-    ranges: int
-
-
 def hnerv_tensor(weight: torch.Tensor, bits: int) -> MinMax:
-    """Ranges of the whole tensor, or along one axis where they number under 2 % of it: what errs least in the mean."""
+    """Round with a range for the tensor, or per index of an axis with fewer ranges than 2 % of the weights.
+
+    The candidate with the smallest mean absolute error is taken.
+    """
     candidates = []
     for axis in (None, *range(weight.dim())):
-        least = weight.amin() if axis is None else weight.amin(axis, keepdim=True)
-        greatest = weight.amax() if axis is None else weight.amax(axis, keepdim=True)
-        if axis is not None and least.numel() >= 0.02 * weight.numel():
+        low = weight.amin() if axis is None else weight.amin(axis, keepdim=True)
+        high = weight.amax() if axis is None else weight.amax(axis, keepdim=True)
+        if axis is not None and low.numel() >= 0.02 * weight.numel():
             continue
         if axis is not None:
-            least, greatest = least.half().float(), greatest.half().float()
-        step = ((greatest - least) / (2**bits - 1)).clamp(min=1e-12)
-        symbols = ((weight - least) / step).round().clamp(0, 2**bits - 1)
-        values = least + step * symbols
-        candidates.append(((values - weight).abs().mean().item(), values, symbols, least.numel()))
-    _, values, symbols, ranges = min(candidates, key=lambda candidate: candidate[0])
-    return MinMax(values, symbols.flatten().int().numpy(), ranges)
+            low, high = low.half().float(), high.half().float()
+        step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+        symbols = ((weight - low) / step).round().clamp(0, 2**bits - 1)
+        values = low + step * symbols
+        error = (values - weight).abs().mean().item()
+        candidates.append((error, MinMax(values, symbols.flatten().int().numpy(), low.numel())))
+    return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
 def huffman_bits(counts: np.ndarray) -> int:
-    """Bits of symbols that occur `counts` times, under their Huffman code: the sum of its inner nodes."""
+    """Bits of all symbols under their Huffman code: each merge of two nodes adds a bit to all symbols below it."""
     heap = [int(count) for count in counts if count]
     heapq.heapify(heap)
     total = 0
@@ -165,13 +171,8 @@ def huffman_bits(counts: np.ndarray) -> int:
     return total
 
 
-def line(row: Row) -> str:
-    """A row of the table."""
-    return f"| {row.name} | {row.size:,} | {row.seen:.3f} | {row.unseen:.3f} | {row.seconds:.1f} |"
-
-
-def equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
-    """Our bytes at the baseline's PSNR: between the two files around it, linear in the logarithm of bytes."""
+def at_equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
+    """Our bytes at the PSNR of the baseline: between the two files around it, linear in the logarithm of bytes."""
     plain = ("8 bit", "6 bit", "5 bit", "4 bit")
     ours = [row for row in rows if row.tuned == tuned and row.name.split(",")[0] in plain]
     how = "with" if tuned else "without"
@@ -185,24 +186,20 @@ def equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
 
 
 def coder_overhead(run: OpenedRun) -> str:
-    """The records of a 6-bit file: their bytes over the empirical entropy of their symbols and all that is no word."""
+    """Bytes of the sections of a 6-bit file, relative to the entropy of their symbols plus all bytes that code none."""
     records: list[tuple[np.ndarray, int]] = []
     decode = entropy.decode
 
-    def watched(coded: entropy.Coded, count: int) -> np.ndarray:
+    def recording(coded: entropy.Coded, count: int) -> np.ndarray:
         symbols = decode(coded, count)
         records.append((symbols, len(coded.words)))
         return symbols
 
-    entropy.decode = watched
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "a.hnerv"
-            write_container(path, encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {}))
-            stream = Bitstream(path)
-            stream.model()
-    finally:
-        entropy.decode = decode
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(entropy, "decode", recording):
+        path = Path(folder) / "a.hnerv"
+        write_container(path, encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {}))
+        stream = Bitstream(path)
+        stream.model()
     stored = 8 * (stream.size - stream.container.header_bytes)
     words = 8 * sum(size for _, size in records)
     least = sum(entropy.empirical_entropy(symbols) for symbols, _ in records) + stored - words
@@ -213,38 +210,30 @@ def coder_speed(count: int = 4_000_000) -> str:
     """Million symbols per second, best of five, one thread."""
     symbols = np.random.default_rng(0).normal(0, 6, count).round().astype(np.int32)
     coded = entropy.encode(symbols)
-    encode = min(timed(lambda: entropy.encode(symbols)) for _ in range(5))
-    decode = min(timed(lambda: entropy.decode(coded, count)) for _ in range(5))
+    encode = min(seconds_of(lambda: entropy.encode(symbols)) for _ in range(5))
+    decode = min(seconds_of(lambda: entropy.decode(coded, count)) for _ in range(5))
     rates = f"encodes {count / encode / 1e6:.0f} and decodes {count / decode / 1e6:.0f} million symbols/s"
     return f"coder: {rates}, tables included"
 
 
-def timed(call) -> float:
-    """Wall seconds of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def process_times(run: Path) -> str:
+def process_times(run: Path, rounds: int = 3) -> str:
     """Wall time of the commands, imports included, best of three."""
-    command = [sys.executable, "-c", "from hnerv.cli import main; main()"]
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/a.hnerv"
-        words = {
-            "encode --no-measure": ["encode", str(run), "-o", file, "--no-measure"],
-            "decode to .mp4": ["decode", file, "-o", f"{folder}/a.mp4"],
-            "decode to .mkv": ["decode", file, "-o", f"{folder}/a.mkv"],
-            "decode to PNG": ["decode", file, "-o", f"{folder}/png"],
-        }
-        best = {
-            name: min(
-                timed(lambda w=w: subprocess.run([*command, *w, "--overwrite"], check=True, capture_output=True))
-                for _ in range(3)
-            )
-            for name, w in words.items()
-        }
-    return "commands: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in best.items())
+        commands = {"encode --no-measure": ["encode", str(run), "-o", file, "--no-measure"]}
+        for name, output in {"to .mp4": "a.mp4", "to .mkv": "a.mkv", "to PNG": "png"}.items():
+            commands[f"decode {name}"] = ["decode", file, "-o", f"{folder}/{output}"]
+        best = []
+        for name, words in commands.items():
+            command = [*HNERV, *words, "--overwrite"]
+            times = [seconds_of(lambda c=command: execute(c)) for _ in range(rounds)]
+            best.append(f"{name} {min(times):.2f} s")
+    return f"commands: {', '.join(best)}"
+
+
+def execute(command: list[str]) -> None:
+    """Raises CalledProcessError if the command fails."""
+    subprocess.run(command, env=child_environment(), check=True, capture_output=True)
 
 
 if __name__ == "__main__":

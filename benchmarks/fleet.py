@@ -12,22 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Container
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from common import HNERV, child_environment, peak_bytes
+
+from hnerv.flags import Parser
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 CLIPS = {"bunny": "640x1280", "bikes": "256x512", "carphone": "88x176"}
 """Named clip -> its crop; pieces are cut from it that begin at STARTS."""
 STARTS = (0, 24, 48, 72)
-FRAMES, SIZE = 16, (64, 128)
+FRAMES, SIZE = 16, "64x128"
 FLAGS = """
     --clip-weights none --dec-strides 2 2 2 --dec-width 24 --embed-dim 8 --clip-site 1 --lower-width 8 --batch-size 2
     --pixel-loss-warmup-epochs 2 --eval-freq 20 --precision fp32
@@ -36,8 +38,74 @@ COST_FLAGS = """
     --clip-weights none --frames 0:24 --epochs 4 --checkpoint-freq 1 --pixel-loss-warmup-epochs 1 --eval-freq 4
     --threads 1
 """
-STORE = 200 << 20
-"""Bytes of Ray's object store on each node of this machine."""
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
+"""One of the three nodes of this machine."""
+
+
+def main() -> None:
+    args = parse()
+    folder = args.folder.resolve()
+    if args.measurement == "faults":
+        found = faults(folder, args.epochs)
+    else:
+        found = rehearsal(folder, args.tasks) if args.measurement == "rehearsal" else cost(folder)
+    print(json.dumps(found))
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(prog="fleet.py", description=__doc__)
+    parser.add_argument("measurement", choices=("faults", "rehearsal", "cost"), help="measurement, see above")
+    parser.add_argument("folder", type=Path, help="new folder for clips and runs")
+    parser.add_argument("--tasks", type=int, default=10_000, help="tasks of `rehearsal` (10000)")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs of each clip of `faults` (60)")
+    return parser.parse_args()
+
+
+def child() -> dict[str, str]:
+    """The environment of all started commands."""
+    return child_environment(OMP_NUM_THREADS="1")
+
+
+def faults(folder: Path, epochs: int = 60) -> dict[str, object]:
+    """Kill a worker, remove a node, kill the driver and start it again -> what that cost.
+
+    Raises AssertionError if a clip is missing or differs from the fleet without faults.
+    """
+    from ray.cluster_utils import Cluster
+
+    from hnerv.fleet.table import read_rows
+
+    cut_clips(folder / "videos")
+    fleet = [*HNERV, "fleet", str(folder / "videos"), "--epochs", str(epochs), *FLAGS.split(), "-o"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    start = time.monotonic()
+    subprocess.run([*fleet, str(folder / "calm")], env=child(), check=True, **quiet)
+    seconds_calm = time.monotonic() - start
+    print(f"fleet without faults: {seconds_calm:.0f} s")
+    nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    try:
+        others = [nodes.add_node(**NODE) for _ in range(2)]
+        nodes.wait_for_nodes()
+        start = time.monotonic()
+        command = [*fleet, str(folder / "faults"), "--address", nodes.address]
+        seen = cause_faults(nodes, others, command, folder)
+        seconds = time.monotonic() - start
+    finally:
+        nodes.shutdown()
+    rows = read_rows(folder / "faults")
+    assert len(rows) == 12 and all(row.state == "finished" for row in rows), rows
+    unequal = [row.name for row in rows if not equal_runs(folder / "calm" / row.name, folder / "faults" / row.name)]
+    assert not unequal, unequal
+    return {
+        "clips": len(rows),
+        "equal": len(rows) - len(unequal),
+        "faults": seen,
+        "retries": sum(row.retries for row in rows),
+        "steps": sum(max(line["step"] for line in metrics_of(folder / "faults" / row.name)) for row in rows),
+        "steps_repeated": sum(row.repeated_steps for row in rows),
+        "seconds": round(seconds, 1),
+        "seconds_without_faults": round(seconds_calm, 1),
+    }
 
 
 def cut_clips(folder: Path) -> None:
@@ -50,160 +118,98 @@ def cut_clips(folder: Path) -> None:
         for start in STARTS:
             piece = folder / f"{name}{start:03d}"
             piece.mkdir(parents=True)
-            size = "x".join(map(str, SIZE))
-            video = load_video(name, crop=crop, resize=size, frames=f"{start}:{start + FRAMES}")
+            video = load_video(name, crop=crop, resize=SIZE, frames=f"{start}:{start + FRAMES}")
             for number, frame in enumerate(video.frames):
                 Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(piece / f"{number:03d}.png")
 
 
-def command(videos: Path, output: Path, epochs: int, *more: str) -> list[str]:
-    """The fleet's command line."""
-    code = "from hnerv.cli import main; main()"
-    words = [
-        sys.executable,
-        "-c",
-        code,
-        "fleet",
-        str(videos),
-        "-o",
-        str(output),
-        "--epochs",
-        str(epochs),
-        *FLAGS.split(),
-    ]
-    return [*words, *more]
+def cause_faults(nodes, others: list, command: list[str], folder: Path) -> list[str]:
+    """Start the fleet and break it three times -> descriptions of the faults."""
+    from hnerv.fleet.ledger import read_marks, read_standing
 
-
-def surroundings() -> dict[str, str]:
-    """Of the processes that are started."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def faults(folder: Path, epochs: int = 60, say: Callable[[str], None] = print) -> dict[str, object]:
-    """A worker killed, a node removed, the driver killed and started again -> what it cost, and whether all is equal.
-
-    Raises AssertionError where a clip is missing or differs from the fleet without faults.
-    """
-    from ray.cluster_utils import Cluster
-
-    from hnerv.fleet.table import read_rows
-
-    cut_clips(folder / "videos")
-    start = time.monotonic()
-    calm = command(folder / "videos", folder / "calm", epochs)
-    subprocess.run(calm, env=surroundings(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    seconds_calm = time.monotonic() - start
-    say(f"fleet without faults: {seconds_calm:.0f} s")
-    nodes = Cluster(initialize_head=True, head_node_args={**node(), "include_dashboard": False})
-    try:
-        others = [nodes.add_node(**node()) for _ in range(2)]
-        nodes.wait_for_nodes()
-        start = time.monotonic()
-        words = command(folder / "videos", folder / "faults", epochs, "--address", nodes.address)
-        seen = break_everything(nodes, others, words, folder, say)
-        seconds = time.monotonic() - start
-    finally:
-        nodes.shutdown()
-    rows = read_rows(folder / "faults")
-    assert len(rows) == 12 and all(row.state == "finished" for row in rows), rows
-    unequal = [row.name for row in rows if not equal_runs(folder / "calm" / row.name, folder / "faults" / row.name)]
-    assert not unequal, unequal
-    steps = sum(last_step(folder / "faults" / row.name) for row in rows)
-    return {
-        "clips": len(rows),
-        "equal": len(rows) - len(unequal),
-        "faults": seen,
-        "retries": sum(row.retries for row in rows),
-        "steps": steps,
-        "steps_repeated": sum(row.repeated_steps for row in rows),
-        "seconds": round(seconds, 1),
-        "seconds_without_faults": round(seconds_calm, 1),
-    }
-
-
-def node() -> dict[str, object]:
-    """One of the three, with one CPU."""
-    return {"num_cpus": 1, "object_store_memory": STORE}
-
-
-def break_everything(nodes, others: list, words: list[str], folder: Path, say: Callable[[str], None]) -> list[str]:
-    """Starts the fleet and breaks it three times -> what was broken, and when."""
     seen = []
-    raylets = {process.process.pid: one for one in others for process in one.all_processes["raylet"]}
+    raylets = {process.process.pid: node for node in others for process in node.all_processes["raylet"]}
+
+    def finished() -> int:
+        standing = read_standing(folder / "faults" / "fleet.jsonl").values()
+        return sum(one.state == "finished" for one in standing)
+
+    def training() -> int:
+        marks = read_marks(folder / "faults" / "running.json").values()
+        return sum(0 < mark.step < mark.steps for mark in marks)
+
+    def losing_steps() -> set[str]:
+        """Clips that have trained beyond their last checkpoint: a kill now costs steps."""
+        marks = read_marks(folder / "faults" / "running.json")
+        return {name for name, mark in marks.items() if 0 < mark.saved < mark.step < mark.steps}
+
+    def wait_for(condition: Callable[[], object], seconds: float = 600):
+        """The first true value of the condition. Raises AssertionError if the driver or the time ends first."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := condition():
+                return found
+            assert driver.poll() is None, "the driver exited before the next fault: raise --epochs, or see driver.txt"
+            time.sleep(0.1)
+        raise AssertionError("timed out")
+
+    def note(fault: str) -> None:
+        seen.append(f"{fault}, {finished()} clips done")
+        print(seen[-1])
+
     with (folder / "driver.txt").open("wb") as log:
-        driver = subprocess.Popen(words, env=surroundings(), stdout=log, stderr=subprocess.STDOUT)
-        wait_for(lambda: at_work(folder) >= 2, driver)
-        pid, name, _ = wait_for(lambda: a_worker(raylets, training(folder)), driver)
+        streams = {"env": child(), "stdout": log, "stderr": subprocess.STDOUT}
+        driver = subprocess.Popen(command, **streams)
+        wait_for(lambda: training() >= 2)
+        pid, name, _ = wait_for(lambda: a_worker(raylets, losing_steps()))
         os.kill(pid, signal.SIGKILL)
-        seen.append(f"SIGKILL to the worker of {name}, {finished(folder)} clips done")
-        say(seen[-1])
-        wait_for(lambda: finished(folder) >= 2 and at_work(folder) >= 2, driver)
-        _, name, raylet = wait_for(lambda: a_worker(raylets, training(folder)), driver)
+        note(f"SIGKILL to the worker of {name}")
+        wait_for(lambda: finished() >= 2 and training() >= 2)
+        _, name, raylet = wait_for(lambda: a_worker(raylets, losing_steps()))
         nodes.remove_node(raylets[raylet], allow_graceful=False)
-        seen.append(f"the node of {name} removed, {finished(folder)} clips done")
-        say(seen[-1])
-        wait_for(lambda: finished(folder) >= 5 and training(folder), driver)
+        note(f"the node of {name} removed")
+        wait_for(lambda: finished() >= 5 and losing_steps())
         driver.kill()
         driver.wait()
-        seen.append(f"SIGKILL to the driver, {finished(folder)} clips done")
-        say(seen[-1])
-        subprocess.run(words, env=surroundings(), stdout=log, stderr=subprocess.STDOUT, check=True)
+        note("SIGKILL to the driver")
+        subprocess.run(command, check=True, **streams)
     return seen
 
 
-def wait_for(what: Callable[[], object], driver: subprocess.Popen, seconds: float = 600):
-    """Its first value that counts as true. Raises AssertionError where the driver ends first, or time does."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        assert driver.poll() is None, "the driver exited before the next fault: raise --epochs, or see driver.txt"
-        time.sleep(0.1)
-    raise AssertionError("timed out")
+class Process(NamedTuple):
+    """A process of this machine. `title` is its command line, `bytes` its resident memory."""
+
+    pid: int
+    parent: int
+    title: str
+    bytes: int
 
 
-def finished(folder: Path) -> int:
-    """Clips of the fleet with faults that are finished."""
-    from hnerv.fleet.ledger import read_standing
-
-    return sum(one.state == "finished" for one in read_standing(folder / "faults" / "fleet.jsonl").values())
-
-
-def at_work(folder: Path) -> int:
-    """Its tasks that have trained a step."""
-    return sum(0 < mark.step < mark.steps for mark in marks(folder).values())
-
-
-def training(folder: Path) -> set[str]:
-    """The clips that have trained beyond a checkpoint that is handed over: what is killed now costs steps."""
-    return {name for name, mark in marks(folder).items() if 0 < mark.saved < mark.step < mark.steps}
-
-
-def marks(folder: Path) -> dict:
-    """How far the clips at work are."""
-    from hnerv.fleet.ledger import read_marks
-
-    return read_marks(folder / "faults" / "running.json")
+def processes() -> Iterator[Process]:
+    """From Linux's /proc."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            pages = int((path / "statm").read_text().split()[1])
+        except OSError:  # it has ended
+            continue
+        yield Process(int(path.name), parent, title, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def a_worker(
     raylets: Container[int], names: Container[str], begins: str = "ray::hnerv "
 ) -> tuple[int, str, int] | None:
-    """(pid, clip, raylet) of a worker that trains one of these clips: a child of one of these, named by its task."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            title = path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            parent = int(path.with_name("stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        name = title.removeprefix("ray::hnerv ").split(".")[0]
-        if title.startswith(begins) and parent in raylets and name in names:
-            return int(path.parent.name), name, parent
+    """(pid, clip, raylet) of a worker that trains one of these clips: a child of a raylet, named by its task."""
+    for process in processes():
+        name = process.title.removeprefix("ray::hnerv ").split(".")[0]
+        if process.title.startswith(begins) and process.parent in raylets and name in names:
+            return process.pid, name, process.parent
     return None
 
 
 def equal_runs(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same bits, and with the same lines in metrics.jsonl but for times."""
+    """Whether two runs ended with the same bits, and with the same lines in metrics.jsonl except for times."""
     import torch
 
     for name in ("latest.pt", "best.pt"):
@@ -214,7 +220,7 @@ def equal_runs(one: Path, other: Path) -> bool:
 
 
 def same(one, other) -> bool:
-    """Equality, of tensors bit by bit."""
+    """Equality; of tensors bit by bit."""
     import torch
 
     if isinstance(one, torch.Tensor):
@@ -226,19 +232,18 @@ def same(one, other) -> bool:
     return one == other
 
 
+def metrics_of(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def timeless(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what depends on the clock and on memory."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds" and "/Performance/" not in k} for line in lines]
-
-
-def last_step(run: Path) -> int:
-    """Steps of a finished run."""
-    return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    """The lines of metrics.jsonl without values that depend on the clock and on memory."""
+    return [{k: v for k, v in line.items() if k != "seconds" and "/Performance/" not in k} for line in metrics_of(run)]
 
 
 def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
-    """`count` videos whose tasks do nothing, through the driver with its ledger and its table -> time and memory."""
+    """`count` videos with empty tasks, through the driver with its ledger and its table -> time and memory."""
     from hnerv.config import Config, LogConfig
     from hnerv.fleet import table
     from hnerv.fleet.driving import Driver, Orders
@@ -278,7 +283,7 @@ def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
         "seconds": round(done - up, 1),
         "milliseconds_a_task": round(1000 * (done - up) / count, 2),
         "seconds_for_the_table": round(time.monotonic() - done, 1),
-        "driver_peak_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "driver_peak_MB": round(peak_bytes() / 2**20),
         "ray_MB": {name: round(size / 2**20) for name, size in ray_bytes.items()},
         "ledger_bytes_a_task": round((folder / "fleet.jsonl").stat().st_size / count),
         "cores": os.cpu_count(),
@@ -286,7 +291,7 @@ def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
 
 
 class Emptied:
-    """A cluster whose tasks are given all that a run is given, and do nothing."""
+    """A cluster whose tasks receive the input of a run and do nothing."""
 
     def __init__(self, cluster) -> None:
         self._cluster = cluster
@@ -298,42 +303,29 @@ class Emptied:
         return self._cluster.submit("nothing", task, *given)
 
 
-def memory_of_ray() -> dict[str, int]:
+def memory_of_ray() -> Counter[str]:
     """Resident bytes of Ray's processes that descend from this one, by kind."""
-    found: dict[str, int] = {}
-    tree = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            tree[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-    for pid in tree:
-        chain, at = [], pid
-        while at in tree:
-            at = tree[at]
-            chain.append(at)
-        if os.getpid() not in chain:
-            continue
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode().rsplit("/", 1)[-1]
-            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:
-            continue
-        kind = title if title in ("raylet", "gcs_server") else "workers" if title.startswith("ray::") else "others"
-        found[kind] = found.get(kind, 0) + pages * os.sysconf("SC_PAGE_SIZE")
+    found, tree = Counter(), {process.pid: process for process in processes()}
+    for process in tree.values():
+        ancestor = process.parent
+        while ancestor != os.getpid() and ancestor in tree:
+            ancestor = tree[ancestor].parent
+        if ancestor == os.getpid():
+            program = process.title.split(" ")[0].rsplit("/", 1)[-1]
+            other = "workers" if program.startswith("ray::") else "others"
+            found[program if program in ("raylet", "gcs_server") else other] += process.bytes
     return found
 
 
 def cost(folder: Path) -> dict[str, object]:
-    """One task for each of some sizes of model, on bunny at 160x320 -> what it took beside its training."""
+    """A task for each model size, on bunny at 160x320 -> time and bytes that it took in addition to training."""
     sizes = {"0.2M": 0.2, "0.6M": 0.6, "1.5M": 1.5}
     folder.mkdir(parents=True)
     rows = [{"data": "bunny", "name": name, "preset": "demo", "modelsize": size} for name, size in sizes.items()]
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    code = "from hnerv.cli import main; main()"
-    words = [sys.executable, "-c", code, "fleet", str(folder / "manifest.jsonl"), "-o", str(folder / "out")]
-    words += [*COST_FLAGS.split(), "--cpus-per-task", str(os.cpu_count())]  # one task at a time
-    subprocess.run(words, env=surroundings(), check=True, stdout=subprocess.DEVNULL)
+    command = [*HNERV, "fleet", str(folder / "manifest.jsonl"), "-o", str(folder / "out"), *COST_FLAGS.split()]
+    command += ["--cpus-per-task", str(os.cpu_count())]  # one task at a time
+    subprocess.run(command, env=child(), check=True, stdout=subprocess.DEVNULL)
     found = {}
     for line in (folder / "out" / "fleet.jsonl").read_text().splitlines():
         event = json.loads(line)
@@ -347,25 +339,6 @@ def cost(folder: Path) -> dict[str, object]:
             "MB_handed": round(effort["bytes"] / 1e6, 1),
         }
     return found
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("faults", "rehearsal", "cost"), help="measurement, see above")
-    parser.add_argument("folder", type=Path, help="new folder for clips and runs")
-    parser.add_argument("--tasks", type=int, default=10_000, help="tasks of `rehearsal` (10000)")
-    parser.add_argument("--epochs", type=int, default=60, help="epochs of each clip of `faults` (60)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    ask = parse()
-    folder = ask.folder.resolve()
-    if ask.what == "faults":
-        found = faults(folder, ask.epochs)
-    else:
-        found = rehearsal(folder, ask.tasks) if ask.what == "rehearsal" else cost(folder)
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

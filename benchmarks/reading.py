@@ -8,8 +8,6 @@ process of its own; the time is that of load_video, imports excluded. The ratio 
 
 from __future__ import annotations
 
-import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,9 +15,12 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
-from hnerv.data.video.clips import clip_path
+from common import child_environment
+
+from hnerv.flags import Parser
 from hnerv.geometry import parse_size
 
+READERS = ("pyav", "decord")
 READ = """
 import sys, time
 from hnerv.data.video import load_video
@@ -31,48 +32,49 @@ print(time.perf_counter() - start, video.reader, video.digest)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=600)
-    parser.add_argument("--size", default="1080x1920", metavar="HxW")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = Parser(prog="reading.py", description=__doc__)
+    parser.add_argument("--frames", type=int, default=600, help="frames of the file (600)")
+    parser.add_argument("--size", default="1080x1920", metavar="HxW", help="size of a frame (1080x1920)")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each reader reads the file (7)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bunny.mp4"
-        write(path, args.frames, *parse_size(args.size, "--size"))
-        rounds = [{reader: seconds(path, reader) for reader in ("pyav", "decord")} for _ in range(args.rounds)]
-    for reader in ("pyav", "decord"):
-        times = sorted(times[reader] for times in rounds)
+        write_video(path, args.frames, *parse_size(args.size, "--size"))
+        rounds = [{reader: read(path, reader) for reader in READERS} for _ in range(args.rounds)]
+    if len({digest for row in rounds for _, digest in row.values()}) > 1:
+        sys.exit("the readers return different pixels: their times cannot be compared")
+    for reader in READERS:
+        times = sorted(row[reader][0] for row in rounds)
         print(f"{reader:6} {median(times):.2f} s ({times[0]:.2f} to {times[-1]:.2f})")
-    print(f"decord / pyav {median(times['decord'] / times['pyav'] for times in rounds):.2f}")
+    print(f"decord / pyav {median(row['decord'][0] / row['pyav'][0] for row in rounds):.2f}")
 
 
-def write(path: Path, frames: int, height: int, width: int) -> None:
-    """The clip forwards and backwards until there are enough frames."""
+def write_video(path: Path, count: int, height: int, width: int) -> None:
+    """`count` frames of the clip, forwards and backwards in turns."""
     import av
+    from hnerv.data.video.clips import clip_path
 
     with av.open(str(clip_path("bunny"))) as source:
         pictures = [frame.reformat(width, height, "yuv420p") for frame in source.decode(video=0)]
+    there_and_back = [*pictures, *reversed(pictures)]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"crf": "22", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for number in range(frames):
-            place = number % (2 * len(pictures))
-            picture = pictures[min(place, 2 * len(pictures) - 1 - place)]
+        for number in range(count):
+            picture = there_and_back[number % len(there_and_back)]
             picture.pts, picture.time_base, picture.pict_type = number, Fraction(1, 24), 0
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
-def seconds(path: Path, reader: str) -> float:
-    """Of load_video. Stops where the file was read by another reader, or to other pixels than before."""
-    environment = os.environ | {"HNERV_READER": reader}
-    done = subprocess.run(
-        [sys.executable, "-c", READ, path], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    time, used, digest = done.stdout.split()
-    if used != reader or seconds.__dict__.setdefault("digest", digest) != digest:
-        sys.exit(f"{reader}: read by {used} to pixels {digest[:12]}: not comparable")
-    return float(time)
+def read(path: Path, reader: str) -> tuple[float, str]:
+    """(seconds of load_video, digest of the pixels). Exits if another reader was used."""
+    command, environment = [sys.executable, "-c", READ, path], child_environment(HNERV_READER=reader)
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    seconds, used, digest = output.split()
+    if used != reader:
+        sys.exit(f"the file was read by {used} instead of {reader}: install {reader}")
+    return float(seconds), digest
 
 
 if __name__ == "__main__":

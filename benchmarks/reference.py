@@ -1,7 +1,7 @@
-"""Compare with the published implementations: import their modules from a checkout and build the same network.
+"""Published HNeRV implementations, imported from a checkout, with the same network as ours.
 
 Their code is neither copied nor changed. Third-party modules that they import but a training step does not need are
-replaced by stand-ins if they are not installed.
+replaced by mocks if they are not installed.
 
 B frames per step, P patches per frame, H W frame size, h w patch size (pixels), h0 w0 embedding cells of one canvas.
 """
@@ -9,12 +9,11 @@ B frames per step, P patches per frame, H W frame size, h w patch size (pixels),
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -23,22 +22,23 @@ from unittest.mock import MagicMock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hnerv.config import Config, parse_pe
 from hnerv.data.store import Batch
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene
+from hnerv.model.decoder import stage_widths
 
-# Readers of videos, tables, codecs, plots, teachers: the step needs none. From timm it needs one initialisation.
-OPTIONAL = (
-    "imageio", "dahuffman", "pandas", "matplotlib.path", "pytorchvideo.data.encoded_video", "clip", "timm.models.layers"
-)  # fmt: skip
+OPTIONAL = ["imageio", "dahuffman", "pandas", "matplotlib.path", "pytorchvideo.data.encoded_video", "clip"]
+"""Readers of videos, tables, codecs, plots, CLIP. Also mocked, except for one initialisation: timm."""
+TIMM = "timm.models.layers"
 
 
-class Rival(NamedTuple):
-    """Theirs, ready to be timed: `step` is one optimiser step on our batch, `decode` maps no input to 8-bit frames.
+class Reference(NamedTuple):
+    """A model to be timed: `step` is one optimiser step on our batch, `decode` returns 8-bit frames.
 
-    `gmac` is 1e9 multiply-accumulates of one decoded frame, `parameters` counts all that is trained.
+    `gmac` is 1e9 multiply-accumulates of one decoded frame, `parameters` counts all trained ones.
     """
 
     parameters: int
@@ -48,16 +48,19 @@ class Rival(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A known implementation: its files, our settings for its network, what is fitted to the scene, its builder."""
+    """A known implementation: its files, our settings for its network, settings that depend on the scene, its builder.
+
+    `build(folder, config, our model, batch, frames at once)`.
+    """
 
     files: tuple[str, ...]
     settings: dict[str, object]
     fit: Callable[[Config, Scene, int], dict[str, object]]
-    build: Callable[[Path, Config, DualHeadHNeRV, Batch, int], Rival]
+    build: Callable[[Path, Config, DualHeadHNeRV, Batch, int], Reference]
 
 
 def recognise(folder: Path) -> tuple[str, Kind]:
-    """Which implementation a checkout holds. Raises UserError."""
+    """Name and kind of the implementation in a checkout. Raises UserError."""
     for name, kind in KINDS.items():
         if all((folder / file).is_file() for file in kind.files):
             return name, kind
@@ -65,61 +68,59 @@ def recognise(folder: Path) -> tuple[str, Kind]:
 
 
 def same_network(kind: Kind, config: Config) -> Config:
-    """Ours with the stages, activation, losses and optimiser of theirs; an upsampling RGB head becomes a stage."""
+    """Our configuration with their stages, activation, losses and optimiser. An upsampling RGB head becomes a stage."""
     model = config.model
     strides = (*model.dec_strides, *([model.rgb_stride] if model.rgb_stride > 1 else []))
-    common = {"dec_strides": strides, "rgb_stride": 1, "act": "gelu", "clip_loss": "cosine"}
-    steps = {"pixel_loss": "L2", "optimizer": "adam", "blend_freq": 0}
-    own = {"clip_site": len(strides), "clip_pool": 1} | kind.settings
-    return config.replaced(common | steps | own)
+    network = {"dec_strides": strides, "rgb_stride": 1, "act": "gelu", "clip_site": len(strides), "clip_pool": 1}
+    steps = {"clip_loss": "cosine", "pixel_loss": "L2", "optimizer": "adam", "blend_freq": 0}
+    return config.replaced(network | steps | kind.settings)
 
 
-def haochen(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batch, at_once: int) -> Rival:
-    """HNeRV of whole frames: their ConvNeXt encoder and their decoder."""
+def build_haochen(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batch, at_once: int) -> Reference:
+    """HNeRV of full frames: their ConvNeXt encoder and their decoder."""
     model_all, utils = import_theirs(folder, "model_all", "hnerv_utils")
     args = _arguments(config, ours.width)
     args.embed, args.enc_strds, args.vid = "", list(config.model.enc_strides), "video"
     args.enc_dim = f"{config.model.enc_width}_{config.model.embed_dim}"
-    frames = batch.frames.contiguous()  # as their loader gives them
+    frames = batch.frames.contiguous()  # (B, 3, H, W), as their loader returns them
     model = model_all.HNeRV(args).to(frames.device)
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.0)
     transform = model_all.TransformInput(args)
-    seen: list[Tensor] = []
+    kept: list[Tensor] = []
 
     def step() -> None:
         with as_they_run():
-            given, wanted, mask = transform(frames)
+            given, truth, mask = transform(frames)
             utils.adjust_lr(optimizer, 0.5, args)
             out, _, _ = model(given)
-            loss = utils.loss_fn(out * mask, wanted * mask, args.loss)
+            loss = utils.loss_fn(out * mask, truth * mask, args.loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            seen.append(utils.psnr_fn_single(out.detach(), wanted))
+            kept.append(utils.psnr_fn_single(out.detach(), truth))
 
     with torch.no_grad():
         codes = model.encoder(frames[:1])
     decoder = model_all.HNeRVDecoder(model)
-    decode = _decoding(lambda n: decoder(codes.expand(n, -1, -1, -1)), at_once)
-    return Rival(_count(model), _gmac(lambda: decoder(codes)), step, decode)
+    return _reference(model, step, lambda n: decoder(codes.expand(n, -1, -1, -1)), at_once)
 
 
-def alanjy(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batch, at_once: int) -> Rival:
-    """The dual-head network of patches, from positional encodings; a step takes every patch of our batch."""
+def build_alanjy(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batch, at_once: int) -> Reference:
+    """The dual-head network of patches with positional encodings. A step takes all B P patches of our batch."""
     model_file, utils = import_theirs(folder / "core", "model_patch_dual", "hnerv_utils")
     scene, grid = ours.scene, ours.scene.grid
     args = _arguments(config, ours.width)
     args.embed, args.clip_dim = f"pe_{config.model.pe}", scene.clip_dim
     args.fc_hw = "_".join(str(side) for side in _cells(config, scene))
     frames, times = batch.frames, batch.times / scene.frames
-    places = torch.tensor([grid.coords_of(p) for p in range(grid.patches)], dtype=torch.float32, device=frames.device)
-    yx = places / places.new_tensor([grid.rows, grid.cols])
-    coords = torch.cat([times[:, None, None].expand(-1, grid.patches, 1), yx.expand(len(times), -1, -1)], -1)
-    coords, patches, targets = coords.flatten(0, 1), grid.split(frames).flatten(0, 1).contiguous(), batch.clip
-    targets = targets.flatten(0, 1)
+    # Their input is (t, y, x), each in [0, 1): (B, P, 3) -> (B P, 3).
+    cells = torch.tensor([grid.coords_of(p) for p in range(grid.patches)], dtype=torch.float32, device=frames.device)
+    yx = (cells / cells.new_tensor([grid.rows, grid.cols])).expand(len(times), -1, -1)
+    coords = torch.cat([times[:, None, None].expand(-1, grid.patches, 1), yx], -1).flatten(0, 1)
+    patches, targets = grid.split(frames).flatten(0, 1).contiguous(), batch.clip.flatten(0, 1)
     model = model_file.DualHeadHNeRV(args).to(frames.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=0.0)
-    seen: list[object] = []
+    kept: list[object] = []
 
     def step() -> None:
         with as_they_run():
@@ -133,27 +134,24 @@ def alanjy(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batch, at_o
             # Their loop reads the norm of every gradient and every loss from the device, in every step.
             norms = {name: p.grad.data.norm(2).item() for name, p in model.named_parameters() if p.grad is not None}
             optimizer.step()
-            seen.extend((norms, pixel.item(), similarity.item(), total.item()))
-            seen.append(utils.psnr_fn_single(rgb.detach(), patches))
+            kept.extend((norms, pixel.item(), similarity.item(), total.item()))
+            kept.append(utils.psnr_fn_single(rgb.detach(), patches))
 
     frame = coords[: grid.patches]
-    decode = _decoding(lambda n: model(frame.repeat(n, 1))[0], at_once)
-    return Rival(_count(model), _gmac(lambda: model(frame)), step, decode)
+    return _reference(model, step, lambda n: model(frame.repeat(n, 1))[0], at_once)
 
 
-def alanjy_stem(config: Config, scene: Scene, width: int) -> dict[str, object]:
-    """The hidden width at which our two linear layers have the parameters of their one."""
-    codes, (_, count) = config.model.embed_dim, parse_pe(config.model.pe)
+def fit_alanjy(config: Config, scene: Scene, width: int) -> dict[str, object]:
+    """Settings that give both networks the same parameters.
+
+    Their stem is one linear layer from the positional encoding (E = 6 x frequencies numbers) to width x h0 w0; ours is
+    two with a hidden layer of s units, to codes x h0 w0, and a 1x1 convolution to the width:
+    (E + 1) width h0 w0 = (E + 1) s + (s + 1) codes h0 w0 + (codes + 1) width, solved for s.
+    """
+    codes, encoding = config.model.embed_dim, 6 * parse_pe(config.model.pe)[1]
     cells = math.prod(_cells(config, scene))
-    theirs = (6 * count + 1) * width * cells
-    hidden = (theirs - (codes + 1) * width - codes * cells) / (6 * count + 1 + codes * cells)
-    return {"pe_stem": max(1, round(hidden)), "clip_hidden": 2 * _last_width(config, width)}
-
-
-def _last_width(config: Config, width: int) -> int:
-    from hnerv.model.decoder import stage_widths
-
-    return stage_widths(width, config.model)[-1]
+    hidden = ((encoding + 1) * width * cells - (codes + 1) * width - codes * cells) / (encoding + 1 + codes * cells)
+    return {"pe_stem": max(1, round(hidden)), "clip_hidden": 2 * stage_widths(width, config.model)[-1]}
 
 
 def _cells(config: Config, scene: Scene) -> tuple[int, int]:
@@ -163,37 +161,25 @@ def _cells(config: Config, scene: Scene) -> tuple[int, int]:
 
 
 def _arguments(config: Config, width: int) -> SimpleNamespace:
-    """What both of their constructors and their learning rate read from their command line."""
+    """The flags that both constructors and learning rates read."""
     model = config.model
-    return SimpleNamespace(
-        ks=model.ks, num_blks="1_1", conv_type=["convnext", "pshuffel"], norm="none", act="gelu", out_bias="tanh",
-        reduce=model.reduce, lower_width=model.lower_width, dec_strds=list(model.dec_strides), fc_dim=width,
-        lr=0.001, lr_type="cosine_0.1_1_0.1", loss="L2",
-    )  # fmt: skip
+    network = {"ks": model.ks, "num_blks": "1_1", "conv_type": ["convnext", "pshuffel"], "norm": "none", "act": "gelu"}
+    widths = {"reduce": model.reduce, "lower_width": model.lower_width, "fc_dim": width, "out_bias": "tanh"}
+    steps = {"lr": 0.001, "lr_type": "cosine_0.1_1_0.1", "loss": "L2", "dec_strds": list(model.dec_strides)}
+    return SimpleNamespace(**network, **widths, **steps)
 
 
-def _decoding(forward: Callable[[int], Tensor], frames: int) -> Callable[[], Tensor]:
-    """A decode of that many frames to 8 bits, as `hnerv.evaluation.cost.decode_fps` does it with ours."""
+def _reference(model: nn.Module, step: Callable, forward: Callable[[int], Tensor], at_once: int) -> Reference:
+    """`forward(n)` decodes n frames to [0, 1]; `decode` rounds to 8 bits as `hnerv.evaluation.cost.decode_fps` does."""
 
     @torch.no_grad()
     def decode() -> Tensor:
         with as_they_run():
-            return forward(frames).mul(255).round().to(torch.uint8)
+            return forward(at_once).mul(255).round().to(torch.uint8)
 
-    return decode
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-@torch.no_grad()
-def _gmac(call: Callable[[], object]) -> float:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / 2 / 1e9
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(1)
+    return Reference(sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2 / 1e9, step, decode)
 
 
 def as_they_run() -> contextlib.AbstractContextManager:
@@ -202,51 +188,31 @@ def as_they_run() -> contextlib.AbstractContextManager:
 
 
 def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
-    """The modules of these names from `folder`, which leave no trace in sys.modules. Raises UserError."""
-    with stand_ins(), _front_of_path(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs to fix
-        held = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-        try:
-            return [importlib.import_module(name) for name in names]
-        except ImportError as error:
-            raise UserError(f"--reference {folder} cannot be imported ({error}): install its requirements") from error
-        finally:
-            for name in names:
-                sys.modules.pop(name, None)
-            sys.modules.update(held)
-
-
-@contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
-    """Stand-ins for the missing of OPTIONAL while theirs are imported."""
-    # Installed or not: theirs set decord's bridge when they are imported, and our reader would get other arrays.
-    names = ["decord", *(name for name in OPTIONAL if importlib.util.find_spec(name.split(".")[0]) is None)]
-    fakes: dict[str, object] = {}
-    for name in names:
+    """Modules of `folder`. Neither they nor mocks stay in sys.modules, and no file is written. Raises UserError."""
+    mocks: dict[str, object] = {}
+    # decord is mocked even if it is installed: they set its bridge, and our reader would get other arrays.
+    for name in ("decord", *(n for n in (*OPTIONAL, TIMM) if importlib.util.find_spec(n.split(".")[0]) is None)):
         parts = name.split(".")
-        fakes |= {".".join(parts[: i + 1]): MagicMock() for i in range(len(parts))}
-    if "timm.models.layers" in fakes:
-        fakes["timm.models.layers"] = SimpleNamespace(trunc_normal_=nn.init.trunc_normal_, DropPath=nn.Identity)
-    held = {name: sys.modules[name] for name in fakes if name in sys.modules}
-    sys.modules.update(fakes)
-    try:
-        yield
-    finally:
-        for name in fakes:
-            del sys.modules[name]
-        sys.modules.update(held)
-
-
-@contextlib.contextmanager
-def _front_of_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    # Nothing is written into their checkout.
+        mocks |= {".".join(parts[: i + 1]): MagicMock() for i in range(len(parts))}
+    if TIMM in mocks:
+        mocks[TIMM] = SimpleNamespace(trunc_normal_=nn.init.trunc_normal_, DropPath=nn.Identity)
+    replaced = [*names, *mocks]
+    held = {name: sys.modules.pop(name) for name in replaced if name in sys.modules}
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.modules.update(mocks)
+    sys.path.insert(0, str(folder))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise UserError(f"--reference {folder} cannot be imported ({error}): install its requirements") from error
     finally:
         sys.path.remove(str(folder))
         sys.dont_write_bytecode = writes
+        for name in replaced:
+            sys.modules.pop(name, None)
+        sys.modules.update(held)
 
 
 KINDS: dict[str, Kind] = {
@@ -254,12 +220,12 @@ KINDS: dict[str, Kind] = {
         ("train_nerv_all.py", "model_all.py", "hnerv_utils.py"),
         {"embedding": "encoder", "clip_weights": "none", "clip_targets": "", "clip_site": 1},
         lambda config, scene, width: {},
-        haochen,
+        build_haochen,
     ),
     "AlanjyHuang/HNeRV": Kind(
         ("core/train_patch_dual.py", "core/model_patch_dual.py", "core/hnerv_utils.py"),
         {"embedding": "pe"},
-        alanjy_stem,
-        alanjy,
+        fit_alanjy,
+        build_alanjy,
     ),
 }

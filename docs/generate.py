@@ -1,6 +1,6 @@
 """Write docs/flags.md from the parsers and docs/tags.md from the table of tags: `python docs/generate.py`.
 
-A test fails while a page differs from what this would write.
+A test fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pages() -> dict[str, str]:
 
 
 def flags_of_commands() -> list[str]:
-    """A section per command: the scripts, then the verbs."""
+    """A section per command: the scripts, then the subcommands of `hnerv`."""
     train = train_parser()
     parts = ["## train_patch_dual.py\n", *tables_of(train), f"```text\n{train.epilog}\n```\n"]
     parts += ["## eval.py\n", *tables_of(eval_parser())]
@@ -61,7 +61,7 @@ def tables_of(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) ->
 
 
 def row(action: argparse.Action) -> str:
-    """`-o`, `--output FILE` | its help."""
+    """| `-o`, `--output FILE` | help |."""
     names = list(action.option_strings)
     value = "" if action.nargs == 0 else action.metavar or "|".join(action.choices or ()) or action.dest.upper()
     value += " ..." if action.nargs in ("+", "*") else ""
@@ -71,8 +71,8 @@ def row(action: argparse.Action) -> str:
 
 
 def tag_table() -> str:
-    """A row per tag."""
-    rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]  # none has a | inside
+    """A row per tag. No text of a tag contains |."""
+    rows = [f"| `{t.name}` | {t.kind} | {t.when} | {t.definition} |" for t in tags().values()]
     return "\n".join(["| tag | kind | when | definition |", "|---|---|---|---|", *rows])
 
 

@@ -28,13 +28,13 @@ from hnerv.presets import PRESETS
 FRAME, PATCH = 59, 1
 """An unseen frame (data split 9_9_10) and the patch with the rabbit's head."""
 GAIN = 10
-"""Factor by which the difference is brightened."""
+"""Factor of the shown difference."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help=".hnerv file of the demo")
-    parser.add_argument("targets", type=Path, help="the targets it was trained on: embeddings (N, P, D)")
+    parser.add_argument("targets", type=Path, help="the targets of its training: embeddings (N, P, D)")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name("teaser.jpg"))
     args = parser.parse_args()
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def decoded_and_embedded(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (H, W, 3) of FRAME and the embeddings (N, P, D) of all patches, by the verbs."""
+    """The decoded FRAME (H, W, 3), uint8, and the predicted embeddings (N, P, D), written by `hnerv`."""
     with tempfile.TemporaryDirectory() as folder:
         hnerv(["decode", str(file), "-o", f"{folder}/frames", "--frames", f"{FRAME}:{FRAME + 1}"])
         hnerv(["embed", str(file), "-o", f"{folder}/embeddings.safetensors"])
@@ -81,7 +81,7 @@ def draw(source: np.ndarray, decoded: np.ndarray, scores: np.ndarray, output: Pa
 
 
 def show(axis: plt.Axes, picture: np.ndarray, title: str) -> None:
-    """A picture without ticks."""
+    """An image without ticks."""
     axis.imshow(picture, interpolation="lanczos")
     axis.set(title=title, xticks=[], yticks=[])
 

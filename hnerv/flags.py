@@ -11,12 +11,16 @@ import sys
 import typing
 from collections.abc import Container
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
 from hnerv.errors import UserError, shortened
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, Choice
 from hnerv.schedule import SCHEDULES
+
+if TYPE_CHECKING:
+    from hnerv.data.chunks import Wishes
 
 TITLES = {
     "video": "video",
@@ -117,8 +121,8 @@ def _hyphened(word: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Invocation:
-    """What `train_patch_dual.py` was asked for.
+class TrainArguments:
+    """The parsed command line of `train_patch_dual.py`.
 
     `settings` and `logging` hold the flags of `Config` and of `LogConfig` that were given; `preset` may be empty.
     """
@@ -152,9 +156,17 @@ class Invocation:
         return Choice.of(name, self.settings)
 
     @property
-    def in_segments(self) -> bool:
-        """Whether the video is to be divided. Raises UserError for wishes about segments where there are none."""
-        return check_segments(self.segment_frames, self.segment_scenes, self.segment_init)
+    def chunks(self) -> Wishes:
+        """The --segment- flags."""
+        from hnerv.data.chunks import Wishes
+
+        return Wishes(self.segment_frames, self.segment_scenes, self.segment_init)
+
+    def check(self) -> None:
+        """Raises UserError for settings that are refused before anything is loaded."""
+        check_segments(self.segment_frames, self.segment_scenes, self.segment_init)
+        self.resolve(cuda=False)
+        self.log  # noqa: B018 (checks the values)
 
     @property
     def log(self) -> LogConfig:
@@ -252,13 +264,13 @@ def check_segments(frames: int, scenes: bool, init: str) -> bool:
     return divided
 
 
-def parse_train(argv: list[str] | None = None) -> Invocation:
+def parse_train(argv: list[str] | None = None) -> TrainArguments:
     """The command line of `train_patch_dual.py`. Exits with status 2 and one line when it is malformed."""
     given = vars(train_parser().parse_args(argv))
-    own = {f.name: given.pop(f.name) for f in dataclasses.fields(Invocation) if f.name in given}
+    own = {f.name: given.pop(f.name) for f in dataclasses.fields(TrainArguments) if f.name in given}
     logging = {f.name: given.pop(f.name) for f in dataclasses.fields(LogConfig) if f.name in given}
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return Invocation(settings=settings, logging=logging, **own)
+    return TrainArguments(settings=settings, logging=logging, **own)
 
 
 def add_configuration(parser: Parser, without: dict[str, str]) -> None:

@@ -14,47 +14,35 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def quality(monkeypatch, film, tmp_path):
-    """The script as a module, its proxy replaced by the run in miniature."""
+def quality(monkeypatch, film):
+    """The script as a module; its proxy is a tiny run."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    import ladder
     import quality
 
     small = {"data": str(film), "data_split": "4_5_6", "dec_strides": (2, 2, 2), "dec_width": 6, "embed_dim": 4}
     small |= {"enc_strides": (2, 2, 2), "enc_width": 4, "clip_weights": "none", "epochs": 3, "eval_freq": 1, "lr": 0.01}
-    monkeypatch.setitem(ladder.SCALES, "proxy", small)
+    monkeypatch.setitem(quality.SCALES, "proxy", small)
     yield quality
-    for name in ("quality", "ladder"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("quality", None)
 
 
-def ask(quality, monkeypatch, out: Path, *words: str):
-    monkeypatch.setattr(sys, "argv", ["quality.py", "--out", str(out), *words])
-    return quality.parse()
-
-
-def test_every_rung_and_scale_is_a_configuration():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        from ladder import CLIP_LADDER, LADDER, SCALES
-    finally:
-        sys.path.remove(str(FOLDER))
-    for scale in SCALES.values():
-        for changes in (LADDER | CLIP_LADDER).values():
+def test_every_variant_and_scale_is_a_configuration(quality):
+    for scale in quality.SCALES.values():
+        for changes in (quality.LADDER | quality.CLIP_LADDER).values():
             Config().replaced(scale | changes)
 
 
-def test_a_row_is_trained_once_and_has_what_the_table_shows(quality, monkeypatch, tmp_path):
-    args = ask(quality, monkeypatch, tmp_path, "--only", "default", "no blends", "--seeds", "0", "1")
-    jobs = quality.plan(args)
-    assert [(job.variant, job.settings["seed"]) for job in jobs] == [
-        ("default", 0), ("no blends", 0), ("default", 1), ("no blends", 1)
-    ]  # fmt: skip
+def test_a_row_is_trained_once_and_has_the_values_of_the_table(quality, tmp_path):
+    flags = ["--out", str(tmp_path), "--only", "default", "no blends", "--seeds", "0", "1"]
+    jobs = quality.plan(quality.parse(flags))
+    assert [(job.settings["seed"], job.variant) for job in jobs] == [
+        (seed, variant) for seed in (0, 1) for variant in ("default", "no blends")
+    ]
     assert not any(map(quality.done, jobs))
     for job in jobs:
         quality.run(job)
     assert all(map(quality.done, jobs))
-    assert not any(quality.done(job) for job in quality.plan(ask(quality, monkeypatch, tmp_path, "--epochs", "4")))
+    assert not any(quality.done(job) for job in quality.plan(quality.parse([*flags, "--epochs", "4"])))
     rows = [json.loads(job.path.read_text()) for job in jobs]
     for row in rows:
         assert len(row["curve"]) == 3 and row["curve"][-1][1:] == [row["train_psnr_frame"], row["val_psnr_frame"]]
@@ -66,15 +54,15 @@ def test_a_row_is_trained_once_and_has_what_the_table_shows(quality, monkeypatch
     assert (tmp_path / "psnr.png").stat().st_size > 1000
 
 
-def test_equal_seconds_set_the_epochs(quality, monkeypatch, tmp_path):
-    (job,) = quality.plan(ask(quality, monkeypatch, tmp_path, "--only", "default", "--seeds", "0", "--seconds", "0.2"))
+def test_equal_seconds_set_the_epochs(quality, tmp_path):
+    flags = ["--out", str(tmp_path), "--only", "default", "--seeds", "0", "--seconds", "0.1"]
+    (job,) = quality.plan(quality.parse(flags))
     quality.run(job)
-    row = json.loads(job.path.read_text())
-    assert row["epochs"] >= 2 and quality.done(job)
+    assert json.loads(job.path.read_text())["epochs"] >= 2 and quality.done(job)
 
 
-def test_an_unknown_rung_is_one_line(quality, monkeypatch, tmp_path, capsys):
-    ask(quality, monkeypatch, tmp_path, "--only", "nonsense")
+def test_an_unknown_variant_is_one_line(quality, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--only", "nonsense"])
     with pytest.raises(SystemExit) as stop:
         quality.main()
     lines = capsys.readouterr().err.strip().splitlines()

@@ -170,11 +170,11 @@ def show_all(coded: list[Coded], path: Path) -> None:
     """What is in the file, and what coding cost, over all segments."""
     from hnerv.codec import open_film
     from hnerv.codec.describing import parts_table
-    from hnerv.evaluation import combined, table
+    from hnerv.evaluation import combine, table
 
     print(parts_table(open_film(path)))
     if coded[0].before:
-        before, after = combined([run.before for run in coded]), combined([run.after for run in coded])
+        before, after = combine([run.before for run in coded]), combine([run.after for run in coded])
         print(f"\nfrom the file:\n{table(after, coded[0].targets)}\n{lost(before, after)}")
 
 

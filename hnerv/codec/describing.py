@@ -5,6 +5,7 @@ from __future__ import annotations
 from hnerv.codec.file import Part, summed_by_part
 from hnerv.codec.segmented import Film
 from hnerv.metrics import bits_per_pixel
+from hnerv.tables import Column, format_table
 
 
 def rate_of(film: Film) -> float:
@@ -20,22 +21,33 @@ def all_parts(film: Film) -> list[Part]:
 
 def parts_table(film: Film) -> str:
     """A line per part, over all segments, and their sum, which is the file."""
-    rows = [f"{'part':24}{'parameters':>12}{'bits/param':>11}{'bytes':>13}{'bpp':>10}"]
-    parts = summed_by_part(all_parts(film))
+    columns = [
+        Column("part", "24"),
+        Column("parameters", ">12", ","),
+        Column("bits/param", ">11", ".3f"),
+        Column("bytes", ">13", ","),
+        Column("bpp", ">10", ".5f"),
+    ]
+    rows, parts = [], summed_by_part(all_parts(film))
     for name, parameters, size in (*parts, ("file", sum(part.parameters for part in parts), film.size)):
-        numbers, each = (f"{parameters:,}", f"{8 * size / parameters:.3f}") if parameters else ("-", "-")
         bpp = bits_per_pixel(size, film.frames, film.grid.height, film.grid.width)
-        rows.append(f"{name:24}{numbers:>12}{each:>11}{size:>13,}{bpp:>10.5f}")
-    return "\n".join(rows)
+        rows.append((name, parameters or None, 8 * size / parameters if parameters else None, size, bpp))
+    return format_table(columns, rows)
 
 
 def segments_table(film: Film) -> str:
     """A line per segment: where it is, what it takes."""
-    rows = [f"{'segment':24}{'frames':>16}{'bytes':>20}{'bpp':>10}"]
+    columns = [
+        Column("segment", "24"),
+        Column("frames", ">16"),
+        Column("bytes", ">20", ","),
+        Column("bpp", ">10", ".5f"),
+    ]
+    rows = []
     for number, part in enumerate(film.parts):
         bpp = bits_per_pixel(part.size, part.frames, film.grid.height, film.grid.width)
-        rows.append(f"{number:<24}{f'{part.first}:{part.first + part.frames}':>16}{part.size:>20,}{bpp:>10.5f}")
-    return "\n".join(rows)
+        rows.append((str(number), f"{part.first}:{part.first + part.frames}", part.size, bpp))
+    return format_table(columns, rows)
 
 
 def origin_lines(film: Film) -> str:

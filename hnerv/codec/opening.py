@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hnerv.codec.container import is_container, is_segmented_file
-from hnerv.codec.file import Bitstream
+from hnerv.codec.file import Bitstream, summed_by_part
 from hnerv.codec.segmented import open_film
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
@@ -25,6 +25,13 @@ def open_stream(
     Raises UserError when the file is damaged, or its video or targets are missing or do not belong to it.
     """
     return _opened(Bitstream(path), path.with_name(f"{path.stem}_eval"), device, data, unseen, clip_targets)
+
+
+def head_bytes(run: OpenedRun) -> int:
+    """Bytes of the CLIP head's section in the file that a run was opened from; 0 without a file or a head."""
+    if not run.coded_bytes:
+        return 0
+    return {part.name: part.size for part in summed_by_part(Bitstream(run.checkpoint).parts())}.get("clip_head", 0)
 
 
 def open_parts(

@@ -12,7 +12,7 @@ from hnerv.codec.segmented import FilePart, Film
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, predict, whole_batch
 from hnerv.model import DualHeadHNeRV
-from hnerv.timeline import Timeline, joined
+from hnerv.timeline import Timeline, concat_timelines
 
 SPARSE = 4
 """Times as many frames from the first to the last: from there on only what each of them needs is read."""
@@ -63,8 +63,8 @@ def film_times(film: Film, frames: Sequence[int]) -> Timeline:
     for part, group in film.by_part(frames):
         with _placed(film, part):
             clock = film.stream(part).scene.clock_from(part.first)
-        clocks.append(clock.chosen(frame - part.first for frame in group))
-    return joined(clocks)
+        clocks.append(clock.select(frame - part.first for frame in group))
+    return concat_timelines(clocks)
 
 
 @contextlib.contextmanager

@@ -110,10 +110,10 @@ class Driver:
             self.say(f"one line per video as it ends; `{again}` shows all (bpp*: estimate at 8 bits per parameter)")
             self.say(table.heading(self.width))
         with StopSignals() as stop, self.bar:
-            while (self.waiting or self.at_work) and not stop.asked:
+            while (self.waiting or self.at_work) and not stop.requested:
                 self.submit_some()
                 self.look(PAUSE)
-            if stop.asked:
+            if stop.requested:
                 self.stop(stop)
         self.ledger.mark({}, 0)
 

@@ -12,9 +12,9 @@ from hnerv.fleet.manifest import Video
 from hnerv.fleet.parcels import LATEST
 from hnerv.presets import Choice
 from hnerv.runs import Plan, SegmentedFolder, read_plan
+from hnerv.runs.folder import RunFolder
 from hnerv.runs.record import read_record
-from hnerv.training import RunFolder
-from hnerv.training.segmented import choice_of
+from hnerv.training.chunks import chunk_choice
 
 
 class Job(NamedTuple):
@@ -63,7 +63,7 @@ def in_segments(video: Video) -> bool:
 def segment_jobs(video: Video, plan: Plan) -> list[Job]:
     """A run for each segment."""
     names = [f"{video.name}/segments/{segment.name}" for segment in plan.segments]
-    choices = [choice_of(segment, video.choice) for segment in plan.segments]
+    choices = [chunk_choice(segment, video.choice) for segment in plan.segments]
     befores = ["", *names]
     return [
         Job(name, video, choice, "train", "" if name == names[0] else names[0], before, segment.count)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from hnerv.data.video import CLIPS, is_remote
 from hnerv.data.video.images import list_images
-from hnerv.data.video.remote import fetch
+from hnerv.data.video.sources import download
 from hnerv.errors import UserError
 
 MOST = 4 << 30
@@ -102,7 +102,7 @@ def locate(place: Place, sent: bytes | None) -> Path | None:
     if place.data in CLIPS:
         return None
     if is_remote(place.data):
-        return _kept(place, lambda folder: fetch(place.data, folder))
+        return _kept(place, lambda folder: download(place.data, folder))
     path = Path(place.source)
     if place.mark and mark_of(path) != place.mark:
         raise Absent(place.source)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.fleet.ledger import Mark, Standing, read_marks, read_standing
+from hnerv.tables import Column, format_row
 
 MANIFEST, TABLE = "manifest.jsonl", "fleet.csv"
 STATES = ("finished", "failed", "begun", "waiting")
@@ -159,13 +160,17 @@ def heading(width: int) -> str:
 
 def line(row: Row, width: int = 0) -> str:
     """One video."""
-    cells = [
-        _cell(row.psnr, "6.2f"), _cell(row.psnr_unseen, "6.2f"), _cell(row.bpp_estimate_8bit, "7.4f"),
-        _cell(row.clip_sim, "5.3f"), _cell(row.seconds, "7.0f"), f"{row.retries:7}",
-    ]  # fmt: skip
+    columns = [
+        Column("video", str(width)),
+        Column("state", "9", gap=2),
+        Column("PSNR", ">6", ".2f", gap=1),
+        Column("unseen", ">6", ".2f", gap=2),
+        Column("bpp*", ">7", ".4f", gap=2),
+        Column("sim", ">5", ".3f", gap=2),
+        Column("seconds", ">7", ".0f", gap=2),
+        Column("retries", ">7", gap=2),
+        Column("cause", "", gap=2),
+    ]
     state = f"{row.progress:4.0%} done" if row.state == "begun" and row.progress else row.state
-    return f"{row.name:{width}}  {state:9} {'  '.join(cells)}{'  ' + row.cause if row.cause else ''}"
-
-
-def _cell(value: float | None, form: str) -> str:
-    return f"{'–':>{form.split('.')[0]}}" if value is None else f"{value:{form}}"
+    numbers = row.psnr, row.psnr_unseen, row.bpp_estimate_8bit, row.clip_sim, row.seconds, row.retries
+    return format_row(columns, [row.name, state, *numbers, row.cause], missing="–")

@@ -25,7 +25,7 @@ from hnerv.runs.record import RunRecord
 if TYPE_CHECKING:
     from hnerv.fleet.places import Place
     from hnerv.runs import Plan, Wishes
-    from hnerv.training import Trainer
+    from hnerv.training.trainer import Trainer
 
 SHARE, ALLOWANCE = 100, 2.0
 """Checkpoints are handed over while that has taken no more than ALLOWANCE seconds and a SHAREth of the run's time."""
@@ -110,18 +110,27 @@ def train(task: Task, parcel: Parcel, sent: bytes | None, courier: Courier) -> O
 
 
 def _train(task: Task, folder: Path, sent: bytes | None, handing: Handing) -> Outcome:
-    from hnerv.fleet.places import locate
-    from hnerv.training import Found, How, Limits, RunFolder, train_run
+    import torch
 
-    path = locate(task.place, sent)
-    found = Found(path, task.place.source) if path else None
-    device = pick_device(task.device)
-    initial = _initial(task, folder.parent)
-    how = How(
-        device, task.log, Limits(), task.like, initial, task.frames, found, gpu_share=task.gpu_share,
-        saved=handing.saved,
-    )  # fmt: skip
-    train_run(task.choice, RunFolder(folder, False), how)
+    from hnerv.data.store import load_material
+    from hnerv.fleet.places import locate
+    from hnerv.model import build_model
+    from hnerv.runs.folder import RunFolder
+    from hnerv.training.optim import build_optimizer
+    from hnerv.training.run import ChunkRun, RuntimeOptions, check_settings, device_errors, fit
+
+    path, device = locate(task.place, sent), pick_device(task.device)
+    options = RuntimeOptions(device, task.log, gpu_share=task.gpu_share, on_save=handing.saved)
+    check_settings(task.choice.config, task.log)
+    chunk = ChunkRun(task.choice, RunFolder(folder, False), task.frames, _initial(task, folder.parent), task.like)
+    config = chunk.config
+    with device_errors(config, chunk.folder.latest):
+        material = load_material(config.replaced({"data": str(path)}) if path else config, device, progress=True)
+        if path:  # the record names the video as the driver knows it
+            material = material._replace(video=material.video._replace(source=task.place.source))
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
+        fit(chunk, material, model, build_optimizer(model, config.train), options)
     handing.all()
     return Outcome("finished")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hnerv.config import ModelConfig, VideoConfig
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
-from hnerv.timeline import Timeline, exact_rate, joined
+from hnerv.timeline import Timeline, concat_timelines, exact_rate
 
 LARGEST = 1 << 24
 """Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
@@ -82,7 +82,7 @@ def joined_scene(scenes: Sequence[Scene]) -> Scene:
         val += [frames + position for position in scene.val]
         clocks.append(scene.clock_from(frames))
         frames += scene.frames
-    times = joined(clocks)
+    times = concat_timelines(clocks)
     constant = times == Timeline(1 / exact_rate(scenes[0].fps), tuple(range(frames)))
     return dataclasses.replace(
         scenes[0], frames=frames, train=tuple(train), val=tuple(val), times=None if constant else times

@@ -13,8 +13,16 @@ import torch
 
 from hnerv.data.clip import warned_once
 from hnerv.errors import UserError
-from hnerv.evaluation import OpenedRun, add_to_summary, cost_of, decoded_frames, evaluate, open_run, write_files
-from hnerv.evaluation.semantics import as_dict, measure
+from hnerv.evaluation import (
+    OpenedRun,
+    add_to_summary,
+    compare_head,
+    cost_of,
+    decoded_frames,
+    evaluate,
+    open_run,
+    write_evaluation,
+)
 from hnerv.report.results import Measurement, RunResults, is_current, read_run
 from hnerv.runs import parts_of, targets_of
 from hnerv.runs.chunks import Part
@@ -168,10 +176,10 @@ def _evaluated(chunk: RunResults, part: Part, options: ReportOptions, alone: boo
     try:
         if not is_current(chunk.folder, opened.epoch, checkpoint):
             report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
-            write_files(opened, report, cost_of(opened.model))
+            write_evaluation(opened, report, cost_of(opened))
             chunk = read_run(chunk.folder)
         if alone and opened.model.clip_head is not None and not chunk.baselines:
-            add_to_summary(chunk.folder, chunk.summary, "semantics", as_dict(measure(opened, progress=True)))
+            add_to_summary(chunk.folder, chunk.summary, "semantics", compare_head(opened, progress=True).to_dict())
     except UserError as error:
         raise _Missing(f"The evaluation could not be saved: {error}") from error
     return opened

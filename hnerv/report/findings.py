@@ -304,7 +304,7 @@ def _circumstances(run: RunResults) -> list[Finding]:
 
 def _against_baselines(run: RunResults) -> list[Finding]:
     """Whether the CLIP head is closer to the targets than the mean embedding, and than a PCA table of as many bytes."""
-    from hnerv.evaluation.semantics.comparing import MEAN, PCA
+    from hnerv.evaluation.head_comparison import MEAN, PCA
 
     centred = {row.name: row.unseen["centred"] for row in run.baselines if "centred" in row.unseen}
     baselines = {name: centred[name] for name in (MEAN, PCA) if name in centred}

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from hnerv import __version__
 from hnerv.config import differences
 from hnerv.errors import UserError
+from hnerv.evaluation import estimated_rate
 from hnerv.files import replacing
-from hnerv.metrics import bits_per_pixel
 from hnerv.report.contents import ERROR_TOP, RunReport
 from hnerv.report.findings import RULES, findings_of
 from hnerv.report.plots import Plot, distribution_plots, frame_plots, patch_plots, training_plots
 from hnerv.report.results import RunResults
-from hnerv.training.report import command_line
+from hnerv.training.pages import command_line
 
 SPLIT_ROWS = (
     (
@@ -129,7 +129,7 @@ def summary_rows(runs: list[RunResults]) -> list[tuple[str, str, list[list[str]]
 def _run_numbers(run: RunResults) -> dict[tuple[str, str], str]:
     """{(label, help): cell} of the numbers that do not belong to a split."""
     scene, parameters = run.record.scene, run.record.parameters
-    rate = bits_per_pixel(parameters, scene.frames, scene.height, scene.width)
+    rate = estimated_rate(parameters, scene)
     gap, fps = run.values.get("Eval/Gap/psnr_gap"), run.summary.get("decode_fps")
     return {
         ("generalisation gap, dB", "training minus unseen PSNR, mean of patches"): _number(gap, "{:.2f}"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import UserError
-from hnerv.evaluation.combining import combined
+from hnerv.evaluation import combine
 from hnerv.files import read_json
 from hnerv.model import joined_scene
 from hnerv.runs import parts_of
@@ -146,7 +146,7 @@ def _joined(chunks: Sequence[RunResults]) -> RunResults:
     return chunks[0]._replace(
         record=joined_record,
         curves=_mean_curves(chunks),
-        values=combined([chunk.values for chunk in measured]),
+        values=combine([chunk.values for chunk in measured]),
         values_epoch=min((chunk.values_epoch for chunk in measured), default=0),
         summary=_joined_summary(chunks),
         frames=[row._replace(frame=row.frame + chunk.first) for chunk in chunks for row in chunk.frames],

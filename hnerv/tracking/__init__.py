@@ -4,6 +4,5 @@ from hnerv.tracking.logger import NullLogger, RunLogger, events_folder, metrics_
 from hnerv.tracking.projector import Points
 from hnerv.tracking.tags import split_label, split_name, tags
 
-__all__ = [
-    "NullLogger", "Points", "RunLogger", "events_folder", "metrics_file", "rewind", "split_label", "split_name", "tags"
-]  # fmt: skip
+__all__ = ["NullLogger", "Points", "RunLogger", "events_folder", "metrics_file", "rewind"]
+__all__ += ["split_label", "split_name", "tags"]

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, one line per epoch elsewhere."""
+"""Progress in the terminal: a bar, or one line per epoch where stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from tqdm import tqdm
 
 from hnerv.tracking.tags import split_name
 
+# label, tag, format
+_EPOCH = (
+    ("PSNR", "Train/PSNR", ".2f"),
+    ("pixel", "Train/Loss/pixel_loss", ".2e"),
+    ("clip", "Train/Loss/clip_loss", ".4f"),
+    ("total", "Train/Loss/total_loss", ".2e"),
+    ("lr", "Train/learning_rate", ".1e"),
+)
+_EVALUATION = (("PSNR", "psnr", ".2f"), ("full-frame PSNR", "psnr_frame", ".2f"), ("similarity", "clip_sim", ".4f"))
+
 
 class Console:
-    """Counts steps; `epoch` prints the values that the logger was given."""
+    """Counts steps and prints the values that the logger writes."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
         self.epochs = epochs
@@ -26,45 +36,30 @@ class Console:
     def step(self) -> None:
         self._bar.update(1)
 
-    def back(self, step: int) -> None:
-        """So many steps count as done, fewer than before."""
+    def set_step(self, step: int) -> None:
+        """Move the bar back to a number of completed steps, after a rollback."""
         self._bar.n = step
         self._bar.refresh()
 
     def epoch(self, epoch: int, values: dict[str, float], seconds: float) -> None:
-        """`epoch` counts from 1; `values` by tag."""
-        words = [f"{name} {values[tag]:{form}}" for name, tag, form in _WORDS if tag in values]
-        line = f"epoch {epoch:>4}/{self.epochs}  {'  '.join(words)}  {seconds:.1f} s"
+        """Show an epoch, counted from 1. values: {tag: value}."""
+        text = "  ".join(f"{label} {values[tag]:{form}}" for label, tag, form in _EPOCH if tag in values)
         if self._bar.disable:
-            self.say(line)
+            self.print_line(f"epoch {epoch:>4}/{self.epochs}  {text}  {seconds:.1f} s")
         else:
-            self._bar.set_postfix_str("  ".join(words))
+            self._bar.set_postfix_str(text)
 
     def evaluation(self, epoch: int, values: dict[str, float], unseen: str = "") -> None:
-        """One line about an evaluation, by tag. `unseen` as in `split_name`."""
+        """Print one line about an evaluation. values: {tag: value}; unseen: as in `split_name`."""
         words = [
-            f"{split_name(split, unseen)} {name} {values[tag]:{form}}"
-            for name, quantity, form in _EVAL_WORDS
+            f"{split_name(split, unseen)} {label} {values[tag]:{form}}"
+            for label, quantity, form in _EVALUATION
             for split in ("train", "val")
             if (tag := f"Eval/Frame/{split}_{quantity}") in values
         ]
-        self.say(f"eval  {epoch:>4}/{self.epochs}  {'  '.join(words)}")
+        self.print_line(f"eval  {epoch:>4}/{self.epochs}  {'  '.join(words)}")
 
-    def say(self, line: str) -> None:
-        """A line that does not break the bar."""
+    def print_line(self, line: str) -> None:
+        """Print above the bar, to stdout."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-
-
-_WORDS = (
-    ("PSNR", "Train/PSNR", ".2f"),
-    ("pixel", "Train/Loss/pixel_loss", ".2e"),
-    ("clip", "Train/Loss/clip_loss", ".4f"),
-    ("total", "Train/Loss/total_loss", ".2e"),
-    ("lr", "Train/learning_rate", ".1e"),
-)
-_EVAL_WORDS = (
-    ("PSNR", "psnr", ".2f"),
-    ("full-frame PSNR", "psnr_frame", ".2f"),
-    ("similarity", "clip_sim", ".4f"),
-)

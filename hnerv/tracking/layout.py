@@ -2,115 +2,96 @@
 
 from __future__ import annotations
 
+import re
+
 from hnerv.tracking.tags import tags
 
-_EVAL = ("train", "val")
 
-CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
+def expand(names: str) -> tuple[str, ...]:
+    """'a{x,y} b' -> ('ax', 'ay', 'b'), as a shell does. {n}, which has no comma, is left as it is."""
+    found: list[str] = []
+    for name in names.split():
+        group = re.search(r"\{(\w*(?:,\w*)+)\}", name)
+        alternatives = group[1].split(",") if group else []
+        found += [tag for part in alternatives for tag in expand(name[: group.start()] + part + name[group.end() :])]
+        found += [] if group else [name]
+    return tuple(found)
+
+
+_MARGIN = "mean between worst and best"
+_CHARTS = {
     "Overview": {
-        "PSNR of training and unseen frames (dB)": ("Train/PSNR", "Eval/Frame/val_psnr"),
-        "total loss": ("Train/Loss/total_loss",),
-        "learning rate": ("Train/learning_rate",),
+        "PSNR of training and unseen frames (dB)": "Train/PSNR Eval/Frame/val_psnr",
+        "total loss": "Train/Loss/total_loss",
+        "learning rate": "Train/learning_rate",
     },
     "Loss breakdown": {
-        "total loss and its terms": (
-            "Train/Loss/total_loss", "Train/Loss/pixel_loss", "Train/Loss/clip_loss_weighted",
-        ),
-        "share of the total loss (%)": ("Train/Loss/pixel_share", "Train/Loss/clip_share"),
-        "CLIP loss": ("Train/Loss/clip_loss",),
-        "pixel loss / CLIP loss": ("Train/Loss/pixel_to_clip_ratio",),
-        "CLIP loss weight": ("Train/clip_weight",),
-        "stability: smoothness and spikes": ("Train/Stability/smoothness", "Train/Stability/spike_ratio"),
-        "stability: trend of ln(loss) per 100 steps": ("Train/Stability/trend_slope",),
+        "total loss and its terms": "Train/Loss/{total_loss,pixel_loss,clip_loss_weighted}",
+        "share of the total loss (%)": "Train/Loss/{pixel,clip}_share",
+        "CLIP loss": "Train/Loss/clip_loss",
+        "pixel loss / CLIP loss": "Train/Loss/pixel_to_clip_ratio",
+        "CLIP loss weight": "Train/clip_weight",
+        "stability: smoothness and spikes": "Train/Stability/{smoothness,spike_ratio}",
+        "stability: trend of ln(loss) per 100 steps": "Train/Stability/trend_slope",
     },
     "Gradients": {
-        "gradient norm before and after clipping": ("Train/Gradients/total_norm", "Train/Gradients/total_norm_clipped"),
-        "gradient norm by part": (
-            "Train/Gradients/rgb_head_norm", "Train/Gradients/clip_head_norm", "Train/Gradients/decoder_norm",
-            "Train/Gradients/embedding_norm",
-        ),
-        "gradient norm, RGB head / CLIP head": ("Train/Gradients/rgb_to_clip_ratio",),
-        "clipped steps (%)": ("Train/Gradients/clipped_share",),
+        "gradient norm before and after clipping": "Train/Gradients/total_norm{,_clipped}",
+        "gradient norm by part": "Train/Gradients/{rgb_head,clip_head,decoder,embedding}_norm",
+        "gradient norm, RGB head / CLIP head": "Train/Gradients/rgb_to_clip_ratio",
+        "clipped steps (%)": "Train/Gradients/clipped_share",
     },
     "Evaluation": {
-        "PSNR of unseen frames: mean between worst and best (dB)": (
-            "Eval/Frame/val_psnr", "Eval/PSNR_Stats/val_min", "Eval/PSNR_Stats/val_max",
-        ),
-        "PSNR of training frames: mean between worst and best (dB)": (
-            "Eval/Frame/train_psnr", "Eval/PSNR_Stats/train_min", "Eval/PSNR_Stats/train_max",
-        ),
-        "full-frame PSNR (dB)": tuple(f"Eval/Frame/{s}_psnr_frame" for s in _EVAL),
-        "MS-SSIM": tuple(f"Eval/Frame/{s}_ms_ssim" for s in _EVAL),
-        "similarity": tuple(f"Eval/Frame/{s}_clip_sim" for s in _EVAL),
-        "centred similarity": tuple(f"Eval/Frame/{s}_clip_sim_centred" for s in _EVAL),
-        "recall@1": tuple(f"Eval/Frame/{s}_clip_retrieval" for s in _EVAL),
-        "recall@5 and recall@10": tuple(
-            f"Eval/Frame/{s}_clip_recall{top}" for s in _EVAL for top in (5, 10)
-        ),
-        "overlap@10": tuple(f"Eval/Frame/{s}_clip_overlap10" for s in _EVAL),
-        "Spearman": tuple(f"Eval/Frame/{s}_clip_spearman" for s in _EVAL),
-        "generalisation gap in PSNR (dB)": ("Eval/Gap/psnr_gap",),
-        "generalisation gap in similarity": ("Eval/Gap/clip_sim_gap",),
+        f"PSNR of unseen frames: {_MARGIN} (dB)": "Eval/Frame/val_psnr Eval/PSNR_Stats/val_{min,max}",
+        f"PSNR of training frames: {_MARGIN} (dB)": "Eval/Frame/train_psnr Eval/PSNR_Stats/train_{min,max}",
+        "full-frame PSNR (dB)": "Eval/Frame/{train,val}_psnr_frame",
+        "MS-SSIM": "Eval/Frame/{train,val}_ms_ssim",
+        "similarity": "Eval/Frame/{train,val}_clip_sim",
+        "centred similarity": "Eval/Frame/{train,val}_clip_sim_centred",
+        "recall@1": "Eval/Frame/{train,val}_clip_retrieval",
+        "recall@5 and recall@10": "Eval/Frame/{train,val}_clip_recall{5,10}",
+        "overlap@10": "Eval/Frame/{train,val}_clip_overlap10",
+        "Spearman": "Eval/Frame/{train,val}_clip_spearman",
+        "generalisation gap in PSNR (dB)": "Eval/Gap/psnr_gap",
+        "generalisation gap in similarity": "Eval/Gap/clip_sim_gap",
     },
     "Statistics": {
-        "standard deviation of PSNR over frames (dB)": tuple(f"Eval/PSNR_Stats/{s}_std" for s in _EVAL),
-        "standard deviation of PSNR over patches (dB)": tuple(f"Eval/Patch/{s}_psnr_std" for s in _EVAL),
-        "standard deviation of similarity over patches": tuple(f"Eval/Patch/{s}_clip_sim_std" for s in _EVAL),
-        "feature mean by stage": ("Model/Features/stage{n}_mean",),
-        "feature standard deviation by stage": ("Model/Features/stage{n}_std",),
-        "parameters of each head": tuple(
-            f"Model/Params/{head}_{what}" for head in ("rgb_head", "clip_head") for what in ("mean", "std")
-        ),
+        "standard deviation of PSNR over frames (dB)": "Eval/PSNR_Stats/{train,val}_std",
+        "standard deviation of PSNR over patches (dB)": "Eval/Patch/{train,val}_psnr_std",
+        "standard deviation of similarity over patches": "Eval/Patch/{train,val}_clip_sim_std",
+        "feature mean by stage": "Model/Features/stage{n}_mean",
+        "feature standard deviation by stage": "Model/Features/stage{n}_std",
+        "parameters of each head": "Model/Params/{rgb,clip}_head_{mean,std}",
     },
     "Performance": {
-        "step time by part (ms)": tuple(
-            f"Train/Performance/{part}_ms" for part in ("forward", "backward", "optimizer", "graph")
-        ),
-        "patches per second": ("Train/Performance/patches_per_second",),
-        "epoch time (s)": ("Train/Performance/epoch_seconds",),
-        "time spent on data and logging (%)": ("Train/Performance/data_share", "Train/Performance/logging_share"),
-        "memory (MiB)": (
-            "Train/Performance/host_memory_mib",
-            *(f"Train/Performance/gpu_memory_{what}_mib" for what in ("allocated", "reserved", "peak")),
-        ),
-        "GPU utilisation (%)": ("Train/Performance/gpu_utilisation",),
+        "step time by part (ms)": "Train/Performance/{forward,backward,optimizer,graph}_ms",
+        "patches per second": "Train/Performance/patches_per_second",
+        "epoch time (s)": "Train/Performance/epoch_seconds",
+        "time spent on data and logging (%)": "Train/Performance/{data,logging}_share",
+        "memory (MiB)": "Train/Performance/{host_memory,gpu_memory_allocated,gpu_memory_reserved,gpu_memory_peak}_mib",
+        "GPU utilisation (%)": "Train/Performance/gpu_utilisation",
     },
     "Embedding health": {
-        **{
-            f"similarity of {name} patches: mean between worst and best": (
-                f"Eval/Frame/{s}_clip_sim", f"Eval/Patch/{s}_clip_sim_min", f"Eval/Patch/{s}_clip_sim_max",
-            )
-            for s, name in zip(_EVAL, ("training", "unseen"), strict=True)
-        },
-        "standard deviation per dimension: mean and minimum": tuple(
-            f"Eval/Embedding/{s}_std_{w}" for s in _EVAL for w in ("mean", "min")
-        ),
-        "effective rank: predicted and true": tuple(
-            f"Eval/Embedding/{s}_{w}_rank" for s in _EVAL for w in ("effective", "target")
-        ),
-        "mean pairwise similarity: predicted and true": tuple(
-            f"Eval/Embedding/{s}_{w}pairwise_sim" for s in _EVAL for w in ("", "target_")
-        ),
-        "embedding norm before normalisation": tuple(f"Eval/Embedding/{s}_norm" for s in _EVAL),
-        "normalised MSE": tuple(f"Eval/Patch/{s}_clip_nmse" for s in _EVAL),
+        f"similarity of training patches: {_MARGIN}": "Eval/Frame/train_clip_sim Eval/Patch/train_clip_sim_{min,max}",
+        f"similarity of unseen patches: {_MARGIN}": "Eval/Frame/val_clip_sim Eval/Patch/val_clip_sim_{min,max}",
+        "standard deviation per dimension: mean and minimum": "Eval/Embedding/{train,val}_std_{mean,min}",
+        "effective rank: predicted and true": "Eval/Embedding/{train,val}_{effective,target}_rank",
+        "mean pairwise similarity: predicted and true": "Eval/Embedding/{train,val}_{,target_}pairwise_sim",
+        "embedding norm before normalisation": "Eval/Embedding/{train,val}_norm",
+        "normalised MSE": "Eval/Patch/{train,val}_clip_nmse",
     },
-}  # fmt: skip
-"""Category -> chart -> names of the table of tags. A title with 'between' is a margin chart: value, lower, upper."""
+}
+CHARTS = {category: {title: expand(names) for title, names in charts.items()} for category, charts in _CHARTS.items()}
+"""Category -> chart -> names in the table of tags. A title with _MARGIN is a margin chart: value, lower, upper."""
 
 
 def layout() -> dict[str, dict[str, list]]:
-    """CHARTS as `SummaryWriter.add_custom_scalars` takes them.
-
-    The page matches the tags of a line chart as regular expressions, at their beginning, so they are anchored; those
-    of a margin chart it escapes and compares as they are.
-    """
-    return {
-        category: {title: _chart(title, names) for title, names in charts.items()}
-        for category, charts in CHARTS.items()
-    }
+    """CHARTS in the form that `SummaryWriter.add_custom_scalars` takes."""
+    return {category: {title: _chart(title, charts[title]) for title in charts} for category, charts in CHARTS.items()}
 
 
 def _chart(title: str, names: tuple[str, ...]) -> list:
-    if "between" in title:
+    # The page takes the tags of a line chart for regular expressions, matched at the start of a tag: "clip_loss" would
+    # also draw "clip_loss_weighted", so they are anchored. It compares the tags of a margin chart as plain text.
+    if _MARGIN in title:
         return ["Margin", list(names)]
     return ["Multiline", [tags()[name].pattern for name in names]]

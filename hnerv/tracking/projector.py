@@ -1,4 +1,4 @@
-"""The files that TensorBoard's projector reads, beside the events: points, what is known of each, thumbnails."""
+"""The files that TensorBoard's projector reads from the events folder: vectors, metadata and thumbnails."""
 
 from __future__ import annotations
 
@@ -16,9 +16,21 @@ from hnerv.files import replacing
 THUMBNAIL = 32
 """Height and width of a thumbnail, pixels."""
 
+CONFIG = f"""embeddings {{
+  tensor_name: "patch embeddings"
+  tensor_path: "projector/vectors.tsv"
+  metadata_path: "projector/metadata.tsv"
+  sprite {{
+    image_path: "projector/sprite.png"
+    single_image_dim: {THUMBNAIL}
+    single_image_dim: {THUMBNAIL}
+  }}
+}}
+"""
+
 
 class Points(NamedTuple):
-    """vectors (M, D); columns {name: M words}; thumbnails (M, h, w, 3) uint8, at most 2048 of them."""
+    """vectors (M, D); columns {name: M values}; thumbnails (M, h, w, 3) uint8, at most 2048 of them."""
 
     vectors: np.ndarray
     columns: dict[str, Sequence[object]]
@@ -26,49 +38,33 @@ class Points(NamedTuple):
 
 
 def write_points(events: Path, points: Points) -> None:
-    """projector_config.pbtxt, and the folder projector/ that it points to. Raises OSError."""
-    folder = events / "projector"
-    _write(folder / "vectors.tsv", _table(points.vectors))
-    rows = zip(*points.columns.values(), strict=True)
-    lines = ["\t".join(points.columns), *("\t".join(map(str, row)) for row in rows)]
-    _write(folder / "metadata.tsv", ("\n".join(lines) + "\n").encode())
-    _write(folder / "sprite.png", _sprite(points.thumbnails))
-    _write(events / "projector_config.pbtxt", _config())
+    """Write projector_config.pbtxt and the folder projector/ that it refers to. Raises OSError.
 
-
-def _table(vectors: np.ndarray) -> bytes:
-    text = io.StringIO()
-    np.savetxt(text, vectors, fmt="%.4g", delimiter="\t")
-    return text.getvalue().encode()
+    Unlike `SummaryWriter.add_embedding`, this replaces earlier points, each file atomically.
+    """
+    vectors = io.BytesIO()
+    np.savetxt(vectors, points.vectors, fmt="%.4g", delimiter="\t")
+    rows = [points.columns, *zip(*points.columns.values(), strict=True)]
+    metadata = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    files = {
+        "projector/vectors.tsv": vectors.getvalue(),
+        "projector/metadata.tsv": metadata.encode(),
+        "projector/sprite.png": _sprite(points.thumbnails),
+        "projector_config.pbtxt": CONFIG.encode(),
+    }
+    for name, data in files.items():
+        with replacing(events / name) as file:
+            file.write(data)
 
 
 def _sprite(thumbnails: np.ndarray) -> bytes:
-    """A square of cells, row by row, as the projector cuts it up."""
+    """PNG of a square sheet, side x side cells filled row by row; the projector cuts it by single_image_dim."""
     side = math.ceil(math.sqrt(len(thumbnails)))
     sheet = np.zeros((side * side, THUMBNAIL, THUMBNAIL, 3), np.uint8)
     for cell, picture in zip(sheet, thumbnails, strict=False):
         cell[:] = np.asarray(Image.fromarray(picture).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    # (row, column, y, x) -> (row, y, column, x): pixels of one image line become neighbours
     sheet = sheet.reshape(side, side, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2)
     file = io.BytesIO()
     Image.fromarray(sheet.reshape(side * THUMBNAIL, side * THUMBNAIL, 3)).save(file, "PNG", compress_level=3)
     return file.getvalue()
-
-
-def _config() -> bytes:
-    from google.protobuf import text_format
-    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
-
-    config = ProjectorConfig()
-    embedding = config.embeddings.add(
-        tensor_name="patch embeddings",
-        tensor_path="projector/vectors.tsv",
-        metadata_path="projector/metadata.tsv",
-    )
-    embedding.sprite.image_path = "projector/sprite.png"
-    embedding.sprite.single_image_dim.extend([THUMBNAIL, THUMBNAIL])
-    return text_format.MessageToString(config).encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as file:
-        file.write(data)

@@ -1,4 +1,4 @@
-"""The one table of TensorBoard tags, `tags.tsv` beside this file. A tag that is not in it cannot be written."""
+"""The table of TensorBoard tags, `tags.tsv` in this folder. The logger refuses every other tag."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import re
 from importlib import resources
 from typing import NamedTuple
 
-from hnerv.errors import UserError
-
 KINDS = ("scalar", "histogram", "image", "text")
 
 
 class Tag(NamedTuple):
-    """kind: one of KINDS. `when` is its cadence, `definition` its exact meaning.
+    """A row of the table. kind: one of KINDS; `when`: how often it is written; `definition`: its exact meaning.
 
-    A name may hold one `{placeholder}`: {n} for a number, any other for the rest of the name.
+    A name may contain one `{placeholder}`: {n} matches a number, any other the rest of the name.
     """
 
     name: str
@@ -26,33 +24,16 @@ class Tag(NamedTuple):
     @property
     def pattern(self) -> str:
         """A regular expression that matches the tags of this row and no others."""
-        parts = re.split(r"(\{\w+\})", self.name)
-        return (
-            "^"
-            + "".join(_PLACEHOLDERS.get(part, r".+") if part[:1] == "{" else re.escape(part) for part in parts)
-            + "$"
-        )
-
-
-_PLACEHOLDERS = {"{n}": r"\d+"}
+        escaped = re.escape(self.name)  # {n} -> \{n\}
+        return "^" + re.sub(r"\\\{(\w+)\\\}", lambda match: r"\d+" if match[1] == "n" else ".+", escaped) + "$"
 
 
 @functools.cache
 def tags() -> dict[str, Tag]:
-    """{name: row} of the table, in its order."""
-    return read_table(resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8"))
-
-
-def read_table(text: str) -> dict[str, Tag]:
-    """Lines of four columns under a heading -> {name: row}. Raises UserError naming the first line that is no row."""
-    found: dict[str, Tag] = {}
-    for number, line in enumerate(text.split("\n")[1:], start=2):
-        cells = line.split("\t")
-        if line and not (len(cells) == len(Tag._fields) and all(cells) and cells[1] in KINDS and cells[0] not in found):
-            raise UserError(f"line {number} of the tag table is not a valid row: restore hnerv/tracking/tags.tsv")
-        if line:
-            found[cells[0]] = Tag(*cells)
-    return found
+    """{name: row} in the order of the table."""
+    text = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8")
+    rows = [Tag(*line.split("\t")) for line in text.splitlines()[1:]]
+    return {row.name: row for row in rows}
 
 
 @functools.cache
@@ -61,8 +42,8 @@ def _templates() -> list[Tag]:
 
 
 def tag_of(name: str, kind: str) -> Tag:
-    """The row of a tag. Raises KeyError for a name that the table does not hold, or holds as another kind."""
-    tag = tags().get(name) or next((t for t in _templates() if re.fullmatch(t.pattern, name)), None)
+    """The row of a tag. Raises KeyError for a name that is not in the table, or is there with another kind."""
+    tag = tags().get(name) or next((row for row in _templates() if re.fullmatch(row.pattern, name)), None)
     if tag is None:
         raise KeyError(f"{name} is not in the tag table")
     if tag.kind != kind:
@@ -71,7 +52,7 @@ def tag_of(name: str, kind: str) -> Tag:
 
 
 def split_label(name: str, unseen: str) -> str:
-    """'train' or 'val' -> the split in CSV files and file names; 'val-encoded' where the encoder saw the frames."""
+    """'train' or 'val' -> the split in CSV and file names; 'val-encoded' where the encoder saw the unseen frames."""
     return "val-encoded" if name == "val" and unseen == "encode" else name
 
 

@@ -1,17 +1,35 @@
-"""SIGINT, SIGTERM and the end of the time allowed, as a wish that the loop looks at after every step."""
+"""Stop requests: SIGINT, SIGTERM and the time limit, which the training loop checks after every step."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
+from dataclasses import dataclass
 from types import FrameType
 
 from hnerv.errors import Interrupted, TimeUp
 
+ROLLBACKS = 3
+"""How often `--on-divergence rollback` rolls a run back, over all its starts."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`deadline` is a time of `time.monotonic`; `rollbacks` the number that a run may have had, over all its starts."""
+
+    deadline: float = math.inf
+    rollbacks: int = 0
+
+    @classmethod
+    def of(cls, minutes: float, on_divergence: str) -> Limits:
+        """From --max-minutes (0: no limit), which begin now, and --on-divergence."""
+        deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+        return cls(deadline, ROLLBACKS if on_divergence == "rollback" else 0)
+
 
 class StopSignals:
-    """While entered, `number` is the signal that asked to stop, 0 for none. A second one ends the process at once."""
+    """While entered, `number` is the signal that requested a stop, 0 for none. A second signal ends the process."""
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.number = 0
@@ -28,12 +46,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a signal has come, or the deadline (a time of `time.monotonic`) has passed."""
         return bool(self.number) or time.monotonic() >= self.deadline
 
     def interruption(self, message: str) -> Interrupted:
-        """What to raise once the state is saved."""
+        """The exception to raise once the state is saved."""
         return Interrupted(self.number, message) if self.number else TimeUp(f"--max-minutes reached: {message}")
 
     def _receive(self, number: int, _: FrameType | None) -> None:

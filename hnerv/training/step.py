@@ -1,19 +1,20 @@
-"""A training step as a function of tensors alone, so that a CUDA graph can hold it.
+"""A training step as a function of tensors alone, so that a CUDA graph can hold it; and the graphs.
 
-What differs from step to step (frames, times, learning rates, lambda) lies in tables on the device, of which a step
-reads the row that a counter on the device points to. In a step no number comes from Python that changes, and nothing
-is read back. It runs on the CPU in the same form.
+Everything that differs from step to step (frames, times, learning rates, lambda) lies in tables on the device. A step
+reads the row that a counter on the device points to. No Python number in a step changes from one step to the next, and
+nothing is read back to the host. The CPU runs the same code.
 
 B frames of a step, S steps of an epoch, G parameter groups, W columns of a plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hnerv.config import Config
 from hnerv.data.batches import Batches, Counts, Plan, clip_loss_of
@@ -21,11 +22,13 @@ from hnerv.data.store import Batch
 from hnerv.losses import pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
-from hnerv.training.optim import GROUPS, build_optimizer, clip_gradients, parameters_of
+from hnerv.training.optim import GROUPS, clip_gradients, parameters_of
 from hnerv.training.timing import Clock
 
 COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in GROUPS))
-"""What a step records; the first four come with its losses."""
+"""The columns of a step's record; the first four come with its losses."""
+WARM_UP = 2
+"""Eager steps of a kind before its graph is captured: they choose algorithms and create the optimiser state."""
 
 
 class Kind(NamedTuple):
@@ -50,8 +53,8 @@ def losses_of(model: DualHeadHNeRV, config: Config, device: torch.device) -> Cal
     zero = torch.zeros((), device=device)
 
     def losses(batch: Batch, weight: Tensor, clip: bool) -> Losses:
-        """What `losses_of` returns."""
-        # Each weight is cast once in a step: autocast's cache would only outlive the graph that filled it.
+        """See `losses_of`."""
+        # Each weight is cast once per step; autocast's cache would keep casts of a graph that no longer exists.
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             prediction = model(batch.times, batch.frames, clip=clip, embedded=batch.embedded if clip else None)
         pixel = pixel_loss(loss.pixel_loss, prediction.rgb, batch.frames)
@@ -67,44 +70,53 @@ def losses_of(model: DualHeadHNeRV, config: Config, device: torch.device) -> Cal
 
 
 class TrainingStep:
-    """The steps of an epoch of `batches`. Its tensors stay where they are in memory: a graph holds their addresses."""
+    """The steps of an epoch of `batches`. Its tensors keep their addresses, which CUDA graphs hold."""
 
-    def __init__(self, model: DualHeadHNeRV, batches: Batches, config: Config, clock: Clock) -> None:
+    def __init__(
+        self,
+        model: DualHeadHNeRV,
+        optimizer: torch.optim.Optimizer,
+        batches: Batches,
+        config: Config,
+        clock: Clock,
+        compile: bool = False,
+    ) -> None:
         device = batches.store.device
         self.batches, self.clock, self.grad_clip = batches, clock, config.train.grad_clip
-        self.parts = parameters_of(model)
-        self.optimizer = build_optimizer(model, config.train)
-        self.losses = losses_of(model, config, device)
+        self.parts, self.optimizer = parameters_of(model), optimizer
+        losses = losses_of(model, config, device)
+        # Compiled at the first step of each kind, forward and backward; on CUDA before its graph is captured.
+        self.losses = torch.compile(losses, dynamic=False) if compile else losses
         steps, width = len(batches.sizes), batches.width
         self.rows = torch.zeros(steps, width, dtype=torch.long, device=device)
-        self.schedule_width = len(self.optimizer.param_groups) + 1
+        self.schedule_width = len(optimizer.param_groups) + 1
+        # The schedule of each step (learning rates, lambda), then the times of its frames.
         self.values = torch.zeros(steps, self.schedule_width + width, device=device)
-        """Schedule, then times."""
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)
         self.numbers = torch.arange(steps, device=device)[:, None]
         self.plan: Plan | None = None
 
     def load(self, plan: Plan, schedule: Tensor, begin: int) -> None:
-        """An epoch, from step `begin` on. schedule (S, G + 1): the learning rate of each group, then lambda."""
+        """Loads an epoch, from step `begin` on. schedule (S, G + 1): the learning rate of each group, then lambda."""
         self.plan = plan
         for table, values in ((self.rows, plan.rows), (self.values, torch.cat([schedule, plan.times], dim=1))):
             table.copy_(values.pin_memory() if table.is_cuda else values, non_blocking=True)
         self.number.fill_(begin)
 
     def take(self, kind: Kind) -> None:
-        """The step that `number` points to, which is of this kind and has its blends made. For resident frames."""
+        """The step that `number` points to, of this kind, with its blends made. For frames in device memory."""
         self._take(self.rows.index_select(0, self.number)[0], kind)
 
     def take_from_host(self, step: int, kind: Kind) -> None:
-        """As `take`, of frames in host memory."""
+        """Like `take`, for frames in host memory."""
         self._take(self.plan.rows[step], kind)
 
     def _take(self, rows: Tensor, kind: Kind) -> None:
         values = self.values.index_select(0, self.number)[0]
         batch = self.batches.batch(rows, values[self.schedule_width :], kind.counts, kind.clip)
         row = self.update(batch, values[: self.schedule_width], kind.clip)
-        # Not index_copy_, of which the deterministic form may read its index back.
+        # torch.where rather than index_copy_: its deterministic form may read the index back to the host.
         torch.where(self.numbers == self.number, row, self.records, out=self.records)
         self.number.add_(1)
         self.clock.mark("rest")
@@ -124,3 +136,57 @@ class TrainingStep:
         row = torch.cat([losses.logged, norms])
         self.clock.mark("optimizer")
         return row
+
+
+class Captured(NamedTuple):
+    """A graph, and where it leaves the gradients: (parameter, gradient or None)."""
+
+    graph: torch.cuda.CUDAGraph
+    gradients: list[tuple[nn.Parameter, Tensor | None]]
+
+
+class Graphs:
+    """Runs `call(kind)` on CUDA: the first steps of a kind eagerly, then as a graph that is captured once and replayed.
+
+    `call` must be a function of tensors that keep their addresses, and must run the same operators for the same kind.
+    Warm-up and capture run on one stream, as PyTorch requires; replays run on the caller's. The graphs share a memory
+    pool, since none reads what another left in it.
+    """
+
+    def __init__(
+        self, call: Callable[[Hashable], None], parameters: Sequence[nn.Parameter], device: torch.device, clock: Clock
+    ) -> None:
+        self.call, self.parameters, self.clock = call, parameters, clock
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.seen: Counter[Hashable] = Counter()
+        self.captured: dict[Hashable, Captured] = {}
+
+    def __call__(self, kind: Hashable) -> bool:
+        """One step -> whether it was replayed."""
+        captured = self.captured.get(kind)
+        if captured is None and self.seen[kind] < WARM_UP:
+            self.seen[kind] += 1
+            current = torch.cuda.current_stream(self.stream.device)
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                self.call(kind)
+            current.wait_stream(self.stream)
+            return False
+        if captured is None:
+            captured = self.captured[kind] = self._capture(kind)
+            self.clock.mark("")  # the capture is not part of a step
+        captured.graph.replay()
+        for parameter, gradient in captured.gradients:
+            parameter.grad = gradient
+        self.clock.mark("graph")
+        return True
+
+    def _capture(self, kind: Hashable) -> Captured:
+        """Records the operators of a step; none of them runs."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            self.call(kind)
+        return Captured(graph, [(parameter, parameter.grad) for parameter in self.parameters])

@@ -1,4 +1,4 @@
-"""What an epoch was like: {Train/ or Model/ tag: value}, from the records that its steps left."""
+"""The values logged for an epoch, {Train/ or Model/ tag: value}, from the records of its steps. S steps of an epoch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hnerv.config import LossConfig
 from hnerv.schedule import clip_weight
 from hnerv.tracking import NullLogger
+from hnerv.training.stability import stability_values
 
 
 class Objective(NamedTuple):
@@ -20,7 +21,7 @@ class Objective(NamedTuple):
 
 
 def objective_of(loss: LossConfig, epoch: int, has_head: bool) -> Objective:
-    """Of a zero-based epoch."""
+    """The objective of an epoch, counted from 0."""
     weight = clip_weight(
         epoch,
         weight=loss.clip_loss_weight,
@@ -28,6 +29,18 @@ def objective_of(loss: LossConfig, epoch: int, has_head: bool) -> Objective:
         ramp_epochs=loss.clip_ramp_epochs,
     )
     return Objective(weight, has_head and epoch >= loss.pixel_loss_warmup_epochs)
+
+
+def epoch_values(
+    means: dict[str, float], norms: Tensor, window: Tensor, objective: Objective | None, grad_clip: float
+) -> dict[str, float]:
+    """{tag: value} of an epoch, from the means of its steps by column.
+
+    norms (S,) of the gradients before clipping to `grad_clip`; window (M,) the newest total losses; `objective` is None
+    without a CLIP head.
+    """
+    values = loss_values(means) | (clip_values(means, objective) if objective else {})
+    return values | clipping_values(norms, grad_clip) | stability_values(window)
 
 
 def loss_values(means: dict[str, float]) -> dict[str, float]:
@@ -45,7 +58,7 @@ def loss_values(means: dict[str, float]) -> dict[str, float]:
 
 
 def clip_values(means: dict[str, float], objective: Objective) -> dict[str, float]:
-    """{tag: value} of a run with a CLIP head. Ratios are left out while their divisor is 0."""
+    """{tag: value} of a run with a CLIP head, without ratios whose divisor is 0."""
     weighted = objective.weight * means["clip_loss"]
     values = {
         "Train/Loss/clip_loss": means["clip_loss"],
@@ -87,7 +100,7 @@ def parameter_values(parts: dict[str, list[nn.Parameter]]) -> dict[str, float]:
 
 @torch.no_grad()
 def log_histograms(logger: NullLogger, model: nn.Module, epoch: int) -> None:
-    """Every parameter and its last gradient; a parameter that no step has used yet has none."""
+    """Logs every parameter and its last gradient. A parameter that no step has used yet has no gradient."""
     for name, parameter in model.named_parameters():
         logger.histogram(f"Model/Histogram/weight/{name}", parameter, epoch)
         if parameter.grad is not None:

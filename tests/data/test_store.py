@@ -19,7 +19,7 @@ from hnerv.geometry import plan_crop
 from hnerv.metrics import round8
 from hnerv.model import Scene
 from hnerv.data.video import Video, data_split
-from hnerv.data.video.clips import clip_path
+from hnerv.data.video.sources import clip_path
 
 FIELDS = {
     "data": "bunny", "frames": "0:4", "crop": "640x1280", "resize": "40x80", "clip_weights": "random",

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hnerv.data.video import frame_count, load_video
-from hnerv.data.video.remote import fetch, is_remote
+from hnerv.data.video.sources import download, is_remote
 from hnerv.errors import UserError
 from hnerv.fleet import places
 from hnerv.fleet.places import Absent, Place, locate, mark_of, place_of, receive, scratch, send
@@ -96,7 +96,7 @@ def test_an_address_is_fetched_by_a_worker_and_by_load_video(tmp_path, film):
 def test_an_address_that_leads_nowhere_is_one_sentence(tmp_path, address):
     pytest.importorskip("fsspec")
     with pytest.raises(UserError, match="cannot be fetched") as fault:
-        fetch(address, tmp_path)
+        download(address, tmp_path)
     assert "\n" not in str(fault.value) and not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from hnerv.model import Scene, build_model, frame_multiple
 from hnerv.presets import PRESETS
 from hnerv.schedule import parse_lr
 from hnerv.tracking import tags
-from hnerv.tracking.tags import KINDS, read_table, tag_of
+from hnerv.tracking.tags import tag_of
 
 # hypothesis warns where it would have to print a long example
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -166,27 +165,6 @@ def test_what_is_shown(hunt, junk, settled) -> None:
         settled(lambda: LogConfig(profile=given[0], images_freq=given[1]))
 
     hunt(st.tuples(junk.map(str), st.integers()), check, fast=30, campaign=300)
-
-
-def test_rows_of_the_table_of_tags(hunt, junk, settled, refused) -> None:
-    """A table is refused in words, or each of its rows is found again by a tag that it stands for, and by no other."""
-    text = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines()]
-    cell = st.one_of(
-        junk.map(str), st.sampled_from(["scalar", "Eval/{n}", "Eval/{name}", "{", "}", "{n}{n}", '"', "\t"])
-    )
-
-    def check(change: tuple[int, int, str]) -> None:
-        number, column, value = change
-        row = list(rows[1 + number % (len(rows) - 1)])
-        row[column:] = [value, *row[column + 1 :]]
-        found = settled(lambda: read_table("\n".join(["\t".join(rows[0]), "\t".join(row)])))
-        if found is not refused:
-            ((name, tag),) = found.items()
-            assert name == tag.name and tag.kind in KINDS
-            re.compile(tag.pattern)
-
-    hunt(st.tuples(st.integers(0, 500), st.integers(0, 4), cell), check, fast=60, campaign=500)
 
 
 def test_names_of_tags(hunt, junk) -> None:

@@ -15,7 +15,7 @@ from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.presets import Choice
 from hnerv.runs.folder import RunFolder, environment, params_name
-from hnerv.training import Trainer
+from hnerv.training.trainer import Trainer
 from hnerv.training.values import Objective
 
 
@@ -196,7 +196,9 @@ def test_half_written_files_of_a_killed_run_go(tmp_path, train, flags):
 def test_a_run_without_latest_goes_on_from_best(tmp_path, train, flags, monkeypatch, caplog):
     words = flags(epochs=4, eval_freq=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "objective", property(lambda self: Objective(0.0, False) if self.epoch < 2 else _die()))
+        patch.setattr(
+            Trainer, "objective", property(lambda self: Objective(0.0, False) if self.state.epoch < 2 else _die())
+        )
         with pytest.raises(MemoryError):
             train(tmp_path, words)
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"

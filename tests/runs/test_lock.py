@@ -11,7 +11,7 @@ import pytest
 from hnerv.errors import UserError
 from hnerv.runs import lock
 from hnerv.runs.lock import locked
-from hnerv.training import Trainer
+from hnerv.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="this system has no fcntl.flock")
 ROOT = Path(__file__).parents[2]

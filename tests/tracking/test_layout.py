@@ -1,4 +1,4 @@
-"""The dashboard refers to tags that exist, and only to those it names."""
+"""The dashboard shows the tags of the table, and TensorBoard's own plugin draws them."""
 
 from __future__ import annotations
 
@@ -8,76 +8,52 @@ import re
 import pytest
 
 from hnerv.tracking import RunLogger, tags
-from hnerv.tracking.layout import CHARTS, layout
+from hnerv.tracking.layout import CHARTS, expand, layout
 
-NAMES = [(category, title, name) for category, charts in CHARTS.items() for title in charts for name in charts[title]]
+SHOWN = {name for charts in CHARTS.values() for names in charts.values() for name in names}
 EXAMPLES = [name.replace("{n}", "3").replace("{parameter}", "a.weight") for name in tags()]
 
 
-def test_categories():
-    assert list(CHARTS) == [
-        "Overview", "Loss breakdown", "Gradients", "Evaluation", "Statistics", "Performance", "Embedding health",
-    ]  # fmt: skip
-
-
-def test_charts_show_scalars_of_the_table():
-    assert all(tags()[name].kind == "scalar" for _, _, name in NAMES)
+def test_expand():
+    """As a shell does, but for a placeholder without a comma."""
+    assert expand("a{x,y}_{,1} b{n}") == ("ax_", "ax_1", "ay_", "ay_1", "b{n}")
 
 
 def test_every_scalar_but_batches_and_counts_has_a_chart():
-    shown = {name for _, _, name in NAMES}
+    assert all(tags()[name].kind == "scalar" for name in SHOWN)
     apart = {"Train/clip_loss_active", "Eval/Frame/train_clip_dist", "Eval/Frame/val_clip_dist"}
-    for name, tag in tags().items():
-        if tag.kind == "scalar" and not name.startswith(("Train_Batch/", "Eval/Info/")) and name not in apart:
-            assert name in shown
+    scalars = {name for name, tag in tags().items() if tag.kind == "scalar"}
+    assert scalars - SHOWN == apart | {name for name in scalars if name.startswith(("Train_Batch/", "Eval/Info/"))}
 
 
-def test_a_line_chart_matches_its_tags_and_no_others():
+def test_a_line_chart_matches_its_tags_and_no_others_and_a_margin_chart_has_plain_names():
     for category, charts in layout().items():
-        for title, (kind, patterns) in charts.items():
+        for title, (kind, names) in charts.items():
             if kind == "Multiline":
-                matched = {name for name in EXAMPLES for pattern in patterns if re.match(pattern, name)}
+                matched = {name for name in EXAMPLES for pattern in names if re.match(pattern, name)}
                 assert len(matched) == len(CHARTS[category][title]), title
-                assert all(pattern[0] == "^" and pattern[-1] == "$" for pattern in patterns)
+            else:
+                value, lower, upper = names
+                assert {*names} <= set(tags()) and lower.endswith("_min") and upper.endswith("_max")
 
 
-def test_a_margin_chart_has_value_and_bounds_as_plain_names():
-    """The page compares these as they are: a pattern would find nothing."""
-    margins = [tuple(names) for charts in layout().values() for kind, names in charts.values() if kind == "Margin"]
-    assert ("Eval/Frame/val_psnr", "Eval/PSNR_Stats/val_min", "Eval/PSNR_Stats/val_max") in margins
-    for value, lower, upper in margins:
-        assert {value, lower, upper} <= set(tags()) and lower.endswith("_min") and upper.endswith("_max")
-
-
-def test_the_overview_shows_training_and_unseen_psnr_in_one_chart():
-    assert ("Train/PSNR", "Eval/Frame/val_psnr") in CHARTS["Overview"].values()
-
-
-@pytest.fixture
-def plugin(finished):
-    """TensorBoard's own plugin, on a finished run."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of packages that TensorBoard brings along
+def test_tensorboard_serves_the_layout_and_the_curves_of_one_run(finished):
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
     from tensorboard.plugins.base_plugin import TBContext
     from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
     from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
 
-    found = plugin_event_multiplexer.EventMultiplexer()
-    found.AddRunsFromDirectory(str(finished / "tensorboard"))
-    found.Reload()
-    context = TBContext(
-        logdir=str(finished / "tensorboard"),
-        multiplexer=found,
-        data_provider=data_provider.MultiplexerDataProvider(found, ""),
-    )
-    scalars = ScalarsPlugin(context)
-    context.plugin_name_to_instance = {"scalars": scalars}
-    return CustomScalarsPlugin(context)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard carries along
-def test_tensorboard_serves_the_layout_and_the_curves_of_one_run(plugin):
-    from tensorboard.context import RequestContext
-
+    folder = str(finished / "tensorboard")
+    runs = plugin_event_multiplexer.EventMultiplexer()
+    runs.AddRunsFromDirectory(folder)
+    runs.Reload()
+    assert len(runs.Tensors(".", "custom_scalars__config__")) == 1
+    provider = data_provider.MultiplexerDataProvider(runs, "")
+    context = TBContext(logdir=folder, multiplexer=runs, data_provider=provider)
+    context.plugin_name_to_instance = {"scalars": ScalarsPlugin(context)}
+    plugin = CustomScalarsPlugin(context)
     served = json.loads(plugin.layout_impl(RequestContext(), ""))
     assert [category["title"] for category in served["category"]] == list(CHARTS)
     for category in served["category"]:
@@ -88,13 +64,7 @@ def test_tensorboard_serves_the_layout_and_the_curves_of_one_run(plugin):
                 assert bool(body["tag_to_events"]) != of_gpus, pattern
 
 
-def test_the_layout_stands_in_the_run_once(finished, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    loaded = EventAccumulator(str(finished / "tensorboard"))
-    loaded.Reload()
-    assert len(loaded.Tensors("custom_scalars__config__")) == 1
-    with RunLogger(finished / "tensorboard", None, 9, "none") as logger:
-        assert not logger.fresh
-    with RunLogger(tmp_path, None, 0, "none") as logger:
-        assert logger.fresh
+def test_a_logger_knows_whether_the_layout_was_written(finished, tmp_path):
+    for folder, fresh in ((finished / "tensorboard", False), (tmp_path, True)):
+        with RunLogger(folder, None, 9, "none") as logger:
+            assert logger.fresh == fresh

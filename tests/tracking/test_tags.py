@@ -1,4 +1,4 @@
-"""The table of tags holds what it was specified to hold, and a run writes it, whole, and keeps its identities."""
+"""The table of tags has the specified names; a run writes exactly these tags, and its values keep their identities."""
 
 from __future__ import annotations
 
@@ -9,58 +9,25 @@ from importlib import resources
 import pytest
 
 from hnerv.config import Config
-from hnerv.tracking import NullLogger, RunLogger, split_label, split_name, tags
+from hnerv.tracking import split_label, split_name, tags
 from hnerv.tracking.tags import KINDS, tag_of
 
-SPECIFIED = (
-    "Train/PSNR",
-    "Train/learning_rate",
-    "Train/Loss/pixel_loss",
-    "Train/Loss/clip_loss",
-    "Train/Loss/total_loss",
-    "Train/Loss/clip_loss_weighted",
-    "Train/Loss/pixel_to_clip_ratio",
-    "Train/clip_loss_active",
-    "Train/Gradients/total_norm",
-    "Train/Gradients/rgb_head_norm",
-    "Train/Gradients/clip_head_norm",
-    "Train/Gradients/decoder_norm",
-    "Train/Gradients/rgb_to_clip_ratio",
-    "Train_Batch/PSNR",
-    "Train_Batch/pixel_loss",
-    "Train_Batch/clip_loss",
-    "Train_Batch/total_loss",
-    "Model/Params/rgb_head_mean",
-    "Model/Params/rgb_head_std",
-    "Model/Params/clip_head_mean",
-    "Model/Params/clip_head_std",
-    "Eval/Frame/train_psnr",
-    "Eval/Frame/train_clip_sim",
-    "Eval/Frame/train_clip_dist",
-    "Eval/Frame/val_psnr",
-    "Eval/Frame/val_clip_sim",
-    "Eval/Frame/val_clip_dist",
-    "Eval/PSNR_Stats/train_std",
-    "Eval/PSNR_Stats/train_min",
-    "Eval/PSNR_Stats/train_max",
-    "Eval/PSNR_Stats/val_std",
-    "Eval/PSNR_Stats/val_min",
-    "Eval/PSNR_Stats/val_max",
-    "Eval/Patch/train_psnr_std",
-    "Eval/Patch/train_clip_sim_std",
-    "Eval/Patch/val_psnr_std",
-    "Eval/Patch/val_clip_sim_std",
-    "Eval/Gap/psnr_gap",
-    "Eval/Gap/clip_sim_gap",
-    "Eval/Histogram/train_psnr_distribution",
-    "Eval/Histogram/train_clip_sim_distribution",
-    "Eval/Histogram/val_psnr_distribution",
-    "Eval/Histogram/val_clip_sim_distribution",
-    "Eval/Info/num_train_frames",
-    "Eval/Info/num_val_frames",
-    "Eval/Info/num_train_patches",
-    "Eval/Info/num_val_patches",
-)
+SPECIFIED = """
+Train/PSNR Train/learning_rate Train/Loss/pixel_loss Train/Loss/clip_loss Train/Loss/total_loss
+Train/Loss/clip_loss_weighted Train/Loss/pixel_to_clip_ratio Train/clip_loss_active Train/Gradients/total_norm
+Train/Gradients/rgb_head_norm Train/Gradients/clip_head_norm Train/Gradients/decoder_norm
+Train/Gradients/rgb_to_clip_ratio Train_Batch/PSNR Train_Batch/pixel_loss Train_Batch/clip_loss Train_Batch/total_loss
+Model/Params/rgb_head_mean Model/Params/rgb_head_std Model/Params/clip_head_mean Model/Params/clip_head_std
+Eval/Frame/train_psnr Eval/Frame/train_clip_sim Eval/Frame/train_clip_dist
+Eval/Frame/val_psnr Eval/Frame/val_clip_sim Eval/Frame/val_clip_dist
+Eval/PSNR_Stats/train_std Eval/PSNR_Stats/train_min Eval/PSNR_Stats/train_max
+Eval/PSNR_Stats/val_std Eval/PSNR_Stats/val_min Eval/PSNR_Stats/val_max
+Eval/Patch/train_psnr_std Eval/Patch/train_clip_sim_std Eval/Patch/val_psnr_std Eval/Patch/val_clip_sim_std
+Eval/Gap/psnr_gap Eval/Gap/clip_sim_gap
+Eval/Histogram/train_psnr_distribution Eval/Histogram/train_clip_sim_distribution
+Eval/Histogram/val_psnr_distribution Eval/Histogram/val_clip_sim_distribution
+Eval/Info/num_train_frames Eval/Info/num_val_frames Eval/Info/num_train_patches Eval/Info/num_val_patches
+"""
 EPOCHS, WARMUP, STEPS = 5, 2, 3
 OF_CLIP = re.compile(r"clip(_|$)|/Embedding/")
 LAMBDA = Config().loss.clip_loss_weight
@@ -77,30 +44,22 @@ def value(events):
     return lambda tag, step: dict(events[tag])[step]
 
 
-def test_the_47_specified_names_head_the_table_in_their_order():
-    assert len(SPECIFIED) == len(set(SPECIFIED)) == 47
-    assert tuple(tags())[:47] == SPECIFIED
-
-
 def kind_by_name(name):
     kinds = {"/Histogram/": "histogram", "/Images/": "image", "Model/Info/": "text"}
     return next((kind for part, kind in kinds.items() if part in name), "scalar")
 
 
-def test_kinds_are_as_named_and_definitions_are_sentences():
+def test_the_table():
+    """Specified names first and in order; kinds follow from names; every tag of one split exists for the other."""
+    assert list(tags())[:47] == SPECIFIED.split()
+    lines = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) - 1 == len(tags()), "a name stands there twice"
+    assert {name.split("/")[0] for name in tags()} == {"Train", "Train_Batch", "Model", "Eval"}
     for tag in tags().values():
         assert tag.kind == kind_by_name(tag.name) and tag.kind in KINDS
         assert tag.definition.endswith(".") and tag.when
         assert "|" not in tag.name + tag.when + tag.definition, "it would end a cell of docs/tags.md"
-
-
-def test_names_stand_under_the_four_roots_and_once():
-    assert {name.split("/")[0] for name in tags()} == {"Train", "Train_Batch", "Model", "Eval"}
-    lines = resources.files("hnerv.tracking").joinpath("tags.tsv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) - 1 == len(tags())
-
-
-def test_what_is_measured_of_one_split_is_measured_of_the_other():
+        assert not re.search("CLIP (similarity|embedding)", tag.definition), "the targets may come from elsewhere"
     names = [name for name in tags() if name.startswith("Eval/")]
     for one, other in (("train_", "val_"), ("val_", "train_")):
         assert {name.replace(one, other) for name in names if one in name} <= set(names)
@@ -108,10 +67,9 @@ def test_what_is_measured_of_one_split_is_measured_of_the_other():
 
 @pytest.mark.parametrize("unseen", ["", "interpolate", "encode"])
 def test_labels_of_splits(unseen):
-    assert split_label("train", unseen) == "train"
-    assert split_label("val", unseen) == ("val-encoded" if unseen == "encode" else "val")
-    assert split_name("train", unseen) == "training"
-    assert split_name("val", unseen) == ("unseen-encoded" if unseen == "encode" else "unseen")
+    encoded = "-encoded" * (unseen == "encode")
+    assert [split_label(split, unseen) for split in ("train", "val")] == ["train", "val" + encoded]
+    assert [split_name(split, unseen) for split in ("train", "val")] == ["training", "unseen" + encoded]
 
 
 @pytest.mark.parametrize(
@@ -123,35 +81,16 @@ def test_labels_of_splits(unseen):
     ],
 )
 def test_a_row_may_stand_for_many_tags(name, kind, row):
-    assert tag_of(name, kind) == tags()[row]
-    assert re.match(tags()[row].pattern, name)
+    assert tag_of(name, kind) == tags()[row] and re.match(tags()[row].pattern, name)
+    with pytest.raises(KeyError, match="is a"):
+        tag_of(name, "image")
 
 
-@pytest.mark.parametrize("name", ["Train/PSNR/x", "xTrain/PSNR", "Model/Features/stagex_mean", "Train/PSNRs"])
-def test_patterns_match_nothing_else(name):
+@pytest.mark.parametrize("name", ["Train/PSNR/x", "xTrain/PSNR", "Model/Features/stagex_mean", "Train/psnr"])
+def test_a_tag_outside_the_table_matches_nothing_and_raises(name):
     assert not [tag for tag in tags().values() if re.match(tag.pattern, name)]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("Train/psnr", "scalar"), ("Train/PSNR", "histogram"), ("Model/Features/stage_mean", "scalar")]
-)
-def test_a_tag_outside_the_table_or_of_another_kind_raises(name, kind):
-    with pytest.raises(KeyError):
-        tag_of(name, kind)
-
-
-def test_the_logger_refuses_an_unknown_tag(tmp_path):
-    with RunLogger(tmp_path, None, 0) as logger:
-        with pytest.raises(KeyError):
-            logger.scalars({"Train/accuracy": 1.0}, 1)
-        with pytest.raises(KeyError):
-            logger.curve("Train/accuracy", [1], [1.0], [0.0])
-
-
-def test_the_null_logger_writes_nothing():
-    with NullLogger() as logger:
-        logger.scalars({"anything": 1.0}, 1)
-        assert logger.position() == {}
+    with pytest.raises(KeyError, match="is not in the tag table"):
+        tag_of(name, "scalar")
 
 
 def rows_of(names):
@@ -166,13 +105,14 @@ def test_a_run_writes_every_tag_of_the_table_and_no_other(events):
     assert rows_of(events) == CPU_TAGS
 
 
-def test_cadence(events):
+def test_every_tag_is_written_when_the_table_says(events):
     epochs, evaluations = list(range(1, EPOCHS + 1)), [2, 4, 5]
     for tag, points in events.items():
         if tag.startswith("Model/Histogram/gradient/clip_head"):
             assert [step for step, _ in points] == evaluations[1:], "in warm-up the CLIP head has no gradient"
             continue
         row, steps = tag_of(tag, kind_by_name(tag)), [step for step, _ in points]
+        assert row.kind != "scalar" or all(math.isfinite(value) for _, value in points), tag
         expected = {
             "every epoch": epochs,
             "every epoch on Linux": epochs,
@@ -186,12 +126,6 @@ def test_cadence(events):
             "start of a run": [0],
         }[row.when]
         assert steps == expected, tag
-
-
-def test_every_value_is_finite(events):
-    for tag, points in events.items():
-        if kind_by_name(tag) == "scalar":
-            assert all(math.isfinite(v) for _, v in points), tag
 
 
 @pytest.mark.parametrize("epoch", range(1, EPOCHS + 1))
@@ -245,9 +179,8 @@ def test_identities_of_an_evaluation(value, epoch):
 
 def test_metrics_jsonl_holds_the_values_of_the_events(finished, lines_of, value):
     lines = lines_of(finished)
-    assert [(line["kind"], line["epoch"]) for line in lines] == [
-        ("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4), ("train", 5), ("eval", 5)
-    ]  # fmt: skip
+    order = " ".join(f"{line['kind']}{line['epoch']}" for line in lines)
+    assert order == "train1 train2 eval2 train3 train4 eval4 train5 eval5"
     for line in lines:
         assert line["step"] == line["epoch"] * STEPS
         for tag in set(line) & set(tags()):
@@ -256,42 +189,27 @@ def test_metrics_jsonl_holds_the_values_of_the_events(finished, lines_of, value)
     assert rows_of(written) == {t for t in CPU_TAGS if tags()[t].kind == "scalar" and not t.startswith("Train_Batch/")}
 
 
-def test_without_validation_frames_no_tag_of_them(tmp_path, train, flags, events_of, capsys):
-    assert train(tmp_path, flags(data_split="1_1_1", epochs=3)) == 0
-    found = set(events_of(tmp_path / "run" / "tensorboard"))
-    assert rows_of(found) == {
-        tag for tag in CPU_TAGS if "val_" not in tag and "Gap" not in tag and "--histogram" not in tags()[tag].when
+def test_without_unseen_frames_and_targets_their_tags_are_left_out(tmp_path, train, flags, events_of, lines_of, capsys):
+    words = flags(data_split="1_1_1", clip_targets=None, clip_weights="none", epochs=3)
+    assert train(tmp_path, words) == 0
+    assert rows_of(events_of(tmp_path / "run" / "tensorboard")) == {
+        tag
+        for tag in CPU_TAGS
+        if not OF_CLIP.search(tag) and not re.search("val_|Gap", tag) and "--histogram" not in tags()[tag].when
     }
+    assert not any(OF_CLIP.search(key) for line in lines_of(tmp_path / "run") for key in line)
     text = capsys.readouterr().out
-    assert "for training, none unseen" in text
+    assert "for training, none unseen" in text and "similarity" not in text
     assert "The split holds out no frames: there are no results for unseen frames." in text
 
 
-def test_without_targets_no_tag_of_clip(tmp_path, train, flags, events_of, lines_of, capsys):
-    assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=3)) == 0
-    found = set(events_of(tmp_path / "run" / "tensorboard"))
-    assert rows_of(found) == {
-        tag for tag in CPU_TAGS if not OF_CLIP.search(tag) and "--histogram" not in tags()[tag].when
-    }
-    assert not any(OF_CLIP.search(key) for line in lines_of(tmp_path / "run") for key in line)
-    assert "similarity" not in capsys.readouterr().out
-
-
-def test_clip_weight_0_leaves_the_gradient_ratio_out(tmp_path, train, flags, events_of):
-    assert train(tmp_path, flags(clip_loss_weight=0, epochs=3)) == 0
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [({"clip_loss_weight": 0, "epochs": 3}, [0, 0, 0]), ({"clip_ramp_epochs": 2}, [0, 0, LAMBDA / 2, LAMBDA, LAMBDA])],
+)
+def test_the_weight_of_the_clip_loss(tmp_path, train, flags, events_of, changes, weights):
+    assert train(tmp_path, flags(**changes)) == 0
     events = events_of(tmp_path / "run" / "tensorboard")
-    assert "Train/Gradients/rgb_to_clip_ratio" not in events
+    assert [value for _, value in events["Train/clip_weight"]] == pytest.approx(weights)
     assert dict(events["Train/Loss/clip_loss"])[3] > 0
-
-
-def test_the_ramp_shows_in_clip_weight(tmp_path, train, flags, events_of):
-    assert train(tmp_path, flags(clip_ramp_epochs=2)) == 0
-    weights = [v for _, v in events_of(tmp_path / "run" / "tensorboard")["Train/clip_weight"]]
-    assert weights == pytest.approx([0, 0, LAMBDA / 2, LAMBDA, LAMBDA])
-
-
-def test_a_similarity_is_to_the_targets_whatever_they_are():
-    """The names hold 'clip', what they mean is not CLIP's where the targets are not."""
-    said = [tag[-1] for tag in tags().values()]
-    assert not [text for text in said if "CLIP similarity" in text or "CLIP embedding" in text]
-    assert sum("similarity" in text for text in said) > 10
+    assert ("Train/Gradients/rgb_to_clip_ratio" in events) == any(weights), "without a weight there is no gradient"

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hnerv.config import Config
+from hnerv.config import Config, LogConfig
 from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.flags import parse_train
 from hnerv.model import build_model
+from hnerv.runs.folder import RunFolder
 from hnerv.runs.record import RunRecord
 from hnerv.tracking import NullLogger
-from hnerv.training import RunFolder, Trainer
+from hnerv.training.optim import build_optimizer
+from hnerv.training.trainer import Trainer
 
 
 def equal(a, b) -> bool:
@@ -82,18 +84,22 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
     """make(epochs=3) -> a fresh trainer of it, and a logger that keeps everything; `edit` may change what it sees."""
 
     def build(
-        device: str = "cpu", edit: Callable[[Material], None] = lambda material: None, **changes: object
+        device: str = "cpu",
+        edit: Callable[[Material], None] = lambda material: None,
+        log: LogConfig | None = None,
+        compile: bool = False,
+        capture: bool = True,
+        **changes: object,
     ) -> Trainer:
-        settings = config(**changes)
-        material = load_material(settings, torch.device(device))
+        settings, target = config(**changes), torch.device(device)
+        material = load_material(settings, target)
         edit(material)
         torch.manual_seed(settings.train.seed)
-        model = build_model(settings.model, material.scene)
-        record = RunRecord.of("", settings, material, model)
-        store = FrameStore(material, torch.device(device))
-        trainer = Trainer(model, store, settings, RunFolder(tmp_path / "run", False), record)
-        trainer.logger = Memory()
-        return trainer
+        model = build_model(settings.model, material.scene).to(target, memory_format=torch.channels_last)
+        record, folder = RunRecord.of("", settings, material, model), RunFolder(tmp_path / "run", False)
+        optimizer, store = build_optimizer(model, settings.train), FrameStore(material, target)
+        options = {"log": log or LogConfig(), "compile": compile, "capture": capture, "logger": Memory()}
+        return Trainer(model, optimizer, store, settings, folder, record, **options)
 
     return build
 
@@ -101,7 +107,8 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
 @pytest.fixture
 def console() -> SimpleNamespace:
     """Says nothing."""
-    return SimpleNamespace(step=lambda: None, epoch=lambda *_: None, evaluation=lambda *_: None, say=lambda _: None)
+    ignore = lambda *_: None  # noqa: E731
+    return SimpleNamespace(step=ignore, epoch=ignore, evaluation=ignore, print_line=ignore)
 
 
 @pytest.fixture

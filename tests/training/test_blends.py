@@ -19,9 +19,9 @@ SPLITS = ["4_5_6", "1_1_2", "9_9_10", "6_6_10"]
 
 def batches_of(trainer, epochs: int = 1) -> list[Batch]:
     found = []
-    for trainer.epoch in range(epochs):
+    for trainer.state.epoch in range(epochs):
         found += trainer.remaining_batches()
-    trainer.epoch = 0
+    trainer.state.epoch = 0
     return found
 
 
@@ -39,7 +39,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 @pytest.mark.parametrize(("size", "real"), [(1, [1] * 8), (3, [3, 3, 2]), (8, [8])])
 def test_every_so_many_steps_of_an_epoch_carry_one_frame_more(make, every, size, real):
     trainer = make(blend_freq=every, batch_size=size)
-    for trainer.epoch in range(3):
+    for trainer.state.epoch in range(3):
         batches = list(trainer.remaining_batches())
         assert [batch.real for batch in batches] == real
         assert [len(found) for found in extra(batches)] == [int(every and i % every == 0) for i in range(len(real))]
@@ -91,11 +91,11 @@ def test_frames_that_no_split_uses_lie_between_too(make):
 @pytest.mark.parametrize("embedding", ["grid", "pe"])
 def test_the_rest_of_an_epoch_has_the_blends_that_were_left(make, embedding):
     trainer = make(blend_freq=2, batch_size=1, embedding=embedding)
-    trainer.epoch = 3
+    trainer.state.epoch = 3
     whole = list(trainer.remaining_batches())
     assert any(extra(whole))
-    for trainer.step_in_epoch in range(len(whole) + 1):
-        assert_same(list(trainer.remaining_batches()), whole[trainer.step_in_epoch :])
+    for trainer.state.step_in_epoch in range(len(whole) + 1):
+        assert_same(list(trainer.remaining_batches()), whole[trainer.state.step_in_epoch :])
 
 
 def test_a_blend_is_of_the_nearest_training_frames(make, film):
@@ -140,7 +140,7 @@ def test_frames_that_are_not_trained_are_never_read(make, embedding, split):
     rows = [torch.stack([trainer.step(batch) for batch in batches_of(trainer, 2)]) for trainer in (clean, *spoilt)]
     for other, row in zip(spoilt, rows[1:], strict=True):
         assert row.isfinite().all() and torch.equal(row, rows[0])
-        ours, theirs = other.state()["model"], clean.state()["model"]
+        ours, theirs = other.checkpoint()["model"], clean.checkpoint()["model"]
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -151,8 +151,8 @@ def test_a_whole_fit_does_not_read_them_either(make, console, monkeypatch, embed
     states = []
     for edit in (lambda _: None, poison(255)):
         trainer = make(edit=edit, embedding=embedding, blend_freq=1, epochs=4)
-        trainer.fit(trainer.logger, console)
-        states.append(copy.deepcopy(trainer.state()["model"]))
+        trainer.fit(console)
+        states.append(copy.deepcopy(trainer.checkpoint()["model"]))
         assert trainer.logger.values["Train/Loss/clip_loss"][4] > 0
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -162,7 +162,7 @@ def test_a_whole_fit_does_not_read_them_either(make, console, monkeypatch, embed
 def test_the_psnr_of_a_step_is_of_its_training_frames(make, embedding, epoch):
     trainer, *twins = (make(blend_freq=1, embedding=embedding) for _ in range(3))
     for each in (trainer, *twins):
-        each.epoch = epoch
+        each.state.epoch = epoch
     batch = next(trainer.remaining_batches())
     assert len(batch.times) == batch.real + 1
     row = trainer.step(batch)
@@ -177,11 +177,11 @@ def test_the_psnr_of_a_step_is_of_its_training_frames(make, embedding, epoch):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_total_is_pixel_and_weighted_clip_exactly(make, batch_size, ramp):
     trainer = make(blend_freq=2, batch_size=batch_size, clip_ramp_epochs=ramp, clip_loss_weight=0.3)
-    for trainer.epoch in range(5):
+    for trainer.state.epoch in range(5):
         for batch in trainer.remaining_batches():
             row = trainer.step(batch)
             assert row[3] == row[1] + trainer.objective.weight * row[2]
-            assert (row[2] > 0) == (trainer.epoch >= 2)
+            assert (row[2] > 0) == (trainer.state.epoch >= 2)
 
 
 @pytest.mark.parametrize("every", [0, 1, 2])
@@ -189,7 +189,7 @@ def test_the_psnr_of_an_epoch_is_the_mean_over_the_training_frames(make, console
     """At a learning rate of next to nothing, so that the weights are those of the start at every step."""
     trainer = make(blend_freq=every, epochs=1, lr=1e-30, embed_lr_factor=1.5)
     start = copy.deepcopy(trainer.model)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     positions = torch.tensor(start.scene.train)
     with torch.no_grad():
         rgb = start(positions.float(), clip=False).rgb

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hnerv.training import capture
+from hnerv.training import step as capture
 from hnerv.training.optim import OPTIMIZERS
 
 READS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
@@ -110,13 +110,13 @@ def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatc
     """Bit for bit, over the end of the warm-up, a schedule, a ramp of lambda, and a last step of fewer frames."""
     settings = {"epochs": 6, "blend_freq": 1, "eval_freq": 0} | SETTINGS[name]
     eager = make(**settings)
-    eager.fit(eager.logger, console)
+    eager.fit(console)
     captured, undone, counted = capturing(make(**settings))
     monkeypatch.setattr(capture.Graphs, "_capture", undone)
     monkeypatch.setattr(capture.Graphs, "__call__", counted)
-    captured.fit(captured.logger, console)
+    captured.fit(console)
     assert len(captured.kinds) >= 4 and sum(captured.kinds.values()) >= 6  # of 18 steps
-    ours, theirs = captured.state(), eager.state()
+    ours, theirs = captured.checkpoint(), eager.checkpoint()
     for key, value in theirs["model"].items():
         assert torch.equal(ours["model"][key], value), key
     assert torch.equal(ours["progress"]["records"], theirs["progress"]["records"])
@@ -128,10 +128,10 @@ def test_the_gradients_are_those_of_the_last_step(make, console, monkeypatch, st
     """For histograms: of whichever kind it was."""
     settings = {"epochs": 6, "blend_freq": 1, "eval_freq": 0, "pixel_loss_warmup_epochs": 0}
     eager = make(**settings)
-    eager.fit(eager.logger, console)
+    eager.fit(console)
     captured, undone, _ = capturing(make(**settings))
     monkeypatch.setattr(capture.Graphs, "_capture", undone)
-    captured.fit(captured.logger, console)
+    captured.fit(console)
     for ours, theirs in zip(captured.model.parameters(), eager.model.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
 
@@ -141,14 +141,14 @@ def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand
     """The recording does fail a step that is not made of tensors alone."""
     settings = {"epochs": 8, "lr_type": "cosine_0.3_1_0.1", "clip_ramp_epochs": 9, "clip_loss_weight": 0.5}
     eager = make(**settings, eval_freq=0)
-    eager.fit(eager.logger, console)
+    eager.fit(console)
     captured, undone, _ = capturing(make(**settings, eval_freq=0))
     monkeypatch.setattr(capture.Graphs, "_capture", undone)
     step = captured.training_step
     update, batch = step.update, step.batches.batch
 
     def from_python(rows, times, counts, clip=True):
-        row = step.plan.rows[captured.step_in_epoch]
+        row = step.plan.rows[captured.state.step_in_epoch]
         return batch(row, times, counts, clip) if what == "position" else batch(rows, times, counts, clip)
 
     def with_numbers(given, schedule, clip):
@@ -159,8 +159,8 @@ def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand
 
     monkeypatch.setattr(step, "update", with_numbers)
     monkeypatch.setattr(step.batches, "batch", from_python)
-    captured.fit(captured.logger, console)
-    ours, theirs = (copy.deepcopy(trainer.state()["model"]) for trainer in (captured, eager))
+    captured.fit(console)
+    ours, theirs = (copy.deepcopy(trainer.checkpoint()["model"]) for trainer in (captured, eager))
     assert not all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -168,7 +168,7 @@ def test_a_rollback_captures_again(make, console, monkeypatch, stand_ins):
     """The graphs hold the addresses of the state that was replaced."""
     captured, undone, _ = capturing(make(epochs=4, eval_freq=0, pixel_loss_warmup_epochs=0))
     monkeypatch.setattr(capture.Graphs, "_capture", undone)
-    captured.fit(captured.logger, console)
+    captured.fit(console)
     assert captured.graphs.captured
-    captured.load_state(captured.state())
+    captured.load(captured.checkpoint())
     assert captured.graphs is None

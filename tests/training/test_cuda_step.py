@@ -40,7 +40,7 @@ def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
     there, here = (make(device=device, **settings, **one_step) for device in (DEVICE, "cpu"))
     before = {name: value.clone() for name, value in here.model.state_dict().items()}
     for trainer in (there, here):
-        trainer.fit(trainer.logger, console)
+        trainer.fit(console)
         assert trainer.global_step == 1
     for tag in ("Train/PSNR", "Train/Loss/total_loss", "Train/Loss/clip_loss", "Train/Gradients/total_norm"):
         (ours,), (theirs,) = (trainer.logger.values[tag].values() for trainer in (there, here))
@@ -59,11 +59,13 @@ def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
 def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, changes):
     """Bit for bit, with deterministic convolutions, over the end of the warm-up and a last step of fewer frames."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    captured, eager = (make(device=DEVICE, epochs=8, eval_freq=0, blend_freq=1, **changes) for _ in range(2))
+    captured, eager = (
+        make(device=DEVICE, epochs=8, eval_freq=0, blend_freq=1, capture=capture, **changes)
+        for capture in (True, False)
+    )
     assert captured.captures
-    eager.captures = False
     for trainer in (captured, eager):
-        trainer.fit(trainer.logger, console)
+        trainer.fit(console)
     assert eager.graphs is None and len(captured.graphs.captured) >= 3
     assert torch.equal(captured.training_step.records, eager.training_step.records)
     ours, theirs = captured.model.state_dict(), eager.model.state_dict()
@@ -73,7 +75,7 @@ def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatc
 def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
     trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0)
     for epoch in range(5):
-        trainer.epoch, trainer.step_in_epoch = epoch, 0
+        trainer.state.epoch, trainer.state.step_in_epoch = epoch, 0
         trainer.begin_epoch()
         if epoch < 4:
             for _ in range(trainer.steps_per_epoch):
@@ -100,12 +102,12 @@ def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, changes):
 
 def test_a_state_that_is_loaded_is_captured_again(make, console):
     trainer = make(device=DEVICE, epochs=8, eval_freq=0, pixel_loss_warmup_epochs=0)
-    trainer.fit(trainer.logger, console)
-    state = trainer.state()
+    trainer.fit(console)
+    state = trainer.checkpoint()
     again = make(device=DEVICE, epochs=8, eval_freq=0, pixel_loss_warmup_epochs=0)
-    again.fit(again.logger, console)
-    again.load_state(state)
+    again.fit(console)
+    again.load(state)
     assert again.graphs is None
-    again.epoch = 0
-    again.fit(again.logger, console)
+    again.state.epoch = 0
+    again.fit(console)
     assert again.graphs.captured and again.training_step.records.isfinite().all()

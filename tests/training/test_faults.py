@@ -13,7 +13,8 @@ import torch
 from hnerv.config import Config
 from hnerv.errors import RunError
 from hnerv.runs.checkpoint import load_checkpoint
-from hnerv.training import Trainer, device_errors
+from hnerv.training.run import device_errors
+from hnerv.training.trainer import Trainer
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.\nSee the manual")
 LOST = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later")
@@ -70,7 +71,7 @@ def test_a_disk_that_fails_from_the_third_epoch_on(tmp_path, train, flags, monke
     with contextlib.ExitStack() as faults, monkeypatch.context() as patch:
 
         def failing(self, seconds):
-            if self.epoch == 2:
+            if self.state.epoch == 2:
                 faults.enter_context(fault(run))
             return close_epoch(self, seconds)
 

@@ -51,7 +51,7 @@ def trained_psnr(make, device: str, precision: str) -> float:
     trainer = make(
         device=device, precision=precision, epochs=60, eval_freq=0, checkpoint_freq=60, clip_loss_weight=0.01
     )
-    for trainer.epoch in range(60):
+    for trainer.state.epoch in range(60):
         for batch in trainer.remaining_batches():
             trainer.step(batch)
     trainer.refresh_codes()

@@ -17,10 +17,10 @@ ROOM = 350 << 20
 PROGRAM = """
 import json, re, resource, runpy, sys
 from pathlib import Path
-from hnerv.data.video import memory
+from hnerv.data.video import loader
 
 folder, held, room, *words = sys.argv[1:]
-memory.IN_MEMORY = int(held)
+loader.IN_MEMORY = int(held)
 
 def run(name, *more):
     sys.argv = ["train_patch_dual.py", "--output", folder, "--exp-id", name, *words, *more, "--max-minutes", "1e-9"]

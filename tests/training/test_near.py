@@ -30,7 +30,7 @@ def test_the_drawing_of_frames_and_blends_is_left_as_it_was(make):
     trainer = make(clip_loss="motion")
     again = [batch.near.times for batch in trainer.remaining_batches()]
     assert all(torch.equal(a, b.near.times) for a, b in zip(again, moving, strict=True))
-    trainer.epoch = 1
+    trainer.state.epoch = 1
     assert any(not torch.equal(a, b.near.times) for a, b in zip(again, trainer.remaining_batches(), strict=True))
     assert {int(t) for near in again for t in near} <= set(trainer.model.scene.train)
 
@@ -55,7 +55,7 @@ def test_a_run_without_a_head_has_no_near_frames(make):
 def test_an_epoch_that_is_resumed_draws_the_same(make):
     whole = [*make(clip_loss="motion").remaining_batches()]
     trainer = make(clip_loss="motion")
-    trainer.step_in_epoch = 1
+    trainer.state.step_in_epoch = 1
     rest = [*trainer.remaining_batches()]
     assert len(rest) == len(whole) - 1 > 0
     assert all(torch.equal(a.near.times, b.near.times) for a, b in zip(rest, whole[1:], strict=True))

@@ -16,12 +16,12 @@ CONSTANT = {"lr": 0.001, "lr_type": "constant"}
 
 def run(trainer, first: int, last: int) -> list[float]:
     """Steps first to last - 1 over the batches of epoch 0; the CLIP head joins at step 8. Returns the pixel losses."""
-    trainer.epoch = trainer.step_in_epoch = 0
+    trainer.state.epoch = trainer.state.step_in_epoch = 0
     batches = itertools.cycle(list(trainer.remaining_batches()))
     losses = []
     for number, batch in zip(range(last), batches, strict=False):
         if number >= first:
-            trainer.epoch = 0 if number < 8 else 2
+            trainer.state.epoch = 0 if number < 8 else 2
             losses.append(trainer.step(batch)[1].item())
     return losses
 
@@ -53,7 +53,7 @@ def test_an_optimizer_trains_and_comes_back_bit_for_bit(make, name, embedding, t
     losses += run(first, 13, 24)
     assert losses[-1] < losses[0]
     second = make(optimizer=name, embedding=embedding, **CONSTANT)
-    second.load_state(load_checkpoint(path))
+    second.load(load_checkpoint(path))
     assert run(second, 13, 24) == losses[13:]
     assert_equal(first.model.state_dict(), second.model.state_dict())
     assert_equal(first.optimizer.state_dict(), second.optimizer.state_dict())
@@ -64,7 +64,7 @@ def test_a_state_that_was_only_read_is_written_again_as_it_was(make, name, tmp_p
     first, second = make(optimizer=name), make(optimizer=name)
     run(first, 0, 13)
     save_checkpoint(tmp_path / "first.pt", first.state())
-    second.load_state(load_checkpoint(tmp_path / "first.pt"))
+    second.load(load_checkpoint(tmp_path / "first.pt"))
     save_checkpoint(tmp_path / "second.pt", second.state())
     one, other = (load_checkpoint(tmp_path / f"{place}.pt") for place in ("first", "second"))
     assert_equal(one["optimizer"], other["optimizer"])

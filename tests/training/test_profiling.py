@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hnerv.config import LogConfig
-from hnerv.training.profiling import StepProfiler
+from hnerv.training.timing import StepProfiler
 
 CPU = torch.device("cpu")
 
@@ -61,10 +61,9 @@ def test_a_disk_that_does_not_take_it_warns(tmp_path, said, caplog):
 
 def test_a_run_that_is_profiled_learns_the_same(make, console, said):
     plain = make(epochs=2)
-    plain.fit(plain.logger, console)
-    console.say = said.append
-    trainer = make(epochs=2)
-    trainer.log = LogConfig(profile="1:3")
-    trainer.fit(trainer.logger, console)
+    plain.fit(console)
+    console.print_line = said.append
+    trainer = make(epochs=2, log=LogConfig(profile="1:3"))
+    trainer.fit(console)
     assert [path.name for path in (trainer.folder.path / "profile").iterdir()] == ["steps_1-3.json.gz"]
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), trainer.model.parameters(), strict=True))

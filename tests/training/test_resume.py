@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from hnerv.data.video import open_writer, read_frames
 from hnerv.timeline import Timeline
-from hnerv.training import Trainer
 from hnerv.training.signals import StopSignals
+from hnerv.training.trainer import Trainer
 
 
 def stop_at(monkeypatch, step: int, number: int) -> None:
@@ -66,7 +66,7 @@ def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train
     original = Trainer.evaluate
 
     def signalled(self):
-        if self.epoch == self.config.train.epochs:
+        if self.state.epoch == self.config.train.epochs:
             signal.raise_signal(signal.SIGTERM)
         original(self)
 

@@ -9,8 +9,9 @@ import signal
 import pytest
 
 from hnerv.runs.checkpoint import load_checkpoint
-from hnerv.training import RunFolder, Trainer
-from hnerv.training import rollback as module
+from hnerv.runs.folder import RunFolder
+from hnerv.training import run as module
+from hnerv.training.trainer import Trainer
 
 ON = ["--on-divergence", "rollback"]
 ADVANCE = Trainer.advance
@@ -21,8 +22,8 @@ def spoil(monkeypatch, number: int, column: int = 1, value: float = float("nan")
 
     def spoiled(self):
         ADVANCE(self)
-        if self.global_step - 1 == number and self.lr_scale > 0.5**times:
-            self.training_step.records[self.step_in_epoch - 1, column] = value
+        if self.global_step - 1 == number and self.state.lr_scale > 0.5**times:
+            self.training_step.records[self.state.step_in_epoch - 1, column] = value
 
     monkeypatch.setattr(Trainer, "advance", spoiled)
 
@@ -58,10 +59,10 @@ def test_a_run_that_diverges_once(
 def test_the_rate_is_half_from_there_on(make):
     trainer = make()
     rate = trainer.learning_rate(trainer.global_step)
-    trainer.lr_scale = 0.25
+    trainer.state.lr_scale = 0.25
     assert trainer.learning_rate(trainer.global_step) == rate / 4
     again = make()
-    again.load_state(trainer.state())
+    again.load(trainer.checkpoint())
     assert again.learning_rate(again.global_step) == rate / 4
 
 
@@ -80,12 +81,12 @@ def test_killed_while_it_rolls_back(tmp_path, train, flags, monkeypatch, assert_
             original(*args)
         raise MemoryError
 
-    def roll_back(*args):
-        with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
+
+        def roll_back(*args):
             patch.setattr(owner, name, dying)
             return rolling(*args)
 
-    with monkeypatch.context() as patch:
         patch.setattr(module, "roll_back", roll_back)
         with pytest.raises(MemoryError):
             train(tmp_path / "stopped", words)

@@ -14,7 +14,7 @@ from hnerv.config import Config
 from hnerv.data.store import load_material
 from hnerv.flags import parse_train
 from hnerv.model import LATENTS, build_model
-from hnerv.training.running import start_from
+from hnerv.training.run import initialise_from
 
 SEGMENTS = ["--segment-frames", "4"]
 
@@ -178,7 +178,7 @@ def test_a_wish_to_stop_in_the_last_evaluation_ends_the_whole(divided, tmp_path,
 
     def evaluate(trainer):
         honest(trainer)
-        if trainer.epoch == trainer.config.train.epochs:
+        if trainer.state.epoch == trainer.config.train.epochs:
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
@@ -220,7 +220,7 @@ def test_what_is_taken_over(embedding, tmp_path, train, flags):
     material = load_material(config, torch.device("cpu"))
     model = build_model(config.model, material.scene)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start_from(model, run / "checkpoints" / "latest.pt")
+    initialise_from(model, run / "checkpoints" / "latest.pt")
     theirs = weights(run)
     for name, value in model.state_dict().items():
         if not LATENTS.fullmatch(name):

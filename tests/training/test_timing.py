@@ -167,7 +167,7 @@ def test_host_memory(monkeypatch):
 
 def test_times_of_a_run_add_up(make, console):
     trainer = make(epochs=2)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     values = {tag.removeprefix(f"{ROOT}/"): points[2] for tag, points in trainer.logger.values.items() if ROOT in tag}
     steps = trainer.steps_per_epoch * sum(values[f"{p}_ms"] for p in ("forward", "backward", "optimizer")) / 1000
     assert 0.5 * values["epoch_seconds"] < steps <= values["epoch_seconds"] * 1.001

@@ -25,7 +25,7 @@ SYNCS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
 def orders(trainer, epochs):
     found = []
     for epoch in range(epochs):
-        trainer.epoch = epoch
+        trainer.state.epoch = epoch
         found.append(torch.cat([batch.times[: batch.real] for batch in trainer.remaining_batches()]).long().tolist())
     return found
 
@@ -55,7 +55,7 @@ def test_a_batch_holds_its_frames_and_targets(make, film):
 def test_the_rest_of_an_epoch_is_what_was_left(make):
     trainer = make()
     whole = [batch.times.tolist() for batch in trainer.remaining_batches()]
-    trainer.step_in_epoch = 2
+    trainer.state.step_in_epoch = 2
     assert [batch.times.tolist() for batch in trainer.remaining_batches()] == whole[2:]
 
 
@@ -72,7 +72,7 @@ def test_warm_up_neither_computes_nor_changes_the_clip_head(make, console):
 def test_after_warm_up_the_clip_head_learns(make):
     trainer = make()
     trainer.step(next(trainer.remaining_batches()))
-    trainer.epoch = 2
+    trainer.state.epoch = 2
     before = copy.deepcopy(trainer.model.clip_head.state_dict())
     row = trainer.step(next(trainer.remaining_batches()))
     assert row[2] > 0 and row[5 + GROUPS.index("clip_head")] > 0
@@ -83,7 +83,7 @@ def test_the_learning_rate_of_each_step_is_the_schedule(make):
     trainer = make(epochs=3, lr=0.01, lr_type="cosine_0.3_2_0.1", embed_lr_factor=7.0)
     factor, total = parse_lr("cosine_0.3_2_0.1"), 3 * trainer.steps_per_epoch
     for number in range(total):
-        trainer.epoch, trainer.step_in_epoch = divmod(number, trainer.steps_per_epoch)
+        trainer.state.epoch, trainer.state.step_in_epoch = divmod(number, trainer.steps_per_epoch)
         trainer.step(next(trainer.remaining_batches()))
         network, codes = (group["lr"].item() for group in trainer.optimizer.param_groups)
         assert network == pytest.approx(0.01 * factor(number / total), rel=1e-6)
@@ -97,7 +97,7 @@ def test_a_step_against_torch(make, embedding, grad_clip):
     """Loss terms, norms, clipping and the update are what torch's own functions give for the same batch."""
     settings = {"optimizer": "adamw", "weight_decay": 0.1, "embed_lr_factor": 5.0, "blend_freq": 1}
     trainer = make(embedding=embedding, grad_clip=grad_clip, **settings)
-    trainer.epoch, weight = 3, trainer.config.loss.clip_loss_weight
+    trainer.state.epoch, weight = 3, trainer.config.loss.clip_loss_weight
     twin, optimizer = copy.deepcopy(trainer.model), None
     batch = next(trainer.remaining_batches())
     assert len(batch.times) - batch.real == int(embedding != "encoder")
@@ -139,7 +139,7 @@ def test_a_step_reads_nothing_from_the_device(make, epoch, optimizer):
             return func(*args, **(kwargs or {}))
 
     trainer = make(pixel_loss="Fusion10_freq", optimizer=optimizer, blend_freq=1, batch_size=2)
-    trainer.epoch = epoch
+    trainer.state.epoch = epoch
     batches = itertools.cycle(list(trainer.remaining_batches()))
     trainer.step(next(batches))  # the optimiser's state is made on the first
     with Watch() as watch:
@@ -151,7 +151,7 @@ def test_a_step_reads_nothing_from_the_device(make, epoch, optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_loss_goes_down(make, console, optimizer):
     trainer = make(epochs=30, eval_freq=0, pixel_loss_warmup_epochs=5, lr=0.01, optimizer=optimizer)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     values = trainer.logger.values
     assert values["Train/PSNR"][30] > values["Train/PSNR"][1] + 5
     assert values["Train/Loss/clip_loss"][30] < values["Train/Loss/clip_loss"][6] - 0.05
@@ -159,7 +159,7 @@ def test_the_loss_goes_down(make, console, optimizer):
 
 def test_bf16_on_the_cpu(make, console):
     trainer = make(precision="bf16")
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert trainer.logger.values["Train/PSNR"][5] > trainer.logger.values["Train/PSNR"][1]
 
@@ -168,7 +168,7 @@ def test_parameter_statistics_are_of_the_population(make):
     import numpy as np
 
     trainer = make()
-    values = parameter_values(trainer.parts)
+    values = parameter_values(trainer.training_step.parts)
     for name in ("rgb_head", "clip_head"):
         flat = np.concatenate([p.detach().numpy().ravel() for p in getattr(trainer.model, name).parameters()])
         assert values[f"Model/Params/{name}_mean"] == pytest.approx(flat.mean(dtype=float), abs=1e-9)
@@ -177,37 +177,37 @@ def test_parameter_statistics_are_of_the_population(make):
 
 def test_best_is_by_the_frame_psnr_of_unseen_frames(make, console):
     trainer = make(epochs=6, eval_freq=1)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     scores = trainer.logger.values["Eval/Frame/val_psnr_frame"]
     best = torch.load(trainer.folder.best)
     assert best["progress"]["epoch"] == max(scores, key=scores.get)
-    assert trainer.best == best["progress"]["best"] == max(scores.values())
+    assert trainer.state.best == best["progress"]["best"] == max(scores.values())
 
 
 def test_a_resumed_run_knows_the_best_so_far(make, console):
     trainer = make()
-    trainer.fit(trainer.logger, console)
-    trainer.best = 99.0
+    trainer.fit(console)
+    trainer.state.best = 99.0
     again = make()
-    again.load_state(copy.deepcopy(trainer.state()))
-    assert (again.best, again.evaluation) == (99.0, trainer.evaluation)
+    again.load(copy.deepcopy(trainer.checkpoint()))
+    assert (again.state.best, again.state.evaluation) == (99.0, trainer.state.evaluation)
     again.evaluate()
-    assert again.best == 99.0
+    assert again.state.best == 99.0
 
 
 @pytest.mark.parametrize("freq", [0, 1, 4])
 def test_evaluations_are_due_as_asked_and_at_the_end(make, console, freq):
     trainer = make(epochs=6, eval_freq=freq)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     expected = {0: [6], 1: [1, 2, 3, 4, 5, 6], 4: [4, 6]}[freq]
     assert list(trainer.logger.values["Eval/Frame/train_psnr"]) == expected
 
 
 def test_a_fit_of_a_finished_run_does_nothing(make, console):
     trainer = make(epochs=1)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     before = copy.deepcopy(trainer.model.state_dict())
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     assert all(torch.equal(before[key], value) for key, value in trainer.model.state_dict().items())
 
 
@@ -227,7 +227,7 @@ class TestNotFinite:
         self.spoil(monkeypatch, after=5)
         trainer = make(optimizer=optimizer)
         with pytest.raises(RunError) as error:
-            trainer.fit(trainer.logger, console)
+            trainer.fit(console)
         text = str(error.value)
         assert text.startswith("Train_Batch/pixel_loss is nan at step 5 (epoch 2); the last good checkpoint is ")
         assert "latest.pt" in text and "--lr" in text
@@ -239,7 +239,7 @@ class TestNotFinite:
     def test_before_any_checkpoint(self, make, console, monkeypatch, optimizer):
         self.spoil(monkeypatch, after=1)
         with pytest.raises(RunError, match="pixel_loss is nan at step 1 .*there is no checkpoint yet"):
-            (trainer := make(optimizer=optimizer)).fit(trainer.logger, console)
+            (trainer := make(optimizer=optimizer)).fit(console)
         assert not trainer.folder.path.exists()
 
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -248,7 +248,7 @@ class TestNotFinite:
         monkeypatch.setattr(step_module, "clip_loss_of", lambda *args: clip_loss_of(*args) * float("nan"))
         trainer = make(optimizer=optimizer)
         with pytest.raises(RunError, match=r"Train_Batch/clip_loss is nan at step 7 \(epoch 3\); the last good"):
-            trainer.fit(trainer.logger, console)
+            trainer.fit(console)
         assert torch.load(trainer.folder.latest)["progress"]["epoch"] == 2
 
     def test_a_signal_does_not_save_what_went_wrong(self, make, console, monkeypatch):
@@ -258,7 +258,7 @@ class TestNotFinite:
         trainer, steps = make(), itertools.count(1)
         console.step = lambda: signal.raise_signal(signal.SIGTERM) if next(steps) == 5 else None
         with pytest.raises(RunError, match="step 5"):
-            trainer.fit(trainer.logger, console)
+            trainer.fit(console)
         assert torch.load(trainer.folder.latest)["progress"]["step"] == 3
 
     def test_a_weight(self, make, console, monkeypatch):
@@ -276,14 +276,14 @@ class TestNotFinite:
         with pytest.raises(
             RunError, match=r"the norm of a weight is inf at step 6 \(epoch 2\); the last good checkpoint"
         ):
-            trainer.fit(trainer.logger, console)
+            trainer.fit(console)
         assert torch.load(trainer.folder.latest)["progress"]["epoch"] == 1
 
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
     def test_an_absurd_learning_rate(self, make, console, optimizer):
         trainer = make(lr=1e30, lr_type="constant", grad_clip=0, optimizer=optimizer)
         with pytest.raises(RunError, match=" is (nan|inf) at step ") as error:
-            trainer.fit(trainer.logger, console)
+            trainer.fit(console)
         if trainer.folder.latest.exists():
             assert all(v.isfinite().all() for v in torch.load(trainer.folder.latest)["model"].values())
         assert "lower --lr" in str(error.value)
@@ -292,27 +292,27 @@ class TestNotFinite:
         monkeypatch.setattr("hnerv.evaluation.measure.ms_ssim", lambda a, b: torch.full((len(a),), float("nan")))
         trainer = make()
         with pytest.raises(RunError, match=r"Eval/Frame/train_ms_ssim is nan at step 6 \(epoch 2\)"):
-            trainer.fit(trainer.logger, console)
+            trainer.fit(console)
         assert not any("Eval" in tag for tag in trainer.logger.values)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words(make):
     trainer = make()
-    state = trainer.state()
+    state = trainer.checkpoint()
     state["model"].popitem()
     with pytest.raises(UserError, match="has weights that do not match its configuration"):
-        make().load_state(state)
+        make().load(state)
 
 
 @pytest.mark.cuda
 def test_cuda_steps_without_waiting_for_the_device(make, console, no_sync):
     trainer = make(device="cuda", pixel_loss="Fusion10", precision="auto", blend_freq=1)
     for epoch in (0, 3):
-        trainer.epoch, trainer.step_in_epoch = epoch, 0
+        trainer.state.epoch, trainer.state.step_in_epoch = epoch, 0
         batches = trainer.remaining_batches()
         trainer.step(next(batches))
         with no_sync():
             row = trainer.step(next(batches))
         assert row.isfinite().all()
-    trainer.epoch = trainer.step_in_epoch = 0
-    trainer.fit(trainer.logger, console)
+    trainer.state.epoch = trainer.state.step_in_epoch = 0
+    trainer.fit(console)

@@ -43,7 +43,7 @@ def test_what_an_epoch_logs_of_clipping_is_what_happened(make, console, grad_cli
         step()
 
     trainer.optimizer.step = watched
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     values = {tag: points[1] for tag, points in trainer.logger.values.items() if 1 in points}
     if not grad_clip:
         assert "Train/Gradients/clipped_share" not in values
@@ -54,7 +54,7 @@ def test_what_an_epoch_logs_of_clipping_is_what_happened(make, console, grad_cli
 
 def test_the_window_holds_the_steps_with_the_same_terms(make, console):
     trainer = make(epochs=4, pixel_loss_warmup_epochs=2)
-    trainer.fit(trainer.logger, console)
+    trainer.fit(console)
     batches = trainer.logger.values["Train_Batch/total_loss"]
     for epoch, steps in ((2, range(1, 7)), (3, range(7, 10)), (4, range(7, 13))):
         expected = stability_values(torch.tensor([batches[step] for step in steps], dtype=torch.float64))
@@ -63,8 +63,8 @@ def test_the_window_holds_the_steps_with_the_same_terms(make, console):
 
 def test_without_a_clip_head_the_window_does_not_begin_anew(make, console):
     trainer = make(epochs=4, clip_targets=None, clip_weights="none")
-    trainer.fit(trainer.logger, console)
-    assert len(trainer.window) == 12
+    trainer.fit(console)
+    assert len(trainer.state.window) == 12
 
 
 def test_histograms_are_of_every_parameter_and_its_gradient(make):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import shlex
 from collections import Counter
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hnerv.config import LogConfig
+from hnerv.runs.record import TargetsRecord, read_record
 from hnerv.tracking import NullLogger, tags
-from hnerv.training import Trainer
 from hnerv.training import trainer as trainer_module
-from hnerv.training.report import command_line, compared_tags, settings_of, targets_page
+from hnerv.training.pages import command_line, compared_tags, settings_of, targets_page
+from hnerv.training.trainer import Trainer
 from hnerv.viz.image import gif
 
 IMAGES = {name for name, tag in tags().items() if tag.kind == "image"}
@@ -33,7 +35,7 @@ def stop_after_epoch(monkeypatch, epoch):
 
     def saving(self):
         original(self)
-        if self.epoch == epoch:
+        if self.state.epoch == epoch:
             raise MemoryError
 
     monkeypatch.setattr(Trainer, "save", saving)
@@ -59,12 +61,11 @@ def test_less_is_shown_and_the_same_is_learnt(tmp_path, train, flags, events_of,
 )
 def test_pictures_at_every_so_many_evaluations(make, monkeypatch, freq, evaluations, expected):
     """--eval-freq 2 of 5 epochs."""
-    trainer, drawn, points = make(), [], []
-    trainer.log = LogConfig(images_freq=freq)
+    trainer, drawn, points = make(log=LogConfig(images_freq=freq)), [], []
     monkeypatch.setattr(trainer_module, "log_pictures", lambda *values: drawn.append(values[-1]))
-    monkeypatch.setattr(trainer_module, "log_projector", lambda *_: points.append(trainer.epoch))
-    for trainer.epoch in evaluations:
-        trainer.show(None)
+    monkeypatch.setattr(trainer_module, "log_projector", lambda *_: points.append(trainer.state.epoch))
+    for trainer.state.epoch in evaluations:
+        trainer._log_pictures(None)
     assert drawn == expected and points == [5]
 
 
@@ -95,7 +96,7 @@ def test_hyperparameters_and_graph_are_in_the_run_itself(finished):
     assert any("decoder" in node.name for node in loaded.Graph().node)
     content = loaded.PluginTagToContent("hparams")
     assert set(content) == {f"_hparams_/{part}" for part in ("experiment", "session_start_info", "session_end_info")}
-    record = json.loads((finished / "config.json").read_text())
+    record = read_record(finished / "config.json")
     for tag in compared_tags(record):
         assert tag.encode() in content["_hparams_/experiment"] and loaded.Scalars(tag)
     for name in settings_of(record):
@@ -111,7 +112,7 @@ def test_hyperparameters_and_graph_are_in_the_run_itself(finished):
     ],
 )
 def test_runs_are_compared_by_what_they_will_have(val, targets, expected):
-    found = compared_tags({"scene": {"val": val}, "targets": targets})
+    found = compared_tags(SimpleNamespace(scene=SimpleNamespace(val=val), targets=targets))
     assert len(found) == expected and set(found) <= set(tags())
     assert any("val_" in tag for tag in found) == bool(val)
     assert any("clip" in tag for tag in found) == bool(targets)
@@ -135,10 +136,13 @@ def test_pages_of_text(finished):
 
 
 def test_random_weights_are_said_to_be_so():
-    targets = {"source": "RANDOM encoder", "kind": "random", "model": "", "weights": "random:0"}
-    assert targets_page({"targets": targets}).startswith("**NOT CLIP**")
-    assert "NOT CLIP" not in targets_page({"targets": targets | {"kind": "clip"}})
-    assert "No CLIP head" in targets_page({"targets": None})
+    def page(targets: TargetsRecord | None) -> str:
+        return targets_page(SimpleNamespace(targets=targets))
+
+    targets = TargetsRecord("RANDOM encoder", "random", "random:0")
+    assert page(targets).startswith("**NOT CLIP**")
+    assert "NOT CLIP" not in page(dataclasses.replace(targets, kind="clip"))
+    assert "No CLIP head" in page(None)
 
 
 WRITING = ("add_scalar", "add_histogram", "add_text", "add_custom_scalars", "add_graph", "flush", "close")

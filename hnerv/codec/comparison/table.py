@@ -16,6 +16,7 @@ from hnerv.codec.comparison.points import Clip, RatePoint
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
+from hnerv.tables import Column, format_table
 from hnerv.viz.colour import COLOURS
 
 _COLUMNS = ("codec", "setting", "bytes", "bpp", "psnr_frame", "ms_ssim", "encode_seconds", "decode_seconds")
@@ -83,11 +84,18 @@ def text_table(found: Comparison) -> str:
     """For people: the points, the verdicts, the conditions."""
     clip = found.clip
     points = rows(found)
-    width = max(len(point["setting"]) for point in points) + 2
-    names = f"{'bytes':>11}{'bpp':>9}{'PSNR, dB':>10}{'MS-SSIM':>9}{'enc, s':>9}{'dec, s':>9}"
+    columns = [
+        Column("codec", "18"),
+        Column("setting", str(max(len(point["setting"]) for point in points) + 2)),
+        Column("bytes", ">11", ","),
+        Column("bpp", ">9", ".4f"),
+        Column("PSNR, dB", ">10", ".2f"),
+        Column("MS-SSIM", ">9", ".4f"),
+        Column("enc, s", ">9", ".2f"),
+        Column("dec, s", ">9", ".2f"),
+    ]
     lines = [f"{clip.frames} frames of {clip.height}x{clip.width}, {clip.fps:g} frames/s"]
-    lines.append(f"{'codec':18}{'setting':{width}}{names}")
-    lines += [_line(point, width) for point in points]
+    lines.append(format_table(columns, [list(point.values()) for point in points]))
     lines += ["", *verdicts(found), "", *_conditions(found)]
     return "\n".join(lines)
 
@@ -175,15 +183,6 @@ def plot(found: Comparison) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     return image.getvalue()
-
-
-def _line(row: dict[str, object], width: int) -> str:
-    seconds = [row["encode_seconds"], row["decode_seconds"]]
-    cells = "".join(f"{'-' if s is None else f'{s:.2f}':>9}" for s in seconds)
-    return (
-        f"{row['codec']:18}{row['setting']:{width}}{row['bytes']:>11,}{row['bpp']:>9.4f}{row['psnr_frame']:>10.2f}"
-        f"{row['ms_ssim']:>9.4f}{cells}"
-    )
 
 
 def _conditions(found: Comparison) -> list[str]:

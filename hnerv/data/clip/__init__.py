@@ -1,4 +1,4 @@
-"""The frozen OpenCLIP teacher, and the targets it gives for the patches of a video, computed once and cached."""
+"""The frozen OpenCLIP encoder, and its embeddings of the patches of a video: the targets of the CLIP head."""
 
 from hnerv.data.clip.targets import Targets, clip_targets
 from hnerv.data.clip.teacher import Teacher, load_teacher

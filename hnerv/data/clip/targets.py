@@ -1,10 +1,11 @@
-"""Targets of the CLIP head: one embedding per patch, computed once and kept on disk, or read from a file.
+"""Targets of the CLIP head: one embedding per patch, computed once and cached, or read from a file.
 
 Legend: N frames, P patches in a frame (row-major), D embedding dimensions, H W frame pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,9 +25,9 @@ from hnerv.errors import UserError
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.geometry import PatchGrid
 
-PREPROCESSING_VERSION = 1  # to be raised when `teacher.preprocess` or the random encoder changes
+PREPROCESSING_VERSION = 1  # raise it when `teacher.preprocess` or the random encoder changes
 FLOATS, MOST_DIMENSIONS = ("F64", "F32", "F16", "BF16"), 1 << 16
-"""Of a file of targets: the types that it may have, in the words of safetensors, and the largest D."""
+"""Types (safetensors names) and the largest D that a file of targets may have."""
 _log = logging.getLogger("hnerv")
 
 
@@ -34,10 +35,10 @@ class Targets(NamedTuple):
     """Embeddings (N, P, D) float32 of unit norm on the CPU, and where they come from. Only kind 'clip' is CLIP."""
 
     embeddings: Tensor
-    source: str  # one line: what the embeddings are
+    source: str  # one line for people
     kind: str  # 'clip', 'random' or 'file'
     model: str  # resolved OpenCLIP model name, '' for files
-    weights: str  # tag, file name with sha256, 'random:SEED'
+    weights: str  # tag, 'NAME sha256:HEX' or 'random:SEED'
 
 
 def clip_targets(
@@ -50,15 +51,13 @@ def clip_targets(
     digest: str,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    cache_dir: Path | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Targets | None:
     """Frames (N, 3, H, W) uint8 -> the embedding of each patch, from exactly its pixels; None for weights `none`.
 
-    `digest` stands for the content of the frames in the cache's key. A cached tag needs neither weights nor hub.
-    `targets_file` (embeddings of any encoder) takes the place of `weights`. `progress` draws a bar on a terminal.
-    Raises UserError, see `load_teacher` and `read_targets_file`.
+    digest: hash of the frames, for the key of the cache. targets_file: embeddings of any encoder, used instead of
+    `weights`. progress: draw a bar on a terminal. Raises UserError, see `load_teacher` and `read_targets_file`.
     """
     if weights == "none":
         if targets_file:
@@ -67,130 +66,20 @@ def clip_targets(
     if targets_file:
         return read_targets_file(targets_file, len(frames), grid)
     assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
-    folder = (cache_dir or cache_folder()) / "targets"
     spec = identify(weights, model, seed)
-    if spec.kind == "clip" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+    # A cached tag needs neither its weights nor the hub. Whether `auto` becomes the random encoder is known only after
+    # `locate`, so random targets are looked up there.
+    if spec.kind == "clip" and (found := _read_cache(digest, grid, len(frames), spec)):
         warn_of_doubt(spec)
         return found
     spec = locate(spec, seed, fall_back=weights == "auto")
-    if spec.kind == "random" and (found := _read_cache(folder, digest, grid, spec, len(frames))):
+    if spec.kind == "random" and (found := _read_cache(digest, grid, len(frames), spec)):
         return found
     teacher = build_teacher(spec, device)
     embeddings = torch.cat(list(_encode(frames, grid, teacher, batch_size, progress)))
     made = Targets(embeddings.view(len(frames), grid.patches, -1), spec.source, spec.kind, spec.model, spec.weights)
-    _write_cache(folder, digest, grid, spec, made)
+    _write_cache(cache_path(digest, grid, spec), made)
     return made
-
-
-def rows_of_file(name: str, first: int, count: int) -> str:
-    """How --clip-targets names `count` entries from `first` on of those that `name` names: FILE@FIRST:STOP."""
-    path, rows = _path_and_rows(name)
-    start = (rows.start or 0) + first
-    return f"{path}@{start}:{start + count}"
-
-
-def check_rows(name: str, frames: int) -> None:
-    """Raises UserError where a file of targets (or FILE@FIRST:STOP) is not for as many frames; '' names none."""
-    from safetensors import SafetensorError, safe_open
-
-    if not name:
-        return
-    path, rows = _path_and_rows(name)
-    try:
-        with safe_open(path, "pt") as file:
-            count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
-    except (SafetensorError, OSError, IndexError):
-        return  # what `read_targets_file` refuses, with the cause
-    if count != frames:
-        raise UserError(
-            f"--clip-targets {name} is for {count} frames, but this run has {frames}: select the entries of these "
-            f"frames, as in {path}@60:{60 + frames}"
-        )
-
-
-def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets:
-    """Targets from a .safetensors file with `embeddings` (N, P, D) of any float type, normalised here.
-
-    FILE@FIRST:STOP reads these entries of the first axis alone. An entry `encoder` in the file's metadata is quoted in
-    `source`. Raises UserError when the file is missing or unreadable, lacks the tensor, has another N or P, or holds a
-    vector that is zero or not finite.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    flag, (path, rows) = f"--clip-targets {name}", _path_and_rows(str(name))
-    try:
-        with safe_open(path, "pt") as file:
-            encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
-            keys = list(file.keys())
-            if "embeddings" in keys:
-                promised = file.get_slice("embeddings")
-                count, *inner = promised.get_shape() or [0]
-                chosen = range(count)[rows]
-                _check_geometry(flag, (len(chosen), *inner), promised.get_dtype(), frames, grid)
-            embeddings = promised[chosen.start : chosen.stop] if "embeddings" in keys else None
-    except FileNotFoundError as error:
-        raise UserError(f"{flag}: no such file: pass a .safetensors file of embeddings") from error
-    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
-        raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
-    if embeddings is None:
-        found = ", ".join(keys) or "none"
-        raise UserError(f"{flag} has no tensor 'embeddings' (found: {found}): store the embeddings under that name")
-    source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
-    label = f"{path.name} sha256:{_sha256(path)}"
-    return Targets(_unit(flag, embeddings), source, "file", "", label)
-
-
-def _sha256(path: Path) -> str:
-    state = path.stat()
-    return _known_sha256(path, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4)
-def _known_sha256(path: Path, size: int, changed: int) -> str:
-    """Of a file of this size and time of change: that of a long video is read through once for all its segments."""
-    return sha256_of(path)
-
-
-def _path_and_rows(name: str) -> tuple[Path, slice]:
-    match = re.fullmatch(r"(.+)@(\d{1,12}):(\d{1,12})", name, flags=re.DOTALL | re.ASCII)
-    if not match or Path(name).exists():
-        return Path(name), slice(None)
-    return Path(match[1]), slice(int(match[2]), int(match[3]))
-
-
-def is_same_file(theirs: str, ours: str, label: str) -> bool:
-    """Whether `ours` names the entries that --clip-targets `theirs` named, of a file with the sha256 in `label`."""
-    (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
-    return rows == before and os.path.isfile(path) and label.endswith(f"sha256:{_sha256(path)}")
-
-
-def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:
-    """Of what the header promises, before memory is taken for it."""
-    if len(shape) != 3 or not 0 < shape[2] <= MOST_DIMENSIONS or dtype not in FLOATS:
-        raise UserError(
-            f"{flag} has 'embeddings' of shape {shape} and type {dtype}: store floats ({', '.join(FLOATS)}) of shape "
-            f"(frames, patches, D), with D at most {MOST_DIMENSIONS}"
-        )
-    if shape[:2] != (frames, grid.patches):
-        raise UserError(
-            f"{flag} is for {shape[0]} frames of {shape[1]} patches, but the video has {frames} frames of "
-            f"{grid.patches} patches ({grid.rows}x{grid.cols}): compute it for this video, or change --grid or the "
-            "frame range"
-        )
-
-
-def _unit(flag: str, embeddings: Tensor) -> Tensor:
-    """Rows scaled to unit norm, float32. Raises UserError naming the first row that cannot be."""
-    exact = embeddings.double()
-    norm = exact.norm(dim=-1, keepdim=True)
-    bad = ~(norm.isfinite() & (norm > 0)).squeeze(-1)
-    if bad.any():
-        frame, patch = bad.nonzero()[0].tolist()
-        raise UserError(
-            f"{flag}: {int(bad.sum())} of {bad.numel()} embeddings are zero or not finite, the first at frame {frame}, "
-            f"patch {patch}: recompute the file"
-        )
-    return (exact / norm).float()
 
 
 def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, progress: bool) -> Iterator[Tensor]:
@@ -206,18 +95,19 @@ def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, 
                 bar.update(len(batch))
 
 
-def cache_path(folder: Path, digest: str, grid: PatchGrid, spec: Weights) -> Path:
+def cache_path(digest: str, grid: PatchGrid, spec: Weights) -> Path:
     """The file that keeps the targets of one video content, geometry and encoder."""
     geometry = (grid.height, grid.width, grid.rows, grid.cols)
     key = [digest, geometry, spec.model, spec.weights, spec.preprocess, PREPROCESSING_VERSION]
-    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    return cache_folder() / "targets" / f"{name}.safetensors"
 
 
-def _read_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, frames: int) -> Targets | None:
-    """What an earlier run kept, None where there is nothing or nothing sound."""
+def _read_cache(digest: str, grid: PatchGrid, frames: int, spec: Weights) -> Targets | None:
+    """Cached targets; None where there are none, or with a warning where the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    path = cache_path(folder, digest, grid, spec)
+    path = cache_path(digest, grid, spec)
     try:
         with safe_open(path, "pt") as file:
             embeddings, checksum = file.get_tensor("embeddings"), (file.metadata() or {}).get("sha256")
@@ -231,18 +121,129 @@ def _read_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, frame
     return Targets(embeddings, spec.source, spec.kind, spec.model, spec.weights)
 
 
-def _write_cache(folder: Path, digest: str, grid: PatchGrid, spec: Weights, targets: Targets) -> None:
-    """Keep targets for the next run, whole or not at all; a folder that cannot be written to costs a warning."""
+def _write_cache(path: Path, targets: Targets) -> None:
+    """Atomically; a folder that cannot be written costs a warning."""
     from safetensors.torch import save
 
     metadata = {"source": targets.source, "kind": targets.kind, "sha256": _checksum(targets.embeddings)}
-    data = save({"embeddings": targets.embeddings.contiguous()}, metadata)
     try:
-        with replacing(cache_path(folder, digest, grid, spec)) as file:
-            file.write(data)
+        with replacing(path) as file:
+            file.write(save({"embeddings": targets.embeddings.contiguous()}, metadata))
     except OSError as error:
-        _log.warning("the targets are not cached; cannot write to %s (%s): set HNERV_CACHE", folder, error)
+        _log.warning("the targets are not cached; cannot write to %s (%s): set HNERV_CACHE", path.parent, error)
 
 
 def _checksum(embeddings: Tensor) -> str:
     return hashlib.sha256(embeddings.contiguous().numpy().tobytes()).hexdigest()
+
+
+# Files of targets. --clip-targets FILE@FIRST:STOP selects entries of the first axis: the segments of a long video share
+# one file.
+
+
+def rows_of_file(name: str, first: int, count: int) -> str:
+    """FILE@FIRST:STOP for `count` entries, `first` counted from the first one that `name` selects."""
+    path, rows = _path_and_rows(name)
+    start = (rows.start or 0) + first
+    return f"{path}@{start}:{start + count}"
+
+
+def _path_and_rows(name: str) -> tuple[Path, slice]:
+    match = re.fullmatch(r"(.+)@(\d{1,12}):(\d{1,12})", name, flags=re.DOTALL | re.ASCII)
+    if not match or Path(name).exists():
+        return Path(name), slice(None)
+    return Path(match[1]), slice(int(match[2]), int(match[3]))
+
+
+def check_rows(name: str, frames: int) -> None:
+    """Raises UserError where `name` ('' for none) has another number of entries than `frames`."""
+    from safetensors import SafetensorError, safe_open
+
+    if not name:
+        return
+    path, rows = _path_and_rows(name)
+    count = frames
+    # `read_targets_file` refuses a file that cannot be read, and gives the reason.
+    with contextlib.suppress(SafetensorError, OSError, IndexError), safe_open(path, "pt") as file:
+        count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
+    if count != frames:
+        raise UserError(
+            f"--clip-targets {name} is for {count} frames, but this run has {frames}: select the entries of these "
+            f"frames, as in {path}@60:{60 + frames}"
+        )
+
+
+def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets:
+    """Targets from a .safetensors file with `embeddings` (N, P, D) of any float type, normalised here.
+
+    An entry `encoder` in its metadata is quoted in `source`. Raises UserError for a file that is missing, unreadable,
+    without the tensor, of another N or P, or with a vector that is zero or not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    flag, (path, rows) = f"--clip-targets {name}", _path_and_rows(str(name))
+    try:
+        with safe_open(path, "pt") as file:
+            encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
+            if "embeddings" not in (keys := list(file.keys())):
+                found = ", ".join(keys) or "none"
+                raise UserError(
+                    f"{flag} has no tensor 'embeddings' (found: {found}): store the embeddings under that name"
+                )
+            entry = file.get_slice("embeddings")
+            count, *inner = entry.get_shape() or [0]
+            chosen = range(count)[rows]
+            _check_geometry(flag, (len(chosen), *inner), entry.get_dtype(), frames, grid)
+            embeddings = entry[chosen.start : chosen.stop]
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: no such file: pass a .safetensors file of embeddings") from error
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
+        raise UserError(f"{flag} is not a safetensors file ({error}): write it with safetensors") from error
+    source = f"file {path.name}" + (f" ({encoder[:160]})" if encoder else "")
+    return Targets(_unit(flag, embeddings), source, "file", "", f"{path.name} {_sha256(path)}")
+
+
+def _check_geometry(flag: str, shape: tuple[int, ...], dtype: str, frames: int, grid: PatchGrid) -> None:
+    """From the header alone, before memory is allocated for what it declares."""
+    if len(shape) != 3 or not 0 < shape[2] <= MOST_DIMENSIONS or dtype not in FLOATS:
+        raise UserError(
+            f"{flag} has 'embeddings' of shape {shape} and type {dtype}: store floats ({', '.join(FLOATS)}) of shape "
+            f"(frames, patches, D), with D at most {MOST_DIMENSIONS}"
+        )
+    if shape[:2] != (frames, grid.patches):
+        raise UserError(
+            f"{flag} is for {shape[0]} frames of {shape[1]} patches, but the video has {frames} frames of "
+            f"{grid.patches} patches ({grid.rows}x{grid.cols}): compute it for this video, or change --grid or the "
+            "frame range"
+        )
+
+
+def _unit(flag: str, embeddings: Tensor) -> Tensor:
+    """Rows scaled to unit norm, float32. Raises UserError for the first row where that is impossible."""
+    exact = embeddings.double()
+    norm = exact.norm(dim=-1, keepdim=True)
+    bad = ~(norm.isfinite() & (norm > 0)).squeeze(-1)
+    if bad.any():
+        frame, patch = bad.nonzero()[0].tolist()
+        raise UserError(
+            f"{flag}: {int(bad.sum())} of {bad.numel()} embeddings are zero or not finite, the first at frame {frame}, "
+            f"patch {patch}: recompute the file"
+        )
+    return (exact / norm).float()
+
+
+def is_same_file(theirs: str, ours: str, label: str) -> bool:
+    """Whether `ours` selects the entries that --clip-targets `theirs` selected, from a file with the hash in `label`."""
+    (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
+    return rows == before and os.path.isfile(path) and label.endswith(_sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    # A feature film has thousands of segments that share one file of gigabytes: it is read once, not by each of them.
+    state = path.stat()
+    return _sha256_of_version(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _sha256_of_version(path: Path, size: int, changed: int) -> str:
+    return f"sha256:{sha256_of(path)}"

@@ -1,4 +1,4 @@
-"""Which weights a `--clip-weights` means: a tag, a file, a folder or a random encoder, and where its bytes lie."""
+"""The encoder weights that `--clip-weights` selects: a tag, a file, a folder or a random encoder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import hashlib
 import json
 import logging
 import re
-import zipfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hnerv.data.clip import hub
 from hnerv.errors import UserError
-from hnerv.files import sha256_of
+from hnerv.files import read_json, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,49 +23,60 @@ if TYPE_CHECKING:
 AUTO_TAG = "openai"
 RANDOM_MODEL = "random-ViT-32-w128-l3"
 CONFIG_NAME = "open_clip_config.json"
-OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # only OpenAI's own files carry these
+OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # only in files that OpenAI itself published
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 _log = logging.getLogger("hnerv")
 _NOT_CLIP = {"subject": "NOT CLIP"}
-"""What both warnings of the random encoder are about: `auto` gives the first, then the run knows what it found."""
+"""Both warnings about the random encoder have this subject, so `warned_once` keeps one of them."""
 
 
 class Preprocess(NamedTuple):
-    """Mean and deviation per channel, in [0, 1], and the interpolation ('bicubic' or 'bilinear') of the resize."""
+    """Mean and deviation per channel of pixels in [0, 1], and the resize: 'bicubic' or 'bilinear'."""
 
+    # Statistics of OpenAI's training images. An encoder is trained on (pixel - mean) / std, and weights published with
+    # other values (SigLIP: 0.5 and 0.5) bring theirs along.
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: str = "bicubic"
 
 
 class Weights(NamedTuple):
-    """What is to be loaded, known before anything heavy is built and before the hub is asked."""
+    """Weights to load. Known before a model is built and before the hub is contacted."""
 
     kind: str  # 'clip' or 'random'
     model: str  # resolved name, with -quickgelu where that is the activation
-    weights: str  # tag, 'NAME sha256:HEX' or 'random:SEED'
+    # The fingerprint of the weights: tag, 'NAME sha256:HEX' or 'random:SEED'. It is part of the key of cached targets
+    # and of the record of a run. A hash of the content, not the path: a moved file is the same encoder, and another
+    # file under an old name is not.
+    weights: str
     source: str  # one line for people
-    architecture: str = ""  # what OpenCLIP builds; '' for the random encoder
+    architecture: str = ""  # for `open_clip.create_model`; '' for the random encoder
     quick_gelu: bool = False
     preprocess: Preprocess = Preprocess()
-    path: str = ""  # file of the weights; '' for the random encoder and for a tag not located yet
+    path: str = ""  # file of the weights; '' for the random encoder and before `locate`
     repo: str = ""  # repository of a tag on the hub
-    files: tuple[str, ...] = ()  # names of its weights, best first
-    doubt: str = ""  # what the user is to be warned of once they are in use
+    files: tuple[str, ...] = ()  # names of its weights there, best first
+    doubt: str = ""  # the warning for `warn_of_doubt`
 
 
 def identify(weights: str, model: str, seed: int) -> Weights:
-    """`auto` (the tag openai), TAG, FILE, FOLDER (or local-dir:FOLDER) or `random` -> what is to be loaded.
+    """`auto` (the tag openai), TAG, FILE, FOLDER (or local-dir:FOLDER) or `random` -> the weights it selects.
 
     Reads local files, never the network. Raises UserError for an unknown model, tag or file.
     """
+    import open_clip
+
     if weights == "random":
         return random_weights(seed)
     if weights.startswith("local-dir:"):
         return _of_folder(Path(weights.removeprefix("local-dir:")))
-    _check_model(model)
-    if weights == "auto" or _is_tag(model, weights):
-        return _of_tag(AUTO_TAG if weights == "auto" else weights, model)
+    if model not in (models := open_clip.list_models()):
+        near = difflib.get_close_matches(model, models, n=3, cutoff=0.3) or ["ViT-B-32"]
+        raise UserError(f"OpenCLIP has no model {model!r}: set --clip-model to one such as {', '.join(near)}")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    tag = AUTO_TAG if weights == "auto" else weights.lower().replace("-", "_")
+    if tag in tags:
+        return _of_tag(tag, model)
     path = Path(weights)
     if weights and path.is_dir():
         return _of_folder(path)
@@ -73,68 +84,62 @@ def identify(weights: str, model: str, seed: int) -> Weights:
         return _of_file(path, model)
     if path.name != weights or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
         raise UserError(f"--clip-weights {weights}: no such file: pass a file of weights, a tag, auto, random or none")
-    near = difflib.get_close_matches(weights, _tags(model), n=4, cutoff=0.0)
-    raise UserError(
-        f"--clip-weights {weights!r} is neither a file nor a tag of {model}: pass a tag such as "
-        f"{', '.join(near) or '(it has no tags)'}, a file, auto, random or none"
-    )
+    known = ", ".join(difflib.get_close_matches(weights, tags, n=4, cutoff=0.0)) or "(it has none)"
+    cause = f"{weights!r} is neither a file nor a tag of {model}"
+    if weights == "auto":
+        cause = f"auto means the tag {AUTO_TAG}, which {model} does not have"
+    raise UserError(f"--clip-weights {cause}: pass a tag such as {known}, a file, auto, random or none")
 
 
 def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
-    """`spec` with the file of its tag: out of the Hugging Face cache, else from the hub. No silent retries.
+    """`spec` with the path of its file; a tag is looked up in the Hugging Face cache, else downloaded.
 
-    Where neither has it, `fall_back` (what `auto` asks for) gives the random encoder with a warning; else UserError.
+    Where neither has it, `fall_back` (for `auto`) returns the random encoder, else raises UserError. The random
+    encoder is always announced by a warning.
     """
-    if spec.kind == "random":
-        _log.warning(
-            "NOT CLIP: the targets come from a RANDOM encoder (seed %d) and have no meaning; no number based on them "
-            "is a CLIP number",
-            seed,
-            extra=_NOT_CLIP,
-        )
-    if not spec.repo:
+    cause = fix = ""
+    if spec.repo:
+        try:
+            return spec._replace(path=hub.cached(spec.repo, spec.files) or hub.fetch(spec.repo, spec.files))
+        except hub.HubUnavailable as error:
+            cause = f"the weights {spec.weights} of {spec.model} are not in the Hugging Face cache, and {error}"
+            fix = ": make the hub reachable, or pass --clip-weights FILE or --clip-targets FILE"
+            if not fall_back:
+                raise UserError(f"{cause}{fix}, or --clip-weights auto for random targets") from error
+    elif spec.kind == "clip":
         return spec
-    if path := hub.cached(spec.repo, spec.files):
-        return spec._replace(path=path)
-    try:
-        return spec._replace(path=hub.fetch(spec.repo, spec.files))
-    except hub.HubUnavailable as error:
-        if not fall_back:
-            raise UserError(
-                f"the weights {spec.weights} of {spec.model} are not in the Hugging Face cache, and {error}: make the "
-                "hub reachable, or pass --clip-weights FILE, --clip-weights auto or --clip-targets FILE"
-            ) from error
-        _log.warning(
-            "NOT CLIP: the weights %s of %s are not in the Hugging Face cache, and %s: a small RANDOM encoder (seed "
-            "%d) is used instead. Its targets have no meaning; no number based on them is a CLIP number. "
-            "For CLIP, make the hub reachable, or pass --clip-weights FILE or --clip-targets FILE",
-            *(spec.weights, spec.model, error, seed),
-            extra=_NOT_CLIP,
-        )
-        return random_weights(seed)
+    _log.warning(
+        "NOT CLIP: %sthe targets come from a RANDOM encoder (seed %d) and have no meaning; no number based on them is "
+        "a CLIP number%s",
+        cause and f"{cause}; ",
+        seed,
+        fix,
+        extra=_NOT_CLIP,
+    )
+    return random_weights(seed)
 
 
 def random_weights(seed: int) -> Weights:
-    """The seeded, randomly initialised stand-in."""
+    """The randomly initialised encoder that replaces CLIP where there are no weights."""
     return Weights("random", RANDOM_MODEL, f"random:{seed}", f"RANDOM encoder, seed {seed}: not CLIP")
 
 
 def warn_of_doubt(spec: Weights) -> None:
-    """For when the weights are in use: of weights that fail, their error says enough."""
+    """Called when weights are in use: for those that cannot be loaded, the error is enough."""
     if spec.doubt:
         _log.warning("%s", spec.doubt, extra={"subject": spec.doubt})
 
 
 @contextlib.contextmanager
 def warned_once() -> Iterator[None]:
-    """Within the block what the targets of a video are is warned of once, though each of its segments asks for them."""
-    told: set[str] = set()
+    """Within the block, log each warning about the targets once, although every segment computes its own."""
+    seen: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
         subject = getattr(record, "subject", "")
-        known = subject in told
-        told.update([subject] * bool(subject))
-        return not known
+        repeated = bool(subject) and subject in seen
+        seen.add(subject)
+        return not repeated
 
     _log.addFilter(is_new)
     try:
@@ -144,114 +149,59 @@ def warned_once() -> Iterator[None]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name out of a .safetensors file or a PyTorch state dict, on the CPU. Never unpickles code.
+    """Tensors by name from a .safetensors file or a PyTorch state dict, on the CPU. Never unpickles code.
 
-    Raises UserError for a TorchScript archive, a model of transformers, and a file that is damaged or holds more than
-    tensors.
+    Raises UserError for a TorchScript archive, a damaged file and one with other objects.
     """
     import torch
     from safetensors.torch import load_file
 
-    if _is_torchscript(path):
-        raise UserError(
-            f"--clip-weights {path} is a TorchScript archive, which is not read because opening it runs code: "
-            "pass its weights as a .safetensors file, or the tag openai"
-        )
+    safe = path.suffix == ".safetensors"
     try:
-        is_safetensors = path.suffix == ".safetensors"
-        state = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no closed list of what it raises for a damaged file
-        reason = " ".join(str(error).split())[:100]
-        kind = "safetensors" if is_safetensors else "a plain state dict"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about a TorchScript archive before it refuses it
+            state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load documents no list of exceptions for damaged files
+        reason, kind = " ".join(str(error).split())[:82], "safetensors" if safe else "a plain state dict"
         raise UserError(
-            f"--clip-weights {path} cannot be read as {kind} ({reason}): pass an intact file, preferably .safetensors"
+            f"--clip-weights {path} cannot be read as {kind} ({reason}): pass an intact file, preferably .safetensors, "
+            "or a tag such as openai"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not _only_tensors(state):
+    items = state.items() if isinstance(state, dict) else ()
+    if not items or not all(isinstance(value, torch.Tensor) or key in OPENAI_KEYS for key, value in items):
         raise UserError(f"--clip-weights {path} has no state dict of tensors: pass a .safetensors file")
-    if any(key.startswith(("vision_model.", "text_model.")) for key in state):
-        raise _of_transformers(path)
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _of_transformers(path: Path) -> UserError:
-    return UserError(
-        f"--clip-weights {path} is a model of Hugging Face transformers, which OpenCLIP does not read: pass the "
-        "OpenCLIP weights of that model (open_clip_model.safetensors or open_clip_pytorch_model.bin), or a tag such as "
-        "openai"
-    )
-
-
-def _only_tensors(state: dict[str, Any]) -> bool:
-    import torch
-
-    named = (isinstance(value, torch.Tensor) or key in OPENAI_KEYS for key, value in state.items())
-    return bool(state) and all(named)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _check_model(model: str) -> None:
-    if model not in _known_models():
-        near = difflib.get_close_matches(model, _known_models(), n=3, cutoff=0.3) or ["ViT-B-32"]
-        raise UserError(f"OpenCLIP has no model {model!r}: set --clip-model to one such as {', '.join(near)}")
-
-
-def _tags(model: str) -> list[str]:
-    import open_clip
-
-    return open_clip.list_pretrained_tags_by_model(model)
-
-
-def _is_tag(model: str, weights: str) -> bool:
-    return weights.lower().replace("-", "_") in _tags(model)
+    return {key.removeprefix("module."): value for key, value in items}
 
 
 def _of_tag(tag: str, model: str) -> Weights:
-    from open_clip.pretrained import get_pretrained_cfg
+    from open_clip import get_pretrained_cfg
 
-    tag = tag.lower().replace("-", "_")
     config = get_pretrained_cfg(model, tag)
-    if not config:
-        raise UserError(
-            f"--clip-weights auto means the tag {AUTO_TAG}, which {model} does not have: "
-            f"pass one of {', '.join(_tags(model)) or '(none: pass a file)'}"
-        )
     repo, _, name = config["hf_hub"].rpartition("/")
     files = (re.sub(r"\.(bin|pth)$", ".safetensors", name), name) if name else WEIGHT_FILES[:2]
-    built, resolved, quick = _activated(model, bool(config.get("quick_gelu")))
+    built, resolved, quick = _with_activation(model, bool(config.get("quick_gelu")))
     source = f"OpenCLIP {resolved}, {tag}"
     return Weights("clip", resolved, tag, source, built, quick, _preprocess(config), repo=repo, files=files)
 
 
 def _of_file(path: Path, model: str) -> Weights:
-    quick, why = _recognise(path, model)
-    built, resolved, quick = _activated(model, quick)
-    config = _config_beside(path.parent)
-    doubt = ""
-    if not why:
-        why = f"{'QuickGELU' if quick else 'GELU'}, as in --clip-model"
-        if not quick and f"{model}-quickgelu" in _known_models():
-            doubt = (
-                f"it is unknown whether {path.name} was trained with QuickGELU; using GELU, as {model} does: "
-                f"for weights from OpenAI, pass --clip-model {model}-quickgelu"
-            )
-    preprocess = _preprocess(config.get("preprocess_cfg", {}))
-    source = f"OpenCLIP {resolved}, file {path.name} ({why})"
-    label = f"{path.name} sha256:{sha256_of(path)}"
-    return Weights("clip", resolved, label, source, built, quick, preprocess, str(path), doubt=doubt)
+    quick, reason = _recognise(path, model)
+    built, resolved, quick = _with_activation(model, quick)
+    name, doubt = "QuickGELU" if quick else "GELU", ""
+    if not reason and not quick and _with_activation(model, True)[0] != model:
+        doubt = (
+            f"it is unknown whether {path.name} was trained with QuickGELU; using GELU, as {model} does: "
+            f"for weights from OpenAI, pass --clip-model {model}-quickgelu"
+        )
+    source = f"OpenCLIP {resolved}, file {path.name} ({name}{reason or ', as in --clip-model'})"
+    preprocess = _preprocess(_config_of(path.parent).get("preprocess_cfg", {}))
+    return Weights("clip", resolved, _fingerprint(path), source, built, quick, preprocess, str(path), doubt=doubt)
 
 
 def _of_folder(folder: Path) -> Weights:
     """A folder as OpenCLIP saves it to the hub: its config gives architecture, activation and preprocessing."""
-    config = _config_beside(folder)
-    if not config and "architectures" in _read_json(folder / "config.json"):
-        raise _of_transformers(folder)
+    config = _config_of(folder)
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if "model_cfg" not in config or path is None:
         raise UserError(
@@ -262,7 +212,7 @@ def _of_folder(folder: Path) -> Weights:
     return Weights(
         kind="clip",
         model=f"local-dir:{folder.resolve().name}@{shape}",
-        weights=f"{path.name} sha256:{sha256_of(path)}",
+        weights=_fingerprint(path),
         source=f"OpenCLIP folder {folder.resolve().name} (architecture and activation from its {CONFIG_NAME})",
         architecture=f"local-dir:{folder.resolve()}",
         quick_gelu=bool(config["model_cfg"].get("quick_gelu")),
@@ -271,79 +221,65 @@ def _of_folder(folder: Path) -> Weights:
     )
 
 
-def _known_models() -> list[str]:
-    import open_clip
-
-    return open_clip.list_models()
+def _fingerprint(path: Path) -> str:
+    return f"{path.name} sha256:{sha256_of(path)}"
 
 
-def _activated(model: str, quick_gelu: bool) -> tuple[str, str, bool]:
-    """Model and what its weights want -> (name to build, resolved name, whether QuickGELU is used).
+# QuickGELU is x * sigmoid(1.702 x), OpenAI's approximation of GELU, x * Phi(x). It has no parameters: weights trained
+# with one fit a model with the other, key by key, and the embeddings are plausible but wrong. OpenCLIP lists both as
+# models (NAME and NAME-quickgelu), only warns where a tag needs the other one, and cannot know it for a file. So the
+# activation is inferred from the config, keys or name of the weights, and the resolved name states it.
 
-    OpenCLIP itself only warns when a tag wants QuickGELU and the model has GELU, and says nothing for files.
-    """
-    from open_clip import get_model_config
 
-    own = bool((get_model_config(model) or {}).get("quick_gelu"))
-    if own or not quick_gelu:
-        return model, model, own
-    named = f"{model}-quickgelu"
-    return (named if named in _known_models() else model), named, True
+def _with_activation(model: str, quick_gelu: bool) -> tuple[str, str, bool]:
+    """Model, and whether its weights need QuickGELU -> (name to build, resolved name, whether QuickGELU is used)."""
+    from open_clip import get_model_config, list_models
+
+    if (get_model_config(model) or {}).get("quick_gelu"):
+        return model, model, True
+    named = f"{model}-quickgelu" if quick_gelu else model
+    return (named if named in list_models() else model), named, quick_gelu
 
 
 def _recognise(path: Path, model: str) -> tuple[bool, str]:
-    """Whether the weights in a file want QuickGELU, and what says so ('' when nothing does)."""
-    from open_clip.pretrained import get_pretrained_cfg
+    """Whether the weights in a file need QuickGELU, and the reason, to follow its name ('' where nothing is known)."""
+    from open_clip import get_pretrained_cfg
 
-    if "model_cfg" in (config := _config_beside(path.parent)):
-        quick = bool(config["model_cfg"].get("quick_gelu"))
-        return quick, f"{'QuickGELU' if quick else 'GELU'} from its {CONFIG_NAME}"
+    if "model_cfg" in (config := _config_of(path.parent)):
+        return bool(config["model_cfg"].get("quick_gelu")), f" from its {CONFIG_NAME}"
     if path.suffix != ".safetensors" and read_state(path).keys() >= OPENAI_KEYS:
-        return True, "QuickGELU: it has OpenAI's keys"
-    if tag := _tag_by_name(path, model.removesuffix("-quickgelu")):
-        quick = bool(get_pretrained_cfg(model.removesuffix("-quickgelu"), tag).get("quick_gelu"))
-        return quick, f"{'QuickGELU' if quick else 'GELU'}, because its name matches the weights {tag}"
-    if re.search(r"quick[-_]?gelu|openai", " ".join(_names(path)), re.IGNORECASE):
-        return True, "QuickGELU, judging by its name"
+        return True, ": it has OpenAI's keys"
+    # names of the file, its folder and, inside a Hugging Face cache, the repository
+    names = [path.name, path.absolute().parent.name, *(p for p in path.absolute().parts if p.startswith("models--"))]
+    plain = model.removesuffix("-quickgelu")
+    if tag := _published_tag(names, plain):
+        return bool(get_pretrained_cfg(plain, tag).get("quick_gelu")), f", because its name matches the weights {tag}"
+    if re.search(r"quick[-_]?gelu|openai", " ".join(names), re.IGNORECASE):
+        return True, ", judging by its name"
     return False, ""
 
 
-def _names(path: Path) -> list[str]:
-    """The file's name, its folder's, and the repository's inside a Hugging Face cache."""
-    whole = path.absolute()
-    return [path.name, whole.parent.name, *(part for part in whole.parts if part.startswith("models--"))]
+def _published_tag(names: list[str], model: str) -> str:
+    """The tag of `model` that one of `names` contains or that was published as a file names[0]; '' where none is."""
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
-
-def _tag_by_name(path: Path, model: str) -> str:
-    """The published tag of `model` that a file's or folder's name speaks of, or whose own file name it wears."""
-    from open_clip.pretrained import get_pretrained_cfg
-
-    for name in _names(path):
-        plain = name.lower().replace("-", "_")
-        found = [tag for tag in _tags(model) if re.search(rf"(?<![a-z0-9]){re.escape(tag)}(?![a-z0-9])", plain)]
-        if found:
+    tags = list_pretrained_tags_by_model(model)
+    for name in (name.lower().replace("-", "_") for name in names):
+        if found := [tag for tag in tags if re.search(rf"(?<![a-z0-9]){re.escape(tag)}(?![a-z0-9])", name)]:
             return max(found, key=len)
-    published = {Path(get_pretrained_cfg(model, tag).get("url", "")).stem: tag for tag in _tags(model)}
-    return published.get(path.stem, "") if path.stem else ""
+    published = {Path(get_pretrained_cfg(model, tag).get("url", "")).stem: tag for tag in tags}
+    return published.get(Path(names[0]).stem, "")
 
 
-def _config_beside(folder: Path) -> dict[str, Any]:
-    """The open_clip_config.json of a folder, {} where there is none."""
-    return _read_json(folder / CONFIG_NAME)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): fix it, or delete it") from error
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Its open_clip_config.json, {} where there is none. Raises UserError for one that is damaged."""
+    path = folder / CONFIG_NAME
+    config = read_json(path) if path.is_file() else {}
     return config if isinstance(config, dict) else {}
 
 
 def _preprocess(config: dict[str, Any]) -> Preprocess:
-    """Out of a tag's or a folder's settings, read as OpenCLIP reads them; what they leave out is OpenAI's."""
+    """From the settings of a tag or a folder, as OpenCLIP reads them; OpenAI's values where they give none."""
     default = Preprocess()
     values = (config.get("mean") or default.mean, config.get("std") or default.std)
     mean, std = (tuple(v) if isinstance(v, list | tuple) else (v,) * 3 for v in values)

@@ -1,10 +1,9 @@
-"""Videos from files, folders of images and named clips as uint8 frames, and back; which frames train and validate."""
+"""Videos as uint8 frames: reading files, folders of images and named clips, writing them, and splitting frames."""
 
-from hnerv.data.video.clips import CLIPS
-from hnerv.data.video.loading import Video, frame_count, load_video, read_frames, seeks
-from hnerv.data.video.remote import is_remote
+from hnerv.data.video.loader import Video, frame_count, load_video, read_frames, seeks
+from hnerv.data.video.sources import CLIPS, is_remote
 from hnerv.data.video.split import DataSplit, data_split, slice_positions
-from hnerv.data.video.writing import FrameWriter, check_target, open_writer
+from hnerv.data.video.writer import FrameWriter, check_target, open_writer
 
 __all__ = [
     "CLIPS",

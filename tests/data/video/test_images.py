@@ -1,3 +1,5 @@
+"""Folders of images and animated images: order, pixels, sizes, times, and the images that are refused."""
+
 from __future__ import annotations
 
 import io
@@ -14,7 +16,7 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from hnerv.errors import UserError
-from hnerv.data.video import images, load_video
+from hnerv.data.video import load_video
 from hnerv.data.video.images import (
     SUFFIXES,
     animation_times,
@@ -26,21 +28,42 @@ from hnerv.data.video.images import (
     read_images,
 )
 
-NOISE = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), dtype=np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 256, (8, 10, 14, 3), dtype=np.uint8)
+DEEP = np.random.default_rng(1).integers(0, 65536, (10, 14, 4), dtype=np.uint16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def _write_16_bit(path: Path, pixels: np.ndarray, pix_fmt: str) -> None:
-    encoder = av.CodecContext.create("tiff" if path.suffix == ".tif" else "png", "w")
-    encoder.height, encoder.width = pixels.shape[:2]
-    encoder.pix_fmt, encoder.time_base = pix_fmt, Fraction(1, 25)
-    frame = av.VideoFrame.from_ndarray(pixels, format=pix_fmt)
-    path.write_bytes(b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode()]))
+def save(path: Path, pixels: np.ndarray | Image.Image, **options) -> Path:
+    """Lossless where the format allows it."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **({"lossless": True} if path.suffix.lower() == ".webp" else {}), **options)
+    return path
 
 
-def _only(folder: Path) -> np.ndarray:
-    """The one frame of a folder, (H, W, 3)."""
-    return load_video(str(folder)).frames[0].permute(1, 2, 0).numpy()
+def animate(path: Path, pixels: np.ndarray, **options) -> Path:
+    first, *others = map(Image.fromarray, pixels)
+    return save(path, first, save_all=True, append_images=others, **options)
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """(N, H, W, 3)"""
+    return load_video(str(path)).frames.permute(0, 2, 3, 1).numpy()
+
+
+def refused(path: Path, match: str) -> str:
+    with pytest.raises(UserError, match=match) as caught:
+        load_video(str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Folders
 
 
 def test_natural_order() -> None:
@@ -49,105 +72,31 @@ def test_natural_order() -> None:
     assert [path.name for path in sorted(map(Path, names), key=natural_key)] == expected
 
 
-def test_folder_in_natural_order_and_nothing_else_in_it(tmp_path: Path) -> None:
+def test_folder_of_several_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "clip.v2"
     folder.mkdir()
-    for i, name in enumerate(["f1.png", "f2.PNG", "f10.png", "f11.png"]):
-        Image.fromarray(NOISE[i]).save(folder / name)
-    (folder / ".f0.png").write_bytes(b"\0")
-    (folder / "notes.txt").write_text("no frame")
+    for k, suffix in enumerate([".png", ".webp", ".tiff", ".PNG", ".webp", ".png", ".tiff", ".webp"]):
+        save(folder / f"f{k + 5}{suffix}", NOISE[k])
+    for name in ("Thumbs.db", "notes.txt", "meta.json", ".hidden.gif", ".f0.png", "noext"):
+        (folder / name).write_bytes(b"\0")
     video = load_video(str(folder))
     assert (video.name, video.source, video.reader, video.fps) == ("clip.v2", str(folder.resolve()), "images", 24.0)
-    assert np.array_equal(video.frames.permute(0, 2, 3, 1).numpy(), NOISE[:4])
+    assert np.array_equal(pixels_of(folder), NOISE) and not caplog.records
     assert load_video(str(folder), frames="1::2").frames.equal(video.frames[1::2])
 
 
-def test_a_single_image_is_a_video_of_one_frame(tmp_path: Path) -> None:
-    Image.fromarray(NOISE[0]).save(tmp_path / "one.png")
-    video = load_video(str(tmp_path / "one.png"))
+def test_single_image(tmp_path: Path) -> None:
+    video = load_video(str(save(tmp_path / "one.png", NOISE[0])))
     assert (video.name, video.frames.shape) == ("one", (1, 3, 10, 14))
-
-
-def test_grey_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
-    grey = Image.fromarray(NOISE[0, ..., 0])
-    palette = Image.fromarray(NOISE[1]).quantize(16)
-    bilevel = grey.point(lambda value: 255 * (value > 99)).convert("1")
-    for i, image in enumerate([grey, palette, bilevel]):
-        image.save(tmp_path / f"{i}.png")
-    grey.save(tmp_path / "3.jpg", quality=100)
-    frames = load_video(str(tmp_path)).frames.permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(frames[0], NOISE[0, ..., :1].repeat(3, -1))
-    assert np.array_equal(frames[1], np.asarray(palette.convert("RGB")))
-    assert np.array_equal(frames[2], 255 * (NOISE[0, ..., :1] > 99).repeat(3, -1))
-    assert np.abs(frames[3].astype(int) - frames[0]).max() <= 3
-
-
-@pytest.mark.parametrize(("pix_fmt", "channels"), [("rgb48", 3), ("gray16", 1), ("rgba64", 4)])
-@pytest.mark.parametrize(("name", "order"), [("deep.png", "be"), ("deep.tif", "le")])
-def test_16_bits_are_rounded(tmp_path: Path, pix_fmt: str, channels: int, name: str, order: str) -> None:
-    deep = np.random.default_rng(1).integers(0, 65536, (10, 14, channels), dtype=np.uint16)
-    if channels == 4:
-        deep[..., 3] = 65535
-    _write_16_bit(tmp_path / name, deep if channels > 1 else deep[..., 0], pix_fmt + order)
-    expected = np.round(deep[..., :3] / 257).astype(np.uint8)
-    assert np.array_equal(_only(tmp_path), np.broadcast_to(expected, (10, 14, 3)))
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bits_are_put_upright(tmp_path: Path, suffix: str) -> None:
-    deep, exif = np.random.default_rng(1).integers(0, 65536, (10, 14), dtype=np.uint16), Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(deep).save(tmp_path / f"f{suffix}", exif=exif)
-    assert np.array_equal(_only(tmp_path)[..., 0], np.rot90(np.round(deep / 257), -1))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shape", "options"),
-    [
-        (np.uint16, (10, 14, 3), {"photometric": "rgb", "tile": (16, 16)}),
-        (np.uint16, (10, 14, 4), {"photometric": "separated"}),
-        (np.int16, (10, 14), {}),
-        (np.uint32, (10, 14), {}),
-        (np.float32, (10, 14), {}),
-    ],
-)
-def test_samples_that_would_be_cut_are_refused(tmp_path: Path, dtype: type, shape: tuple, options: dict) -> None:
-    tifffile.imwrite(tmp_path / "f.tif", np.ones(shape, dtype), **options)
-    with pytest.raises(
-        UserError, match=r"f\.tif has samples of more than 8 bits that cannot be rounded: save it with 8"
-    ):
-        load_video(str(tmp_path))
-
-
-@pytest.mark.parametrize("suffix", sorted({*SUFFIXES} - {".jpg", ".jpeg"}))
-def test_every_type_is_read(tmp_path: Path, suffix: str) -> None:
-    image = Image.fromarray(NOISE[0, ..., 0] if suffix == ".pgm" else NOISE[0])
-    image.save(tmp_path / f"f{suffix.upper()}", **({"lossless": True} if suffix == ".webp" else {}))
-    assert np.array_equal(_only(tmp_path), NOISE[0, ..., :1].repeat(3, -1) if suffix == ".pgm" else NOISE[0])
-    assert frame_total(tmp_path / f"f{suffix.upper()}") == 1
-
-
-def test_a_folder_of_several_types_is_read_in_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pixels = np.random.default_rng(2).integers(0, 256, (8, 10, 14, 3), dtype=np.uint8)
-    for i, suffix in enumerate([".png", ".webp", ".tiff", ".png", ".webp", ".png", ".tiff", ".webp"]):
-        image = Image.fromarray(pixels[i])
-        image.save(tmp_path / f"f{i + 5}{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
-    for name in ("Thumbs.db", "notes.txt", "meta.json", ".hidden.gif", "noext"):
-        (tmp_path / name).write_bytes(b"\0")
-    assert np.array_equal(load_video(str(tmp_path)).frames.permute(0, 2, 3, 1).numpy(), pixels)
-    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["a.exr", "b.GIF", "c.heic", "d.dpx", "e.jp2", "f.avif", "g.svg"])
 @pytest.mark.parametrize("count", [0, 2])
-def test_images_of_another_type_are_refused(tmp_path: Path, name: str, count: int) -> None:
-    for i in range(count):
-        Image.fromarray(NOISE[i]).save(tmp_path / f"{i}.png")
-    for other in (name, "z.psd"):
-        (tmp_path / other).write_bytes(b"\0")
+def test_images_of_another_type(tmp_path: Path, name: str, count: int) -> None:
+    for file in (*(f"{k}.png" for k in range(count)), name, "z.psd"):
+        (tmp_path / file).write_bytes(b"\0")
     expected = f"{tmp_path / name} is an image of a type that is not read: convert it to PNG, or move it elsewhere"
-    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
-        list_images(tmp_path)
+    refused(tmp_path, f"^{re.escape(expected)}$")
 
 
 @pytest.mark.parametrize(
@@ -177,15 +126,138 @@ def test_gaps_in_the_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture, n
 
 
 @pytest.mark.parametrize("pair", [("f1.jpg", "f1.png"), ("f01.png", "f1.png"), ("still.bmp", "still.png")])
-def test_two_images_of_one_number_are_refused(tmp_path: Path, pair: tuple[str, str]) -> None:
+def test_two_images_of_one_number(tmp_path: Path, pair: tuple[str, str]) -> None:
     for name in (*pair, "f2.png"):
         (tmp_path / name).write_bytes(b"")
-    expected = f"{tmp_path / pair[1]} and {pair[0]} have the same number or name: remove one of them"
-    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
-        list_images(tmp_path)
+    refused(tmp_path, f"^{re.escape(f'{tmp_path / pair[1]} and {pair[0]} have the same number or name: remove one of')}")
 
 
-def _profile(name: str, space: bytes = b"RGB ") -> bytes:
+def test_sizes_must_be_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(30):
+        save(tmp_path / f"{k}.png", NOISE[0, :, : 12 if k == 29 else 14])
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)  # sizes are read without decoding
+    assert common_size(list_images(tmp_path)[:29]) == (10, 14)
+    refused(tmp_path, r"29\.png is 10x12, but the images before it are 10x14: remove it from the --data folder")
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    refused(tmp_path, re.escape(f"{tmp_path} has no PNG or JPEG files, nor WebP"))
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("suffix", sorted({*SUFFIXES} - {".jpg", ".jpeg"}))
+def test_every_type_is_read(tmp_path: Path, suffix: str) -> None:
+    grey = suffix == ".pgm"
+    path = save(tmp_path / f"f{suffix.upper()}", NOISE[0, ..., 0] if grey else NOISE[0])
+    assert np.array_equal(pixels_of(tmp_path)[0], NOISE[0, ..., :1].repeat(3, -1) if grey else NOISE[0])
+    assert frame_total(path) == 1
+
+
+def test_grey_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
+    grey = Image.fromarray(NOISE[0, ..., 0])
+    palette = Image.fromarray(NOISE[1]).quantize(16)
+    bilevel = grey.point(lambda value: 255 * (value > 99)).convert("1")
+    for k, image in enumerate([grey, palette, bilevel]):
+        save(tmp_path / f"{k}.png", image)
+    save(tmp_path / "3.jpg", grey, quality=100)
+    frames = pixels_of(tmp_path)
+    assert np.array_equal(frames[0], NOISE[0, ..., :1].repeat(3, -1))
+    assert np.array_equal(frames[1], np.asarray(palette.convert("RGB")))
+    assert np.array_equal(frames[2], 255 * (NOISE[0, ..., :1] > 99).repeat(3, -1))
+    assert np.abs(frames[3].astype(int) - frames[0]).max() <= 3
+
+
+@pytest.mark.parametrize(("pix_fmt", "channels"), [("rgb48", 3), ("gray16", 1), ("rgba64", 4)])
+@pytest.mark.parametrize(("name", "order"), [("deep.png", "be"), ("deep.tif", "le")])
+def test_16_bits_are_rounded(tmp_path: Path, pix_fmt: str, channels: int, name: str, order: str) -> None:
+    pixels = DEEP[..., :channels].copy() if channels > 1 else DEEP[..., 0]
+    if channels == 4:
+        pixels[..., 3] = 65535
+    encoder = av.CodecContext.create("tiff" if name.endswith("tif") else "png", "w")
+    encoder.height, encoder.width, encoder.pix_fmt, encoder.time_base = 10, 14, pix_fmt + order, Fraction(1, 25)
+    packets = [*encoder.encode(av.VideoFrame.from_ndarray(pixels, format=pix_fmt + order)), *encoder.encode()]
+    (tmp_path / name).write_bytes(b"".join(map(bytes, packets)))
+    expected = np.round(DEEP[..., : min(channels, 3)] / 257).astype(np.uint8)
+    assert np.array_equal(pixels_of(tmp_path)[0], np.broadcast_to(expected, (10, 14, 3)))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_are_put_upright(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / f"f{suffix}", DEEP[..., 0], exif=exif_of(6))
+    assert np.array_equal(pixels_of(tmp_path)[0, ..., 0], np.rot90(np.round(DEEP[..., 0] / 257), -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "options"),
+    [
+        (np.uint16, (10, 14, 3), {"photometric": "rgb", "tile": (16, 16)}),
+        (np.uint16, (10, 14, 4), {"photometric": "separated"}),
+        (np.int16, (10, 14), {}),
+        (np.uint32, (10, 14), {}),
+        (np.float32, (10, 14), {}),
+    ],
+)
+def test_samples_that_cannot_be_rounded(tmp_path: Path, dtype: type, shape: tuple, options: dict) -> None:
+    tifffile.imwrite(tmp_path / "f.tif", np.ones(shape, dtype), **options)
+    refused(tmp_path, r"f\.tif has samples of more than 8 bits that cannot be rounded: save it with 8")
+
+
+def test_transparent_pixels(tmp_path: Path) -> None:
+    pixels = np.dstack([NOISE[0], np.full((10, 14), 255, np.uint8)])
+    save(tmp_path / "f.png", pixels)
+    assert np.array_equal(pixels_of(tmp_path)[0], NOISE[0])
+    pixels[3, 4, 3] = 254
+    save(tmp_path / "f.png", pixels)
+    refused(tmp_path, r"f\.png has transparent pixels, which a video frame cannot have: flatten it onto")
+    save(tmp_path / "f.png", Image.fromarray(NOISE[0]).quantize(16), transparency=0)
+    refused(tmp_path, "transparent pixels")
+
+
+def test_photo_with_a_preview_is_a_still_image(tmp_path: Path) -> None:
+    path, alone = tmp_path / "f.jpg", io.BytesIO()
+    photo, preview = (Image.new("RGB", (14, 10), colour) for colour in ("red", "blue"))
+    photo.save(alone, "JPEG")
+    photo.save(path, "MPO", save_all=True, append_images=[preview])
+    with Image.open(path, formats=["JPEG"]) as image:
+        assert image.format == "MPO" and image.n_frames == 2
+    assert frame_total(path) == 1 and np.array_equal(pixels_of(tmp_path)[0], np.asarray(Image.open(alone)))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [(".png", {}), (".webp", {}), (".tif", {}), (".tif", {"compression": "tiff_lzw"})]
+)
+def test_exif_puts_a_photo_upright(tmp_path: Path, suffix: str, options: dict) -> None:
+    path = save(tmp_path / f"f{suffix}", NOISE[0], exif=exif_of(6), **options)  # turn clockwise to show
+    assert np.array_equal(pixels_of(tmp_path)[0], np.rot90(NOISE[0], -1)) and common_size([path]) == (14, 10)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["before", "after", "text"])
+def test_orientation_anywhere_in_a_png(tmp_path: Path, orientation: int, place: str) -> None:
+    """EXIF may follow the pixels: sizes are those of the upright pictures all the same."""
+    path = tmp_path / "f.png"
+    if place == "text":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+        save(path, NOISE[0], pnginfo=text)
+    else:
+        save(path, NOISE[0], exif=exif_of(orientation))
+    if place == "after":
+        data = path.read_bytes()
+        start = data.index(b"eXIf") - 4
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        end = data.index(b"IEND") - 4
+        path.write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
+    assert common_size([path]) == load_video(str(path)).frames.shape[2:]
+
+
+# Colour profiles
+
+
+def profile_of(name: str, space: bytes = b"RGB ") -> bytes:
     """An ICC profile of this description; 13 characters replace those of Pillow's 'sRGB built-in'."""
     data = SRGB.replace("sRGB built-in".encode("utf-16-be"), name.ljust(13).encode("utf-16-be"))
     return data[:16] + space + data[20:]
@@ -195,213 +267,109 @@ def _profile(name: str, space: bytes = b"RGB ") -> bytes:
 @pytest.mark.parametrize(
     ("profile", "name"),
     [
-        (_profile("Display P3"), "the colour profile 'Display P3'"),
+        (profile_of("Display P3"), "the colour profile 'Display P3'"),
         (b"broken", "a colour profile that cannot be read"),
         (SRGB, ""),
-        (_profile("c sRGB 2014"), ""),
-        (_profile("Dot Gain 20%", b"GRAY"), ""),
+        (profile_of("c sRGB 2014"), ""),
+        (profile_of("Dot Gain 20%", b"GRAY"), ""),
     ],
 )
-def test_a_profile_is_warned_about_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, profile: bytes, name: str
-) -> None:
-    paths = [tmp_path / f"{i}{suffix}" for i in range(3)]
-    for i, path in enumerate(paths):
-        Image.fromarray(NOISE[i]).save(
-            path, icc_profile=profile if i else None, **({"lossless": True} if "w" in suffix else {})
-        )
-    read = [*read_images(paths), *read_images(paths[2:0:-1])]
-    if suffix != ".jpg":
-        assert np.array_equal(read, NOISE[[0, 1, 2, 2, 1]])
+def test_profile_is_reported_once(tmp_path: Path, caplog, suffix: str, profile: bytes, name: str) -> None:
+    paths = [tmp_path / f"{k}{suffix}" for k in range(3)]
+    for k, path in enumerate(paths):
+        save(path, NOISE[k], icc_profile=profile if k else None)
+    frames = [*read_images(paths), *read_images(paths[2:0:-1])]
+    assert suffix == ".jpg" or np.array_equal(frames, NOISE[[0, 1, 2, 2, 1]])
     expected = f"{paths[1]} has {name}: values are read as stored, not converted to sRGB; convert the images to sRGB"
     assert len(caplog.messages) == bool(name)
     assert all(message.startswith(expected) for message in caplog.messages)
 
 
-def test_a_profile_without_the_library_that_reads_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_profile_without_the_library_that_reads_it(tmp_path: Path, caplog, monkeypatch) -> None:
     class Missing:
         def __getattr__(self, name: str) -> None:
             raise ImportError
 
     monkeypatch.setattr(ImageCms, "core", Missing())
-    Image.fromarray(NOISE[0]).save(tmp_path / "f.png", icc_profile=_profile("Adobe RGB"))
-    assert np.array_equal(_only(tmp_path), NOISE[0])
+    save(tmp_path / "f.png", NOISE[0], icc_profile=profile_of("Adobe RGB"))
+    assert np.array_equal(pixels_of(tmp_path)[0], NOISE[0])
     assert "has a colour profile that cannot be read: values are read as stored" in caplog.text
 
 
-def _animate(path: Path, pixels: np.ndarray, **options) -> None:
-    frames = [Image.fromarray(frame) for frame in pixels]
-    if path.suffix == ".webp":
-        options["lossless"] = True
-    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+# Animations
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".apng"])
 @pytest.mark.parametrize(
-    ("durations", "times"),
-    [
-        ([40, 40, 100, 33], [0, 40, 80, 180, 213]),
-        ([20, 0, 50, 0], [0, 20, 120, 170, 270]),
-    ],
+    ("durations", "times"), [([40, 40, 100, 33], [0, 40, 80, 180, 213]), ([20, 0, 50, 0], [0, 20, 120, 170, 270])]
 )
-def test_an_animation(tmp_path: Path, suffix: str, durations: list[int], times: list[int]) -> None:
-    path = tmp_path / f"a{suffix}"
-    _animate(path, NOISE[:4], duration=durations)
+def test_animation(tmp_path: Path, suffix: str, durations: list[int], times: list[int]) -> None:
+    path = animate(tmp_path / f"a{suffix}", NOISE[:4], duration=durations)
     assert np.array_equal(list(read_animation(path)), NOISE[:4])
     assert (animation_times(path), frame_total(path), common_size([path])) == (times, 4, (10, 14))
-    for read in (lambda: [*read_images([path])], lambda: load_video(str(tmp_path))):
-        with pytest.raises(UserError, match=f"{path} is an animation of 4 frames, a folder takes still pictures: pass"):
-            read()
+    refused(tmp_path, f"{path} is an animation of 4 frames, a folder takes still pictures: pass")
 
 
-def test_times_are_not_rounded_one_by_one(tmp_path: Path) -> None:
+def test_times_are_rounded_after_summing(tmp_path: Path) -> None:
     """A thirtieth of a second, which not every Pillow writes: put into the control chunk of each frame."""
-    _animate(tmp_path / "a.png", NOISE, duration=50)
-    data = bytearray((tmp_path / "a.png").read_bytes())
+    path = animate(tmp_path / "a.png", NOISE[:6], duration=50)
+    data = bytearray(path.read_bytes())
     for match in list(re.finditer(b"fcTL", data)):
         start, delay = match.start(), match.end() + 20
         data[delay : delay + 4] = struct.pack(">HH", 1, 30)
         data[start + 30 : start + 34] = struct.pack(">I", zlib.crc32(data[start : start + 30]))
-    (tmp_path / "a.png").write_bytes(data)
-    assert animation_times(tmp_path / "a.png") == [0, 33, 67, 100, 133, 167, 200]
+    path.write_bytes(data)
+    assert animation_times(path) == [0, 33, 67, 100, 133, 167, 200]
 
 
-def test_the_default_image_of_an_animation_is_no_frame(tmp_path: Path) -> None:
-    _animate(tmp_path / "a.png", NOISE[:3], default_image=True, duration=50)
-    assert np.array_equal(list(read_animation(tmp_path / "a.png")), NOISE[1:3])
-    assert animation_times(tmp_path / "a.png") == [0, 50, 100]
+def test_default_image_of_an_animation_is_no_frame(tmp_path: Path) -> None:
+    path = animate(tmp_path / "a.png", NOISE[:3], default_image=True, duration=50)
+    assert np.array_equal(list(read_animation(path)), NOISE[1:3]) and animation_times(path) == [0, 50, 100]
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png"])
-def test_an_animation_is_put_upright_and_its_profile_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / f"a{suffix}"
-    _animate(path, NOISE[:3], duration=40, exif=exif, icc_profile=_profile("Display P3"))
+def test_orientation_profile_and_alpha_of_an_animation(tmp_path: Path, caplog, suffix: str) -> None:
+    options = {"duration": 40, "exif": exif_of(6), "icc_profile": profile_of("Display P3")}
+    path = animate(tmp_path / f"a{suffix}", NOISE[:3], **options)
     assert np.array_equal(list(read_animation(path)), np.rot90(NOISE[:3], -1, (1, 2)))
     assert common_size([path]) == (14, 10)
     assert [message.split(":")[0] for message in caplog.messages] == [f"{path} has the colour profile 'Display P3'"]
-
-
-@pytest.mark.parametrize("suffix", [".webp", ".png"])
-def test_a_transparent_animation_is_refused(tmp_path: Path, suffix: str) -> None:
     pixels = np.concatenate([NOISE[:3], np.full((3, 10, 14, 1), 255, np.uint8)], -1)
-    _animate(tmp_path / f"a{suffix}", pixels, duration=40)
-    assert np.array_equal(list(read_animation(tmp_path / f"a{suffix}")), NOISE[:3])
+    assert np.array_equal(list(read_animation(animate(path, pixels, duration=40))), NOISE[:3])
     pixels[2, 4, 5, 3] = 250
-    _animate(tmp_path / f"b{suffix}", pixels, duration=40)
-    with pytest.raises(UserError, match=r"b\.\w+ has transparent pixels, which a video frame cannot have: flatten it"):
-        list(read_animation(tmp_path / f"b{suffix}"))
+    refused(animate(path, pixels, duration=40), "has transparent pixels, which a video frame cannot have: flatten it")
 
 
-def test_an_animation_of_16_bits_is_refused(tmp_path: Path) -> None:
-    frames = [Image.fromarray(NOISE[i, ..., 0].astype(np.uint16) * 200) for i in range(2)]
-    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
-    with pytest.raises(UserError, match=r"a\.png has samples of more than 8 bits that cannot be rounded"):
-        list(read_animation(tmp_path / "a.png"))
+def test_animation_of_16_bits_and_pages(tmp_path: Path) -> None:
+    path = animate(tmp_path / "a.png", NOISE[:2, ..., 0].astype(np.uint16) * 200)
+    refused(path, r"a\.png has samples of more than 8 bits that cannot be rounded")
+    path = animate(tmp_path / "a.tif", NOISE[:3])
+    refused(path, r"a\.tif is a TIFF file of 3 pages, where one picture is read: save each")
 
 
-def test_pages_are_refused(tmp_path: Path) -> None:
-    _animate(tmp_path / "a.tif", NOISE[:3])
-    for read in (frame_total, lambda path: [*read_images([path])], lambda path: [*read_animation(path)]):
-        with pytest.raises(UserError, match=r"a\.tif is a TIFF file of 3 pages, where one picture is read: save each"):
-            read(tmp_path / "a.tif")
-
-
-def test_a_photo_with_a_preview_is_a_still_image(tmp_path: Path) -> None:
-    path, alone = tmp_path / "f.jpg", io.BytesIO()
-    frames = [Image.new("RGB", (14, 10), colour) for colour in ("red", "blue")]
-    frames[0].save(alone, "JPEG")
-    frames[0].save(path, "MPO", save_all=True, append_images=frames[1:])
-    with Image.open(path, formats=["JPEG"]) as image:
-        assert image.format == "MPO" and image.n_frames == 2
-    assert frame_total(path) == 1
-    assert np.array_equal(_only(tmp_path), np.asarray(Image.open(alone)))
-
-
-def test_opaque_alpha_is_dropped_and_transparent_refused(tmp_path: Path) -> None:
-    alpha = np.dstack([NOISE[0], np.full((10, 14), 255, np.uint8)])
-    Image.fromarray(alpha).save(tmp_path / "f.png")
-    assert np.array_equal(_only(tmp_path), NOISE[0])
-    alpha[3, 4, 3] = 254
-    Image.fromarray(alpha).save(tmp_path / "f.png")
-    with pytest.raises(
-        UserError, match=r"f\.png has transparent pixels, which a video frame cannot have: flatten it onto"
-    ):
-        load_video(str(tmp_path))
-    Image.fromarray(NOISE[0]).quantize(16).save(tmp_path / "f.png", transparency=0)
-    with pytest.raises(UserError, match="transparent pixels"):
-        load_video(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "options"),
-    [(".png", {}), (".webp", {"lossless": True}), (".tif", {}), (".tif", {"compression": "tiff_lzw"})],
-)
-def test_exif_puts_a_photo_upright(tmp_path: Path, suffix: str, options: dict) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise to show
-    Image.fromarray(NOISE[0]).save(tmp_path / f"f{suffix}", exif=exif, **options)
-    assert np.array_equal(_only(tmp_path), np.rot90(NOISE[0], -1))
-    assert common_size([tmp_path / f"f{suffix}"]) == (14, 10)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("place", ["before", "behind", "text"])
-def test_an_orientation_anywhere_in_a_png_is_seen(tmp_path: Path, orientation: int, place: str) -> None:
-    """EXIF may stand behind the pixels too: sizes are those of the upright pictures."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "f.png"
-    if place == "text":
-        about = PngImagePlugin.PngInfo()
-        about.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
-        Image.fromarray(NOISE[0]).save(path, pnginfo=about)
-    else:
-        Image.fromarray(NOISE[0]).save(path, exif=exif)
-    if place == "behind":
-        data = path.read_bytes()
-        start = data.index(b"eXIf") - 4
-        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        end = data.index(b"IEND") - 4
-        path.write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
-    assert common_size([path]) == load_video(str(path)).frames.shape[2:]
-
-
-def test_sizes_are_told_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(300):
-        Image.fromarray(NOISE[i % 6]).save(tmp_path / f"{i}.png")
-    monkeypatch.setattr(images, "_opened", None)
-    assert common_size(list_images(tmp_path)) == (10, 14)
-
-
-def test_sizes_must_be_equal(tmp_path: Path) -> None:
-    for i, size in enumerate([(14, 10), (14, 10), (12, 10)]):
-        Image.new("RGB", size).save(tmp_path / f"{i}.png")
-    with pytest.raises(
-        UserError, match=r"2\.png is 10x12, but the images before it are 10x14: remove it from the --data folder"
-    ):
-        load_video(str(tmp_path))
+# Broken images
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("keep", [0, 20, 60, 200])
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".ppm", ".tif"])
 def test_broken_image(tmp_path: Path, keep: int, suffix: str) -> None:
-    path = tmp_path / f"f{suffix}"
-    Image.fromarray(NOISE[0]).save(path)
+    path = save(tmp_path / f"f{suffix}", NOISE[0])
     path.write_bytes(path.read_bytes()[:keep])
-    Image.fromarray(NOISE[1]).save(tmp_path / f"a{suffix}")
-    with pytest.raises(UserError, match="cannot be read as an image .*replace it with an intact file") as caught:
-        load_video(str(tmp_path))
-    assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
+    save(tmp_path / f"a{suffix}", NOISE[1])
+    message = refused(tmp_path, "cannot be read as an image .*replace it with an intact file")
+    assert message.startswith(f"{path} ")
 
 
-def test_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} has no PNG or JPEG files, nor WebP")):
-        load_video(str(tmp_path))
+@pytest.mark.parametrize(("side", "depth"), [(60_000, 8), (15_000, 8), (2**31 - 1, 8), (60_000, 16)])
+def test_huge_dimensions(side: int, depth: int, tmp_path: Path) -> None:
+    """A PNG of some hundred bytes that declares gigapixels is refused by its header."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, depth, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    for source in (tmp_path / "bomb.png", tmp_path):
+        assert "bomb.png" in refused(source, "cannot be read as an image")

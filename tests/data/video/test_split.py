@@ -26,36 +26,27 @@ def test_by_hand(count: int, split: str, train: list[int], val: list[int]) -> No
 
 def test_bunny_has_the_sizes_of_the_literature() -> None:
     for split, sizes in {"1_1_2": (66, 66), "9_9_10": (119, 13), "6_6_10": (80, 52)}.items():
-        parts = data_split(132, split)
-        assert (len(parts.train), len(parts.val)) == sizes
+        assert tuple(map(len, data_split(132, split))) == sizes
 
 
-def test_shuffled_parts_keep_their_sizes_and_never_meet() -> None:
+def test_shuffled_parts_keep_their_sizes_and_are_disjoint() -> None:
     plain, one, again, other = (data_split(132, "6_8_10", seed) for seed in (None, 1, 1, 2))
-    assert [len(part) for part in one] == [len(part) for part in plain]
-    assert not set(one.train.tolist()) & set(one.val.tolist())
-    assert one.train.tolist() == sorted(one.train.tolist()) == again.train.tolist()
-    assert one.val.tolist() == sorted(one.val.tolist()) != plain.val.tolist()
-    assert one.train.tolist() != other.train.tolist()
-    used = set(one.train.tolist()) | set(one.val.tolist())
-    assert used < set(range(132))
+    train, val = (part.tolist() for part in one)
+    assert [*map(len, one)] == [*map(len, plain)] and not {*train} & {*val} and {*train, *val} < {*range(132)}
+    assert train == sorted(train) == again.train.tolist() != other.train.tolist()
+    assert val == sorted(val) != plain.val.tolist()
+
+
+MALFORMED = ["", "9_10", "9_9_10_1", "a_b_c", "-1_9_10", "9.0_9_10", "9-9-10", " 9_9_10", "٣_٣_٣"]
+OUT_OF_ORDER = ["5_4_10", "5_11_10", "0_0_0", "11_11_10"]
 
 
 @pytest.mark.parametrize(
-    "split", ["", "9_10", "9_9_10_1", "a_b_c", "-1_9_10", "9.0_9_10", "9-9-10", " 9_9_10", "٣_٣_٣"]
+    ("count", "split", "message"),
+    [(10, split, "must be three integers a_b_c, such as 9_9_10") for split in MALFORMED]
+    + [(10, split, f"--data-split '{split}' must have a <= b <= c and c at least 1") for split in OUT_OF_ORDER]
+    + [(n, f"{a}_9_10", f"leaves none of the {n} frames to train: set a to at least 1") for n, a in ((10, 0), (0, 9))],
 )
-def test_malformed(split: str) -> None:
-    with pytest.raises(UserError, match="must be three integers a_b_c, such as 9_9_10"):
-        data_split(10, split)
-
-
-@pytest.mark.parametrize("split", ["5_4_10", "5_11_10", "0_0_0", "11_11_10"])
-def test_out_of_order(split: str) -> None:
-    with pytest.raises(UserError, match=f"--data-split '{split}' must have a <= b <= c and c at least 1"):
-        data_split(10, split)
-
-
-@pytest.mark.parametrize(("count", "split"), [(10, "0_0_10"), (0, "9_9_10")])
-def test_nothing_to_train(count: int, split: str) -> None:
-    with pytest.raises(UserError, match=f"leaves none of the {count} frames to train: set a to at least 1"):
+def test_refused(count: int, split: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         data_split(count, split)
