@@ -25,22 +25,26 @@ def main() -> None:
 def evaluate_path(args: argparse.Namespace) -> None:
     """Open the chunks of the video, mostly one, evaluate each, join the results, and print them."""
     set_up_torch(args.threads)
-    from hnerv.codec import has_parts, open_parts, whole_folder
+    from hnerv.codec import evaluation_folder, has_several_chunks, open_chunks
     from hnerv.data.clip import warned_once
     from hnerv.evaluation import cost_line, table, write_joint_evaluation
 
-    device, divided, fractional = pick_device(args.device), has_parts(args.path), args.positions == "fractional"
+    device, divided, fractional = (
+        pick_device(args.device),
+        has_several_chunks(args.path),
+        args.positions == "fractional",
+    )
     if fractional and divided:
         raise UserError("--positions fractional works on one segment only: pass its folder or its file")
     with warned_once():
         chunks = [
             evaluate_chunk(first, open_chunk(), fractional, baselines=not divided, images=args.images)
-            for first, open_chunk in open_parts(args.path, device, args.data, args.unseen, args.clip_targets)
+            for first, open_chunk in open_chunks(args.path, device, args.data, args.unseen, args.clip_targets)
         ]
     folder, summary = chunks[0].folder, chunks[0].summary
     files = f"{Path(summary['checkpoint']).name} at epoch {summary['epoch']}"
     if divided:
-        folder = whole_folder(args.path)
+        folder = evaluation_folder(args.path)
         summary = write_joint_evaluation(folder, args.path, chunks)
         files = f"all {len(chunks)} segments; each segment also has an eval folder"
     if args.json:

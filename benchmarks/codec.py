@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from common import HNERV, child_environment, seconds_of
 
-from hnerv.codec import Bitstream, Options, encode_run, entropy, write_container
+from hnerv.codec import Options, coded_weights, encode_run, entropy, open_single_chunk, write_bitstream
 from hnerv.codec.allocation import Bits
 from hnerv.codec.bitstream import LATENTS
-from hnerv.codec.file import coded_weights
 from hnerv.codec.finetune import Tuning
 from hnerv.command import one_line_errors, set_up_torch
 from hnerv.evaluation import OpenedRun, eval_values, evaluate, open_run
@@ -111,8 +110,8 @@ def code(args: argparse.Namespace, name: str, options: Options) -> Row:
     seconds = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.hnerv"
-        write_container(path, data)
-        return Row(name, len(data), *quality(Bitstream(path).model(), run), seconds, options.tuning.epochs > 0)
+        write_bitstream(path, [data])
+        return Row(name, len(data), *quality(open_single_chunk(path).model(), run), seconds, options.tuning.epochs > 0)
 
 
 class MinMax(NamedTuple):
@@ -197,10 +196,10 @@ def coder_overhead(run: OpenedRun) -> str:
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(entropy, "decode", recording):
         path = Path(folder) / "a.hnerv"
-        write_container(path, encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {}))
-        stream = Bitstream(path)
+        write_bitstream(path, [encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {})])
+        stream = open_single_chunk(path)
         stream.model()
-    stored = 8 * (stream.size - stream.container.header_bytes)
+    stored = 8 * (stream.size - stream.entry.header_bytes)
     words = 8 * sum(size for _, size in records)
     least = sum(entropy.empirical_entropy(symbols) for symbols, _ in records) + stored - words
     return f"sections: {stored / least - 1:+.3%} above the empirical entropy of their symbols, plus tables and steps"

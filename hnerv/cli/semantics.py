@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table. Raises UserError."""
-    from hnerv.codec import head_bytes, is_container, open_stream
+    from hnerv.codec import head_bytes, is_container, open_coded_run
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
     from hnerv.evaluation import compare_head, head_table, open_run
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
             "--clip-targets none leaves out the CLIP head, which this command measures: pass the target file"
         )
     queries = read_queries(args.queries) if args.queries else []
-    open_model = open_stream if is_container(args.run) else open_run
+    open_model = open_coded_run if is_container(args.run) else open_run
     with warned_once():
         opened = open_model(args.run, pick_device(args.device), data=args.data, clip_targets=args.clip_targets)
         comparison = compare_head(opened, head_bytes(opened), queries, progress=True)

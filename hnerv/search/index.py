@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.codec import Bitstream, check_trained, is_container, open_film
+from hnerv.codec import BitstreamFile, CodedChunk, check_trained, is_container
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
@@ -123,17 +123,17 @@ def _digest(path: Path) -> str:
 
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
-        film = open_film(path)
-        return _joined(path, (_of_stream(film.stream(part), device) for part in film.parts), film.frames)
+        file = BitstreamFile(path)
+        return _joined(path, (_of_chunk(file.open_chunk(entry), device) for entry in file.chunks), file.frames)
     model, record, *_ = open_checkpoint(path)
     _check_head(path, record)
     model.keep_for_embed()
     return _of_model(path, model, record, device)
 
 
-def _of_stream(stream: Bitstream, device: torch.device) -> Index:
-    _check_head(stream.path, stream.record)
-    return _of_model(stream.path, stream.model(("clip_head",)), stream.record, device)
+def _of_chunk(chunk: CodedChunk, device: torch.device) -> Index:
+    _check_head(chunk.path, chunk.record)
+    return _of_model(chunk.path, chunk.model(("clip_head",)), chunk.record, device)
 
 
 def _of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device: torch.device) -> Index:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hnerv.codec import is_container, open_film, play, play_film
+from hnerv.codec import BitstreamFile, is_container, play, play_file
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.runs import parts_of
@@ -29,7 +29,7 @@ def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> di
     """{frame: (H, W, 3) uint8} of a .hnerv file, a checkpoint or a run folder; only what they need is read."""
     wanted = sorted(set(frames))
     if is_container(path):
-        return dict(zip(wanted, play_film(open_film(path), wanted, device), strict=True))
+        return dict(zip(wanted, play_file(BitstreamFile(path), wanted, device), strict=True))
     found: dict[int, np.ndarray] = {}
     for part in parts_of(path):
         inner = [frame for frame in wanted if not part.count or part.first <= frame < part.first + part.count]

@@ -1,1 +1,1 @@
-"""Drawing: arrays -> PNG, GIF, WebP and SVG. Only this room draws with Pillow and matplotlib."""
+"""Drawing: arrays -> PNG, GIF, WebP and SVG, with one colour table."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hnerv.codec import Bitstream
+from hnerv.codec import open_single_chunk
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_json_has_the_bytes_of_the_file(semantics, coded, film, targets_file):
     path = coded("grid")
     status, out, _ = semantics(path, "--data", film, "--clip-targets", targets_file, "--json")
     found = json.loads(out)
-    (section,) = [part.size for part in Bitstream(path).parts() if part.name == "clip_head"]
+    (section,) = [part.size for part in open_single_chunk(path).parts() if part.name == "clip_head"]
     assert status == 0 and found["rows"][0]["bytes"] == section and found["head_bytes_are"] == "measured"
     names = ["cosine", "centred", "recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
     assert [list(row["splits"]["val"]) for row in found["rows"][:2]] == [names, names[:2]]

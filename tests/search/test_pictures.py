@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hnerv.codec import Bitstream, file, play
+from hnerv.codec import file, open_single_chunk, play
 from hnerv.errors import UserError
 from hnerv.search import Hit, contact_sheet, heat_map, open_index, pictures
 from hnerv.search.pictures import decode_frames
@@ -39,7 +39,7 @@ def outlines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
 def test_frames_are_those_of_the_player(alone, clip_run):
     path = alone()
     found = decode_frames(path, [9, 2, 9], CPU)
-    expected = list(play(Bitstream(path).model(("rgb_head",)), range(12)))
+    expected = list(play(open_single_chunk(path).model(("rgb_head",)), range(12)))
     assert list(found) == [2, 9]
     for frame, picture in found.items():
         assert np.array_equal(picture, expected[frame])

@@ -1,4 +1,4 @@
-"""Each row of RIVALS on a tiny clip; PSNR recomputed with numpy from streams that FFmpeg's demuxers accept."""
+"""Each row of CODECS on a tiny clip; PSNR recomputed with numpy from streams that FFmpeg's demuxers accept."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.codec.comparison import RIVALS, Rival, check_rivals, conversion_psnr, encode_rival, parse_rivals
-from hnerv.codec.comparison import rivals as module
+from hnerv.codec.comparison import codecs as module
+from hnerv.codec.comparison.codecs import (
+    CODECS,
+    VideoCodec,
+    check_codecs,
+    conversion_psnr,
+    measure_codec,
+    parse_codecs,
+)
 from hnerv.data.video.colour import to_rgb
 from hnerv.errors import UserError
 
@@ -18,14 +25,14 @@ FAST = {"x264": "ultrafast", "x265": "ultrafast", "svt-av1": "12"}
 FORMATS = {"x264": "h264", "x265": "hevc", "svt-av1": "obu"}
 
 
-@pytest.fixture(params=RIVALS)
-def rival(request) -> Rival:
-    return Rival(request.param, FAST[request.param])
+@pytest.fixture(params=CODECS)
+def codec(request) -> VideoCodec:
+    return VideoCodec(request.param, FAST[request.param])
 
 
 @pytest.fixture
 def coded(monkeypatch) -> list[bytes]:
-    """The streams that `encode_rival` makes, as bytes."""
+    """The streams that `measure_codec` makes, as bytes."""
     streams = []
     inner = module._encode
 
@@ -38,11 +45,11 @@ def coded(monkeypatch) -> list[bytes]:
     return streams
 
 
-def test_bytes_and_psnr_are_those_of_a_stream_that_plays_alone(rival, clip_frames, coded):
-    """Another reader finds all frames in exactly the bytes that are counted, and numpy finds the same PSNR in them."""
-    point = encode_rival(rival, clip_frames, 24.0, rival.encoder.ladder[3])
+def test_bytes_and_psnr_are_those_of_a_stream_that_plays_alone(codec, clip_frames, coded):
+    """A demuxer finds all frames in exactly the bytes that are counted, and numpy computes the same PSNR from them."""
+    point = measure_codec(codec, clip_frames, 24.0, codec.setup.ladder[3])
     assert point.bytes == len(coded[0])
-    with av.open(io.BytesIO(coded[0]), format=FORMATS[rival.name]) as container:
+    with av.open(io.BytesIO(coded[0]), format=FORMATS[codec.name]) as container:
         found = np.stack([to_rgb(frame) for frame in container.decode(video=0)]).astype(float)
     source = clip_frames.permute(0, 2, 3, 1).numpy()
     assert found.shape == source.shape
@@ -51,8 +58,8 @@ def test_bytes_and_psnr_are_those_of_a_stream_that_plays_alone(rival, clip_frame
     assert 0 < point.ms_ssim < 1 and point.encode_seconds > 0 and point.decode_seconds > 0
 
 
-def test_more_crf_is_fewer_bytes_and_less_psnr(rival, clip_frames):
-    points = [encode_rival(rival, clip_frames, 24.0, crf) for crf in rival.encoder.ladder[::2]]
+def test_more_crf_is_fewer_bytes_and_less_psnr(codec, clip_frames):
+    points = [measure_codec(codec, clip_frames, 24.0, crf) for crf in codec.setup.ladder[::2]]
     sizes, psnrs = [point.bytes for point in points], [point.psnr_frame for point in points]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert psnrs == sorted(psnrs, reverse=True)
@@ -60,33 +67,33 @@ def test_more_crf_is_fewer_bytes_and_less_psnr(rival, clip_frames):
     assert psnrs[0] < conversion_psnr(clip_frames) + 0.5
 
 
-def test_the_same_bytes_every_time_and_not_a_word(rival, clip_frames, capfd):
-    sizes = {encode_rival(rival, clip_frames, 23.976, rival.encoder.ladder[4]).bytes for _ in range(2)}
+def test_the_same_bytes_every_time_and_not_a_word(codec, clip_frames, capfd):
+    sizes = {measure_codec(codec, clip_frames, 23.976, codec.setup.ladder[4]).bytes for _ in range(2)}
     assert len(sizes) == 1
     assert tuple(capfd.readouterr()) == ("", "")
 
 
-def test_one_key_frame_and_no_signature(rival, clip_frames, coded):
+def test_one_key_frame_and_no_signature(codec, clip_frames, coded):
     """x264 and x265 would else write hundreds of bytes of their settings into the stream."""
-    encode_rival(rival, clip_frames[:1].expand(300, -1, -1, -1), 24.0, rival.encoder.ladder[-1])
+    measure_codec(codec, clip_frames[:1].expand(300, -1, -1, -1), 24.0, codec.setup.ladder[-1])
     assert b"x26" not in coded[0] and b"http" not in coded[0]
-    with av.open(io.BytesIO(coded[0]), format=FORMATS[rival.name]) as container:
+    with av.open(io.BytesIO(coded[0]), format=FORMATS[codec.name]) as container:
         assert sum(frame.key_frame for frame in container.decode(video=0)) == 1
 
 
-def test_the_defaults_are_real_presets(rival):
-    assert rival.encoder.preset in rival.encoder.presets
-    assert rival.encoder.encoder in av.codec.codecs_available and rival.encoder.decoder in av.codec.codecs_available
-    assert len(rival.encoder.ladder) >= 6 and list(rival.encoder.ladder) == sorted(set(rival.encoder.ladder))
+def test_the_defaults_are_real_presets(codec):
+    assert codec.setup.preset in codec.setup.presets
+    assert codec.setup.encoder in av.codec.codecs_available and codec.setup.decoder in av.codec.codecs_available
+    assert len(codec.setup.ladder) >= 6 and list(codec.setup.ladder) == sorted(set(codec.setup.ladder))
 
 
-def test_rivals_are_parsed():
-    assert parse_rivals("x264, svt-av1:4,x264:veryslow") == [
-        Rival("x264", "medium"),
-        Rival("svt-av1", "4"),
-        Rival("x264", "veryslow"),
+def test_codecs_are_parsed():
+    assert parse_codecs("x264, svt-av1:4,x264:veryslow") == [
+        VideoCodec("x264", "medium"),
+        VideoCodec("svt-av1", "4"),
+        VideoCodec("x264", "veryslow"),
     ]
-    assert parse_rivals("x265")[0].label == "x265 medium"
+    assert parse_codecs("x265")[0].label == "x265 medium"
 
 
 @pytest.mark.parametrize(
@@ -100,18 +107,18 @@ def test_rivals_are_parsed():
         ("x264,x264:medium", "lists the same codec and preset twice"),
     ],
 )
-def test_what_is_no_rival_is_refused(text, match):
+def test_unknown_codecs_are_refused(text, match):
     with pytest.raises(UserError, match=match):
-        parse_rivals(text)
+        parse_codecs(text)
 
 
 def test_odd_sizes_and_a_missing_encoder_are_refused(monkeypatch):
-    rivals = parse_rivals("x264")
+    codecs = parse_codecs("x264")
     with pytest.raises(UserError, match="even frame sizes, not 63x96"):
-        check_rivals(rivals, (63, 96))
+        check_codecs(codecs, (63, 96))
     monkeypatch.setattr("av.codec.codecs_available", set())
     with pytest.raises(UserError, match="no encoder for x264"):
-        check_rivals(rivals, (64, 96))
+        check_codecs(codecs, (64, 96))
 
 
 def test_the_conversion_alone_is_measured(clip_frames):
@@ -131,12 +138,12 @@ NEARLY_LOSSLESS = {
 }
 
 
-def test_nothing_but_the_coding_comes_between_a_rival_and_the_conversion(rival, clip_frames, monkeypatch):
-    """Coded without loss, a rival reaches the ceiling: decoders say other things of chroma than encoders were given."""
-    options, gap = NEARLY_LOSSLESS[rival.name]
-    monkeypatch.setitem(RIVALS, rival.name, rival.encoder._replace(options=options))
+def test_lossless_coding_reaches_the_psnr_of_the_conversion(codec, clip_frames, monkeypatch):
+    """So no step but the coding itself costs a codec quality, such as another position of the chroma samples."""
+    options, gap = NEARLY_LOSSLESS[codec.name]
+    monkeypatch.setitem(CODECS, codec.name, codec.setup._replace(options=options))
     speckles = (
         torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(2)) * 80
     )  # of colours that 4:2:0 cannot hold
     frames = (clip_frames[:2] * 0.6 + speckles).round().byte()
-    assert encode_rival(rival, frames, 24.0, 0).psnr_frame == pytest.approx(conversion_psnr(frames), abs=gap)
+    assert measure_codec(codec, frames, 24.0, 0).psnr_frame == pytest.approx(conversion_psnr(frames), abs=gap)
