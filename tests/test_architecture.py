@@ -12,6 +12,7 @@ TIERS = (
     "errors files",
     "geometry timeline tables",
     "losses schedule metrics motion quantise",
+    "viz",
     "config",
     "presets",
     "command",

@@ -20,10 +20,10 @@ def run(args: argparse.Namespace) -> None:
     """Reads the files of training and eval.py; exit status 1 if one of the findings is a warning."""
     from hnerv.fleet.table import check_no_fleet
     from hnerv.report.findings import findings_of, has_warning
-    from hnerv.report.wholes import read_any
+    from hnerv.report.results import read_run
 
     check_no_fleet(args.run)
-    data = read_any(args.run)
+    data = read_run(args.run)
     findings = findings_of(data)
     if args.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))

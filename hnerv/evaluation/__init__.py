@@ -5,9 +5,8 @@ from hnerv.evaluation.cost import cost_line, cost_of, estimated_rate
 from hnerv.evaluation.files import EvaluatedChunk, add_to_summary, write_evaluation, write_joint_evaluation
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
-from hnerv.evaluation.images import write_images
 from hnerv.evaluation.measure import Report, SplitReport, evaluate
-from hnerv.evaluation.pictures import log_pictures, log_projector
+from hnerv.evaluation.pictures import decoded_frames, log_pictures, log_projector, write_images
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.opening import OpenedRun, load_weights, open_run
 
@@ -21,6 +20,7 @@ __all__ = [
     "compare_head",
     "cost_line",
     "cost_of",
+    "decoded_frames",
     "estimated_rate",
     "eval_values",
     "evaluate",

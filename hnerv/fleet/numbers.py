@@ -7,7 +7,7 @@ from pathlib import Path
 from hnerv.evaluation import combine, estimated_rate
 from hnerv.model import joined_scene
 from hnerv.presets import Choice
-from hnerv.report.reading import RunData, read_run
+from hnerv.report.results import RunResults, read_run
 from hnerv.runs import ChunkedFolder, chunks_of
 from hnerv.training.chunks import log_chunks
 
@@ -25,7 +25,7 @@ def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, ob
     return _numbers(runs, whole)
 
 
-def _numbers(runs: list[RunData], whole: dict[str, float] | None) -> dict[str, object]:
+def _numbers(runs: list[RunResults], whole: dict[str, float] | None) -> dict[str, object]:
     measured, records = runs[0].values if whole is None else whole, [run.record for run in runs]
     unseen = measured.get("Eval/Frame/val_clip_sim")
     values = {

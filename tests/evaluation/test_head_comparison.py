@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hnerv.codec import open_stream
+from hnerv.codec import open_coded_run
 from hnerv.data.clip import load_teacher
 from hnerv.errors import UserError
 from hnerv.evaluation import compare_head, evaluate, head_table, open_run
@@ -75,7 +75,7 @@ def test_without_a_head_it_refuses(finished):
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
 def test_a_file_is_compared_too(coded, film, targets_file, embedding):
-    run = open_stream(coded(embedding), CPU, str(film), clip_targets=str(targets_file))
+    run = open_coded_run(coded(embedding), CPU, str(film), clip_targets=str(targets_file))
     rows = compare_head(run, 3000).rows
     assert rows[0].gmac_per_patch > 0 and set(rows[0].splits) == {"train", "val"}
 

@@ -16,9 +16,9 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
 from hnerv.tables import Column, format_table
+from hnerv.viz.colour import COLOURS
 
 _COLUMNS = ("codec", "setting", "bytes", "bpp", "psnr_frame", "ms_ssim", "encode_seconds", "decode_seconds")
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito: for every eye
 _MARKERS = "osD^vP"
 _DRAW = 0.005
 """Relative difference in bytes up to which neither wins."""
@@ -179,7 +179,7 @@ def plot(comparison: Comparison) -> bytes:
     axes = figure.add_subplot()
     for number, (label, points) in enumerate({"hnerv": comparison.ours, **comparison.codecs}.items()):
         ordered = sorted(points, key=lambda point: point.bytes)
-        look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
         psnrs = [point.psnr_frame for point in ordered]
         axes.plot([*map(comparison.rate, ordered)], psnrs, label=label, lw=1.2 if number else 2.5, **look)
     axes.set_xscale("log")
