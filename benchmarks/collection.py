@@ -140,7 +140,7 @@ def write_video(folder: Path, number: int, world: World) -> None:
     from hnerv.geometry import CropPlan
     from hnerv.model import Scene
     from hnerv.runs.record import RunRecord, TargetsRecord, VideoRecord
-    from hnerv.search.index import Index, _write, index_places
+    from hnerv.search.index import Index, _write_index, index_paths
 
     path = folder / f"{number:05d}.hnerv"
     path.write_text(f"in place of video {number}\n")
@@ -151,7 +151,7 @@ def write_video(folder: Path, number: int, world: World) -> None:
     )
     record = RunRecord(Config(), video, scene, targets, 8, {})
     digest = sha256_of(path)
-    _write(index_places(path, digest), Index(path, torch.from_numpy(world.video(number)), record), digest)
+    _write_index(index_paths(path, digest), Index(path, torch.from_numpy(world.video(number)), record), digest)
 
 
 def build(folder: Path, number: int, world: World) -> dict:
@@ -194,7 +194,7 @@ def search(folder: Path, queries: np.ndarray, best: np.ndarray, threads: int, sh
     import torch
 
     from hnerv.search import find_across, open_collection
-    from hnerv.search.across import CANDIDATES
+    from hnerv.search.collection_hits import CANDIDATES
     from hnerv.search.vectors import nearest
 
     torch.set_num_threads(threads)

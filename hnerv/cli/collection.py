@@ -31,7 +31,7 @@ def answer_across(
     """Prints the hits of one query in all videos, and draws what was asked for."""
     import torch
 
-    from hnerv.search import contact_sheet_across, find_across, found_dict, found_table
+    from hnerv.search import collection_hit_dict, collection_hits_table, contact_sheet_across, find_across
 
     vectors = torch.stack([query.vector for query in wanted])
     against = torch.stack([query.vector for query in unwanted]) if unwanted else None
@@ -45,11 +45,11 @@ def answer_across(
             "folder": str(collection.folder),
             "videos": len(collection.members),
             "targets": targets,
-            "hits": [found_dict(hit) for hit in hits],
+            "hits": [collection_hit_dict(hit) for hit in hits],
         }
         print(json.dumps(found, indent=2 if ask.query or ask.image or ask.embedding else None), flush=True)
     else:
-        print(f"{title}\n{found_table(hits)}\ntargets: {targets}", flush=True)
+        print(f"{title}\n{collection_hits_table(hits)}\ntargets: {targets}", flush=True)
     if ask.save:
         drawn = [(found.member.path, found.index, found.hit) for found in hits]
         contact_sheet_across(ask.save, drawn, title, device)

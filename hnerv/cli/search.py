@@ -132,7 +132,7 @@ def _answer(
     """Prints the hits of one query and draws what was asked for."""
     import torch
 
-    from hnerv.search import as_dict, contact_sheet, find_hits, heat_map, hits_table, score_patches
+    from hnerv.search import contact_sheet, find_hits, heat_map, hit_dict, hits_table, score_patches
 
     vectors = torch.stack([query.vector for query in wanted])
     against = torch.stack([query.vector for query in unwanted]) if unwanted else None
@@ -145,7 +145,7 @@ def _answer(
             "not": [query.label for query in unwanted],
             "file": str(index.path),
             "targets": index.targets,
-            "hits": [as_dict(hit, index.scene) for hit in hits],
+            "hits": [hit_dict(hit, index.scene) for hit in hits],
         }
         print(json.dumps(found, indent=2 if _asks(ask) else None), flush=True)
     else:

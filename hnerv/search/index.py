@@ -1,4 +1,4 @@
-"""All embeddings that a model predicts, computed once from what the CLIP head needs, and kept beside its file.
+"""Index of one model: all embeddings that its CLIP head predicts, computed once and stored next to the model file.
 
 N frames, P patches, D embedding dimensions.
 """
@@ -28,13 +28,13 @@ from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
 
 INDEX_VERSION = 2
-"""To be raised when what an index holds, or the arithmetic behind it, changes."""
+"""Increase when the content of an index, or the arithmetic behind it, changes."""
 
 _log = logging.getLogger("hnerv")
 
 
 class Index(NamedTuple):
-    """embeddings (N, P, D) fp32 of unit norm on the CPU, `path` the file of the model, `record` that of its run."""
+    """embeddings (N, P, D) fp32 of unit norm on the CPU, with the model file `path` and the record of its run."""
 
     path: Path
     embeddings: Tensor
@@ -50,56 +50,54 @@ class Index(NamedTuple):
 
     @property
     def targets(self) -> str:
-        """What the embeddings imitate, one line."""
+        """The targets of the CLIP head, in one line."""
         return self.record.targets_label
 
 
 def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
-    """The index of a .hnerv file, a checkpoint or a run folder (its latest.pt); its video is not looked for.
+    """The index of a .hnerv file, a checkpoint or a run folder (its latest.pt). The video is not needed.
 
-    That of a run in segments is put together from those of its segments, each of which is kept beside its checkpoint.
-
-    Taken from beside the file or from the cache folder if one of them was made of this very content and is sound,
-    else computed and, with `keep`, put there. Raises UserError when the model cannot be read, has no CLIP head or lacks
-    segments that are not trained yet.
+    A stored index, next to the model file or in the cache folder, is used if it is intact and its sha256 of the model
+    file matches. Otherwise the index is computed and, with `keep`, stored. The index of a run in segments concatenates
+    those of its segments. Raises UserError if the model cannot be read, has no CLIP head or has untrained segments.
     """
     chunks = chunks_of(path)
     if chunks[0].is_part:
         check_trained(chunks)
-        found = (open_index(chunk.path, device, keep) for chunk in chunks)
-        return _joined(path, found, sum(chunk.frames for chunk in chunks))
+        parts = (open_index(chunk.path, device, keep) for chunk in chunks)
+        return _concatenate(path, parts, sum(chunk.frames for chunk in chunks))
     path = checkpoint_of(path)
     digest = _digest(path)
-    places = index_places(path, digest)
-    for place in places:
-        if found := _read(place, path, digest):
-            return found
+    candidates = index_paths(path, digest)
+    for stored in candidates:
+        if index := _read_index(stored, path, digest):
+            return index
     index = _compute(path, device)
     if keep:
-        _write(places, index, digest)
+        _write_index(candidates, index, digest)
     return index
 
 
 def map_index(path: Path, digest: str, device: torch.device) -> Index:
-    """That of a file of this sha256, as it is kept: not checked again, its embeddings read as they are used.
+    """The stored index of a file with this sha256, memory-mapped and without verifying its checksum.
 
-    Where none is kept it is what `open_index` finds. Raises UserError.
+    Falls back to `open_index` if none is stored. Raises UserError.
     """
-    for place in index_places(path, digest):
-        if found := _read(place, path, digest, check=False):
-            return found
+    for stored in index_paths(path, digest):
+        if index := _read_index(stored, path, digest, check=False):
+            return index
     return open_index(path, device)
 
 
-def index_places(path: Path, digest: str) -> tuple[Path, Path]:
-    """Where the index of a file of this sha256 is kept: beside it, or where that cannot be written, in the cache."""
+def index_paths(path: Path, digest: str) -> tuple[Path, Path]:
+    """Locations for the index of a file with this sha256: next to it, or if that is not writable, in the cache."""
     cached = cache_folder() / "indexes" / f"{digest}.v{INDEX_VERSION}.safetensors"
     return path.with_name(f"{path.name}.index.safetensors"), cached
 
 
 @torch.no_grad()
 def predict_embeddings(model: DualHeadHNeRV) -> Tensor:
-    """Of all frames, (N, P, D) on the CPU: those that an evaluation measures."""
+    """Embeddings of all frames, (N, P, D) on the CPU, equal to those that an evaluation measures."""
     device = next(model.parameters()).device
     times = torch.arange(model.scene.frames, dtype=torch.float32, device=device)
     rows = []
@@ -124,43 +122,47 @@ def _digest(path: Path) -> str:
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
         file = BitstreamFile(path)
-        return _joined(path, (_of_chunk(file.open_chunk(entry), device) for entry in file.chunks), file.frames)
-    found = open_checkpoint(path)
-    _check_head(path, found.record)
-    found.model.keep_for_embed()
-    return _of_model(path, found.model, found.record, device)
+        return _concatenate(
+            path, (_index_of_chunk(file.open_chunk(entry), device) for entry in file.chunks), file.frames
+        )
+    opened = open_checkpoint(path)
+    _check_head(path, opened.record)
+    opened.model.keep_for_embed()
+    return _index_of_model(path, opened.model, opened.record, device)
 
 
-def _of_chunk(chunk: CodedChunk, device: torch.device) -> Index:
+def _index_of_chunk(chunk: CodedChunk, device: torch.device) -> Index:
     _check_head(chunk.path, chunk.record)
-    return _of_model(chunk.path, chunk.model(("clip_head",)), chunk.record, device)
+    return _index_of_model(chunk.path, chunk.model(("clip_head",)), chunk.record, device)
 
 
-def _of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device: torch.device) -> Index:
+def _index_of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device: torch.device) -> Index:
     model = model.eval().to(device, memory_format=torch.channels_last)
     return Index(path, predict_embeddings(model), record)
 
 
-def _joined(path: Path, parts: Iterable[Index], frames: int) -> Index:
-    """One index of those of a video's segments, `frames` in all, in order; the configuration is that of the first.
+def _concatenate(path: Path, parts: Iterable[Index], frames: int) -> Index:
+    """One index from those of a video's segments in order, with the configuration of the first.
 
-    No second copy of the embeddings is made. Raises UserError where the segments do not have so many frames.
+    Raises UserError unless the segments have `frames` frames in total.
     """
-    scenes, record, whole = [], None, None
+    # Each part is copied into one preallocated tensor as it arrives, so the embeddings exist only once.
+    scenes, record, embeddings = [], None, None
     at = 0
     for part in parts:
         count, *shape = part.embeddings.shape
-        whole, record = (torch.empty(frames, *shape), part.record) if whole is None else (whole, record)
-        if at + count > frames or whole.shape[1:] != part.embeddings.shape[1:]:
+        if embeddings is None:
+            embeddings, record = torch.empty(frames, *shape), part.record
+        if at + count > frames or embeddings.shape[1:] != part.embeddings.shape[1:]:
             raise UserError(f"the segments of {path} do not match: encode or train it again")
-        whole[at : at + count] = part.embeddings
+        embeddings[at : at + count] = part.embeddings
         at += count
         scenes.append(part.scene)
     if at != frames:
         raise UserError(f"the segments of {path} have {at} frames, not {frames}: encode or train it again")
     if len(scenes) > 1:
         record = dataclasses.replace(record, scene=joined_scene(scenes))
-    return Index(path, whole, record)
+    return Index(path, embeddings, record)
 
 
 def _check_head(path: Path, record: RunRecord) -> None:
@@ -168,46 +170,46 @@ def _check_head(path: Path, record: RunRecord) -> None:
         raise UserError(f"{path} has no CLIP head and cannot be searched: train a run with CLIP targets")
 
 
-def _read(place: Path, path: Path, digest: str, check: bool = True) -> Index | None:
-    """None where there is no index, one of another file or version, or none that is sound."""
+def _read_index(stored: Path, path: Path, digest: str, check: bool = True) -> Index | None:
+    """None if there is no index, or it belongs to another file or version, or it is damaged (logged)."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(place, "pt") as file:
-            facts, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
-        if (facts["version"], facts["source"]) != (str(INDEX_VERSION), digest):
+        with safe_open(stored, "pt") as file:
+            metadata, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
+        if (metadata["version"], metadata["source"]) != (str(INDEX_VERSION), digest):
             return None
-        if check and facts["checksum"] != _checksum(embeddings, facts["record"]):
+        if check and metadata["checksum"] != _checksum(embeddings, metadata["record"]):
             raise ValueError("wrong checksum")
-        return Index(path, embeddings, RunRecord.from_dict(json.loads(facts["record"]), place))
+        return Index(path, embeddings, RunRecord.from_dict(json.loads(metadata["record"]), stored))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        _log.warning("the index %s is damaged (%s); recomputing it", place, error)
+        _log.warning("the index %s is damaged (%s); recomputing it", stored, error)
         return None
 
 
-def _write(places: tuple[Path, Path], index: Index, digest: str) -> None:
-    """To the first place that takes it, whole or not at all; where none does, that is a warning."""
+def _write_index(candidates: tuple[Path, Path], index: Index, digest: str) -> None:
+    """Write atomically to the first writable candidate; log a warning if there is none."""
     from safetensors.torch import save
 
     text = json.dumps(index.record.to_dict())
-    facts = {"version": str(INDEX_VERSION), "source": digest, "record": text}
-    facts["checksum"] = _checksum(index.embeddings, text)
-    data = save({"embeddings": index.embeddings.contiguous()}, facts)
-    for place in places:
+    metadata = {"version": str(INDEX_VERSION), "source": digest, "record": text}
+    metadata["checksum"] = _checksum(index.embeddings, text)
+    data = save({"embeddings": index.embeddings.contiguous()}, metadata)
+    for candidate in candidates:
         try:
-            with replacing(place) as file:
+            with replacing(candidate) as file:
                 file.write(data)
             return
         except OSError as error:
             cause = error
     _log.warning(
-        "the index is not saved, %s cannot be written (%s): set HNERV_CACHE to another folder", places[-1], cause
+        "the index is not saved, %s cannot be written (%s): set HNERV_CACHE to another folder", candidates[-1], cause
     )
 
 
 def _checksum(embeddings: Tensor, text: str) -> str:
-    whole = hashlib.sha256(embeddings.contiguous().numpy().data)
-    whole.update(f"{tuple(embeddings.shape)}{text}".encode())
-    return whole.hexdigest()
+    checksum = hashlib.sha256(embeddings.contiguous().numpy().data)
+    checksum.update(f"{tuple(embeddings.shape)}{text}".encode())
+    return checksum.hexdigest()

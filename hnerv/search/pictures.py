@@ -1,4 +1,4 @@
-"""Hits as pictures: a contact sheet, and the scores of a frame laid over it. Only frames that are shown are decoded.
+"""Pictures of hits: a contact sheet, and a heat map of scores over a frame. Only the frames shown are decoded.
 
 H W frame pixels, N frames, P patches.
 """
@@ -16,9 +16,9 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.runs import chunks_of
 from hnerv.runs.opening import open_checkpoint
+from hnerv.search.hit_table import patch_list
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores
-from hnerv.search.report import patch_list
 from hnerv.timeline import time_code
 from hnerv.viz.image import THIN, add_spectrum, labelled, outline, png, resized, tile_sheet, tinted
 
@@ -26,23 +26,23 @@ TILE_WIDTH = 480
 
 
 def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> dict[int, np.ndarray]:
-    """{frame: (H, W, 3) uint8} of a .hnerv file, a checkpoint or a run folder; only what they need is read."""
+    """{frame: (H, W, 3) uint8} of a .hnerv file, a checkpoint or a run folder. Only the sections needed are read."""
     wanted = sorted(set(frames))
     if is_container(path):
         return dict(zip(wanted, play_file(BitstreamFile(path), wanted, device), strict=True))
-    found: dict[int, np.ndarray] = {}
+    frames_by_number: dict[int, np.ndarray] = {}
     for chunk in chunks_of(path):
         inner = [frame for frame in wanted if chunk.holds(frame)]
         if inner:
             model = open_checkpoint(chunk.path).model.eval()
             model = model.to(device, memory_format=torch.channels_last)
             pictures = play(model, [frame - chunk.first for frame in inner])
-            found |= dict(zip(inner, pictures, strict=True))
-    return found
+            frames_by_number |= dict(zip(inner, pictures, strict=True))
+    return frames_by_number
 
 
 def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
-    """Writes the frames of the hits as a PNG file, best first, with the patch of each outlined and others thinly.
+    """Write the frames of the hits as a PNG file, best first: hit patches outlined, other patches thinly.
 
     Raises UserError.
     """
@@ -50,7 +50,7 @@ def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, dev
 
 
 def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], title: str, device: torch.device) -> None:
-    """`contact_sheet` of hits in several models, each with the name that its caption shows. Raises UserError."""
+    """`contact_sheet` of (caption prefix, index, hit) from several models. Raises UserError."""
     wanted: dict[Path, list[int]] = {}
     for _, index, hit in hits:
         wanted.setdefault(index.path, []).append(hit.frame)
@@ -59,18 +59,18 @@ def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], tit
     for number, (name, index, hit) in enumerate(hits, start=1):
         picture = resized(frames[index.path][hit.frame], TILE_WIDTH)
         for patch in hit.also:
-            outline(picture, _box(index, patch, TILE_WIDTH), THIN)
-        outline(picture, _box(index, hit.patch, TILE_WIDTH))
+            outline(picture, _patch_bounds(index, patch, TILE_WIDTH), THIN)
+        outline(picture, _patch_bounds(index, hit.patch, TILE_WIDTH))
         text = f"{number}. {name and f'{name}, '}{time_code(index.scene.clock.seconds(hit.frame))}, frame {hit.frame}"
         others = f", also {patch_list(hit)}" if hit.also else ""
         tiles.append((picture, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}{others}"))
-    _write(path, tile_sheet(tiles, title))
+    _write_png(path, tile_sheet(tiles, title))
 
 
 def heat_map(path: Path, index: Index, scores: np.ndarray, title: str, device: torch.device) -> None:
-    """Writes the frame of the best patch as a PNG file, each patch coloured by its score (N, P). Raises UserError.
+    """Write the frame of the best patch as a PNG file, each patch coloured by its score (N, P). Raises UserError.
 
-    The colours span the scores of the full video, so that they also show how the frame compares with the others.
+    The colour scale spans the scores of the full video, so the colours also rank the frame within the video.
     """
     scene, width = index.scene, 2 * TILE_WIDTH
     frame = int(np.unravel_index(scores.argmax(), scores.shape)[0])
@@ -80,19 +80,19 @@ def heat_map(path: Path, index: Index, scores: np.ndarray, title: str, device: t
     picture = tinted(picture, share.reshape(scene.rows, scene.cols))
     labels = []
     for patch, z in enumerate(z_scores(scores)[frame]):
-        top, left, *_ = _box(index, patch, width)
+        top, left, *_ = _patch_bounds(index, patch, width)
         labels.append((top + 6, left + 8, f"{patch}: {scores[frame, patch]:.4f}, z {z:.2f}"))
     picture = labelled(picture, labels)
-    outline(picture, _box(index, int(scores[frame].argmax()), width))
+    outline(picture, _patch_bounds(index, int(scores[frame].argmax()), width))
     time = time_code(scene.clock.seconds(frame))
     caption = f"{time}, frame {frame}; colour scale of this video: {low:.4f} to {high:.4f}"
     sheet = tile_sheet([(picture, caption)], title)
     add_spectrum(sheet)
-    _write(path, sheet)
+    _write_png(path, sheet)
 
 
-def _box(index: Index, patch: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of a patch in a frame that is shown `width` pixels wide."""
+def _patch_bounds(index: Index, patch: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) in pixels of a patch in a frame drawn `width` pixels wide."""
     grid = index.scene.grid
     top, left = grid.origin_of(patch)
     scale = width / index.scene.width
@@ -100,7 +100,7 @@ def _box(index: Index, patch: int, width: int) -> tuple[int, int, int, int]:
     return round(scale * top), round(scale * left), round(scale * bottom), round(scale * right)
 
 
-def _write(path: Path, picture: np.ndarray) -> None:
+def _write_png(path: Path, picture: np.ndarray) -> None:
     try:
         with replacing(path) as file:
             file.write(png(picture, compress_level=6).data)

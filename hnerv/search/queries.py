@@ -1,4 +1,4 @@
-"""What is looked for -> vectors among the embeddings of an index.
+"""Encoding of queries (text, image, stored embedding) as vectors that compare with an index.
 
 Q queries, D embedding dimensions, h w image pixels.
 """
@@ -33,22 +33,22 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "a bright picture of {}",
     ),
 }
-"""--prompts -> the sentences that a text is put into; their embeddings are averaged."""
+"""Value of --prompts -> templates for the text. The embeddings of all templates are averaged."""
 
-_ELSE = "search with --embedding FILE.safetensors:FRAME,PATCH"
+_EMBEDDING_HINT = "search with --embedding FILE.safetensors:FRAME,PATCH"
 
 
 class Query(NamedTuple):
-    """A label for people and a vector (D,) of unit norm on the CPU."""
+    """A label to display and a vector (D,) of unit norm on the CPU."""
 
     label: str
     vector: Tensor
 
 
 class Encoder:
-    """The teacher that the embeddings of an index imitate, loaded when it is first needed, and once.
+    """The CLIP model behind the targets of an index, loaded at first use.
 
-    `clip_weights` says where its weights are now: a tag, a file, a folder, or '' for where the run had them.
+    `clip_weights` is the current location of its weights: a tag, a file, a folder, or '' for the location in the run.
     """
 
     def __init__(self, index: Index, clip_weights: str, device: torch.device) -> None:
@@ -57,7 +57,7 @@ class Encoder:
         self._teacher: Teacher | None = None
 
     def texts(self, texts: Sequence[str], prompts: str = "plain") -> list[Query]:
-        """Raises UserError where the targets are not those of a CLIP model, or its weights are not at hand."""
+        """One query per text. Raises UserError if the targets are not from a CLIP model or its weights are missing."""
         if not texts:
             return []
         self.check_text()
@@ -66,12 +66,12 @@ class Encoder:
         return [Query(text, F.normalize(v, dim=0).cpu()) for text, v in zip(texts, vectors, strict=True)]
 
     def images(self, images: Sequence[tuple[str, Tensor]]) -> list[Query]:
-        """(label, (3, h, w) uint8) each, the whole of it squeezed as a patch is. Raises UserError without encoder."""
+        """Queries from (label, (3, h, w) uint8); an image is resized like a patch. Raises UserError without encoder."""
         return [Query(label, self.teacher().encode_patches(image[None])[0].cpu()) for label, image in images]
 
     def check_text(self) -> None:
-        """Raises UserError where no text can be compared with the embeddings."""
-        self._check_file()
+        """Raises UserError if the embeddings cannot be compared with text."""
+        self._check_encoder_known()
         if self.targets.kind == "random":
             raise UserError(
                 f"the targets of {self.index.path} are from a RANDOM encoder, for which text has no meaning: search "
@@ -79,57 +79,57 @@ class Encoder:
             )
 
     def teacher(self) -> Teacher:
-        """Raises UserError where its weights are not at hand."""
+        """The loaded encoder. Raises UserError if its weights are missing."""
         if self._teacher is None:
-            self._teacher = build_teacher(self._located(self._spec()), self.device)
+            self._teacher = build_teacher(self._locate(self._resolve_weights()), self.device)
         return self._teacher
 
-    def _check_file(self) -> None:
+    def _check_encoder_known(self) -> None:
         if self.targets.kind == "file":
             raise UserError(
                 f"the targets of {self.index.path} are from {self.targets.source}, and their encoder is unknown: "
-                f"{_ELSE}"
+                f"{_EMBEDDING_HINT}"
             )
 
-    def _spec(self) -> Weights:
-        self._check_file()
+    def _resolve_weights(self) -> Weights:
+        self._check_encoder_known()
         weights = self.targets.weights
         if self.clip_weights:
-            return self._matching(self.clip_weights)
+            return self._matching_weights(self.clip_weights)
         if self.targets.kind == "random":
             return random_weights(int(weights.removeprefix("random:")))
         if " sha256:" not in weights:
-            return self._matching(weights)
-        typed = self.index.config.clip.clip_weights
-        for place in (typed, str(self.index.path.parent / Path(typed).name)):
-            if Path(place.removeprefix("local-dir:")).exists():
-                return self._matching(place)
+            return self._matching_weights(weights)
+        configured = self.index.config.clip.clip_weights
+        for location in (configured, str(self.index.path.parent / Path(configured).name)):
+            if Path(location.removeprefix("local-dir:")).exists():
+                return self._matching_weights(location)
         raise UserError(
-            f"the targets of {self.index.path} are from {self.targets.source}, but its weights are not at {typed}: "
-            f"pass --clip-weights FILE or {_ELSE}"
+            f"the targets of {self.index.path} are from {self.targets.source}, but its weights are not at "
+            f"{configured}: pass --clip-weights FILE or {_EMBEDDING_HINT}"
         )
 
-    def _matching(self, weights: str) -> Weights:
-        """What `weights` means, if the targets are its own. A file is known by its sha256, whatever its name."""
+    def _matching_weights(self, weights: str) -> Weights:
+        """Weights named `weights`, checked against the targets. Files compare by sha256, not by name."""
         seed = self.index.config.train.seed
         spec = identify(weights, self.index.config.clip.clip_model, seed)
         ours, theirs = (label.rsplit(" ", 1)[-1] for label in (spec.weights, self.targets.weights))
-        if ours == theirs and _shape(spec.model) != _shape(self.targets.model):
-            spec = identify(weights, self.targets.model, seed)  # under its new name nothing tells the activation
-        if ours != theirs or _shape(spec.model) != _shape(self.targets.model):
+        if ours == theirs and _architecture(spec.model) != _architecture(self.targets.model):
+            spec = identify(weights, self.targets.model, seed)  # a renamed file no longer implies the activation
+        if ours != theirs or _architecture(spec.model) != _architecture(self.targets.model):
             raise UserError(
                 f"the targets of {self.index.path} are from {self.targets.source} ({self.targets.weights}), but "
                 f"--clip-weights {weights} is {spec.weights} of {spec.model}: pass the weights of the targets"
             )
         return spec
 
-    def _located(self, spec: Weights) -> Weights:
+    def _locate(self, spec: Weights) -> Weights:
         try:
             return locate(spec, 0, fall_back=False) if spec.repo else spec
         except UserError as error:
             raise UserError(
                 f"the targets of {self.index.path} are from {spec.source}, but its weights are not in the Hugging Face "
-                f"cache, and {error.__cause__}: make the hub reachable or {_ELSE}"
+                f"cache, and {error.__cause__}: make the hub reachable or {_EMBEDDING_HINT}"
             ) from error
 
 
@@ -144,7 +144,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def embedding_query(text: str, dim: int) -> Query:
-    """'FILE.safetensors:FRAME,PATCH' of `embeddings` (N, P, D), or a file of one vector -> Query. Raises UserError."""
+    """'FILE.safetensors:FRAME,PATCH' into `embeddings` (N, P, D), or a file with one vector. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
     match = re.fullmatch(r"(.+?)(?::(\d+),(\d+))?", text, flags=re.ASCII)
@@ -158,7 +158,7 @@ def embedding_query(text: str, dim: int) -> Query:
         cause = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(f"{flag} cannot be read ({cause}): pass a safetensors file with 'embeddings'") from error
     if match[2] is not None:
-        vector = _picked(flag, embeddings, int(match[2]), int(match[3]))
+        vector = _select_vector(flag, embeddings, int(match[2]), int(match[3]))
     elif embeddings.dim() and embeddings.numel() == embeddings.shape[-1]:
         vector = embeddings.flatten()
     else:
@@ -172,12 +172,12 @@ def embedding_query(text: str, dim: int) -> Query:
     return Query(text.replace(match[1], Path(match[1]).name, 1), vector / norm)
 
 
-def _picked(flag: str, embeddings: Tensor, frame: int, patch: int) -> Tensor:
+def _select_vector(flag: str, embeddings: Tensor, frame: int, patch: int) -> Tensor:
     if embeddings.dim() != 3 or frame >= embeddings.shape[0] or patch >= embeddings.shape[1]:
         raise UserError(f"{flag}: 'embeddings' has shape {tuple(embeddings.shape)}: pass a frame and a patch within it")
     return embeddings[frame, patch]
 
 
-def _shape(model: str) -> str:
-    """A model's name, but of a folder what its configuration is, wherever it lies."""
+def _architecture(model: str) -> str:
+    """Architecture in a model's name: for a folder its configuration (after '@'), independent of its location."""
     return model.rsplit("@", 1)[-1]

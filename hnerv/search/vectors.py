@@ -1,7 +1,6 @@
-"""Unit vectors of many videos in one FAISS index, which is one file: FAISS's own bytes, then what belongs to them.
+"""FAISS index of the unit vectors of many videos, in one file: the bytes of FAISS, then moments and a table.
 
-N vectors, D dimensions. Ids are int64, given by the caller. FAISS (pip install -e '.[fleet]') is imported when it is
-first needed.
+N vectors, D dimensions. Ids are int64, given by the caller. FAISS (pip install -e '.[fleet]') is imported at first use.
 """
 
 from __future__ import annotations
@@ -20,29 +19,33 @@ from hnerv.errors import UserError
 from hnerv.files import replacing
 
 VERSION = 1
-"""To be raised when the file, or the arithmetic behind it, changes."""
+"""Increase when the file, or the arithmetic behind it, changes."""
 EXACT_BELOW = 20_000
-"""Vectors up to which each is compared with the query, in fp32; beyond, 8 bits a dimension and the nearest lists."""
-PROBED, LEAST = 8, 64
-"""A query looks into the nearest lists, one in PROBED of them, at least LEAST."""
-TRAINED_PER_LIST, ROUNDS = 64, 10
-"""Vectors per list that k-means sees, and its rounds."""
-MARGIN, CLIPPED = 0.25, 0.001
-"""By how much of it the range of a dimension in the sample is widened on either side; and the share of numbers beyond
-that range, of those looked at, from which on it is too narrow."""
-LOOKED_AT = 256
+"""Below this many vectors the search is exact, in fp32; from it on, inverted lists with 8 bits per dimension."""
+PROBED, MIN_PROBED = 8, 64
+"""A query searches the nearest 1/PROBED of all lists, at least MIN_PROBED."""
+SAMPLES_PER_LIST, KMEANS_STEPS = 64, 10
+"""Training vectors per list for k-means, and its iterations."""
+MARGIN, MAX_CLIPPED = 0.25, 0.001
+"""The quantiser's range per dimension is that of the sample, widened by this share on either side. It is too narrow for
+new vectors if more than MAX_CLIPPED of their components lie outside."""
+CHECKED_ROWS = 256
+"""Rows per video, about, that are checked against the range."""
 GROWTH = 4
-"""The lists are laid anew once there are so many times the vectors that they were laid for."""
+"""The lists are trained again once the number of vectors has grown by this factor."""
 _MAGIC = b"hnervidx"
 _FOOTER = struct.Struct("<8sQQQQQ32s")
 
 
-class Damaged(ValueError):
-    """A file that is none of this version, or not whole."""
+class DamagedVectorsError(ValueError):
+    """A file that is truncated, corrupt or of another version."""
 
 
 class Moments(NamedTuple):
-    """Sums of the vectors, (D,), and of their outer products, (D, D), both fp64."""
+    """First and second moments: sum of the vectors (D,) and of their outer products (D, D), both fp64.
+
+    The mean and variance of all scores follow for any query without reading the vectors.
+    """
 
     count: int
     total: np.ndarray
@@ -50,24 +53,28 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Moments:
-        """rows (N, D) fp32; the products are those of their differences from the mean, for the sake of precision."""
-        total, near = rows.sum(0, dtype=np.float64), rows.mean(0)
-        apart, near = rows - near, near.astype(np.float64)
-        mixed = np.outer(near, total - len(rows) * near)
-        return cls(len(rows), total, apart.T @ apart + mixed + mixed.T + len(rows) * np.outer(near, near))
+        """The moments of rows (N, D) fp32."""
+        # With a row x = m + d, where m is the mean rounded to fp32:
+        #   sum x x^T = sum d d^T + m (sum d)^T + (sum d) m^T + N m m^T,   sum d = sum x - N m.
+        # The fp32 product then runs over the small d; the large terms are exact in fp64. Directly in fp32, nearly equal
+        # rows would lose their variance to cancellation.
+        total, mean = rows.sum(0, dtype=np.float64), rows.mean(0)
+        centred, mean = rows - mean, mean.astype(np.float64)
+        cross = np.outer(mean, total - len(rows) * mean)
+        return cls(len(rows), total, centred.T @ centred + cross + cross.T + len(rows) * np.outer(mean, mean))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
 
     def spread(self, direction: np.ndarray) -> tuple[float, float]:
         """Mean and standard deviation of the scores of all vectors with direction (D,)."""
-        exact = direction.astype(np.float64)
-        mean = self.total @ exact / self.count
-        return float(mean), float(max(exact @ self.outer @ exact / self.count - mean**2, 0.0)) ** 0.5
+        direction = direction.astype(np.float64)
+        mean = self.total @ direction / self.count
+        return float(mean), float(max(direction @ self.outer @ direction / self.count - mean**2, 0.0)) ** 0.5
 
 
-class Stored(NamedTuple):
-    """A FAISS index, the moments of its vectors, and the table that says what its ids mean."""
+class VectorStore(NamedTuple):
+    """A FAISS index, the moments of its vectors, and a table (JSON types) that maps its ids to members."""
 
     index: object
     moments: Moments
@@ -75,7 +82,7 @@ class Stored(NamedTuple):
 
 
 def faiss_library():
-    """The module, limited to torch's number of threads. Raises UserError where it is not installed."""
+    """The faiss module, limited to torch's number of threads. Raises UserError if it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -84,89 +91,92 @@ def faiss_library():
     return faiss
 
 
-def lists_for(count: int) -> int:
-    """Into how many lists `count` vectors are sorted: the power of two next to their root, or one, which is exact."""
+def num_lists(count: int) -> int:
+    """Number of inverted lists for `count` vectors: the power of two nearest to the square root, or 1 (exact)."""
     return 1 if count < EXACT_BELOW else 2 ** round(np.log2(count) / 2)
 
 
-def outgrown(index, laid_for: int, count: int) -> bool:
-    """Whether an index that was laid for so many vectors is no longer one for `count`."""
-    return (index.nlist == 1) != (lists_for(count) == 1) or count > GROWTH * laid_for
+def outgrown(index, planned_count: int, count: int) -> bool:
+    """True if an index created for `planned_count` vectors is no longer suitable for `count`."""
+    return (index.nlist == 1) != (num_lists(count) == 1) or count > GROWTH * planned_count
 
 
 def sample_size(count: int) -> int:
-    """How many of `count` vectors `lay_index` wants to see."""
-    return min(count, TRAINED_PER_LIST * lists_for(count))
+    """Number of training vectors for `create_index`, out of `count`."""
+    return min(count, SAMPLES_PER_LIST * num_lists(count))
 
 
-def lay_index(sample: np.ndarray, count: int):
-    """sample (S, D), drawn from all -> an empty index of inner products for `count` vectors."""
+def create_index(sample: np.ndarray, count: int):
+    """sample (S, D), drawn from all vectors -> an empty index of inner products, trained for `count` vectors."""
     faiss = faiss_library()
-    dim, lists = sample.shape[1], lists_for(count)
-    centres = faiss.IndexFlatIP(dim)
+    dim, lists = sample.shape[1], num_lists(count)
+    quantiser = faiss.IndexFlatIP(dim)
     if lists == 1:
-        index = faiss.IndexIVFFlat(centres, dim, 1, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFFlat(quantiser, dim, 1, faiss.METRIC_INNER_PRODUCT)
     else:
         index = faiss.IndexIVFScalarQuantizer(
-            centres, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+            quantiser, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
         index.sq.rangestat_arg = MARGIN
-    index.cp.niter, index.cp.seed = ROUNDS, 0
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINED_PER_LIST
+    index.cp.niter, index.cp.seed = KMEANS_STEPS, 0
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, SAMPLES_PER_LIST
     index.train(sample)
     return index
 
 
 def fits(index, rows: np.ndarray) -> bool:
-    """Whether the 8 bits of an index can hold rows (N, D), of which some are looked at."""
+    """True if rows (N, D) lie within the 8-bit range of an index; a regular subset of the rows is checked."""
     if index.nlist == 1:
         return True
-    some = np.ascontiguousarray(rows[:: -(-len(rows) // LOOKED_AT)])
-    wrong = np.abs(index.sa_decode(index.sa_encode(some)) - some)
-    return float((wrong > _steps(index)).mean()) <= CLIPPED
+    subset = np.ascontiguousarray(rows[:: -(-len(rows) // CHECKED_ROWS)])
+    error = np.abs(index.sa_decode(index.sa_encode(subset)) - subset)
+    return float((error > _step_sizes(index)).mean()) <= MAX_CLIPPED
 
 
-def error_of(index, direction: np.ndarray) -> float:
-    """What a score with direction (D,) may be wrong by in the index: six deviations of what rounding adds up to."""
+def score_error(index, direction: np.ndarray) -> float:
+    """Bound on the error of a score with direction (D,), due to the 8-bit vectors: six standard deviations."""
     if index.nlist == 1:
         return 0.0
-    return 6 * float(np.linalg.norm(direction * _steps(index))) / 12**0.5
+    # Rounding to a step s has a uniform error of variance s^2 / 12. The errors of the dimensions are independent, so
+    # the score has the variance sum_d (direction_d s_d)^2 / 12.
+    return 6 * float(np.linalg.norm(direction * _step_sizes(index))) / 12**0.5
 
 
-def _steps(index) -> np.ndarray:
-    """(D,), from one of the 256 values of each dimension to the next."""
+def _step_sizes(index) -> np.ndarray:
+    """(D,): quantisation step of each dimension, its range divided by 255."""
     import faiss
 
     return faiss.vector_to_array(faiss.downcast_index(index).sq.trained).reshape(2, -1)[1] / 255
 
 
 def add_rows(index, rows: np.ndarray, first: int) -> None:
-    """rows (N, D) fp32 of unit norm, under the ids first, first + 1, ..."""
+    """Add rows (N, D) fp32 of unit norm with the ids first, first + 1, ..."""
     index.add_with_ids(rows, np.arange(first, first + len(rows), dtype=np.int64))
 
 
 def remove_ranges(index, ranges: Sequence[tuple[int, int]]) -> None:
-    """Takes out the ids from the first to before the second of each range."""
+    """Remove the ids of the half-open ranges [first, end)."""
     faiss = faiss_library()
     ids = np.concatenate([np.arange(first, end, dtype=np.int64) for first, end in ranges])
     index.remove_ids(faiss.IDSelectorBatch(ids))  # one pass over the index, however many ranges
 
 
 def nearest(index, direction: np.ndarray, count: int, share: int = PROBED) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, descending, and ids of at most `count` vectors that score highest with direction (D,), in one list of
-    `share` (1: in all)."""
+    """(scores, ids) of at most `count` vectors with the highest inner product with direction (D,), descending.
+
+    The nearest 1/`share` of the lists are searched; 1 searches all.
+    """
     faiss = faiss_library()
-    index.parallel_mode = 1  # one query at a time: its lists are what threads can share
-    probes = faiss.SearchParametersIVF(nprobe=min(index.nlist, max(LEAST, index.nlist // share)))
+    index.parallel_mode = 1  # a single query is parallel over its lists only
+    probes = faiss.SearchParametersIVF(nprobe=min(index.nlist, max(MIN_PROBED, index.nlist // share)))
     scores, ids = index.search(direction[None].astype(np.float32), min(count, index.ntotal), params=probes)
     return scores[0][ids[0] >= 0], ids[0][ids[0] >= 0]
 
 
-def write_vectors(path: Path, stored: Stored) -> None:
-    """Whole or not at all. Any FAISS opens the file too: it reads no further than its own bytes. Inverse of
-    `read_vectors`. Raises OSError."""
+def write_vectors(path: Path, store: VectorStore) -> None:
+    """Write atomically. FAISS opens the file too, since it ignores what follows its own bytes. Raises OSError."""
     faiss = faiss_library()
-    index, moments, table = stored
+    index, moments, table = store
     text = json.dumps(table).encode()
     with replacing(path) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, 1 << 22))
@@ -179,45 +189,45 @@ def write_vectors(path: Path, stored: Stored) -> None:
         file.write(_FOOTER.pack(_MAGIC, VERSION, own, head, index.d, moments.count, checksum))
 
 
-def read_vectors(path: Path, mapped: bool = True) -> Stored:
-    """`mapped` leaves the vectors on the disk until a query wants them; without it they are in memory, to be changed.
+def read_vectors(path: Path, mapped: bool = True) -> VectorStore:
+    """Inverse of `write_vectors`. With `mapped`, queries read vectors from the disk; else they are writable in memory.
 
-    Checked is all that FAISS trusts, but not the vectors: that would read them all. Raises Damaged, FileNotFoundError
-    and other OSError.
+    The checksum covers everything except the vectors, since checking them would read the full file. Raises
+    DamagedVectorsError, FileNotFoundError and other OSError.
     """
     faiss = faiss_library()
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < _FOOTER.size:
-            raise Damaged("truncated")
+            raise DamagedVectorsError("truncated")
         file.seek(size - _FOOTER.size)
         magic, version, own, head, dim, count, checksum = _FOOTER.unpack(file.read())
         sums = 8 * dim * (dim + 1)
         if magic != _MAGIC or not head <= own <= size - _FOOTER.size - sums:
-            raise Damaged("its footer is missing")
+            raise DamagedVectorsError("its footer is missing")
         if version != VERSION:
-            raise Damaged(f"unsupported version {version}")
+            raise DamagedVectorsError(f"unsupported version {version}")
         if _checksum(file, head, own, size - _FOOTER.size) != checksum:
-            raise Damaged("wrong checksum")
+            raise DamagedVectorsError("wrong checksum")
         file.seek(own)
         total, outer = np.frombuffer(file.read(8 * dim)), np.frombuffer(file.read(8 * dim * dim)).reshape(dim, dim)
         table = json.loads(file.read(size - _FOOTER.size - sums - own))
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
     except RuntimeError as error:
-        raise Damaged(str(error).splitlines()[0]) from error
+        raise DamagedVectorsError(str(error).splitlines()[0]) from error
     if (index.ntotal, index.d) != (count, dim):
-        raise Damaged("replaced while it was being read")
+        raise DamagedVectorsError("replaced while it was being read")
     if mapped:
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = torch.get_num_threads()
-    return Stored(index, Moments(count, total, outer), table)
+    return VectorStore(index, Moments(count, total, outer), table)
 
 
 def _checksum(file: BinaryIO, head: int, own: int, end: int | None = None) -> bytes:
-    """Of the first `head` bytes, and of those from `own` to `end`."""
-    whole = hashlib.sha256(struct.pack("<QQ", head, own))
+    """SHA-256 of the first `head` bytes and of the bytes from `own` to `end`."""
+    checksum = hashlib.sha256(struct.pack("<QQ", head, own))
     file.seek(0)
-    whole.update(file.read(head))
+    checksum.update(file.read(head))
     file.seek(own)
-    whole.update(file.read() if end is None else file.read(end - own))
-    return whole.digest()
+    checksum.update(file.read() if end is None else file.read(end - own))
+    return checksum.digest()

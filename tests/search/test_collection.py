@@ -17,7 +17,16 @@ from torch.nn.functional import normalize
 
 from hnerv.cli import main
 from hnerv.errors import UserError
-from hnerv.search import across, collection, find_across, find_hits, open_collection, open_index, score_patches, vectors
+from hnerv.search import (
+    collection,
+    collection_hits,
+    find_across,
+    find_hits,
+    open_collection,
+    open_index,
+    score_patches,
+    vectors,
+)
 from hnerv.search import index as index_module
 
 pytest.importorskip("faiss")
@@ -64,11 +73,11 @@ def warned(caplog):
 @pytest.fixture(params=["exact", "lists"])
 def kind(request, monkeypatch) -> str:
     """Both kinds of index, asked for so few vectors that not all are looked at."""
-    monkeypatch.setattr(across, "CANDIDATES", 2)
+    monkeypatch.setattr(collection_hits, "CANDIDATES", 2)
     if request.param == "lists":
         monkeypatch.setattr(vectors, "EXACT_BELOW", 40)
         monkeypatch.setattr(
-            across, "nearest", lambda index, direction, count: vectors.nearest(index, direction, count, 1)
+            collection_hits, "nearest", lambda index, direction, count: vectors.nearest(index, direction, count, 1)
         )
     return request.param
 
@@ -118,7 +127,7 @@ def checked(folder: Path, paths: list[str]):
 
 def test_the_hits_are_those_of_each_video_merged(own, kind):
     opened = checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert opened.place == own / "index.faiss" and opened.vectors.nlist == (1 if kind == "exact" else 16)
+    assert opened.path == own / "index.faiss" and opened.vectors.nlist == (1 if kind == "exact" else 16)
     assert len({found[0] for direction in directions() for found in found_in(opened, direction, 3)}) > 1
 
 
@@ -134,7 +143,7 @@ def test_what_is_wanted_and_unwanted_is_one_direction(own):
 
 def test_few_videos_are_opened(own, monkeypatch):
     """One hit of the best video settles it: the others' files are not looked into."""
-    monkeypatch.setattr(across, "CANDIDATES", 2)
+    monkeypatch.setattr(collection_hits, "CANDIDATES", 2)
     opened, asked = open_collection(own, CPU), []
     original = collection.map_index
     monkeypatch.setattr(collection, "map_index", lambda path, *rest: asked.append(path.name) or original(path, *rest))
@@ -147,9 +156,9 @@ def test_few_videos_are_opened(own, monkeypatch):
 def test_a_second_opening_computes_and_writes_nothing(own, computed):
     first = open_collection(own, CPU)
     assert sorted(computed) == ["a.hnerv", "c.hnerv", "latest.pt"]
-    before = first.place.stat()
+    before = first.path.stat()
     second = open_collection(own, CPU)
-    assert len(computed) == 3 and second.place.stat() == before and second.members == first.members
+    assert len(computed) == 3 and second.path.stat() == before and second.members == first.members
 
 
 def test_what_is_added_changed_and_removed(own, kind, computed, tmp_path, coded):
@@ -192,7 +201,7 @@ def test_growth_lays_the_lists_anew(own, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("fault", ["a bit", "cut short", "empty", "of another version"])
 def test_a_damaged_index_is_said_and_built_anew(own, warned, fault, monkeypatch, computed):
-    place = open_collection(own, CPU).place
+    place = open_collection(own, CPU).path
     data = bytearray(place.read_bytes())
     if fault == "a bit":
         data[40] ^= 1
@@ -228,8 +237,8 @@ def test_a_folder_that_cannot_be_written_leaves_it_in_the_cache(own, monkeypatch
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
     (own / "index.faiss").mkdir()  # nobody, root neither, can put a file there
     opened = checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert tmp_path / "cache" in opened.place.parents and len(computed) == 3
-    assert open_collection(own, CPU).place == opened.place and warned() == []
+    assert tmp_path / "cache" in opened.path.parents and len(computed) == 3
+    assert open_collection(own, CPU).path == opened.path and warned() == []
 
 
 def test_where_no_place_takes_it_that_is_a_warning(own, monkeypatch, tmp_path, warned):
@@ -303,16 +312,16 @@ def test_another_process_may_replace_the_index_meanwhile(own, monkeypatch):
     shutil.rmtree(own / "c")
     open_collection(own, CPU)
     (own / "c.hidden").rename(own / "c.hnerv")
-    original = collection._looked_at
+    original = collection._current_members
 
     def meanwhile(folder, paths, before, device):
         found = original(folder, paths, before, device)
-        monkeypatch.setattr(collection, "_looked_at", original)
+        monkeypatch.setattr(collection, "_current_members", original)
         (own / "index.faiss").unlink()
         open_collection(own, CPU)
         return found
 
-    monkeypatch.setattr(collection, "_looked_at", meanwhile)
+    monkeypatch.setattr(collection, "_current_members", meanwhile)
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
 
 

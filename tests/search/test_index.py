@@ -16,7 +16,7 @@ from hnerv.model.predict import predict
 from hnerv.runs.opening import open_checkpoint
 from hnerv.search import index as module
 from hnerv.search import open_index
-from hnerv.search.index import index_places
+from hnerv.search.index import index_paths
 
 CPU = torch.device("cpu")
 
@@ -166,7 +166,7 @@ def test_a_damaged_index_is_said_and_computed_anew(alone, computed, warned, faul
 def test_a_folder_that_cannot_be_written_leaves_it_in_the_cache(alone, computed, monkeypatch, tmp_path, warned):
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
     path = alone()
-    beside, cached = index_places(path, module.sha256_of(path))
+    beside, cached = index_paths(path, module.sha256_of(path))
     beside.mkdir()  # nobody, root neither, can put a file there
     open_index(path, CPU)
     assert cached.is_file() and tmp_path / "cache" in cached.parents

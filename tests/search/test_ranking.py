@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch.nn.functional import normalize
 
 from hnerv.search import Hit, find_hits, score_patches, z_scores
-from hnerv.search.ranking import VALLEY
+from hnerv.search.ranking import MIN_PROMINENCE
 
 
 def waves(frames: int, patches: int, seed: int) -> np.ndarray:
@@ -21,8 +21,8 @@ def waves(frames: int, patches: int, seed: int) -> np.ndarray:
 
 
 def flooded(scores: np.ndarray) -> list[tuple[int, int]]:
-    """(frame, patch) of the peaks that are VALLEY deviations above the saddle to a higher one, best first."""
-    depth, found = VALLEY * scores.astype(np.float64).std(), []
+    """(frame, patch) of the peaks that are MIN_PROMINENCE deviations above the saddle to a higher one, best first."""
+    depth, found = MIN_PROMINENCE * scores.astype(np.float64).std(), []
     for patch in range(scores.shape[1]):
         line, owner = scores[:, patch].astype(np.float64), {}
         for frame in sorted(range(len(line)), key=lambda f: (-line[f], f)):
@@ -91,7 +91,7 @@ def test_a_shot_is_one_hit(scores):
 def test_other_patches_of_a_hit_are_those_that_come_near_it(scores):
     for hit in find_hits(scores, 10_000):
         best = {p: scores[hit.first : hit.last + 1, p].max() for p in range(scores.shape[1]) if p != hit.patch}
-        near = [p for p in best if best[p] > hit.score - VALLEY * scores.std()]
+        near = [p for p in best if best[p] > hit.score - MIN_PROMINENCE * scores.std()]
         assert hit.also == tuple(sorted(near, key=lambda p: (-best[p], p)))
     assert all(hit.also == () for hit in find_hits(scores, 10_000, per_patch=True))
 

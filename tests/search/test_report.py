@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from hnerv.model import Scene
-from hnerv.search import Hit, as_dict, hits_table
+from hnerv.search import Hit, hit_dict, hits_table
 
 SCENE = Scene(100_000, 32, 64, 2, 4, 25.0, (0, 1), (2,), 6)
 
@@ -18,7 +18,7 @@ def test_rows():
 
 
 def test_a_dictionary_that_json_takes():
-    found = json.loads(json.dumps(as_dict(Hit(25, 7, 0.5, 2.0, 20, 30, (4,)), SCENE)))
+    found = json.loads(json.dumps(hit_dict(Hit(25, 7, 0.5, 2.0, 20, 30, (4,)), SCENE)))
     assert found == {
         "time": "00:00:01.000",
         "seconds": 1.0,

@@ -8,19 +8,19 @@ import pytest
 from hnerv.search import vectors
 from hnerv.search.vectors import (
     EXACT_BELOW,
-    Damaged,
+    DamagedVectorsError,
     Moments,
-    Stored,
+    VectorStore,
     add_rows,
-    error_of,
+    create_index,
     fits,
-    lay_index,
-    lists_for,
     nearest,
+    num_lists,
     outgrown,
     read_vectors,
     remove_ranges,
     sample_size,
+    score_error,
     write_vectors,
 )
 
@@ -37,13 +37,13 @@ def walks(count: int, dim: int = 32, seed: int = 0) -> np.ndarray:
 
 def filled(rows: np.ndarray, first: int = 0):
     draw = np.random.default_rng(0).choice(len(rows), sample_size(len(rows)), replace=False)
-    index = lay_index(rows[np.sort(draw)], len(rows))
+    index = create_index(rows[np.sort(draw)], len(rows))
     add_rows(index, rows, first)
     return index
 
 
-def stored(rows: np.ndarray, **table: object) -> Stored:
-    return Stored(filled(rows), Moments.of(rows), table)
+def stored(rows: np.ndarray, **table: object) -> VectorStore:
+    return VectorStore(filled(rows), Moments.of(rows), table)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def stored(rows: np.ndarray, **table: object) -> Stored:
     [(1, 1), (EXACT_BELOW - 1, 1), (EXACT_BELOW, 128), (100_000, 256), (1_000_000, 1024), (10**7, 4096)],
 )
 def test_lists(count, lists):
-    assert lists_for(count) == lists
+    assert num_lists(count) == lists
     assert 1 <= sample_size(count) <= count
 
 
@@ -77,7 +77,7 @@ def test_many_vectors_are_found_nearly_all(kind, monkeypatch):
         direction = noise if kind == "far" else rows[draw.integers(len(rows))] + 0.1 * noise
         scores, ids = nearest(index, direction.astype(np.float32), 100)
         exact = rows @ direction.astype(np.float32)
-        assert 0 < np.abs(scores - exact[ids]).max() < error_of(index, direction) < 0.01 * np.linalg.norm(direction)
+        assert 0 < np.abs(scores - exact[ids]).max() < score_error(index, direction) < 0.01 * np.linalg.norm(direction)
         best = ids[np.argsort(-exact[ids], kind="stable")[:10]]
         hits.append(len(set(best) & set(np.argsort(-exact, kind="stable")[:10])) / 10)
     assert np.mean(hits) >= 0.95
@@ -85,7 +85,7 @@ def test_many_vectors_are_found_nearly_all(kind, monkeypatch):
 
 def test_share_one_looks_into_every_list(monkeypatch):
     monkeypatch.setattr(vectors, "EXACT_BELOW", 1000)
-    monkeypatch.setattr(vectors, "LEAST", 1)
+    monkeypatch.setattr(vectors, "MIN_PROBED", 1)
     index = filled(walks(2000))
     assert index.nlist > 8
     assert len(nearest(index, np.ones(32, np.float32), 5000, share=1)[1]) == 2000
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_known(tmp_path, fault, monkeypatch):
         data = {"empty": b"", "short": data[:-1], "half": data[: len(data) // 2], "foreign": b"\x07" * 500}[fault]
     path.write_bytes(data)
     for mapped in (True, False):
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedVectorsError):
             read_vectors(path, mapped)
 
 

@@ -1,4 +1,4 @@
-"""Hits for people and for programs."""
+"""Hits as rows of a text table and as dictionaries for JSON."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ HIT_COLUMNS = (
 
 
 def hits_table(hits: Sequence[Hit], scene: Scene) -> str:
-    """A line per hit, best first; `also` are patches."""
+    """One line per hit, best first. `also` lists patches."""
     columns = [*HIT_COLUMNS, Column("frames", "13", gap=2), Column("also", "", gap=1)]
     rows = [(*hit_cells(n, hit, scene), f"{hit.first}-{hit.last}", patch_list(hit)) for n, hit in enumerate(hits, 1)]
     return format_table(columns, rows)
 
 
 def hit_cells(number: int, hit: Hit, scene: Scene) -> list[object]:
-    """Cells of HIT_COLUMNS."""
+    """Cells for HIT_COLUMNS. `number` is the rank, from 1."""
     row, col = scene.grid.coords_of(hit.patch)
     time = time_code(scene.clock.seconds(hit.frame))
     return [number, time, hit.frame, hit.patch, f"{row},{col}", hit.score, hit.z]
 
 
 def patch_list(hit: Hit) -> str:
-    """'3,7': the patches beside the hit's own, '' where there are none."""
+    """'3,7': the other patches of the hit, '' if it has none."""
     return ",".join(map(str, hit.also))
 
 
-def as_dict(hit: Hit, scene: Scene) -> dict[str, object]:
-    """A hit as a plain dictionary; `first` and `last` are frames, `also` patches, `seconds` is where `frame` begins."""
+def hit_dict(hit: Hit, scene: Scene) -> dict[str, object]:
+    """A hit as JSON types: `first` and `last` are frames, `also` patches, `seconds` the start of `frame`."""
     row, col = scene.grid.coords_of(hit.patch)
     seconds = scene.clock.seconds(hit.frame)
     fields = hit._asdict() | {"also": list(hit.also)}

@@ -1,4 +1,4 @@
-"""An index as a file of tensors, for a library of nearest neighbours, a notebook, or `--clip-targets`."""
+"""Export of an index as safetensors, for nearest-neighbour libraries, notebooks or `--clip-targets`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hnerv.search.index import Index
 
 
 def write_embeddings(path: Path, index: Index) -> None:
-    """embeddings (N, P, D) fp32 of unit norm, frame (N,) and patch (P,) int64, time (N,) fp64 in seconds.
+    """Write embeddings (N, P, D) fp32 of unit norm, frame (N,) and patch (P,) int64, time (N,) fp64 in seconds.
 
-    The file's metadata say where they come from: `encoder` is what a run with these targets quotes. Raises UserError.
+    The metadata record the origin; a run trained on these targets stores `encoder` as their source. Raises UserError.
     """
     from safetensors.torch import save
 
@@ -26,13 +26,13 @@ def write_embeddings(path: Path, index: Index) -> None:
         "patch": torch.arange(scene.grid.patches),
         "time": torch.tensor([clock.seconds(number) for number in range(scene.frames)], dtype=torch.float64),
     }
-    facts = {
+    metadata = {
         "encoder": f"predicted by the CLIP head of {index.path.name}, trained on {index.targets}",
         "grid": f"{scene.rows}x{scene.cols}",
         "frame_size": f"{scene.height}x{scene.width}",
         "fps": repr(scene.fps),
     }
-    data = save(tensors, facts)
+    data = save(tensors, metadata)
     try:
         with replacing(path) as file:
             file.write(data)
