@@ -23,7 +23,7 @@ def train(args: TrainArguments) -> None:
     from hnerv.data.store import load_material
     from hnerv.evaluation import table
     from hnerv.model import build_model
-    from hnerv.training.chunks import open_run
+    from hnerv.training.chunks import prepare_run
     from hnerv.training.optim import build_optimizer
     from hnerv.training.run import RuntimeOptions, check_settings, device_errors, fit
     from hnerv.training.signals import Limits
@@ -33,7 +33,7 @@ def train(args: TrainArguments) -> None:
     choice = args.resolve(cuda=device.type == "cuda")
     check_settings(choice.config, args.log)
 
-    with open_run(args.output, args.exp_id, choice, args.chunks, args.overwrite) as run:
+    with prepare_run(args.output, args.exp_id, choice, args.chunks, args.overwrite) as run:
         for chunk in run.chunks():
             config = chunk.config
             with device_errors(config, chunk.folder.latest):

@@ -1,4 +1,4 @@
-"""Named settings, one table: what a preset changes of the defaults in `hnerv.config`."""
+"""Presets: one table of the settings that each changes from the defaults in `hnerv.config`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def preset(name: str) -> dict[str, object]:
 
 
 class Choice(NamedTuple):
-    """What is trained: the name of the preset ('' for none), its configuration, and that with the flags on top."""
+    """The chosen settings: name of the preset ('' for none), its configuration `base`, and `config` with all flags."""
 
     preset: str
     base: Config

@@ -308,7 +308,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
     def build(name: str) -> Path:
         if name not in made:
             from hnerv.codec import Options, encode_run, write_bitstream
-            from hnerv.runs.opening import checkpoint_of, open_checkpoint
+            from hnerv.runs.models import checkpoint_of, open_checkpoint
 
             found = open_checkpoint(
                 checkpoint_of(request.getfixturevalue("long_run") if name == "long" else run_of(name))

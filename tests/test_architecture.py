@@ -1,8 +1,9 @@
-"""A room imports only rooms above it; the rooms that serve --help import no torch."""
+"""A room imports only rooms above it; the rooms that serve --help import no torch; a name means one thing."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ LIGHT = ["errors", "files", "geometry", "timeline", "losses", "schedule", "confi
 EXCEPTIONS = {
     ("losses", "metrics"),
 }  # imported where it is used, so that the table of losses needs no torch
+REPEATED = {
+    "main": "entry points of the commands",
+    "add_arguments": "contract of the modules of hnerv.cli",
+    "run": "contract of the modules of hnerv.cli",
+}
+"""Public names that several modules may define, and the reason."""
+UNCHECKED = {"fleet"}
+"""Rooms where names are not yet checked."""
 FILES = [*sorted((ROOT / "hnerv").rglob("*.py")), ROOT / "train_patch_dual.py", ROOT / "eval.py"]
 LIBRARIES = {"torch", "torchvision", "numpy", "open_clip", "av", "decord", "PIL", "matplotlib", "tensorboard", "tqdm"}
 
@@ -119,3 +128,21 @@ def test_an_arrow_that_points_up_is_seen():
     assert rooms_read(tree) == {"model", "training"}
     assert rooms_read(ast.parse("from hnerv import model, __version__")) == {"model"}
     assert not rooms_read(top_level(tree))
+
+
+def defined_names(tree: ast.Module) -> list[str]:
+    """Classes and functions at the top of a module that other modules can import: no leading underscore."""
+    kinds = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def test_a_public_name_is_defined_once():
+    places = defaultdict(list)
+    for path in FILES:
+        if room_of(path) in UNCHECKED:
+            continue
+        for name in defined_names(ast.parse(path.read_text(encoding="utf-8"))):
+            places[name].append(str(path.relative_to(ROOT)))
+    repeated = {name: paths for name, paths in places.items() if len(paths) > 1 and name not in REPEATED}
+    assert repeated == {}, "rename all but one, or add a reason to REPEATED"
+    assert all(len(places[name]) > 1 for name in REPEATED), "REPEATED names a single definition"

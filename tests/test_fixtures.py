@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hnerv.codec import open_single_chunk, play
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 
 FOLDER = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.parent for path in FOLDER.glob("*/expected.json"))

@@ -110,7 +110,7 @@ def encode_chunk(
 
     from hnerv.codec import encode_run, open_single_chunk, write_bitstream
     from hnerv.evaluation import eval_values, evaluate, open_run
-    from hnerv.runs.opening import open_checkpoint
+    from hnerv.runs.models import open_checkpoint
 
     if args.no_measure and not options.tuning.epochs:
         found = open_checkpoint(chunk.path)

@@ -13,7 +13,7 @@ from hnerv.codec.file import BitstreamFile, CodedChunk, open_single_chunk, summe
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
 from hnerv.runs import Chunk, chunks_of, targets_of
-from hnerv.runs.opening import OpenedModel, checkpoint_of, with_material
+from hnerv.runs.models import OpenedModel, checkpoint_of, with_material
 
 
 def open_coded_run(

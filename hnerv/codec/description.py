@@ -1,4 +1,4 @@
-"""What a file contains, for `hnerv info`: its parts and chunks in bytes and bits per pixel."""
+"""Contents of a file for `hnerv info`: its parts and chunks in bytes and bits per pixel."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def chunks_table(file: BitstreamFile) -> str:
 
 
 def origin_lines(file: BitstreamFile) -> str:
-    """What the file shows and how it was made; values that differ between its chunks as a range."""
+    """Video, targets and settings of the file; values that differ between its chunks as a range."""
     chunks, grid, several = file.opened_chunks, file.grid, len(file.chunks) > 1
     record, scenes = chunks[0].record, [chunk.scene for chunk in chunks]
     crop = record.video.crop

@@ -13,7 +13,7 @@ from hnerv.errors import UserError
 
 CHUNK_INITS = ("none", "previous")
 REMUXED = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv")
-"""Containers without an index of key frames whose codecs Matroska also holds."""
+"""Containers without an index of key frames. Matroska supports all of their codecs."""
 
 
 class ChunkOptions(NamedTuple):

@@ -15,9 +15,9 @@ from hnerv.data.video import read_frames
 CELLS = 16
 """Rows and columns of the grey picture: motion within a cell is not a change."""
 MIN_CHANGE, MIN_RATIO = 12.0, 4.0
-"""At a cut the cells change by at least MIN_CHANGE grey levels of 255, and by MIN_RATIO times what is usual there."""
+"""At a cut the cells change by at least MIN_CHANGE grey levels of 255, and by MIN_RATIO times the local median."""
 NEIGHBOURS = 12
-"""Frames before and after one whose median change is usual there."""
+"""The local median of the change is over this many frames before and after."""
 MIN_SCENE = 8
 """Frames from one cut to the next, at least: a flash starts one scene, not two."""
 

@@ -71,7 +71,7 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
 
 
 class Near(NamedTuple):
-    """Frames whose CLIP embedding is predicted, but not their pixels: times (B,), clip (B, P, D) of unit norm."""
+    """Frames for the CLIP loss only, without pixels: times (B,), clip (B, P, D) of unit norm."""
 
     times: Tensor
     clip: Tensor

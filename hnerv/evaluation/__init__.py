@@ -8,7 +8,7 @@ from hnerv.evaluation.head_table import head_table
 from hnerv.evaluation.measure import Report, SplitReport, evaluate
 from hnerv.evaluation.pictures import decoded_frames, log_pictures, log_projector, write_images
 from hnerv.evaluation.summary import eval_values, log_report, table
-from hnerv.runs.opening import OpenedRun, load_weights, open_run
+from hnerv.runs.models import OpenedRun, load_weights, open_run
 
 __all__ = [
     "EvaluatedChunk",

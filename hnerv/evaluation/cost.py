@@ -1,4 +1,4 @@
-"""What a decode costs: parameters, rate, arithmetic, speed."""
+"""Cost of decoding: parameters, rate, arithmetic, speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import DualHeadHNeRV, Scene
 from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
-from hnerv.runs.opening import OpenedRun
+from hnerv.runs.models import OpenedRun
 
 
 def cost_of(run: OpenedRun) -> dict[str, Any]:

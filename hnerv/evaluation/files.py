@@ -18,7 +18,7 @@ from hnerv.evaluation.summary import CLIP_COLUMNS, log_report
 from hnerv.files import replacing, write_json
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
 from hnerv.model import Scene
-from hnerv.runs.opening import OpenedRun
+from hnerv.runs.models import OpenedRun
 from hnerv.tracking import RunLogger, events_folder, split_label
 
 SUMMARY = "summary.json"

@@ -1,4 +1,4 @@
-"""PSNR of patches between those of the grid, compared with the patches that were trained.
+"""PSNR of patches between the positions of the grid, compared with the trained patches.
 
 B frames, P patches, h w patch, H W frame, in pixels.
 """

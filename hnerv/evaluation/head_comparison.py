@@ -22,7 +22,7 @@ from hnerv.evaluation.measure import clip_measures_by_split, frames_bar, in_batc
 from hnerv.metrics import query_retrieval
 from hnerv.model import DualHeadHNeRV
 from hnerv.model.predict import predict, predict_clip, to_uint8
-from hnerv.runs.opening import OpenedRun
+from hnerv.runs.models import OpenedRun
 
 ESTIMATED_BITS = 6
 """Per parameter of a head that is not coded yet."""

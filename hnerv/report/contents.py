@@ -1,4 +1,4 @@
-"""What a page shows of each run: evaluates where that is due, and decodes a few frames.
+"""Contents of a page for each run: evaluates if that is due, and decodes a few frames.
 
 A run has chunks, mostly one, and only one model is in memory at a time.
 """
@@ -39,7 +39,7 @@ MAX_NOTES = 3
 
 
 class ReportOptions(NamedTuple):
-    """`data` and `clip_targets` are new locations, '' for those of the run; `frames` is how many to show."""
+    """`data` and `clip_targets` are new locations, '' for the locations in the run; `frames` is how many to show."""
 
     device: torch.device
     data: str = ""
@@ -58,7 +58,7 @@ class ShownFrame(NamedTuple):
 
 
 class RunReport(NamedTuple):
-    """A run and its frames. `missing` are sentences on what the page lacks and how to get it."""
+    """A run and its frames. `missing` are sentences about missing contents and the command that adds them."""
 
     run: RunResults
     shown: list[ShownFrame]
@@ -66,7 +66,7 @@ class RunReport(NamedTuple):
 
 
 class _Missing(Exception):
-    """A sentence on what the page lacks."""
+    """A sentence about missing contents of the page."""
 
 
 def collect(folders: list[Path], options: ReportOptions) -> list[RunReport]:
@@ -185,7 +185,7 @@ def _evaluated(chunk: RunResults, part: Chunk, options: ReportOptions, alone: bo
 
 
 def _without_model(run: RunResults, error: UserError) -> str:
-    """What the page lacks without the model and its video, and how to get it."""
+    """The contents that are missing without the model and its video, and the command that adds them."""
     lacks = "no frames to show"
     if not run.frames:
         lacks += " and no results per frame and patch, because eval.py has not been run"

@@ -1,4 +1,4 @@
-"""What the numbers of a run mean: one table of rules, used by `hnerv report` and `hnerv diagnose`.
+"""Interpretation of the numbers of a run: one table of rules, used by `hnerv report` and `hnerv diagnose`.
 
 A rule takes one number of a run and knows where it is healthy, where it is a warning, and what to do about it. Between
 healthy and warning lies "watch". A number that was not measured gives no finding.
@@ -269,7 +269,7 @@ def has_warning(findings: list[Finding]) -> bool:
 
 
 def _circumstances(run: RunResults) -> list[Finding]:
-    """What no rule covers: an unfinished run, targets that are not CLIP's, no unseen frames, another video."""
+    """Findings without a rule: an unfinished run, targets that are not from CLIP, no unseen frames, another video."""
     found, record = [], run.record
     if run.epoch < run.epochs:
         state = f"{run.epoch} of {run.epochs} epochs"

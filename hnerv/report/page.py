@@ -98,7 +98,7 @@ def save_page(path: Path, text: str) -> int:
 
 
 def _run_context(report: RunReport) -> dict[str, object]:
-    """What the template needs of one run."""
+    """Template variables for one run."""
     run = report.run
     settings = run.record.config.to_dict()
     return {

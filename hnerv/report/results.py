@@ -1,6 +1,6 @@
-"""What a run folder holds, as plain numbers: its record, curves and evaluation. Opens no checkpoint.
+"""Contents of a run folder as plain numbers: its record, curves and evaluation. Opens no checkpoint.
 
-A run has chunks, mostly one; each is a run folder of its own, and `read_run` joins what they hold.
+A run has chunks, mostly one; each is a run folder of its own, and `read_run` joins their contents.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class RunResults(NamedTuple):
 
     @property
     def targets(self) -> str:
-        """What the similarities of this run are measured against."""
+        """The targets that the similarities of this run refer to."""
         return self.record.targets_label
 
 
@@ -237,7 +237,7 @@ def _baselines(path: Path, summary: dict) -> tuple[EmbeddingScores, ...]:
 
 
 def _last_evaluation(curves: dict[str, Curve], summary: dict) -> tuple[dict[str, float], int]:
-    """That of training or that of eval.py, whichever is of the later epoch; eval.py's if both are of the same."""
+    """The evaluation of training or of eval.py: that of the later epoch, or eval.py's if both have the same epoch."""
     last = {tag: points[-1] for tag, points in curves.items() if tag.startswith("Eval/")}
     epoch = max((at for at, _ in last.values()), default=0)
     if summary.get("epoch", -1) >= epoch:

@@ -54,7 +54,7 @@ class ChunkedFolder:
         return self.path / "segments" / chunk.name
 
     def next_commands(self) -> str:
-        """What a user may want to do with a finished run."""
+        """Suggested commands for a finished run."""
         return next_commands(self.path, self.path)
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of a run were measured with: environment.json."""
+"""Hardware and software of each start of a run: environment.json."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _commit() -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None where it is missing, fails or takes 10 seconds."""
+    """Standard output of a command; None if it is missing, fails or takes 10 seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

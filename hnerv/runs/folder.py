@@ -146,7 +146,7 @@ class RunFolder:
         return RunLogger(events_folder(self.path), metrics_file(self.path), first_step, report_to)
 
     def next_commands(self) -> str:
-        """What a user may want to do with a finished run."""
+        """Suggested commands for a finished run."""
         return next_commands(self.latest, events_folder(self.path))
 
 

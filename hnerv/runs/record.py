@@ -114,7 +114,7 @@ class RunRecord:
 
     @property
     def targets_label(self) -> str:
-        """What the numbers of the CLIP head mean, in one line."""
+        """The source of the targets of the CLIP head, in one line."""
         return self.targets.source if self.targets else NO_TARGETS
 
     @property

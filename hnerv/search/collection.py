@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, sha256_of
 from hnerv.runs import chunks_of
-from hnerv.runs.opening import checkpoint_of
+from hnerv.runs.models import checkpoint_of
 from hnerv.search.index import Index, map_index, open_index
 from hnerv.search.members import files_of, members_of
 from hnerv.search.vectors import (

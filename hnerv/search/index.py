@@ -24,7 +24,7 @@ from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
 from hnerv.model.predict import FRAMES_AT_ONCE, predict_clip
 from hnerv.runs import chunks_of
-from hnerv.runs.opening import checkpoint_of, open_checkpoint
+from hnerv.runs.models import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
 
 INDEX_VERSION = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hnerv.errors import UserError
 from hnerv.runs import PLAN, chunks_of
-from hnerv.runs.opening import checkpoint_of
+from hnerv.runs.models import checkpoint_of
 
 ASIDE = re.compile(r".+\.old\d+")
 """Names of run folders that --overwrite moved aside."""

@@ -15,7 +15,7 @@ from hnerv.codec import BitstreamFile, is_container, play, play_file
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.runs import chunks_of
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 from hnerv.search.hit_table import patch_list
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, z_scores

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnerv.data.clip.teacher import Teacher, build_teacher
-from hnerv.data.clip.weights import Weights, identify, locate, random_weights
+from hnerv.data.clip.weights import Weights, identify, locate_weights, random_weights
 from hnerv.errors import UserError
 from hnerv.runs.record import TargetsRecord
 from hnerv.search.index import Index
@@ -125,7 +125,7 @@ class Encoder:
 
     def _locate(self, spec: Weights) -> Weights:
         try:
-            return locate(spec, 0, fall_back=False) if spec.repo else spec
+            return locate_weights(spec, 0, fall_back=False) if spec.repo else spec
         except UserError as error:
             raise UserError(
                 f"the targets of {self.index.path} are from {spec.source}, but its weights are not in the Hugging Face "

@@ -26,7 +26,7 @@ from hnerv.training.run import ChunkRun, Result
 
 
 class Run:
-    """output/<exp>: the chunks of a video and their results so far. Made by `open_run`."""
+    """output/<exp>: the chunks of a video and their results so far. Made by `prepare_run`."""
 
     def __init__(self, choice: Choice, folder: RunFolder | ChunkedFolder, plan: ChunkPlan | None = None) -> None:
         self.choice, self.folder, self.plan = choice, folder, plan
@@ -85,8 +85,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(output: Path, exp_id: str, choice: Choice, options: ChunkOptions, overwrite: bool) -> Iterator[Run]:
-    """Opens or plans a run. Raises UserError where its folder holds something else, or cannot be written."""
+def prepare_run(output: Path, exp_id: str, choice: Choice, options: ChunkOptions, overwrite: bool) -> Iterator[Run]:
+    """Open the folder of a run, and divide the video if `options` do. Raises UserError if the folder cannot be used."""
     if not options.divides:
         yield Run(choice, RunFolder.at(output, exp_id, choice, overwrite))
         return

@@ -23,7 +23,7 @@ class DivergenceCheck:
         self.latest, self.rollbacks = latest, rollbacks
 
     def records(self, rows: Tensor, tags: Sequence[str], step: int, epoch: int) -> None:
-        """rows (S, columns) of an epoch whose first step is `step`; `tags` names the columns."""
+        """rows (S, columns) of an epoch; `step` is its first step and `tags` names the columns."""
         bad = (~rows.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()

@@ -1,4 +1,4 @@
-"""What a run says of itself: the record in config.json and checkpoints, the lines at its start, its text page."""
+"""Descriptions of a run: the lines printed at its start, its TensorBoard pages, hyperparameters and graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hnerv.tracking import NullLogger
 
 
 def announce(record: RunRecord, device: torch.device) -> str:
-    """The lines printed at the start: what was chosen, and what it is made of."""
+    """The lines printed at the start: preset, video, frames, targets, model and estimated rate."""
     scene, video, crop, total = record.scene, record.video, record.video.crop, record.parameters
     widths = " ".join(map(str, stage_widths(record.width, record.config.model)))
     held_out = f"{len(scene.val)} unseen" if scene.val else "none unseen"
@@ -45,7 +45,7 @@ def _untrained_head(record: RunRecord) -> list[str]:
 
 
 def log_start(logger: NullLogger, model: DualHeadHNeRV, record: RunRecord, folder: Path, graph: bool) -> None:
-    """What stands at the start of a run, where it does not yet: pages of text, layout, hyperparameters, graph."""
+    """Log the text pages, layout, hyperparameters and graph, unless an earlier start of the run has."""
     if not (logger.fresh and logger.shows):
         return
     logger.text("Model/Info/run", text_page(record), 0)
@@ -54,13 +54,13 @@ def log_start(logger: NullLogger, model: DualHeadHNeRV, record: RunRecord, folde
     if environments.is_file():
         logger.text("Model/Info/environment", environment_page(read_json(environments)[-1]), 0)
     logger.layout()
-    logger.hparams(settings_of(record), compared_tags(record))
+    logger.hparams(hyperparameters(record), compared_tags(record))
     if graph:
         log_graph(logger, model)
 
 
-def settings_of(record: RunRecord) -> dict[str, object]:
-    """Settings and size of a run as numbers and words, for the table that compares runs."""
+def hyperparameters(record: RunRecord) -> dict[str, object]:
+    """Settings and size of a run as numbers and words, for the HParams table of TensorBoard."""
     flat = {
         key: " ".join(map(str, value)) if isinstance(value, tuple) else value
         for key, value in record.config.flat().items()
@@ -69,7 +69,7 @@ def settings_of(record: RunRecord) -> dict[str, object]:
 
 
 def compared_tags(record: RunRecord) -> list[str]:
-    """The tags by which the run is compared with others: those that it will have."""
+    """The tags that compare the run with others, limited to those that it will log."""
     splits = ["train", "val"] if record.scene.val else ["train"]
     quantities = ["psnr_frame", "psnr", "ms_ssim"] + ["clip_sim"] * bool(record.targets)
     return [f"Eval/Frame/{split}_{quantity}" for split in splits for quantity in quantities]
@@ -105,7 +105,7 @@ def command_line(words: list[str]) -> str:
 
 
 def targets_page(record: RunRecord) -> str:
-    """What the numbers of the CLIP head mean, as Markdown."""
+    """The targets of the CLIP head and the meaning of its numbers, as Markdown."""
     targets = record.targets
     if not targets:
         return "No CLIP head: the run has no targets."

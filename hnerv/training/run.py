@@ -190,7 +190,7 @@ def fit_with_rollbacks(
 
 
 def roll_back(trainer: Trainer, fault: Diverged, console: Console, report_to: str) -> NullLogger:
-    """Takes the trainer and its logs back to latest.pt at a lower learning rate -> the logger of what follows.
+    """Reset the trainer and its logs to latest.pt, with a lower learning rate -> the logger for the following steps.
 
     `Trainer.fit` then saves that state. A run that is killed before it does diverges again and is rolled back again.
     """

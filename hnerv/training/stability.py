@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 WINDOW = 256
-"""Steps that are looked at."""
+"""Number of last steps over which stability is computed."""
 
 
 def extended(window: Tensor, losses: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Trainer:
         self._codes_step = -1
 
     def log_to(self, logger: NullLogger) -> None:
-        """Sets the logger of what follows."""
+        """Set the logger for the following steps."""
         self.logger = logger
 
     def fit(self, console: Console) -> StopSignals | None:
@@ -175,7 +175,7 @@ class Trainer:
         return self.batches.epoch(self.generator(), self.state.step_in_epoch)
 
     def begin_epoch(self) -> None:
-        """Draws the order of the epoch and loads what is left of it onto the device."""
+        """Draw the order of the epoch and load its remaining steps onto the device."""
         first = self.state.epoch * self.steps_per_epoch
         schedule = self.schedule(range(first, first + self.steps_per_epoch))
         self.training_step.load(self.batches.plan(self.generator()), schedule, self.state.step_in_epoch)

@@ -58,7 +58,7 @@ def loss_values(means: dict[str, float]) -> dict[str, float]:
 
 
 def clip_values(means: dict[str, float], objective: Objective) -> dict[str, float]:
-    """{tag: value} of a run with a CLIP head, without ratios whose divisor is 0."""
+    """{tag: value} of a run with a CLIP head, without ratios that divide by 0."""
     weighted = objective.weight * means["clip_loss"]
     values = {
         "Train/Loss/clip_loss": means["clip_loss"],

@@ -7,12 +7,12 @@ import functools
 import numpy as np
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
-"""Curves, in this order: the palette of Okabe and Ito, which readers with any colour vision can tell apart."""
+"""Curves, in this order: the palette of Okabe and Ito, which readers with any colour vision can distinguish."""
 LIGHT_GREY, DARK_GREY = "#BBBBBB", "#555555"
 
 WHITE, INK, MARK, MISSING = (255, 255, 255), (20, 20, 20), (213, 94, 0), (200, 200, 200)
 DARK, CHALK, YELLOW, BLACK = (24, 24, 26), (235, 235, 235), (255, 214, 0), (0, 0, 0)
-"""Dark paper and what is drawn on it, or over a picture."""
+"""Dark background and the colours drawn on it, or over a picture."""
 
 INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 """Dark violet over red to pale yellow. Lightness rises evenly, so it reads in print and with any colour vision."""

@@ -58,7 +58,7 @@ class Group(NamedTuple):
 
 
 def svg_uri(draw: Callable[[Axes], None], extra: float = 0.0) -> str:
-    """What `draw` puts on empty axes. `extra` inches of height make room for a long legend."""
+    """SVG data URI of empty axes after `draw`. `extra` inches of height make room for a long legend."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hnerv.cli import main
 from hnerv.model.predict import predict
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 
 
 @pytest.fixture

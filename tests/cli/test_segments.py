@@ -16,7 +16,7 @@ from hnerv.cli import main
 from hnerv.codec import BitstreamFile, open_single_chunk, play
 from hnerv.evaluation import evaluate as measured
 from hnerv.runs.checkpoint import load_checkpoint, save_checkpoint
-from hnerv.runs.opening import open_run
+from hnerv.runs.models import open_run
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from hnerv.codec.allocation import Bits, range_scales
 from hnerv.codec.bitstream import coded_values, read_tensors, section_layout, write_sections
 from hnerv.codec.container import read_section
 from hnerv.errors import UserError
-from hnerv.runs.opening import checkpoint_of, open_checkpoint
+from hnerv.runs.models import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
 
 EMBEDDINGS = ["grid", "encoder", "pe"]

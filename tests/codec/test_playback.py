@@ -26,7 +26,7 @@ from hnerv.codec import file as file_module
 from hnerv.codec.container import content_of, read_index, read_section, serialize, serialize_index
 from hnerv.errors import UserError
 from hnerv.model.predict import predict
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 
 CPU = torch.device("cpu")
 NAMES = ("grid", "grid", "encoder")

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hnerv.evaluation.summary import CLIP_COLUMNS
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from hnerv.evaluation.head_comparison import (
     gmac_of_head,
     read_queries,
 )
-from hnerv.runs.opening import without_clip
+from hnerv.runs.models import without_clip
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from hnerv.codec.description import info_dict, origin_lines, parts_table
 from hnerv.data.clip.targets import read_targets_file
 from hnerv.geometry import PatchGrid
 from hnerv.runs.checkpoint import load_checkpoint
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 
 # hypothesis warns where it would have to print a long example
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

@@ -8,7 +8,7 @@ import pytest
 
 from hnerv.errors import UserError
 from hnerv.runs import Chunk, ChunkedFolder, ChunkOptions, ChunkPlan, chunks_of, divide, read_plan, write_plan
-from hnerv.runs.opening import checkpoint_of
+from hnerv.runs.models import checkpoint_of
 
 PLAN = ChunkPlan(ChunkOptions(frames=4, scenes=True, init="previous"), "5:", 17, divide(range(5, 17), 4, [2]))
 FIRST = {"number": 0, "frames": "0:4", "first": 0, "count": 4}

@@ -13,7 +13,7 @@ from hnerv.cli import main
 from hnerv.codec import open_single_chunk
 from hnerv.errors import UserError
 from hnerv.model.predict import predict
-from hnerv.runs.opening import open_checkpoint
+from hnerv.runs.models import open_checkpoint
 from hnerv.search import index as module
 from hnerv.search import open_index
 from hnerv.search.index import index_paths

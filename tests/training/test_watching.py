@@ -15,7 +15,7 @@ from hnerv.config import LogConfig
 from hnerv.runs.record import TargetsRecord, read_record
 from hnerv.tracking import NullLogger, tags
 from hnerv.training import trainer as trainer_module
-from hnerv.training.pages import command_line, compared_tags, settings_of, targets_page
+from hnerv.training.pages import command_line, compared_tags, hyperparameters, targets_page
 from hnerv.training.trainer import Trainer
 from hnerv.viz.image import gif
 
@@ -99,7 +99,7 @@ def test_hyperparameters_and_graph_are_in_the_run_itself(finished):
     record = read_record(finished / "config.json")
     for tag in compared_tags(record):
         assert tag.encode() in content["_hparams_/experiment"] and loaded.Scalars(tag)
-    for name in settings_of(record):
+    for name in hyperparameters(record):
         assert name.encode() in content["_hparams_/session_start_info"]
 
 

@@ -18,7 +18,7 @@ from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun
 from hnerv.model import DualHeadHNeRV
 from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
-from hnerv.runs.opening import NO_TARGETS
+from hnerv.runs.models import NO_TARGETS
 
 
 class MeasuredFile(NamedTuple):

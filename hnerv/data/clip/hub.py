@@ -52,8 +52,8 @@ def served(repo: str, files: Sequence[str]) -> str:
     if constants.HF_HUB_OFFLINE:
         raise HubUnavailable("HF_HUB_OFFLINE is set")
     # hf_hub_download itself is no quick question: when its etag_timeout has passed, it tries six times more, with a
-    # minute each. get_hf_file_metadata asks once. Its time-out still applies to each address of the host in turn, and
-    # not to the look-up of the name, so a firewall that drops packets needs the deadline.
+    # minute each. get_hf_file_metadata sends one request. Its time-out still applies to each address of the host in
+    # turn, and not to the look-up of the name, so a firewall that drops packets needs the deadline.
     answers: queue.SimpleQueue[str | HubUnavailable] = queue.SimpleQueue()
     threading.Thread(target=lambda: answers.put(_first_served(repo, files)), daemon=True).start()
     try:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hnerv.data.clip.teacher import Teacher, build_teacher
-from hnerv.data.clip.weights import Weights, identify, locate, warn_of_doubt
+from hnerv.data.clip.weights import Weights, identify, locate_weights, warn_of_doubt
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.geometry import PatchGrid
@@ -68,11 +68,11 @@ def clip_targets(
     assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, grid.height, grid.width), frames.shape
     spec = identify(weights, model, seed)
     # A cached tag needs neither its weights nor the hub. Whether `auto` becomes the random encoder is known only after
-    # `locate`, so random targets are looked up there.
+    # `locate_weights`, so random targets are looked up there.
     if spec.kind == "clip" and (found := _read_cache(digest, grid, len(frames), spec)):
         warn_of_doubt(spec)
         return found
-    spec = locate(spec, seed, fall_back=weights == "auto")
+    spec = locate_weights(spec, seed, fall_back=weights == "auto")
     if spec.kind == "random" and (found := _read_cache(digest, grid, len(frames), spec)):
         return found
     teacher = build_teacher(spec, device)
@@ -239,7 +239,7 @@ def is_same_file(theirs: str, ours: str, label: str) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    # A feature film has thousands of segments that share one file of gigabytes: it is read once, not by each of them.
+    # A long video has thousands of segments that share one file of gigabytes: it is read once, not by each of them.
     state = path.stat()
     return _sha256_of_version(path, state.st_size, state.st_mtime_ns)
 

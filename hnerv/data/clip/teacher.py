@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hnerv.data.clip.weights import OPENAI_KEYS, Preprocess, Weights, identify, locate, read_state, warn_of_doubt
+from hnerv.data.clip.weights import (
+    OPENAI_KEYS,
+    Preprocess,
+    Weights,
+    identify,
+    locate_weights,
+    read_state,
+    warn_of_doubt,
+)
 from hnerv.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +38,7 @@ def load_teacher(weights: str, model: str, device: str | torch.device = "cpu", s
     """
     if weights == "none":
         raise UserError("--clip-weights none selects no encoder: pass auto, a tag or a file")
-    return build_teacher(locate(identify(weights, model, seed), seed, fall_back=weights == "auto"), device)
+    return build_teacher(locate_weights(identify(weights, model, seed), seed, fall_back=weights == "auto"), device)
 
 
 def build_teacher(spec: Weights, device: str | torch.device = "cpu") -> Teacher:

@@ -53,7 +53,7 @@ class Weights(NamedTuple):
     architecture: str = ""  # for `open_clip.create_model`; '' for the random encoder
     quick_gelu: bool = False
     preprocess: Preprocess = Preprocess()
-    path: str = ""  # file of the weights; '' for the random encoder and before `locate`
+    path: str = ""  # file of the weights; '' for the random encoder and before `locate_weights`
     repo: str = ""  # repository of a tag on the hub
     files: tuple[str, ...] = ()  # names of its weights there, best first
     doubt: str = ""  # the warning for `warn_of_doubt`
@@ -91,7 +91,7 @@ def identify(weights: str, model: str, seed: int) -> Weights:
     raise UserError(f"--clip-weights {cause}: pass a tag such as {known}, a file, auto, random or none")
 
 
-def locate(spec: Weights, seed: int, fall_back: bool) -> Weights:
+def locate_weights(spec: Weights, seed: int, fall_back: bool) -> Weights:
     """`spec` with the path of its file; a tag is looked up in the Hugging Face cache, else downloaded.
 
     Where neither has it, `fall_back` (for `auto`) returns the random encoder, else raises UserError. The random

@@ -154,7 +154,7 @@ def _file_writer(path: Path, size: tuple[int, int], times: Timeline, display: Di
     with _replacing(path) as file:
         container = av.open(file, "w", format=form.container)
         try:
-            # The rate of the stream tells the muxer how long the last frame is shown, too.
+            # The muxer takes the duration of the last frame from the rate of the stream.
             rate = 1 / (times.median_step * times.tick)
             stream = container.add_stream(form.codec, rate=rate, options=dict(form.options))
             stream.height, stream.width = size

@@ -16,7 +16,7 @@ from hnerv.data.clip.weights import (
     Preprocess,
     Weights,
     identify,
-    locate,
+    locate_weights,
     read_state,
     warn_of_doubt,
     warned_once,
@@ -155,7 +155,7 @@ def test_wrapped_state_dicts_are_unwrapped(tmp_path):
 def test_a_cached_tag_needs_no_hub(in_hf_cache, warned):
     path = in_hf_cache()
     spec = identify("auto", "hnerv-tiny", 0)
-    assert locate(spec, 0, fall_back=True) == spec._replace(path=str(path)) and warned() == []
+    assert locate_weights(spec, 0, fall_back=True) == spec._replace(path=str(path)) and warned() == []
 
 
 @pytest.mark.parametrize(("offline", "cause"), [(True, "HF_HUB_OFFLINE is set"), (False, "the hub cannot be reached")])
@@ -164,9 +164,9 @@ def test_weights_that_are_nowhere(warned, monkeypatch, offline, cause):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     start = time.perf_counter()
     with pytest.raises(UserError) as caught:
-        locate(identify("openai", "hnerv-tiny", 0), 0, fall_back=False)
+        locate_weights(identify("openai", "hnerv-tiny", 0), 0, fall_back=False)
     assert "\n" not in str(caught.value) and warned() == []
-    spec = locate(identify("auto", "hnerv-tiny", 3), 3, fall_back=True)
+    spec = locate_weights(identify("auto", "hnerv-tiny", 3), 3, fall_back=True)
     assert time.perf_counter() - start < 3
     assert (spec.kind, spec.weights, spec.source) == ("random", "random:3", "RANDOM encoder, seed 3: not CLIP")
     (warning,) = warned()
@@ -183,8 +183,8 @@ def test_what_segments_share_is_warned_of_once(warned, monkeypatch):
     doubtful = Weights("clip", "tiny", "tiny sha256:0", "tiny", doubt="it is unknown whether")
 
     def two_segments() -> None:
-        locate(identify("auto", "hnerv-tiny", 3), 3, fall_back=True)
-        assert locate(identify("random", "hnerv-tiny", 3), 3, fall_back=False).weights == "random:3"
+        locate_weights(identify("auto", "hnerv-tiny", 3), 3, fall_back=True)
+        assert locate_weights(identify("random", "hnerv-tiny", 3), 3, fall_back=False).weights == "random:3"
         warn_of_doubt(doubtful)
         warn_of_doubt(doubtful)
 
