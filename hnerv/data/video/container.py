@@ -184,8 +184,8 @@ def _segment_end(head: bytes) -> int:
 def count_before_cut(packets: Sequence[PacketInfo]) -> int:
     """Frames shown before any frame that a truncation removed.
 
-    Packets are stored by dts, and pts >= dts. A missing packet has a dts, hence a pts, above all dts that are left. So a
-    frame is complete if its pts does not exceed the last dts.
+    Packets are stored by dts, and pts >= dts. A missing packet has a dts, hence a pts, above all dts that are left. So
+    a frame is complete if its pts does not exceed the last dts.
     """
     intact = [p for p in packets if not p.corrupt]
     if any(p.pts is None or p.dts is None for p in intact):
