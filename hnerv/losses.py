@@ -124,9 +124,9 @@ def _motion(here: Embedded, near: Embedded | None) -> Tensor:
     # dominated by that common part, and reproducing it alone costs little; but search ranks frames by the small rest.
     # The common part cancels in the differences, and the quotient makes slow and fast motion count alike.
     count = len(near.pred)  # blends, which come last, have no near frame
-    found = here.pred[:count].float() - near.pred.float()
-    true = here.target[:count].float() - near.target.float()
-    return ((found - true).square().sum(-1) / (true.square().sum(-1) + STILL)).mean()
+    change = here.pred[:count].float() - near.pred.float()
+    true_change = here.target[:count].float() - near.target.float()
+    return ((change - true_change).square().sum(-1) / (true_change.square().sum(-1) + STILL)).mean()
 
 
 STILL = 1e-3

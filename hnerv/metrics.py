@@ -159,7 +159,7 @@ def _retrieval(
     # Distances are cosines with the opposite of the query: in ascending order the nearest is first.
     queries, keys, true = (F.normalize(x.double(), dim=-1) for x in (-queries, pred, target))
     count = len(keys)
-    found = []
+    batches = []
     for rows in torch.arange(len(queries), device=keys.device).split(max(1, _SIMILARITIES_AT_ONCE // max(1, count))):
         nearest, truly_nearest = _argsort(queries[rows] @ keys.T), _argsort(queries[rows] @ true.T)
         ours, truth = _inverse(nearest), _inverse(truly_nearest)
@@ -171,8 +171,8 @@ def _retrieval(
         # 1 - 6 sum(d^2) / (M^3 - M) of two permutations. At most (M^3 - M) / 3, below 2^53 up to M = 300,000: exact.
         distance = (ours - truth).square_().sum(1)
         spearman = 1 - 6 * distance / max(count * (count**2 - 1), 1)
-        found.append(Retrieval(rank.long(), shared, spearman))
-    return Retrieval(*(torch.cat(column) for column in zip(*found, strict=True)))
+        batches.append(Retrieval(rank.long(), shared, spearman))
+    return Retrieval(*(torch.cat(column) for column in zip(*batches, strict=True)))
 
 
 def _argsort(distance: Tensor) -> Tensor:

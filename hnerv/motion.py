@@ -67,14 +67,14 @@ def _better(low: Tensor, high: Tensor, part: Tensor, flow: Tensor, step: int) ->
 
     # No motion comes first, at a discount, and a later candidate must be strictly cheaper: a still or flat region,
     # where costs differ by noise alone, stays still. Then comes `flow` itself, which wins ties against its neighbours.
-    found = torch.zeros_like(flow)
-    least = STANDSTILL * cost_of(found)
+    best = torch.zeros_like(flow)
+    least = STANDSTILL * cost_of(best)
     for offset in torch.tensor([*itertools.product((0, -step, step), repeat=2)], device=flow.device).split(1):
         candidate = flow + offset.view(1, 2, 1, 1)
         cost = cost_of(candidate)
-        found = torch.where(cost < least, candidate, found)
+        best = torch.where(cost < least, candidate, best)
         least = torch.minimum(cost, least)
-    return found
+    return best
 
 
 def _moved(x: Tensor, flow: Tensor, mode: str) -> Tensor:

@@ -226,7 +226,7 @@ def complete_record(own: dict, common: dict) -> dict:
 
 def _read_stored_index(path: Path, file: BinaryIO) -> tuple[bytes, int]:
     """The verified index as it is stored, and the size of the file."""
-    found = file.seek(0, 2)
+    actual_size = file.seek(0, 2)
     file.seek(0)
     fields = file.read(PROLOGUE.size)
     if not fields.startswith(MAGIC):
@@ -239,8 +239,10 @@ def _read_stored_index(path: Path, file: BinaryIO) -> tuple[bytes, int]:
             f"{path} is damaged or was written by another version of hnerv (its format is {version}, expected "
             f"{VERSION}): use that version, or {_COPY}"
         )
-    if found != size:
-        problem = f"is truncated to {found} of {size} bytes" if found < size else "has extra bytes after its end"
+    if actual_size != size:
+        problem = (
+            f"is truncated to {actual_size} of {size} bytes" if actual_size < size else "has extra bytes after its end"
+        )
         raise UserError(f"{path} {problem}: {_COPY}")
     stored = file.read(min(stored_size, size))
     if zlib.crc32(fields[:-4] + stored) != crc:

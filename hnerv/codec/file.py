@@ -194,7 +194,7 @@ class CodedChunk:
         tensor = section.tensors[0].removeprefix("embedding.")
         spans = [frames] if isinstance(frames, range) else [range(frame, frame + 1) for frame in frames]
         slices = [model.embedding.slices(tensor, span) for span in spans]
-        return any(found.start < section.stop and section.first < found.stop for found in slices)
+        return any(needed.start < section.stop and section.first < needed.stop for needed in slices)
 
     def _parameters(self, section: Section, name: str) -> int:
         count = self.shapes[name].numel()

@@ -98,11 +98,11 @@ class Batches:
     def batch(self, rows: Tensor, times: Tensor, counts: Counts, clip: bool = True) -> Batch:
         """The Batch of a row of a plan, `rows` (W,) on the CPU or the device, `times` (W,) on the device."""
         shown = counts.shown
-        found = self.store.gather(times[:shown], rows[:shown], counts.real, clip)
+        batch = self.store.gather(times[:shown], rows[:shown], counts.real, clip)
         if not counts.near or not clip:
-            return found
+            return batch
         end = shown + counts.near
-        return found._replace(near=Near(times[shown:end], self.store.clip(rows[shown:end])))
+        return batch._replace(near=Near(times[shown:end], self.store.clip(rows[shown:end])))
 
     def _blends(self, draw: torch.Generator) -> list[Tensor]:
         """For each step of an epoch the positions (0 or 1,) of its blends."""

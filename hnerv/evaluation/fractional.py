@@ -50,7 +50,7 @@ def measure_fractional(
     Patches are decoded at their position, see `DualHeadHNeRV.decode_window`. Splits, the values of 'trained', and
     whether the encoder sees unseen frames, are those of `report`.
     """
-    windows = {kind: found for kind, found in half_grid(model.scene.grid).items() if found}
+    windows = {kind: group for kind, group in half_grid(model.scene.grid).items() if group}
     values = {}
     with frames_bar("fractional", sum(len(s.positions) for _, s in report.splits()), progress) as bar:
         for name, split in report.splits():
@@ -74,7 +74,7 @@ def _window_psnr(
         rgb = round8(predict_window(model, batch.times, window, frames))
         return psnr(frame_mse(rgb, window.cut(batch.frames))).cpu()
 
-    return {kind: torch.stack([one(window) for window in found], dim=1) for kind, found in windows.items()}
+    return {kind: torch.stack([one(window) for window in group], dim=1) for kind, group in windows.items()}
 
 
 def fractional_table(values: dict[str, dict[str, float]], grid: PatchGrid, unseen: str = "") -> str:

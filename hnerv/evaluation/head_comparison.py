@@ -266,8 +266,8 @@ def _text_measures(texts: Tensor, predicted: Tensor, truth: Tensor, where: Tenso
     patches = torch.arange(truth.shape[1], device=truth.device).expand(truth.shape[:2])
     frames = where.to(truth.device)[:, None].expand_as(patches)
     embeddings = predicted.flatten(0, 1), truth.flatten(0, 1)
-    found = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
-    columns = *((found.rank < top).double() for top in (1, 5, 10)), found.overlap, found.spearman
+    retrieval = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
+    columns = *((retrieval.rank < top).double() for top in (1, 5, 10)), retrieval.overlap, retrieval.spearman
     return {name: column.mean().item() for name, column in zip(RETRIEVAL, columns, strict=True)}
 
 

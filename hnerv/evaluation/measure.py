@@ -167,8 +167,8 @@ def clip_measures(predicted: Tensor, targets: Tensor, where: Tensor, mean: Tenso
     """
     patches = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape[:2])
     frames = where.to(targets.device)[:, None].expand_as(patches)
-    found = retrieval(predicted.flatten(0, 1), targets.flatten(0, 1), frames.flatten(), patches.flatten())
-    rank, overlap, spearman = (column.view_as(patches) for column in found)
+    result = retrieval(predicted.flatten(0, 1), targets.flatten(0, 1), frames.flatten(), patches.flatten())
+    rank, overlap, spearman = (column.view_as(patches) for column in result)
     hits = (rank < top for top in (1, 5, 10))
     columns = cosine(predicted, targets), centred_cosine(predicted, targets, mean), *hits, overlap, spearman
     return ClipMeasures(*(column.cpu() for column in columns))

@@ -56,9 +56,9 @@ def decoded_frames(
         group = [position for position, split in splits.items() if (split == "val-encoded") == sees_frames]
         for where in torch.tensor(group, dtype=torch.long).split(FRAMES_AT_ONCE) if group else ():
             batch = store.batch(where)
-            found = predict(model, batch.times, batch.frames if sees_frames else None, clip)
-            vectors = [None] * len(where) if found.clip is None else found.clip.cpu()
-            pictures = _to_bytes(batch.frames), _to_bytes(found.rgb)
+            prediction = predict(model, batch.times, batch.frames if sees_frames else None, clip)
+            vectors = [None] * len(where) if prediction.clip is None else prediction.clip.cpu()
+            pictures = _to_bytes(batch.frames), _to_bytes(prediction.rgb)
             yield from map(DecodedFrame, where.tolist(), *pictures, vectors)
     model.train(was_training)
 

@@ -37,8 +37,8 @@ def predict(model: DualHeadHNeRV, times: Tensor, frames: Tensor | None = None, c
 
     `frames` (B, 3, H, W) in [0, 1] are read by the embedding `encoder`. Without `clip` the CLIP head does not run.
     """
-    found = model(_filled(times), None if frames is None else _filled(frames), clip)
-    return Prediction(found.rgb[: len(times)], None if found.clip is None else found.clip[: len(times)])
+    output = model(_filled(times), None if frames is None else _filled(frames), clip)
+    return Prediction(output.rgb[: len(times)], None if output.clip is None else output.clip[: len(times)])
 
 
 @torch.no_grad()

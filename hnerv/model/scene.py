@@ -63,8 +63,8 @@ class Scene:
         """Inverse of `to_dict`. Raises UserError for other keys, and for values that no video has."""
         names = {f.name for f in dataclasses.fields(cls)} - {"times"}
         if not isinstance(data, dict) or set(data) - {"times"} != names:
-            found = sorted(set(data) - {"times"} ^ names) if isinstance(data, dict) else repr(data)
-            raise UserError(f"the scene of this checkpoint does not fit this version: {found}")
+            difference = sorted(set(data) - {"times"} ^ names) if isinstance(data, dict) else repr(data)
+            raise UserError(f"the scene of this checkpoint does not fit this version: {difference}")
         if fault := _fault(data):
             raise UserError(f"the scene of this checkpoint is damaged ({fault}): use another checkpoint")
         try:

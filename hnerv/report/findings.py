@@ -258,9 +258,9 @@ RULES = (
 
 def findings_of(run: RunResults) -> list[Finding]:
     """Most severe first; in the order of the rules within a level."""
-    found = [*_circumstances(run), *_against_baselines(run)]
-    found += [finding for rule in RULES if (finding := rule.apply(run))]
-    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+    findings = [*_circumstances(run), *_against_baselines(run)]
+    findings += [finding for rule in RULES if (finding := rule.apply(run))]
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
 def has_warning(findings: list[Finding]) -> bool:
@@ -270,15 +270,15 @@ def has_warning(findings: list[Finding]) -> bool:
 
 def _circumstances(run: RunResults) -> list[Finding]:
     """Findings without a rule: an unfinished run, targets that are not from CLIP, no unseen frames, another video."""
-    found, record = [], run.record
+    findings, record = [], run.record
     if run.epoch < run.epochs:
         state = f"{run.epoch} of {run.epochs} epochs"
-        found.append(Finding("note", "unfinished run", value=state, advice="Run the same command to resume."))
+        findings.append(Finding("note", "unfinished run", value=state, advice="Run the same command to resume."))
     if record.targets is None:
-        found.append(Finding("note", "no CLIP head", advice="This run was trained on pixels only."))
+        findings.append(Finding("note", "no CLIP head", advice="This run was trained on pixels only."))
     elif record.targets.kind == "file":
         advice = "The similarities are CLIP similarities only if the file holds CLIP embeddings."
-        found.append(Finding("note", "targets from a file", value=run.targets, advice=advice))
+        findings.append(Finding("note", "targets from a file", value=run.targets, advice=advice))
     elif record.targets.kind != "clip":
         # A random encoder is a warning unless it was requested.
         level = "note" if record.config.clip.clip_weights == "random" else "warning"
@@ -286,20 +286,20 @@ def _circumstances(run: RunResults) -> list[Finding]:
             "The similarities of this run are not CLIP similarities: train a new run with --clip-weights openai, "
             "--clip-weights FILE or --clip-targets FILE."
         )
-        found.append(Finding(level, "targets are not CLIP embeddings", value=run.targets, advice=advice))
+        findings.append(Finding(level, "targets are not CLIP embeddings", value=run.targets, advice=advice))
     if not record.scene.val:
         advice = "Generalisation cannot be measured: use a --data-split that leaves frames out of training."
-        found.append(Finding("note", "no unseen frames", advice=advice))
+        findings.append(Finding("note", "no unseen frames", advice=advice))
     elif "encode" in (run.summary.get("unseen"), record.config.model.unseen):
         advice = f"They do not measure generalisation: run python eval.py {run.folder} --unseen interpolate."
-        found.append(Finding("warning", "held-out frames were shown to the encoder", advice=advice))
+        findings.append(Finding("warning", "held-out frames were shown to the encoder", advice=advice))
     if not run.values:
-        found.append(Finding("note", "no evaluation yet", advice=f"Run python eval.py {run.folder}."))
+        findings.append(Finding("note", "no evaluation yet", advice=f"Run python eval.py {run.folder}."))
     if run.summary.get("same_pixels_as_trained_on") is False:
         advice = "eval.py read different frames from those of training: pass the video of the run with --data."
         video = str(run.summary.get("video", ""))
-        found.append(Finding("warning", "evaluated on different pixels", value=video, advice=advice))
-    return found
+        findings.append(Finding("warning", "evaluated on different pixels", value=video, advice=advice))
+    return findings
 
 
 def _against_baselines(run: RunResults) -> list[Finding]:

@@ -170,7 +170,7 @@ def baseline_table(run: RunResults) -> PageTable | None:
     texts = [name for name in BASELINE_MEASURES if any(name in row.texts for row in run.baselines)]
     rows = []
     for row in run.baselines:
-        values = {f"{split} {name}": value for split, found in row.splits.items() for name, value in found.items()}
+        values = {f"{split} {name}": value for split, means in row.splits.items() for name, value in means.items()}
         cells = [" / ".join(_pair(values, f"{{}} {name}", "{:.3f}")) for name in shown]
         cells += [_number(row.texts.get(name), "{:.3f}") for name in texts]
         rows.append((row.name, [_number(row.size, "{:,}"), *cells]))

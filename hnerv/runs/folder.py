@@ -254,9 +254,9 @@ def _check_no_foreign_files(path: Path) -> None:
             f"{path} holds a segmented run",
             "choose another --exp-id, pass its --segment-* flags to resume it, or --overwrite to move it aside",
         )
-    if path.is_dir() and (found := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
+    if path.is_dir() and (names := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
         raise UserError(
-            f"{path} holds {sorted(found)[0]!r} but no config.json of a run",
+            f"{path} holds {sorted(names)[0]!r} but no config.json of a run",
             "choose another --exp-id, or pass --overwrite to move it aside",
         )
 

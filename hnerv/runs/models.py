@@ -86,7 +86,7 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def with_material(
-    found: OpenedModel, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = ""
+    opened: OpenedModel, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = ""
 ) -> OpenedRun:
     """A model on the device, with the frames and targets of its run. `data` and `clip_targets` are new locations.
 
@@ -94,8 +94,9 @@ def with_material(
     video or the targets are missing, or are not those of the run.
     """
     if clip_targets == NO_TARGETS:
-        found, clip_targets = replace(found, model=without_clip(found.model), record=found.record.without_targets()), ""
-    record, checkpoint = found.record, found.checkpoint
+        opened = replace(opened, model=without_clip(opened.model), record=opened.record.without_targets())
+        clip_targets = ""
+    record, checkpoint = opened.record, opened.checkpoint
     data = data or _located(record, checkpoint)
     moved = {"data": data, "unseen": unseen, "clip_targets": clip_targets}
     moved["raw_video"] = record.video.raw_video if data.lower().endswith(RAW) else ""
@@ -107,9 +108,9 @@ def with_material(
         )
     material = load_material(config, device, progress=True)
     _check_belongs(checkpoint, record, material)
-    found.model.to(device, memory_format=torch.channels_last)
+    opened.model.to(device, memory_format=torch.channels_last)
     return OpenedRun(
-        **vars(found),
+        **vars(opened),
         store=FrameStore(material, device),
         config=config,
         source=material.video.source,
@@ -144,19 +145,19 @@ def _located(record: RunRecord, checkpoint: Path) -> str:
     return resolved
 
 
-def _check_belongs(checkpoint: Path, record: RunRecord, found: Material) -> None:
+def _check_belongs(checkpoint: Path, record: RunRecord, material: Material) -> None:
     """The video must have the geometry that was trained on; other pixels of that geometry are worth a warning."""
-    ours, theirs = record.scene, found.scene
+    ours, theirs = record.scene, material.scene
     if ours != replace(theirs, fps=ours.fps, times=ours.times):
         raise UserError(
             f"{checkpoint} was trained on {ours.frames} frames of {ours.height}x{ours.width} with targets of "
-            f"{ours.clip_dim} dimensions, but {found.video.source} has {theirs.frames} of "
+            f"{ours.clip_dim} dimensions, but {material.video.source} has {theirs.frames} of "
             f"{theirs.height}x{theirs.width} with {theirs.clip_dim}: pass the video of the run with --data"
         )
-    record.check_targets(checkpoint, found.targets and TargetsRecord.of(found.targets))
-    if record.video.digest != found.video.digest:
+    record.check_targets(checkpoint, material.targets and TargetsRecord.of(material.targets))
+    if record.video.digest != material.video.digest:
         logging.getLogger("hnerv").warning(
             "the pixels of %s differ from those %s was trained on: check that it is the same video",
-            found.video.source,
+            material.video.source,
             checkpoint,
         )

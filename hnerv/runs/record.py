@@ -133,13 +133,13 @@ class RunRecord:
         config = self.config.replaced({"clip_weights": "none", "clip_targets": ""})
         return dataclasses.replace(self, config=config, targets=None, scene=dataclasses.replace(self.scene, clip_dim=0))
 
-    def check_targets(self, where: Path, found: TargetsRecord | None) -> None:
+    def check_targets(self, where: Path, current: TargetsRecord | None) -> None:
         """Raises UserError where these targets are not the ones that this run, stored at `where`, was trained on."""
-        ours, theirs = (targets.fingerprint if targets else "none" for targets in (self.targets, found))
+        ours, theirs = (targets.fingerprint if targets else "none" for targets in (self.targets, current))
         if ours != theirs:
             raise UserError(
                 f"{where} was trained on the targets {self.targets.weights if self.targets else 'none'!r}, but found "
-                f"{found.weights if found else 'none'!r}: make the former available, or set --clip-weights or "
+                f"{current.weights if current else 'none'!r}: make the former available, or set --clip-weights or "
                 "--clip-targets"
             )
 

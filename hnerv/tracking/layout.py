@@ -9,13 +9,13 @@ from hnerv.tracking.tags import tags
 
 def expand(names: str) -> tuple[str, ...]:
     """'a{x,y} b' -> ('ax', 'ay', 'b'), as a shell does. {n}, which has no comma, is left as it is."""
-    found: list[str] = []
+    expanded: list[str] = []
     for name in names.split():
         group = re.search(r"\{(\w*(?:,\w*)+)\}", name)
         alternatives = group[1].split(",") if group else []
-        found += [tag for part in alternatives for tag in expand(name[: group.start()] + part + name[group.end() :])]
-        found += [] if group else [name]
-    return tuple(found)
+        expanded += [tag for part in alternatives for tag in expand(name[: group.start()] + part + name[group.end() :])]
+        expanded += [] if group else [name]
+    return tuple(expanded)
 
 
 _MARGIN = "mean between worst and best"

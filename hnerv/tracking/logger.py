@@ -271,5 +271,5 @@ def rewind(run: Path, position: dict[str, int]) -> None:
 
 
 def _log_files(events: Path, metrics: Path | None) -> list[Path]:
-    found = sorted(events.glob("events.*"))
-    return [*found, metrics] if metrics and metrics.is_file() else found
+    files = sorted(events.glob("events.*"))
+    return [*files, metrics] if metrics and metrics.is_file() else files

@@ -170,15 +170,15 @@ def buckets(weights: Iterable[Tensor], most_padding: int) -> list[Bucket]:
     """Weights, largest first, in as few buckets as `most_padding` multiply-accumulates of padding per product allow."""
     # A product of M small matrices is one launch, whatever M is. Padding all of them to the side S of the largest costs
     # S^3 - s^3 multiply-accumulates for each of side s; where that is more than a launch, a further bucket begins.
-    found: list[list[Taps]] = []
+    groups: list[list[Taps]] = []
     padding = 0
     for taps in sorted(map(Taps, weights), key=lambda taps: taps.side, reverse=True):
-        padding += taps.count * (found[-1][0].side ** 3 - taps.side**3) if found else 0
-        if not found or padding > most_padding:
-            found.append([])
+        padding += taps.count * (groups[-1][0].side ** 3 - taps.side**3) if groups else 0
+        if not groups or padding > most_padding:
+            groups.append([])
             padding = 0
-        found[-1].append(taps)
-    return [Bucket(taps) for taps in found]
+        groups[-1].append(taps)
+    return [Bucket(taps) for taps in groups]
 
 
 def orthogonalize(x: Tensor) -> Tensor:

@@ -69,12 +69,12 @@ def clip_targets(
     spec = identify(weights, model, seed)
     # A cached tag needs neither its weights nor the hub. Whether `auto` becomes the random encoder is known only after
     # `locate_weights`, so random targets are looked up there.
-    if spec.kind == "clip" and (found := _read_cache(digest, grid, len(frames), spec)):
+    if spec.kind == "clip" and (cached := _read_cache(digest, grid, len(frames), spec)):
         warn_of_doubt(spec)
-        return found
+        return cached
     spec = locate_weights(spec, seed, fall_back=weights == "auto")
-    if spec.kind == "random" and (found := _read_cache(digest, grid, len(frames), spec)):
-        return found
+    if spec.kind == "random" and (cached := _read_cache(digest, grid, len(frames), spec)):
+        return cached
     teacher = build_teacher(spec, device)
     embeddings = torch.cat(list(_encode(frames, grid, teacher, batch_size, progress)))
     made = Targets(embeddings.view(len(frames), grid.patches, -1), spec.source, spec.kind, spec.model, spec.weights)
@@ -186,9 +186,9 @@ def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets
         with safe_open(path, "pt") as file:
             encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
             if "embeddings" not in (keys := list(file.keys())):
-                found = ", ".join(keys) or "none"
+                names = ", ".join(keys) or "none"
                 raise UserError(
-                    f"{flag} has no tensor 'embeddings' (found: {found}): store the embeddings under that name"
+                    f"{flag} has no tensor 'embeddings' (found: {names}): store the embeddings under that name"
                 )
             entry = file.get_slice("embeddings")
             count, *inner = entry.get_shape() or [0]

@@ -265,8 +265,8 @@ def _published_tag(names: list[str], model: str) -> str:
 
     tags = list_pretrained_tags_by_model(model)
     for name in (name.lower().replace("-", "_") for name in names):
-        if found := [tag for tag in tags if re.search(rf"(?<![a-z0-9]){re.escape(tag)}(?![a-z0-9])", name)]:
-            return max(found, key=len)
+        if matches := [tag for tag in tags if re.search(rf"(?<![a-z0-9]){re.escape(tag)}(?![a-z0-9])", name)]:
+            return max(matches, key=len)
     published = {Path(get_pretrained_cfg(model, tag).get("url", "")).stem: tag for tag in tags}
     return published.get(Path(names[0]).stem, "")
 
