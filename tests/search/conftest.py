@@ -13,7 +13,7 @@ from hnerv.cli import main
 
 @pytest.fixture(scope="session")
 def random_run(tmp_path_factory, train, flags) -> Path:
-    """The folder of a run with the targets of the random encoder. Not to be changed."""
+    """A run folder with targets of the random encoder. Read-only."""
     output = tmp_path_factory.mktemp("random_run")
     assert train(output, flags(clip_targets=None, clip_weights="random", epochs=2)) == 0
     return output / "run"
@@ -21,17 +21,17 @@ def random_run(tmp_path_factory, train, flags) -> Path:
 
 @pytest.fixture(scope="session")
 def coded(clip_run, finished, random_run, tmp_path_factory) -> dict[str, Path]:
-    """{kind of targets: .hnerv file}, each alone in a folder. Not to be changed."""
-    found = {}
+    """{kind of targets: .hnerv file}, each alone in a folder. Read-only."""
+    files = {}
     for kind, run in (("clip", clip_run), ("file", finished), ("random", random_run)):
-        found[kind] = tmp_path_factory.mktemp(kind) / f"{kind}.hnerv"
-        main(["encode", str(run), "-o", str(found[kind]), "--no-measure"])
-    return found
+        files[kind] = tmp_path_factory.mktemp(kind) / f"{kind}.hnerv"
+        main(["encode", str(run), "-o", str(files[kind]), "--no-measure"])
+    return files
 
 
 @pytest.fixture
 def alone(coded, tmp_path):
-    """alone(kind) -> a copy of that file, alone in a folder of this test's own."""
+    """alone(kind) -> a copy of that file, alone in a folder of the test."""
 
     def copy(kind: str = "clip") -> Path:
         folder = tmp_path / f"alone_{kind}"
@@ -43,7 +43,7 @@ def alone(coded, tmp_path):
 
 @pytest.fixture
 def search(capsys):
-    """search(*words) -> what `hnerv search --json` prints."""
+    """search(*words) -> parsed output of `hnerv search --json`."""
 
     def call(*words):
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Many videos searched together: against each searched by itself, through all that may happen to their folder."""
+"""Search of a collection against searches of its single videos, with changes to the folder in between."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAME = "hnerv-small"
 
 @pytest.fixture(scope="session")
 def fleet(clip_weights, tmp_path_factory, train, flags, make_film) -> Path:
-    """Three videos of one teacher: a.hnerv, the run deep/b, and c.hnerv beside the run that it was made of."""
+    """Three videos with the same targets: a.hnerv, the run deep/b, and c.hnerv next to its run c."""
     folder = tmp_path_factory.mktemp("fleet")
     films = tmp_path_factory.mktemp("films")
     for number, (name, size, count) in enumerate((("a", (32, 64), 12), ("deep/b", (32, 64), 10), ("c", (64, 64), 8))):
@@ -51,13 +51,13 @@ def fleet(clip_weights, tmp_path_factory, train, flags, make_film) -> Path:
 
 @pytest.fixture
 def own(fleet, tmp_path) -> Path:
-    """A copy of the fleet, this test's own."""
+    """A private copy of the fleet."""
     return Path(shutil.copytree(fleet, tmp_path / "own"))
 
 
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
-    """The names of the files that embeddings were computed of, so far."""
+    """Names of the model files for which embeddings were computed."""
     calls, original = [], index_module._compute
     monkeypatch.setattr(
         index_module, "_compute", lambda path, device: calls.append(path.name) or original(path, device)
@@ -72,7 +72,7 @@ def warned(caplog):
 
 @pytest.fixture(params=["exact", "lists"])
 def kind(request, monkeypatch) -> str:
-    """Both kinds of index, asked for so few vectors that not all are looked at."""
+    """Both kinds of index, with requests so small that not all vectors are compared."""
     monkeypatch.setattr(collection_hits, "CANDIDATES", 2)
     if request.param == "lists":
         monkeypatch.setattr(vectors, "EXACT_BELOW", 40)
@@ -104,7 +104,7 @@ def found_in(opened, direction: torch.Tensor, top: int) -> list[tuple]:
 
 
 def agree(found: list[tuple], wanted: list[tuple]) -> bool:
-    """The same places, and the same numbers to rounding."""
+    """Same frames and patches, and the same numbers up to rounding."""
     return [hit[:3] for hit in found] == [hit[:3] for hit in wanted] and np.allclose(
         [hit[3:] for hit in found], [hit[3:] for hit in wanted], atol=1e-3
     )
@@ -115,7 +115,7 @@ def directions(count: int = 6, dim: int = 12) -> torch.Tensor:
 
 
 def checked(folder: Path, paths: list[str]):
-    """The collection, after every query in it has been held against its videos searched one by one."""
+    """The collection, after each of several queries has been compared with searches of the single videos."""
     opened = open_collection(folder, CPU)
     assert sorted(names(opened)) == sorted(paths)
     assert opened.vectors.ntotal == sum(member.count for member in opened.members) == opened.moments.count
@@ -131,7 +131,7 @@ def test_the_hits_are_those_of_each_video_merged(own, kind):
     assert len({found[0] for direction in directions() for found in found_in(opened, direction, 3)}) > 1
 
 
-def test_what_is_wanted_and_unwanted_is_one_direction(own):
+def test_wanted_and_unwanted_queries_form_one_direction(own):
     opened = open_collection(own, CPU)
     wanted, unwanted = directions(2), directions(3)[2:]
     hits = find_across(opened, wanted, unwanted, 3, CPU)
@@ -142,15 +142,15 @@ def test_what_is_wanted_and_unwanted_is_one_direction(own):
 
 
 def test_few_videos_are_opened(own, monkeypatch):
-    """One hit of the best video settles it: the others' files are not looked into."""
+    """A hit of the best video is enough: the files of the others are not opened."""
     monkeypatch.setattr(collection_hits, "CANDIDATES", 2)
-    opened, asked = open_collection(own, CPU), []
+    opened, mapped = open_collection(own, CPU), []
     original = collection.map_index
-    monkeypatch.setattr(collection, "map_index", lambda path, *rest: asked.append(path.name) or original(path, *rest))
+    monkeypatch.setattr(collection, "map_index", lambda path, *rest: mapped.append(path.name) or original(path, *rest))
     best = open_index(own / "a.hnerv", CPU).embeddings[5, 3]
     (hit,) = found_in(opened, best, 1)
     assert hit[0] == "a.hnerv" and hit[3] == pytest.approx(1, abs=1e-5)
-    assert "a.hnerv" in asked and len(asked) < 3
+    assert "a.hnerv" in mapped and len(mapped) < 3
 
 
 def test_a_second_opening_computes_and_writes_nothing(own, computed):
@@ -161,7 +161,7 @@ def test_a_second_opening_computes_and_writes_nothing(own, computed):
     assert len(computed) == 3 and second.path.stat() == before and second.members == first.members
 
 
-def test_what_is_added_changed_and_removed(own, kind, computed, tmp_path, coded):
+def test_members_added_changed_and_removed(own, kind, computed, tmp_path, coded):
     (own / "c.hnerv").rename(tmp_path / "c.hnerv")
     shutil.rmtree(own / "c")
     checked(own, ["a.hnerv", "deep/b"])
@@ -170,7 +170,7 @@ def test_what_is_added_changed_and_removed(own, kind, computed, tmp_path, coded)
     opened = checked(own, ["a.hnerv", "deep/b", "new.hnerv"])
     assert computed == ["new.hnerv"]
     firsts = {member.path: member.first for member in opened.members}
-    if kind == "exact":  # else it may be built anew, for the range of so few vectors
+    if kind == "exact":  # otherwise it may be rebuilt, since the range of so few vectors is narrow
         assert firsts["new.hnerv"] == max(firsts.values()) > firsts["deep/b"]
     shutil.copy(coded["clip"], own / "a.hnerv")
     opened = checked(own, ["a.hnerv", "deep/b", "new.hnerv"])
@@ -190,7 +190,7 @@ def test_a_file_that_was_only_touched_keeps_its_vectors(own, computed):
     assert [member.first for member in after] == [member.first for member in before] and len(computed) == 3
 
 
-def test_growth_lays_the_lists_anew(own, monkeypatch, tmp_path):
+def test_growth_rebuilds_the_lists(own, monkeypatch, tmp_path):
     monkeypatch.setattr(vectors, "EXACT_BELOW", 200)
     (own / "c.hnerv").rename(tmp_path / "c.hnerv")
     shutil.rmtree(own / "c")
@@ -200,7 +200,7 @@ def test_growth_lays_the_lists_anew(own, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["a bit", "cut short", "empty", "of another version"])
-def test_a_damaged_index_is_said_and_built_anew(own, warned, fault, monkeypatch, computed):
+def test_a_damaged_index_is_logged_and_rebuilt(own, warned, fault, monkeypatch, computed):
     place = open_collection(own, CPU).path
     data = bytearray(place.read_bytes())
     if fault == "a bit":
@@ -233,15 +233,15 @@ def test_a_video_that_changes_after_the_opening_is_refused(own):
         found_in(opened, directions()[0], 100)
 
 
-def test_a_folder_that_cannot_be_written_leaves_it_in_the_cache(own, monkeypatch, tmp_path, warned, computed):
+def test_the_index_of_a_read_only_folder_is_in_the_cache(own, monkeypatch, tmp_path, warned, computed):
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
-    (own / "index.faiss").mkdir()  # nobody, root neither, can put a file there
+    (own / "index.faiss").mkdir()  # a folder: not even root can write a file there
     opened = checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
     assert tmp_path / "cache" in opened.path.parents and len(computed) == 3
     assert open_collection(own, CPU).path == opened.path and warned() == []
 
 
-def test_where_no_place_takes_it_that_is_a_warning(own, monkeypatch, tmp_path, warned):
+def test_no_writable_location_is_a_warning(own, monkeypatch, tmp_path, warned):
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
     (own / "index.faiss").mkdir()
@@ -249,16 +249,16 @@ def test_where_no_place_takes_it_that_is_a_warning(own, monkeypatch, tmp_path, w
     assert "is not saved" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
 
 
-def test_a_video_of_another_teacher_is_left_out(own, coded, warned):
+def test_a_video_with_other_targets_is_skipped(own, coded, warned):
     shutil.copy(coded["file"], own / "0first.hnerv")
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
     assert len(warned()) == 1 and warned()[0].startswith("skipping ")
     assert "0first.hnerv: its targets are from" in warned()[0]
     open_collection(own, CPU)
-    assert warned()[1] == warned()[0], "each search says so"
+    assert warned()[1] == warned()[0], "logged by each search"
 
 
-def test_most_decide_which_teacher_is_searched(own, coded, warned, random_run):
+def test_the_majority_decides_which_targets_are_searched(own, coded, warned, random_run):
     open_collection(own, CPU)
     for name in ("d", "e", "f", "g"):
         shutil.copy(coded["random"], own / f"{name}.hnerv")
@@ -271,8 +271,8 @@ def test_most_decide_which_teacher_is_searched(own, coded, warned, random_run):
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
 
 
-def test_files_of_targets_that_quote_one_encoder_are_compared(tmp_path, train, flags):
-    """And such that quote none are compared with nothing but themselves."""
+def test_target_files_of_one_encoder_are_comparable(tmp_path, train, flags):
+    """Targets without an encoder compare only with themselves."""
     from safetensors.torch import save_file
 
     for name, quote in (("a", "ours"), ("b", "ours"), ("c", "theirs"), ("d", ""), ("e", "ours")):
@@ -283,13 +283,13 @@ def test_files_of_targets_that_quote_one_encoder_are_compared(tmp_path, train, f
     assert names(open_collection(tmp_path / "fleet", CPU)) == ["a", "b", "e"]
 
 
-def test_what_cannot_be_searched_is_left_out(own, warned, train, flags):
+def test_models_that_cannot_be_searched_are_skipped(own, warned, train, flags):
     assert train(own, flags(clip_targets=None, clip_weights="none", epochs=1), exp_id="pixels") == 0
     (own / "broken.hnerv").write_bytes(b"\x07" * 100)
     for _ in range(2):
         checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    said = sorted(text.removeprefix("skipping ").split(": ")[0] for text in warned()[:2])
-    assert said == [str(own / "broken.hnerv"), str(own / "pixels")]
+    skipped = sorted(text.removeprefix("skipping ").split(": ")[0] for text in warned()[:2])
+    assert skipped == [str(own / "broken.hnerv"), str(own / "pixels")]
     shutil.copy(own / "a.hnerv", own / "broken.hnerv")
     assert "broken.hnerv" in names(open_collection(own, CPU))
 
@@ -307,7 +307,7 @@ def test_refusals(tmp_path, monkeypatch, own):
 
 
 def test_another_process_may_replace_the_index_meanwhile(own, monkeypatch):
-    """What this process had mapped is no longer there when it comes to change it: it builds one of its own."""
+    """The file that this process mapped is gone when it is to be updated: the process builds a new index."""
     (own / "c.hnerv").rename(own / "c.hidden")
     shutil.rmtree(own / "c")
     open_collection(own, CPU)
@@ -325,7 +325,7 @@ def test_another_process_may_replace_the_index_meanwhile(own, monkeypatch):
     checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
 
 
-def test_two_processes_build_at_once(own):
+def test_two_processes_build_concurrently(own):
     code = (
         "import torch\nfrom pathlib import Path\nfrom hnerv.search import open_collection\n"
         f"print(len(open_collection(Path({str(own)!r}), torch.device('cpu')).members))"
@@ -354,21 +354,21 @@ def test_a_text_over_a_folder(own, search, clip_model, clip_weights, capsys):
         assert line.split()[1:5] == [hit["video"], hit["time"], str(hit["frame"]), str(hit["patch"])]
 
 
-def test_weights_beside_the_index_are_found(own, search, clip_weights, capsys):
+def test_weights_next_to_the_index_are_found(own, search, clip_weights, capsys):
     shutil.rmtree(own / "deep")
     expected_hits = search(own, "a red car", "--clip-weights", clip_weights)["hits"]
     with pytest.raises(SystemExit):
         main(["search", str(own), "a red car"])
-    assert "index.faiss are from OpenCLIP" in (said := capsys.readouterr().err) and "--clip-weights" in said
+    assert "index.faiss are from OpenCLIP" in (error := capsys.readouterr().err) and "--clip-weights" in error
     shutil.copy(clip_weights, own)
     assert search(own, "a red car")["hits"] == expected_hits
 
 
 def test_the_hits_are_drawn(own, tmp_path, capsys):
     main(["search", str(own), "a red car", "--top", "60", "--save", str(tmp_path / "sheet.png")])
-    *lines, _, told = capsys.readouterr().out.splitlines()
+    *lines, _, message = capsys.readouterr().out.splitlines()
     assert len({line.split()[1] for line in lines[2:]}) > 1, "of several videos"
-    assert told == f"hits drawn to {tmp_path / 'sheet.png'}"
+    assert message == f"hits drawn to {tmp_path / 'sheet.png'}"
     assert np.array(Image.open(tmp_path / "sheet.png")).std() > 5
     with pytest.raises(SystemExit) as stop:
         main(["search", str(own), "a red car", "--heatmap", str(tmp_path / "heat.png")])
@@ -377,7 +377,7 @@ def test_the_hits_are_drawn(own, tmp_path, capsys):
 
 
 def test_a_video_in_segments_is_one_member(own, train, flags, clip_weights, make_film, tmp_path):
-    """Its frames are counted over all segments, and a segment that is trained anew is read anew."""
+    """Frames are counted over all segments, and a retrained segment is read again."""
     film = make_film(tmp_path / "film", shift=50)
     words = flags(data=film, clip_targets=None, clip_weights=clip_weights, clip_model=NAME)
     assert train(own, [*words, "--segment-frames", "6"], exp_id="talk") == 0

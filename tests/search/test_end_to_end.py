@@ -39,7 +39,7 @@ def refused(capsys):
 
 @pytest.fixture
 def text_of(clip_model):
-    """text_of(sentence) -> (D,) of unit norm, as OpenCLIP says."""
+    """text_of(sentence) -> (D,) of unit norm, by OpenCLIP."""
 
     @torch.no_grad()
     def encode(sentence: str) -> torch.Tensor:
@@ -50,7 +50,7 @@ def text_of(clip_model):
 
 @torch.no_grad()
 def brute_force(path: Path, directions: list[tuple[float, torch.Tensor]]) -> np.ndarray:
-    """Scores (N, P) of the whole decoded model, patch by patch."""
+    """Scores (N, P) of the full decoded model, patch by patch."""
     model = open_single_chunk(path).model()
     scores = np.zeros((12, 8))
     for n in range(12):
@@ -61,7 +61,7 @@ def brute_force(path: Path, directions: list[tuple[float, torch.Tensor]]) -> np.
 
 
 def check(found: dict, scores: np.ndarray) -> None:
-    """The best hit is the best patch of all, and every hit has its score and standing."""
+    """The best hit is the best patch of all, and every hit has its score and z-score."""
     hits = found["hits"]
     assert hits[0]["score"] == pytest.approx(scores.max(), abs=1e-5)
     best = np.unravel_index(scores.argmax(), scores.shape)
@@ -77,7 +77,7 @@ def check(found: dict, scores: np.ndarray) -> None:
 
 
 def alike(hits: list[dict], others: list[dict]) -> bool:
-    """The same to rounding: sums may run in another order where a tensor lies elsewhere in memory."""
+    """Equal up to rounding: the order of sums depends on the alignment of a tensor in memory."""
     return len(hits) == len(others) and all(
         ours == {**theirs, "score": pytest.approx(theirs["score"], abs=1e-6), "z": pytest.approx(theirs["z"], abs=1e-3)}
         for ours, theirs in zip(hits, others, strict=True)
@@ -114,7 +114,7 @@ def test_the_ensemble_is_the_normalised_mean_of_its_sentences(alone, search, tex
     check(found, brute_force(path, [(1.0, normalize(sum(map(text_of, sentences)), dim=0))]))
 
 
-def test_an_image_is_looked_for_whole(alone, search, clip_model, clip_weights, film, tmp_path):
+def test_an_image_is_resized_not_cropped(alone, search, clip_model, clip_weights, film, tmp_path):
     path = alone()
     photo = Image.open(film / "3.png").crop((0, 0, 48, 32))
     photo.save(tmp_path / "photo.png")
@@ -128,7 +128,7 @@ def test_an_image_is_looked_for_whole(alone, search, clip_model, clip_weights, f
     assert found["hits"][0]["score"] == pytest.approx(scores.max(), abs=2e-3)  # Pillow resizes to the nearest 8 bits
 
 
-def test_the_weights_are_found_where_the_run_had_them_or_beside_the_file(
+def test_the_weights_are_found_where_the_run_had_them_or_next_to_the_file(
     clip_run, alone, search, clip_weights, tmp_path, refused
 ):
     run = Path(shutil.copytree(clip_run, tmp_path / "run"))
@@ -208,7 +208,7 @@ def test_a_text_means_nothing_to_other_targets(alone, refused, kind, monkeypatch
 
 
 def test_an_image_finds_its_like_by_the_random_encoder(alone, search, film):
-    """The encoder is built again from its seed; the query is what `encode_patches` says of the same pixels."""
+    """The encoder is built again from its seed; the query is `encode_patches` of the same pixels."""
     from hnerv.data.clip import load_teacher
 
     path = alone("random")
@@ -226,7 +226,7 @@ def test_targets_of_a_file_are_searched_by_an_embedding(alone, search, targets_f
     assert "--embedding" in refused(path, "--image", film / "3.png")
 
 
-def test_what_hnerv_embed_wrote_finds_itself(alone, search, tmp_path):
+def test_embeddings_of_hnerv_embed_find_themselves(alone, search, tmp_path):
     path = alone("file")
     main(["embed", str(path), "-o", str(tmp_path / "e.safetensors")])
     for frame, patch in ((0, 0), (7, 3), (11, 7)):

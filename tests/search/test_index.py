@@ -1,4 +1,4 @@
-"""The index: what an evaluation predicts, from no more of the file than that needs, kept and never trusted blindly."""
+"""The index of a model equals its predictions, reads only the sections needed, and is verified when it is loaded."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 
 @torch.no_grad()
 def predicted(model) -> torch.Tensor:
-    """(N, P, D), frame by frame, by the whole model."""
+    """(N, P, D), frame by frame, by the full model."""
     model = model.eval().to(memory_format=torch.channels_last)
     return torch.cat([predict(model, torch.tensor([float(n)])).clip for n in range(model.scene.frames)])
 
 
 @pytest.fixture
 def computed(monkeypatch) -> list[Path]:
-    """The files that an index was computed of, so far."""
+    """The model files for which an index was computed."""
     calls, original = [], module._compute
     monkeypatch.setattr(module, "_compute", lambda path, device: calls.append(path) or original(path, device))
     return calls
@@ -51,7 +51,7 @@ def place_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.index.safetensors")
 
 
-def test_it_is_what_the_whole_model_predicts(alone):
+def test_it_equals_the_predictions_of_the_full_model(alone):
     path = alone()
     index = open_index(path, CPU)
     assert index.embeddings.shape == (12, 8, 12) and index.embeddings.dtype == torch.float32
@@ -108,7 +108,7 @@ def test_damage_elsewhere_does_not_matter_and_damage_there_is_found(alone):
         open_index(path, CPU)
 
 
-def test_it_is_computed_once_and_kept_beside_the_file(alone, computed, warned):
+def test_it_is_computed_once_and_stored_next_to_the_file(alone, computed, warned):
     path = alone()
     first = open_index(path, CPU)
     second = open_index(path, CPU)
@@ -132,7 +132,7 @@ def test_a_renamed_file_finds_no_index_and_another_file_of_its_name_does_not_tak
     assert open_index(path, CPU).record.targets.kind == "file" and len(computed) == 2, "the stale one is replaced"
 
 
-def test_another_version_is_computed_anew(alone, computed, monkeypatch):
+def test_another_version_is_recomputed(alone, computed, monkeypatch):
     path = alone()
     open_index(path, CPU)
     monkeypatch.setattr(module, "INDEX_VERSION", module.INDEX_VERSION + 1)
@@ -140,8 +140,10 @@ def test_another_version_is_computed_anew(alone, computed, monkeypatch):
     assert computed == [path, path]
 
 
-@pytest.mark.parametrize("fault", ["a bit of an embedding", "a letter of the record", "cut short", "empty", "no facts"])
-def test_a_damaged_index_is_said_and_computed_anew(alone, computed, warned, fault):
+@pytest.mark.parametrize(
+    "fault", ["a bit of an embedding", "a character of the record", "cut short", "empty", "no facts"]
+)
+def test_a_damaged_index_is_logged_and_recomputed(alone, computed, warned, fault):
     from safetensors.torch import save_file
 
     path = alone()
@@ -150,7 +152,7 @@ def test_a_damaged_index_is_said_and_computed_anew(alone, computed, warned, faul
     data = place.read_bytes()
     if fault == "a bit of an embedding":
         flip(place, len(data) - 7)
-    elif fault == "a letter of the record":
+    elif fault == "a character of the record":
         place.write_bytes(data.replace(b"hnerv-small-quickgelu", b"hnerv-sma1l-quickgelu", 1))
     elif fault == "no facts":
         save_file({"embeddings": expected.embeddings}, place)
@@ -163,21 +165,21 @@ def test_a_damaged_index_is_said_and_computed_anew(alone, computed, warned, faul
     assert len(computed) == 2, "the damaged one is replaced"
 
 
-def test_a_folder_that_cannot_be_written_leaves_it_in_the_cache(alone, computed, monkeypatch, tmp_path, warned):
+def test_the_index_of_a_read_only_folder_is_in_the_cache(alone, computed, monkeypatch, tmp_path, warned):
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
     path = alone()
-    beside, cached = index_paths(path, module.sha256_of(path))
-    beside.mkdir()  # nobody, root neither, can put a file there
+    adjacent, cached = index_paths(path, module.sha256_of(path))
+    adjacent.mkdir()  # a folder: not even root can write a file there
     open_index(path, CPU)
     assert cached.is_file() and tmp_path / "cache" in cached.parents
     assert computed == [path]
-    beside.rmdir()
+    adjacent.rmdir()
     open_index(path, CPU)
-    assert computed == [path] and not beside.exists()
+    assert computed == [path] and not adjacent.exists()
     assert [text for text in warned() if "is not saved" in text] == []
 
 
-def test_where_no_place_takes_it_that_is_a_warning(alone, monkeypatch, tmp_path, warned):
+def test_no_writable_location_is_a_warning(alone, monkeypatch, tmp_path, warned):
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
     path = alone()
@@ -198,19 +200,19 @@ def test_refusals(tmp_path, train, flags):
 
 
 def test_a_video_in_segments_has_one_index(divided, tmp_path):
-    """Of the folder and of the file: what its segments predict, one after the other."""
+    """The index of the folder and of the file concatenates those of the segments."""
     from hnerv.cli import main
     from hnerv.search.pictures import decode_frames
 
     parts = [open_index(run, CPU, keep=False) for run in sorted((divided / "segments").iterdir())]
-    whole = open_index(divided, CPU, keep=False)
-    assert torch.equal(whole.embeddings, torch.cat([part.embeddings for part in parts]))
-    assert whole.scene.frames == 12 and whole.scene.train == (0, 1, 4, 5, 8, 9) and whole.scene.val == (3, 7, 11)
-    path = tmp_path / "film.hnerv"
+    full = open_index(divided, CPU, keep=False)
+    assert torch.equal(full.embeddings, torch.cat([part.embeddings for part in parts]))
+    assert full.scene.frames == 12 and full.scene.train == (0, 1, 4, 5, 8, 9) and full.scene.val == (3, 7, 11)
+    path = tmp_path / "video.hnerv"
     main(["encode", str(divided), "-o", str(path), "--weight-bits", "16", "--latent-bits", "16", "--no-measure"])
     coded = open_index(path, CPU)
-    assert coded.scene == whole.scene and coded.embeddings.shape == whole.embeddings.shape
-    assert (coded.embeddings - whole.embeddings).abs().max() < 0.05
+    assert coded.scene == full.scene and coded.embeddings.shape == full.embeddings.shape
+    assert (coded.embeddings - full.embeddings).abs().max() < 0.05
     assert torch.equal(open_index(path, CPU).embeddings, coded.embeddings)
     pictures = [decode_frames(place, [2, 9], CPU) for place in (path, divided)]
     assert list(pictures[0]) == list(pictures[1]) == [2, 9]

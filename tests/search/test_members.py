@@ -1,4 +1,4 @@
-"""Which models a folder holds."""
+"""Discovery of the models in a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hnerv.runs import ChunkedFolder, ChunkOptions, ChunkPlan, divide, write_pla
 from hnerv.search import is_collection, members_of
 
 
-def lay(root: Path, *paths: str) -> None:
+def create_files(root: Path, *paths: str) -> None:
     """Empty files; a path that ends in / is the folder of a run with a checkpoint."""
     for path in paths:
         names = [f"{path}config.json", f"{path}checkpoints/latest.pt"] if path.endswith("/") else [path]
@@ -35,18 +35,18 @@ def lay(root: Path, *paths: str) -> None:
     ],
 )
 def test_members(tmp_path, paths, expected):
-    lay(tmp_path, *paths)
+    create_files(tmp_path, *paths)
     assert [path.relative_to(tmp_path).as_posix() for path in members_of(tmp_path)] == expected
 
 
 def test_links_to_folders_are_not_followed(tmp_path):
-    lay(tmp_path, "fleet/a/")
+    create_files(tmp_path, "fleet/a/")
     (tmp_path / "fleet" / "around").symlink_to(tmp_path, target_is_directory=True)
     assert members_of(tmp_path / "fleet") == [tmp_path / "fleet" / "a"]
 
 
 def test_a_run_a_file_and_nothing_are_no_collections(tmp_path):
-    lay(tmp_path, "a/", "b.hnerv", "begun/config.json")
+    create_files(tmp_path, "a/", "b.hnerv", "begun/config.json")
     assert is_collection(tmp_path)
     assert not any(is_collection(tmp_path / name) for name in ("a", "b.hnerv", "begun", "none"))
 

@@ -1,4 +1,4 @@
-"""The contact sheet and the heat map: the right frames, the right patch, and no other section read for them."""
+"""The contact sheet and the heat map show the right frames and patches and read no other section."""
 
 from __future__ import annotations
 

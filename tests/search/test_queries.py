@@ -1,4 +1,4 @@
-"""Embeddings and images as queries, and what is refused."""
+"""Embeddings and images as queries, and the errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_every_sentence_of_an_ensemble_holds_the_text_once():
         assert all(template.format("x").count("x") - template.count("x") == 1 for template in templates)
 
 
-def test_no_teacher_is_loaded_for_what_needs_none(alone, monkeypatch):
+def test_no_teacher_is_loaded_without_queries(alone, monkeypatch):
     from hnerv.search import queries
 
     monkeypatch.setattr(queries, "build_teacher", lambda *_: pytest.fail("loaded"))
@@ -92,8 +92,8 @@ def test_no_teacher_is_loaded_for_what_needs_none(alone, monkeypatch):
     assert encoder.texts([]) == [] and encoder.images([]) == []
 
 
-def test_a_tag_is_had_from_the_cache_or_refused_in_words(alone, monkeypatch):
-    """Of a run that `auto` gave a tag."""
+def test_a_tag_is_loaded_from_the_cache_or_refused(alone, monkeypatch):
+    """For a run where `auto` chose a tag."""
     index = open_index(alone("clip"), CPU)
     targets = TargetsRecord("OpenCLIP ViT-B-32-quickgelu, openai", "clip", "openai", "ViT-B-32-quickgelu")
     config = index.config.replaced({"clip_model": "ViT-B-32", "clip_weights": "auto"})
@@ -101,10 +101,10 @@ def test_a_tag_is_had_from_the_cache_or_refused_in_words(alone, monkeypatch):
     monkeypatch.setattr(hub, "cached", lambda repo, files: "")
     with pytest.raises(UserError, match="not in the Hugging Face cache, and HF_HUB_OFFLINE is set.*--embedding"):
         Encoder(index, "", CPU).texts(["a dog"])
-    asked = []
-    monkeypatch.setattr(hub, "cached", lambda repo, files: asked.append(repo) or "/nowhere/w.safetensors")
+    requests = []
+    monkeypatch.setattr(hub, "cached", lambda repo, files: requests.append(repo) or "/nowhere/w.safetensors")
     with pytest.raises(UserError, match="/nowhere/w.safetensors cannot be read"):
         Encoder(index, "", CPU).texts(["a dog"])
-    assert len(asked) == 1
+    assert len(requests) == 1
     with pytest.raises(UserError, match="is laion2b_s34b_b79k of ViT-B-32: pass the weights of the targets"):
         Encoder(index, "laion2b_s34b_b79k", CPU).texts(["a dog"])

@@ -67,7 +67,7 @@ def test_few_vectors_are_all_compared():
 
 @pytest.mark.parametrize("kind", ["alike", "far"])
 def test_many_vectors_are_found_nearly_all(kind, monkeypatch):
-    """Recall of the ten best, of queries that look like the vectors and of such that look like none."""
+    """Recall of the ten best, for queries close to the vectors and far from all of them."""
     monkeypatch.setattr(vectors, "EXACT_BELOW", 5000)
     rows, draw = walks(20_000), np.random.default_rng(1)
     index, hits = filled(rows), []
@@ -93,7 +93,7 @@ def test_share_one_looks_into_every_list(monkeypatch):
 
 
 @pytest.mark.parametrize("exact_below", [1000, 100_000])
-def test_what_is_taken_out_is_not_found(monkeypatch, exact_below):
+def test_removed_vectors_are_not_found(monkeypatch, exact_below):
     monkeypatch.setattr(vectors, "EXACT_BELOW", exact_below)
     rows = walks(2000)
     index = filled(rows)
@@ -136,15 +136,15 @@ def test_moments_of_equal_vectors_have_no_spread():
 
 @pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("exact_below", [1000, 100_000])
-def test_a_file_gives_back_what_was_written(tmp_path, monkeypatch, mapped, exact_below):
+def test_a_file_round_trips(tmp_path, monkeypatch, mapped, exact_below):
     monkeypatch.setattr(vectors, "EXACT_BELOW", exact_below)
-    made = stored(walks(2000), said="ü")
-    write_vectors(tmp_path / "x" / "a.faiss", made)
+    store = stored(walks(2000), name="ü")
+    write_vectors(tmp_path / "x" / "a.faiss", store)
     found = read_vectors(tmp_path / "x" / "a.faiss", mapped)
-    assert found.table == {"said": "ü"} and found.moments.count == 2000
-    assert np.array_equal(found.moments.outer, made.moments.outer)
+    assert found.table == {"name": "ü"} and found.moments.count == 2000
+    assert np.array_equal(found.moments.outer, store.moments.outer)
     direction = np.random.default_rng(3).normal(size=32).astype(np.float32)
-    for ours, theirs in zip(nearest(found.index, direction, 30), nearest(made.index, direction, 30), strict=True):
+    for ours, theirs in zip(nearest(found.index, direction, 30), nearest(store.index, direction, 30), strict=True):
         assert np.array_equal(ours, theirs)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.faiss"]
 
@@ -177,7 +177,7 @@ def open_lines(path: str) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", ["empty", "short", "half", "head", "sums", "table", "version", "foreign"])
-def test_a_damaged_file_is_known(tmp_path, fault, monkeypatch):
+def test_a_damaged_file_is_detected(tmp_path, fault, monkeypatch):
     path = tmp_path / "a.faiss"
     write_vectors(path, stored(walks(500), name="kitchen"))
     data = bytearray(path.read_bytes())
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_known(tmp_path, fault, monkeypatch):
             read_vectors(path, mapped)
 
 
-def test_when_lists_are_laid_anew(monkeypatch):
+def test_when_the_lists_are_rebuilt(monkeypatch):
     monkeypatch.setattr(vectors, "EXACT_BELOW", 1000)
     few, many = filled(walks(500)), filled(walks(2000))
     assert not outgrown(few, 500, 999) and outgrown(few, 500, 1000)

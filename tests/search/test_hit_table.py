@@ -1,4 +1,4 @@
-"""Time codes, and hits as rows."""
+"""Hits as rows of a table and as dictionaries."""
 
 from __future__ import annotations
 
