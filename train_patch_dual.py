@@ -50,9 +50,9 @@ def train_chunk(chunk: ChunkRun, options: RuntimeOptions) -> Result:
     from hnerv.training.run import device_errors, fit
 
     config, device = chunk.config, options.device
+    # The frames, their split into training and unseen ones, and the CLIP embedding of every patch.
+    material = load_material(config, device, progress=True)
     with device_errors(config, chunk.folder.latest):
-        # The frames, their split into training and unseen ones, and the CLIP embedding of every patch.
-        material = load_material(config, device, progress=True)
         # Embedding of a frame's time -> decoder stages -> RGB head; the CLIP head reads the features of one stage.
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)

@@ -78,4 +78,4 @@ def test_a_signal_from_outside_saves_and_the_same_command_goes_on(call, flags, t
 
 def test_both_scripts_are_short():
     for name in ("train_patch_dual.py", "eval.py"):
-        assert len((ROOT / name).read_text().splitlines()) <= 60
+        assert len((ROOT / name).read_text().splitlines()) <= 100
