@@ -31,7 +31,7 @@ def parse_lr(lr_type: str) -> Callable[[float], float]:
     names = form.split("_")[1:]
     if not form or len(names) != len(fields):
         raise UserError(f"--lr-type {lr_type!r} is not a known schedule: choose from {', '.join(SCHEDULES)}")
-    number = {name: _number(lr_type, name, field) for name, field in zip(names, fields, strict=True)}
+    number = {name: _parse_number(lr_type, name, field) for name, field in zip(names, fields, strict=True)}
     if kind == "constant":
         return lambda x: 1.0
     if kind == "cosine":
@@ -67,7 +67,7 @@ def _ramp_then(up: float, power: float, low: float, decay: Callable[[float], flo
     return factor
 
 
-def _number(lr_type: str, name: str, text: str) -> float:
+def _parse_number(lr_type: str, name: str, text: str) -> float:
     top = math.inf if name.endswith("POW") else 1.0
     try:
         value = float(text)

@@ -157,14 +157,14 @@ def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     reader = _Reader(view)
     kind, lowest, num_symbols, shift = _HEAD.unpack(reader.take(_HEAD.size))
     valid = kind & _CODED and kind < 16 and 2 <= num_symbols <= entropy.MAX_SYMBOLS and shift <= 15
-    _check(bool(valid), "invalid record header")
+    _require(bool(valid), "invalid record header")
     slices = shape[0] if kind & _PER_CHANNEL else 1
     step = _from_bfloat16(reader.take(2 * slices))
     offset = _from_bfloat16(reader.take(2 * slices)) if kind & _OFFSET else None
-    _check(bool((step.isfinite() & (step > 0)).all()), "invalid step")
-    _check(offset is None or bool(offset.isfinite().all()), "invalid offset")
+    _require(bool((step.isfinite() & (step > 0)).all()), "invalid step")
+    _require(offset is None or bool(offset.isfinite().all()), "invalid offset")
     table = bytes(reader.take(-(-num_symbols // (1 << shift))))
-    _check(any(table), "empty frequency table")
+    _require(any(table), "empty frequency table")
     words = bytes(reader.take(4 * struct.unpack("<I", reader.take(4))[0]))
     model = entropy.EntropyModel(lowest, num_symbols, shift, table)
     symbols = entropy.decode_symbols(entropy.CodedSymbols(model, words), count)
@@ -172,7 +172,7 @@ def _parse(view: memoryview, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     # Sums of integers, not of values: they are exact, so that no error grows along time.
     if kind & _DIFFERENCES:
         symbols = np.cumsum(symbols, axis=0)
-    _check(int(np.abs(symbols).max(initial=0)) <= LARGEST_SYMBOL, "symbol out of range")
+    _require(int(np.abs(symbols).max(initial=0)) <= LARGEST_SYMBOL, "symbol out of range")
     return dequantise(torch.from_numpy(symbols), Scale(step, offset, 0, 0)), reader.used
 
 
@@ -181,12 +181,12 @@ class _Reader:
         self.view, self.used = view, 0
 
     def take(self, count: int) -> memoryview:
-        _check(self.used + count <= len(self.view), "truncated record")
+        _require(self.used + count <= len(self.view), "truncated record")
         self.used += count
         return self.view[self.used - count : self.used]
 
 
-def _check(good: bool, fault: str) -> None:
+def _require(good: bool, fault: str) -> None:
     if not good:
         raise ValueError(fault)
 

@@ -117,7 +117,7 @@ class FrameStore:
         pictures = len(frames) + len(self.between)
         self.resident = device.type == "cpu" or pictures * frames[0].nbytes < _room(device, share_of_device)
         # Channels last, as the network computes: converting between layouts costs several times the arithmetic.
-        self._frames = _copied(frames, device if self.resident else torch.device("cpu"))
+        self._frames = _copied_in_parts(frames, device if self.resident else torch.device("cpu"))
         self._blends = self._frames[:0]
         self._missing = set(range(len(self.between)))
         self._clip = None if material.targets is None else self._with_blends(material.targets.embeddings.to(device))
@@ -193,7 +193,7 @@ def _room(device: torch.device, share: float) -> float:
     return FrameStore.SHARE_OF_DEVICE_MEMORY * min(free, share * total)
 
 
-def _copied(frames: Tensor, device: torch.device) -> Tensor:
+def _copied_in_parts(frames: Tensor, device: torch.device) -> Tensor:
     """Contiguous on the device, copied in parts: no second copy of all frames exists at any time."""
     if frames.device.type == device.type:
         return frames.contiguous()

@@ -76,7 +76,7 @@ def pca_table(truth: Tensor, train: Tensor, budget: int) -> PcaTable | None:
         count = min(_max_components(budget, len(flat), len(mean), bits, basis_bits), len(basis))
         if count < 1:
             continue
-        decoded = _decoded(flat, basis[:count], bits, basis_bits) + mean
+        decoded = _decoded_rows(flat, basis[:count], bits, basis_bits) + mean
         score = centred_cosine(F.normalize(decoded, dim=-1), rows.flatten(0, 1), mean).mean().item()
         if score > best_score:
             size = table_bytes(count, len(flat), len(mean), bits, basis_bits)
@@ -101,7 +101,7 @@ def _max_components(budget: int, patches: int, dim: int, bits: int, basis_bits: 
     return count - (count > 0 and table_bytes(count, patches, dim, bits, basis_bits) > budget)
 
 
-def _decoded(flat: Tensor, basis: Tensor, bits: int, basis_bits: int) -> Tensor:
+def _decoded_rows(flat: Tensor, basis: Tensor, bits: int, basis_bits: int) -> Tensor:
     """flat (M, D), basis (K, D) -> the rows that a decoder of the table gets (M, D)."""
     coarse = _quantised(basis, basis_bits)
     # The quantised basis is no longer orthonormal: projections onto it are not optimal, least squares is. (K, M)

@@ -92,13 +92,13 @@ def compare_head(
 
 def default_queries() -> list[str]:
     """Short captions of objects and scenes that may be in any video."""
-    return _lines(resources.files("hnerv.evaluation").joinpath("queries.txt").read_text(encoding="utf-8"))
+    return _read_lines(resources.files("hnerv.evaluation").joinpath("queries.txt").read_text(encoding="utf-8"))
 
 
 def read_queries(path: Path) -> list[str]:
     """One query per line, blank lines left out. Raises UserError where there is none, or the file is not UTF-8 text."""
     try:
-        queries = _lines(path.read_text(encoding="utf-8"))
+        queries = _read_lines(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         cause = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(
@@ -109,7 +109,7 @@ def read_queries(path: Path) -> list[str]:
     return queries
 
 
-def _lines(text: str) -> list[str]:
+def _read_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -146,7 +146,7 @@ def compare_embeddings(
     truth = run.store.clip(torch.arange(frames)).cpu()
     size = head_bytes or estimated_bytes(model)
     predicted, reencoded = _embeddings(run, teacher, progress)
-    row = functools.partial(_row, model, truth, texts)
+    row = functools.partial(_measured_row, model, truth, texts)
     mean = mean_embedding(truth, train)
     rows = [
         row(HEAD, predicted, size, gmac_of_head(model)),
@@ -228,7 +228,7 @@ def _embeddings(run: OpenedRun, teacher: Teacher | None, progress: bool) -> tupl
     return torch.cat(predicted), torch.cat(reencoded) if reencoded else None
 
 
-def _row(
+def _measured_row(
     model: DualHeadHNeRV,
     truth: Tensor,
     texts: Tensor | None,

@@ -110,7 +110,7 @@ def _read_chunk(folder: Path) -> RunResults:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder (it has no config.json): pass output/NAME")
-    curves, summary = read_curves(folder / "metrics.jsonl"), _summary(folder / "eval" / "summary.json")
+    curves, summary = read_curves(folder / "metrics.jsonl"), _read_summary(folder / "eval" / "summary.json")
     values, epoch = _last_evaluation(curves, summary)
     starts = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else []
     return RunResults(
@@ -206,12 +206,12 @@ def is_current(folder: Path, epoch: int, checkpoint: Path) -> bool:
     path, tables = folder / "eval" / "summary.json", ("per_frame.csv", "per_patch.csv")
     if not path.is_file() or not all((folder / "eval" / name).is_file() for name in tables):
         return False
-    summary = _summary(path)
+    summary = _read_summary(path)
     same = summary.get("epoch") == epoch and Path(summary.get("checkpoint", "")).name == checkpoint.name
     return same and path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
 
-def _summary(path: Path) -> dict:
+def _read_summary(path: Path) -> dict:
     summary = read_json(path) if path.is_file() else {}
     if not isinstance(summary, dict):
         raise UserError(f"{path} is not a summary written by eval.py: delete it and run eval.py again")

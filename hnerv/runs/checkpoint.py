@@ -51,7 +51,7 @@ def load_checkpoint(path: Path) -> dict:
         )
     if set(state) != KEYS:
         raise UserError(f"{path} is damaged: missing or extra keys {sorted(set(state) ^ KEYS, key=str)}", _fix(path))
-    if fault := _fault(state):
+    if fault := _invalid_part(state):
         raise UserError(f"{path} is damaged: its {fault!r} is invalid", _fix(path))
     return {**state, "run": RunRecord.from_dict(state["run"], path)}
 
@@ -73,7 +73,7 @@ def _check_archive(path: Path) -> None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
-def _fault(state: dict) -> str:
+def _invalid_part(state: dict) -> str:
     """The part with values that `save_checkpoint` never writes, '' if there is none.
 
     RunRecord checks the record, `load_state_dict` the shapes of weights and of the state of the optimiser.

@@ -84,7 +84,7 @@ def read_plan(path: Path) -> ChunkPlan:
             raise ValueError(f"format {data['format']}, but this version reads {FORMAT}")
         options = ChunkOptions(**{key: data[f"segment_{key}"] for key in ChunkOptions._fields})
         plan = ChunkPlan(options, data["frames"], data["total"], tuple(PlannedChunk(**row) for row in data["segments"]))
-        _check(plan)
+        _check_plan(plan)
     except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
         raise UserError(
             f"{path} is not a segment plan ({error}): restore it, or start a run with another --exp-id"
@@ -92,7 +92,7 @@ def read_plan(path: Path) -> ChunkPlan:
     return plan
 
 
-def _check(plan: ChunkPlan) -> None:
+def _check_plan(plan: ChunkPlan) -> None:
     """Raises ValueError for values that `write_plan` never writes."""
     if [type(value) for value in plan.options] != [int, bool, str]:
         raise ValueError("invalid segment settings")

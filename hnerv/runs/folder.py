@@ -57,7 +57,7 @@ class RunFolder:
         if known:
             _check_settings(folder.path, known, choice.config, same_path)
             if not same_path and _has_moved(choice.config.video.data, known):
-                _check_frames(folder.path, known, *_decoded(choice.config))
+                _check_frames(folder.path, known, *_video_identity(choice.config))
         elif not overwrite and not folder.latest.exists():
             _check_no_foreign_files(folder.path)
         refuse_unwritable(folder.path)
@@ -167,7 +167,7 @@ def params_name(choice: Choice, more: Sequence[str] = ()) -> str:
     """The preset, the settings that differ from it and `more` words, as a folder name of at most 200 characters."""
     changed = differences(choice.config, choice.base)
     words = [choice.preset] * bool(choice.preset)
-    words += [f"{key}={_plain(ours)}" for key, (ours, _) in sorted(changed.items())] + [*more]
+    words += [f"{key}={_value_text(ours)}" for key, (ours, _) in sorted(changed.items())] + [*more]
     name = re.sub(r"[^\w.=,+-]", "-", ",".join(words)) or "default"
     if len(name) > 200:
         name = name[:180] + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -211,7 +211,9 @@ def _check_settings(path: Path, theirs: RunRecord, ours: Config, same_path: bool
     if "clip_targets" in differing and is_same_file(*differing["clip_targets"], label):
         del differing["clip_targets"]
     if differing:
-        pairs = (f"{key} is {_plain(old)}, this command has {_plain(new)}" for key, (old, new) in differing.items())
+        pairs = (
+            f"{key} is {_value_text(old)}, this command has {_value_text(new)}" for key, (old, new) in differing.items()
+        )
         raise OtherRun(
             f"{path} holds a run with another configuration ({'; '.join(pairs)})",
             "choose another --exp-id, pass its settings to resume it, or --overwrite to move it aside",
@@ -225,7 +227,7 @@ def _has_moved(data: str, known: RunRecord) -> bool:
     return os.path.realpath(os.path.expanduser(data)) != known.video.source
 
 
-def _decoded(config: Config) -> tuple[str, str]:
+def _video_identity(config: Config) -> tuple[str, str]:
     """Source and digest of the video of a configuration. Raises UserError."""
     without_targets = config.replaced({"clip_weights": "none", "clip_targets": ""})
     video = load_material(without_targets, torch.device("cpu")).video
@@ -261,5 +263,5 @@ def _check_no_foreign_files(path: Path) -> None:
         )
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

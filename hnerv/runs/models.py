@@ -97,7 +97,7 @@ def with_material(
         opened = replace(opened, model=without_clip(opened.model), record=opened.record.without_targets())
         clip_targets = ""
     record, checkpoint = opened.record, opened.checkpoint
-    data = data or _located(record, checkpoint)
+    data = data or _video_location(record, checkpoint)
     moved = {"data": data, "unseen": unseen, "clip_targets": clip_targets}
     moved["raw_video"] = record.video.raw_video if data.lower().endswith(RAW) else ""
     config = record.pinned(record.config).replaced({key: value for key, value in moved.items() if value})
@@ -135,7 +135,7 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
         ) from error
 
 
-def _located(record: RunRecord, checkpoint: Path) -> str:
+def _video_location(record: RunRecord, checkpoint: Path) -> str:
     """Where the video is: as --data named it, or if that does not exist in this working directory, as resolved then."""
     named, resolved = record.config.video.data, record.video.source
     if named in CLIPS or is_remote(named) or Path(named).exists():

@@ -65,7 +65,7 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     if chunks[0].is_part:
         check_trained(chunks)
         parts = (open_index(chunk.path, device, keep) for chunk in chunks)
-        return _concatenate(path, parts, sum(chunk.frames for chunk in chunks))
+        return _join_segments(path, parts, sum(chunk.frames for chunk in chunks))
     path = checkpoint_of(path)
     digest = _digest(path)
     candidates = index_paths(path, digest)
@@ -122,9 +122,8 @@ def _digest(path: Path) -> str:
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
         file = BitstreamFile(path)
-        return _concatenate(
-            path, (_index_of_chunk(file.open_chunk(entry), device) for entry in file.chunks), file.frames
-        )
+        parts = (_index_of_chunk(file.open_chunk(entry), device) for entry in file.chunks)
+        return _join_segments(path, parts, file.frames)
     opened = open_checkpoint(path)
     _check_head(path, opened.record)
     opened.model.keep_for_embed()
@@ -141,7 +140,7 @@ def _index_of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device:
     return Index(path, predict_embeddings(model), record)
 
 
-def _concatenate(path: Path, parts: Iterable[Index], frames: int) -> Index:
+def _join_segments(path: Path, parts: Iterable[Index], frames: int) -> Index:
     """One index from those of a video's segments in order, with the configuration of the first.
 
     Raises UserError unless the segments have `frames` frames in total.
@@ -179,7 +178,7 @@ def _read_index(stored: Path, path: Path, digest: str, check: bool = True) -> In
             metadata, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
         if (metadata["version"], metadata["source"]) != (str(INDEX_VERSION), digest):
             return None
-        if check and metadata["checksum"] != _checksum(embeddings, metadata["record"]):
+        if check and metadata["checksum"] != _embeddings_checksum(embeddings, metadata["record"]):
             raise ValueError("wrong checksum")
         return Index(path, embeddings, RunRecord.from_dict(json.loads(metadata["record"]), stored))
     except (FileNotFoundError, NotADirectoryError):
@@ -195,7 +194,7 @@ def _write_index(candidates: tuple[Path, Path], index: Index, digest: str) -> No
 
     text = json.dumps(index.record.to_dict())
     metadata = {"version": str(INDEX_VERSION), "source": digest, "record": text}
-    metadata["checksum"] = _checksum(index.embeddings, text)
+    metadata["checksum"] = _embeddings_checksum(index.embeddings, text)
     data = save({"embeddings": index.embeddings.contiguous()}, metadata)
     for candidate in candidates:
         try:
@@ -209,7 +208,7 @@ def _write_index(candidates: tuple[Path, Path], index: Index, digest: str) -> No
     )
 
 
-def _checksum(embeddings: Tensor, text: str) -> str:
+def _embeddings_checksum(embeddings: Tensor, text: str) -> str:
     checksum = hashlib.sha256(embeddings.contiguous().numpy().data)
     checksum.update(f"{tuple(embeddings.shape)}{text}".encode())
     return checksum.hexdigest()

@@ -47,7 +47,7 @@ def _has_models(run: Path) -> bool:
 
 
 def _models_under(folder: Path) -> list[Path]:
-    inside = _entries(folder)
+    inside = _folder_entries(folder)
     files = [path for path in inside if path.suffix == ".hnerv" and path.is_file() and not path.name.startswith(".")]
     names = {path.stem for path in files}
     if files and (is_run(folder) or folder.resolve().name in names):
@@ -62,7 +62,7 @@ def _models_under(folder: Path) -> list[Path]:
     return models
 
 
-def _entries(folder: Path) -> list[Path]:
+def _folder_entries(folder: Path) -> list[Path]:
     """Entries of a folder; none if it is not readable."""
     try:
         return list(folder.iterdir())

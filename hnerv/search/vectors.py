@@ -185,7 +185,7 @@ def write_vectors(path: Path, store: VectorStore) -> None:
         file.write(moments.total.tobytes() + moments.outer.tobytes() + text)
         file.flush()
         with open(file.name, "rb") as written:
-            checksum = _checksum(written, head, own)
+            checksum = _file_checksum(written, head, own)
         file.write(_FOOTER.pack(_MAGIC, VERSION, own, head, index.d, moments.count, checksum))
 
 
@@ -207,7 +207,7 @@ def read_vectors(path: Path, mapped: bool = True) -> VectorStore:
             raise DamagedVectorsError("its footer is missing")
         if version != VERSION:
             raise DamagedVectorsError(f"unsupported version {version}")
-        if _checksum(file, head, own, size - _FOOTER.size) != checksum:
+        if _file_checksum(file, head, own, size - _FOOTER.size) != checksum:
             raise DamagedVectorsError("wrong checksum")
         file.seek(own)
         total, outer = np.frombuffer(file.read(8 * dim)), np.frombuffer(file.read(8 * dim * dim)).reshape(dim, dim)
@@ -223,7 +223,7 @@ def read_vectors(path: Path, mapped: bool = True) -> VectorStore:
     return VectorStore(index, Moments(count, total, outer), table)
 
 
-def _checksum(file: BinaryIO, head: int, own: int, end: int | None = None) -> bytes:
+def _file_checksum(file: BinaryIO, head: int, own: int, end: int | None = None) -> bytes:
     """SHA-256 of the first `head` bytes and of the bytes from `own` to `end`."""
     checksum = hashlib.sha256(struct.pack("<QQ", head, own))
     file.seek(0)

@@ -90,7 +90,7 @@ def prepare_run(output: Path, exp_id: str, choice: Choice, options: ChunkOptions
     if not options.divides:
         yield Run(choice, RunFolder.at(output, exp_id, choice, overwrite))
         return
-    folder = ChunkedFolder(output / folder_name(exp_id, choice, output, _words(options)))
+    folder = ChunkedFolder(output / folder_name(exp_id, choice, output, _option_words(options)))
     refuse_unwritable(folder.path)
     with _claimed(folder, overwrite), warned_once():
         plan = _plan(folder, options, choice)
@@ -151,7 +151,7 @@ def _plan(folder: ChunkedFolder, options: ChunkOptions, choice: Choice) -> Chunk
     return plan
 
 
-def _words(options: ChunkOptions) -> list[str]:
+def _option_words(options: ChunkOptions) -> list[str]:
     """The options as `{params}` names them, without those at their defaults."""
     return [f"segment_{name}={value}" for name, value in options._asdict().items() if value not in (0, False, "none")]
 

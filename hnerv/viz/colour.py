@@ -24,11 +24,11 @@ def map_colours(share: np.ndarray, anchors: tuple[tuple[int, int, int], ...] = I
     """Values in [0, 1], any shape, clamped -> uint8 (..., 3); MISSING where a value is not finite."""
     known = np.isfinite(share)
     index = (np.where(known, share, 0).clip(0, 1) * 255).round().astype(int)
-    return np.where(known[..., None], _table(anchors)[index], np.uint8(MISSING))
+    return np.where(known[..., None], _colour_table(anchors)[index], np.uint8(MISSING))
 
 
 @functools.cache
-def _table(anchors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+def _colour_table(anchors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
     """256 colours, linear between the anchors, which are evenly spaced."""
     position = np.linspace(0, len(anchors) - 1, 256)
     channels = [np.interp(position, range(len(anchors)), channel) for channel in zip(*anchors, strict=True)]

@@ -196,6 +196,6 @@ def test_frames_and_blends_have_to_fit_into_a_part_of_the_gpu(material, monkeypa
     pictures = len(material.video.frames) + len(material.scene.between)
     needed = 2 * pictures * material.video.frames[0].nbytes + 2 * more
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * needed, total * needed))
-    monkeypatch.setattr("hnerv.data.store._copied", lambda frames, device: frames)
+    monkeypatch.setattr("hnerv.data.store._copied_in_parts", lambda frames, device: frames)
     assert len(material.scene.between) > 0
     assert FrameStore(bare, torch.device("cuda"), share).resident == bool(more)

@@ -40,7 +40,7 @@ def fetch(repo: str, files: Sequence[str]) -> str:
     try:
         return hf_hub_download(repo, name)
     except Exception as error:  # the HTTP library of huggingface_hub, and so its exceptions, change between versions
-        raise HubUnavailable(f"the download of {repo}/{name} failed ({_brief(error)})") from error
+        raise HubUnavailable(f"the download of {repo}/{name} failed ({_short_message(error)})") from error
     finally:
         notice.cancel()
 
@@ -77,10 +77,10 @@ def _first_served(repo: str, files: Sequence[str]) -> str | HubUnavailable:
         except HfHubHTTPError as error:
             refusal = HubUnavailable(f"the hub does not serve {repo} (HTTP {error.response.status_code})")
         except Exception as error:
-            return HubUnavailable(f"the hub cannot be reached ({_brief(error)})")
+            return HubUnavailable(f"the hub cannot be reached ({_short_message(error)})")
     return refusal
 
 
-def _brief(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """An exception in one short line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -76,13 +76,15 @@ def clip_targets(
     if spec.kind == "random" and (cached := _read_cache(digest, grid, len(frames), spec)):
         return cached
     teacher = build_teacher(spec, device)
-    embeddings = torch.cat(list(_encode(frames, grid, teacher, batch_size, progress)))
+    embeddings = torch.cat(list(_encode_patches(frames, grid, teacher, batch_size, progress)))
     made = Targets(embeddings.view(len(frames), grid.patches, -1), spec.source, spec.kind, spec.model, spec.weights)
     _write_cache(cache_path(digest, grid, spec), made)
     return made
 
 
-def _encode(frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, progress: bool) -> Iterator[Tensor]:
+def _encode_patches(
+    frames: Tensor, grid: PatchGrid, teacher: Teacher, batch_size: int, progress: bool
+) -> Iterator[Tensor]:
     """Embeddings (batch, D) on the CPU, patch by patch in frame order; only a few frames are cut at a time."""
     from tqdm import tqdm
 

@@ -36,7 +36,7 @@ def read_pyav(probe: Probe, start: int = 0) -> Iterator[StampedFrame]:
     Raises SeekFailed if one is missing, possibly after yielding frames, and UserError at a frame that cannot be
     decoded, is transparent, or differs in size from the first.
     """
-    for position, frame in enumerate(_decode(probe, start), start):
+    for position, frame in enumerate(_decoded_frames(probe, start), start):
         if start and (position == probe.count or frame.pts != probe.times.stamps[position]):
             raise SeekFailed(f"frame {position} has another time stamp than its packet")
         yield frame.pts, _upright_rgb(probe, frame)
@@ -66,7 +66,7 @@ def read_decord(probe: Probe) -> Iterator[StampedFrame]:
         count = len(reader)
     except failures as error:
         raise DecordFailed("decord cannot open it") from error
-    for position, frame in enumerate(_decode(probe)):
+    for position, frame in enumerate(_decoded_frames(probe)):
         if frame.interlaced_frame:
             raise DecordFailed("decord mixes the chroma of interlaced fields")
         try:
@@ -87,7 +87,7 @@ def probe_by_decoding(probe: Probe) -> Probe:
     """
     stamps, damage = [], ""
     try:
-        for frame in itertools.islice(_decode(probe), probe.count if probe.truncated else None):
+        for frame in itertools.islice(_decoded_frames(probe), probe.count if probe.truncated else None):
             stamps.append(frame.pts)
     except UserError as error:
         if not stamps:
@@ -116,7 +116,7 @@ def _upright_rgb(probe: Probe, frame: VideoFrame) -> np.ndarray:
     return probe.orientation.upright(pixels[..., :3])
 
 
-def _decode(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
+def _decoded_frames(probe: Probe, start: int = 0) -> Iterator[VideoFrame]:
     """Decoded frames as stored, from `start` on. Raises UserError at the first that is damaged or of another size."""
     import av
     from av.video.frame import PictureType

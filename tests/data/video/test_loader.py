@@ -272,14 +272,14 @@ def test_decord_is_not_used_beyond_memory(plain: Path, monkeypatch, with_decord)
 
 @pytest.mark.parametrize(("decoded", "reason"), [(11, "but 11 can be decoded"), (13, "decord fails at frame 12")])
 def test_decord_is_checked_by_pyav(plain, decoded, reason, with_decord, monkeypatch, caplog, ffmpeg_frames) -> None:
-    decode, calls = readers._decode, []
+    decode, calls = readers._decoded_frames, []
 
     def miscount(probe, start=0):
         calls.append(probe)
         frames = list(decode(probe))
         return iter((frames + frames)[:decoded] if len(calls) == 1 else frames)
 
-    monkeypatch.setattr(readers, "_decode", miscount)
+    monkeypatch.setattr(readers, "_decoded_frames", miscount)
     video = load_video(str(plain))
     assert video.reader == "pyav" and reason in caplog.text
     assert video.frames.equal(ffmpeg_frames(plain))
