@@ -12,7 +12,7 @@ import pytest
 
 from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
-from hnerv.flags import SECTIONS, Parser, eval_parser, parse_train, train_parser
+from hnerv.flags import SECTIONS, eval_parser, parse_train, train_parser
 from hnerv.losses import LOSSES, formula
 from hnerv.presets import PRESETS
 from hnerv.schedule import SCHEDULES
@@ -125,13 +125,6 @@ def test_no_abbreviations(capsys):
 )
 def test_a_malformed_line_gets_one_line(capsys, argv, message):
     assert refused(capsys, ["--exp-id", "a", *argv]) == f"train_patch_dual.py: error: {message} (see --help)"
-
-
-@pytest.mark.parametrize("word", ["--epochs=--", "--lr=--", "--dec-strides=--"])
-def test_two_hyphens_are_no_number(capsys, word):
-    """Of which argparse, up to Python 3.12, makes an empty list."""
-    line = refused(capsys, ["--exp-id", "a", word])
-    assert line.startswith(f"train_patch_dual.py: error: argument {word.split('=')[0]}: ") and "'--'" in line
 
 
 @pytest.mark.parametrize("flag", ["--embedding", "--pixel-loss", "--act", "--optimizer", "--precision", "--unseen"])
@@ -251,17 +244,6 @@ def test_eval_needs_only_a_path(capsys):
     assert refused(capsys, ["a", "--jsn"], eval_parser().parse_args) == (
         "eval.py: error: unknown argument '--jsn', did you mean --json? (see --help)"
     )
-
-
-def test_words_of_a_list_may_stand_behind_flags(capsys):
-    parser = Parser(prog="x")
-    parser.add_argument("path")
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--top")
-    assert parser.parse_args(["p", "a", "--top", "1", "b"]).words == ["a", "b"]
-    assert parser.parse_args(["p", "--top", "1", "b", "c"]).words == ["b", "c"]
-    assert parser.parse_args(["p"]).words == []
-    assert "'--tpo', did you mean --top" in refused(capsys, ["p", "--tpo", "1"], parser.parse_args)
 
 
 def test_positions_of_an_evaluation(capsys):

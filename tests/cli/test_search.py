@@ -38,9 +38,8 @@ def test_all_flags():
     assert (ask.save, ask.heatmap, ask.device) == (Path("s.png"), Path("h.png"), "cpu")
 
 
-def test_a_query_may_stand_behind_flags():
-    assert parse("a.hnerv", "--top", "3", "a dog").query == ["a dog"]
-    assert parse("--json", "a.hnerv", "a dog", "--top", "3", "grass").query == ["a dog", "grass"]
+def test_a_query_may_follow_flags():
+    assert parse("--json", "--top", "3", "a.hnerv", "a dog", "grass").query == ["a dog", "grass"]
 
 
 def test_two_calls_share_no_list():
