@@ -67,9 +67,10 @@ class Parser(argparse.ArgumentParser):
         return verbs[0].choices[getattr(parsed, verbs[0].dest)] if verbs else self
 
     def _unknown_argument(self, argument: str) -> str:
-        flags = [flag for flag, action in self._option_string_actions.items() if not isinstance(action, RejectedFlag)]
+        flags = self._option_string_actions
         close = difflib.get_close_matches(argument.split("=")[0], flags, n=1, cutoff=0.65)
-        return f"unknown argument {argument!r}" + (f", did you mean {close[0]}?" if close else "")
+        hint = f", did you mean {close[0]}?" if close and not isinstance(flags[close[0]], RejectedFlag) else ""
+        return f"unknown argument {argument!r}{hint}"
 
 
 class RejectedFlag(argparse.Action):
