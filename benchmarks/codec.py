@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from common import HNERV, child_environment, seconds_of
 
-from hnerv.codec import Bitstream, Options, encode_run, entropy, write_container
+from hnerv.codec import Options, coded_weights, encode_run, entropy, open_single_chunk, write_bitstream
 from hnerv.codec.allocation import Bits
 from hnerv.codec.bitstream import LATENTS
-from hnerv.codec.file import coded_weights
 from hnerv.codec.finetune import Tuning
 from hnerv.command import one_line_errors, set_up_torch
 from hnerv.evaluation import OpenedRun, eval_values, evaluate, open_run
@@ -111,8 +110,8 @@ def code(args: argparse.Namespace, name: str, options: Options) -> Row:
     seconds = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.hnerv"
-        write_container(path, data)
-        return Row(name, len(data), *quality(Bitstream(path).model(), run), seconds, options.tuning.epochs > 0)
+        write_bitstream(path, [data])
+        return Row(name, len(data), *quality(open_single_chunk(path).model(), run), seconds, options.tuning.epochs > 0)
 
 
 class MinMax(NamedTuple):
@@ -188,19 +187,19 @@ def at_equal_quality(baseline: Row, rows: list[Row], tuned: bool) -> str:
 def coder_overhead(run: OpenedRun) -> str:
     """Bytes of the sections of a 6-bit file, relative to the entropy of their symbols plus all bytes that code none."""
     records: list[tuple[np.ndarray, int]] = []
-    decode = entropy.decode
+    decode = entropy.decode_symbols
 
-    def recording(coded: entropy.Coded, count: int) -> np.ndarray:
+    def recording(coded: entropy.CodedSymbols, count: int) -> np.ndarray:
         symbols = decode(coded, count)
         records.append((symbols, len(coded.words)))
         return symbols
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(entropy, "decode", recording):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(entropy, "decode_symbols", recording):
         path = Path(folder) / "a.hnerv"
-        write_container(path, encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {}))
-        stream = Bitstream(path)
+        write_bitstream(path, [encode_run(run.model, run.record, Options(bits=Bits(6, 6)), None, {})])
+        stream = open_single_chunk(path)
         stream.model()
-    stored = 8 * (stream.size - stream.container.header_bytes)
+    stored = 8 * (stream.size - stream.entry.header_bytes)
     words = 8 * sum(size for _, size in records)
     least = sum(entropy.empirical_entropy(symbols) for symbols, _ in records) + stored - words
     return f"sections: {stored / least - 1:+.3%} above the empirical entropy of their symbols, plus tables and steps"
@@ -209,9 +208,9 @@ def coder_overhead(run: OpenedRun) -> str:
 def coder_speed(count: int = 4_000_000) -> str:
     """Million symbols per second, best of five, one thread."""
     symbols = np.random.default_rng(0).normal(0, 6, count).round().astype(np.int32)
-    coded = entropy.encode(symbols)
-    encode = min(seconds_of(lambda: entropy.encode(symbols)) for _ in range(5))
-    decode = min(seconds_of(lambda: entropy.decode(coded, count)) for _ in range(5))
+    coded = entropy.encode_symbols(symbols)
+    encode = min(seconds_of(lambda: entropy.encode_symbols(symbols)) for _ in range(5))
+    decode = min(seconds_of(lambda: entropy.decode_symbols(coded, count)) for _ in range(5))
     rates = f"encodes {count / encode / 1e6:.0f} and decodes {count / decode / 1e6:.0f} million symbols/s"
     return f"coder: {rates}, tables included"
 

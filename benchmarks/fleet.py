@@ -250,7 +250,7 @@ def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
     from hnerv.fleet.engine import Needs, connected
     from hnerv.fleet.manifest import Video, write_manifest
     from hnerv.presets import Choice
-    from hnerv.runs import Wishes
+    from hnerv.runs import ChunkOptions
 
     class Rehearsal(Driver):
         def settle(self, attempt, result) -> None:
@@ -265,7 +265,7 @@ def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
     folder.mkdir(parents=True)
     config = Config()
     choice = Choice("", config, config.replaced({"data": "bunny"}))
-    videos = [Video(f"clip{number:06d}", "bunny", choice, Wishes()) for number in range(count)]
+    videos = [Video(f"clip{number:06d}", "bunny", choice, ChunkOptions()) for number in range(count)]
     start = time.monotonic()
     write_manifest(folder / table.MANIFEST, videos)
     with connected("", Needs()) as cluster:

@@ -60,7 +60,7 @@ def env(argv: list[str]) -> None:
     set_up_torch(0)
     import torch
 
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
 
     device = pick_device(args.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -170,7 +170,7 @@ def codec(argv: list[str]) -> None:
     import numpy as np
     import torch
 
-    from hnerv.codec import Bitstream, play
+    from hnerv.codec import open_single_chunk, play
 
     def played(model) -> tuple[np.ndarray, float]:
         """(frames (N, H, W, 3) uint8 in memory, frames per second)."""
@@ -178,7 +178,7 @@ def codec(argv: list[str]) -> None:
         pictures = np.stack(list(play(model, frames)))
         return pictures, len(frames) / (time.perf_counter() - start)
 
-    stream = Bitstream(args.file)
+    stream = open_single_chunk(args.file)
     frames = range(0, stream.scene.frames, args.every)
     on_cpu, on_device = stream.model(), stream.model().to(pick_device(args.device), memory_format=torch.channels_last)
     weights = on_device.state_dict()

@@ -108,10 +108,10 @@ def decode_seconds(file: Path, starts: list[int]) -> list[float]:
     """Seconds to open the file and decode FPS frames from each start, without the imports."""
     import torch
 
-    from hnerv.codec import open_film, play_film
+    from hnerv.codec import BitstreamFile, play_file
 
     def decode(start: int) -> None:
-        count = sum(1 for _ in play_film(open_film(file), range(start, start + FPS), torch.device("cpu")))
+        count = sum(1 for _ in play_file(BitstreamFile(file), range(start, start + FPS), torch.device("cpu")))
         assert count == FPS
 
     return [seconds_of(lambda start=start: decode(start)) for start in starts]
@@ -119,9 +119,9 @@ def decode_seconds(file: Path, starts: list[int]) -> list[float]:
 
 def index_bytes(file: Path) -> int:
     """Size of the index of segments."""
-    from hnerv.codec import open_film
+    from hnerv.codec import BitstreamFile
 
-    return open_film(file).header_bytes
+    return BitstreamFile(file).index.size
 
 
 if __name__ == "__main__":

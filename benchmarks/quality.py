@@ -262,7 +262,8 @@ def blends(model, store) -> dict[str, float]:
     """
     import torch
 
-    from hnerv.metrics import frame_mse, psnr, round8
+    from hnerv.metrics import frame_mse, psnr
+    from hnerv.model.predict import round8
 
     train = model.scene.train
     found = {"blend_of_sources": [], "blend_of_decoded": []}

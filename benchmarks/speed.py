@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, invocation: TrainArguments) -> dict:
     set_up_torch(args.threads, benchmark=True)
     from floor import floor
 
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
 
     device = pick_device(args.device)
     config = invocation.resolve(cuda=device.type == "cuda").config
@@ -204,8 +204,8 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
     from reference import recognise, same_network
 
     from hnerv.evaluation.cost import gmac_per_frame
-    from hnerv.evaluation.measure import FRAMES_AT_ONCE
     from hnerv.model.build import solve_width
+    from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
 
     name, kind = recognise(checkout)
     config = same_network(kind, config)
@@ -221,7 +221,7 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
 
     @torch.no_grad()
     def decode():
-        return model(times, clip=False).rgb.mul(255).round().to(torch.uint8)
+        return to_uint8(predict(model, times, clip=False).rgb)
 
     steps = {"theirs": repeated(theirs.step, times=2), "ours": repeated(trainer.step, batch, times=2)}
     return {

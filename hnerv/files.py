@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, what their content is called, and the room on this machine."""
+"""Files that are written completely or not at all, their checksums, and where they may be put."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hnerv.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes the place of `path` at the end of a block that succeeds.
+    """A binary file to write, which replaces `path` at the end of a block that succeeds.
 
-    Until then it is `.NAME.PID.tmp` in the same folder, which is made if need be, a long NAME cut: no reader sees half
-    a file, and a block, disk or rename that fails leaves the old one, no temporary one, and its own error.
+    Until then it is `.NAME.PID.tmp` in the same folder, which is created if needed; a long NAME is cut. No reader sees
+    half a file: if the block, the disk or the rename fails, the old file stays, the temporary one is removed, and the
+    error is passed on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = os.fsdecode(os.fsencode(path.name)[:200])
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename, or a crash could leave the new name on an empty file
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -36,14 +37,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder() -> Path:
-    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv. It need not be there."""
+    """$HNERV_CACHE, else $XDG_CACHE_HOME/hnerv, else ~/.cache/hnerv. It need not exist."""
     if own := os.environ.get("HNERV_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnerv"
 
 
 def check_place(path: Path) -> None:
-    """Asked before minutes go into what `path` is to hold. Raises UserError where it could not be written."""
+    """Called before minutes of work for `path`. Raises UserError where it could not be written."""
     above = path.absolute() if path.is_dir() else path.absolute().parent
     while not above.exists():
         above = above.parent
@@ -54,7 +55,7 @@ def check_place(path: Path) -> None:
 
 
 def check_output(path: Path, flag: str, overwrite: bool) -> None:
-    """Asked before minutes go into the file `path` that `flag` named. Raises UserError where it must not be written."""
+    """Called before minutes of work for the file `path` of a flag. Raises UserError where it must not be written."""
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder: choose another name")
     if path.exists() and not overwrite:
@@ -63,13 +64,13 @@ def check_output(path: Path, flag: str, overwrite: bool) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the content of a file, 64 hexadecimal digits. Raises OSError."""
+    """64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def move_aside(path: Path) -> Path:
-    """x -> x.old1, or the first number that is free; returns that. Raises OSError."""
+    """Renames x to x.old1, or to the first number that is free, and returns that. Raises OSError."""
     number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.old{n}").exists())
     aside = path.with_name(f"{path.name}.old{number}")
     os.replace(path, aside)
@@ -77,14 +78,14 @@ def move_aside(path: Path) -> Path:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Indented JSON, whole or not at all. Inverse of `read_json`."""
+    """Indented JSON, written completely or not at all. Inverse of `read_json`."""
     text = json.dumps(data, indent=2) + "\n"
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def read_json(path: Path):
-    """Raises UserError when the file cannot be read as JSON."""
+    """Raises UserError for a file that cannot be read as JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -92,7 +93,7 @@ def read_json(path: Path):
 
 
 def memory_bytes() -> int:
-    """Of this machine; no bound where it does not report any."""
+    """Memory of this machine; 2^62 where it is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

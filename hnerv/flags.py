@@ -11,16 +11,13 @@ import sys
 import typing
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hnerv.config import Config, LogConfig, pixel_loss_help
-from hnerv.errors import UserError, shortened
+from hnerv.data.chunks import CHUNK_INITS, ChunkOptions
+from hnerv.errors import shortened
 from hnerv.files import read_json
 from hnerv.presets import PRESETS, Choice
 from hnerv.schedule import SCHEDULES
-
-if TYPE_CHECKING:
-    from hnerv.data.chunks import Wishes
 
 TITLES = {
     "video": "video",
@@ -33,7 +30,6 @@ TITLES = {
 SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
 """Name -> dataclass of its flags: the sections of `Config`, then `LogConfig`."""
 THREADS_HELP = "CPU threads of torch; 0: chosen by torch (0)"
-SEGMENT_INITS = ("none", "previous")
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,17 +130,13 @@ class TrainArguments:
         return Choice.of(name, self.settings)
 
     @property
-    def chunks(self) -> Wishes:
-        """The --segment- flags."""
-        from hnerv.data.chunks import Wishes
-
-        return Wishes(self.segment_frames, self.segment_scenes, self.segment_init)
+    def chunks(self) -> ChunkOptions:
+        """The --segment- flags. Raises UserError where they contradict each other."""
+        return ChunkOptions(self.segment_frames, self.segment_scenes, self.segment_init).checked()
 
     def check(self) -> None:
         """Raises UserError for settings that are refused before anything is loaded."""
-        check_segments(self.segment_frames, self.segment_scenes, self.segment_init)
-        self.resolve(cuda=False)
-        self.log  # noqa: B018 (checks the values)
+        _ = self.chunks, self.resolve(cuda=False), self.log
 
     @property
     def log(self) -> LogConfig:
@@ -231,30 +223,23 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
 def add_segments(run: argparse._ArgumentGroup) -> None:
     """The --segment- flags."""
     run.add_argument(
-        "--segment-frames", type=int, default=0, metavar="N",
+        "--segment-frames",
+        type=int,
+        default=0,
+        metavar="N",
         help="split the video into segments of at most N frames, each with its own network; 0: no limit (0)",
-    )  # fmt: skip
+    )
     run.add_argument(
         "--segment-scenes",
         action="store_true",
         help="start a new segment at every scene cut, detected from frame differences",
     )
     run.add_argument(
-        "--segment-init", default="none", choices=SEGMENT_INITS,
+        "--segment-init",
+        default="none",
+        choices=CHUNK_INITS,
         help="previous: initialise each segment from the trained weights of the previous one (none)",
-    )  # fmt: skip
-
-
-def check_segments(frames: int, scenes: bool, init: str) -> bool:
-    """Whether these --segment- flags divide a video. Raises UserError where they do not go together."""
-    if frames and frames < 3:
-        raise UserError(f"--segment-frames {frames} must be at least 3, or 0 for no limit")
-    if init not in SEGMENT_INITS:
-        raise UserError(f"--segment-init {init[:40]!r} does not exist: choose from {', '.join(SEGMENT_INITS)}")
-    divided = bool(frames or scenes)
-    if init != "none" and not divided:
-        raise UserError("--segment-init needs a video in segments: pass --segment-frames N or --segment-scenes")
-    return divided
+    )
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:

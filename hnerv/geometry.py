@@ -1,4 +1,4 @@
-"""Where pixels are: crops, the patch grid, patch coordinates. The only place that cuts or stitches.
+"""Crops, the patch grid, windows of feature maps. The only module that cuts or stitches pixels.
 
 Legend: N frames, B batch, P patches in a frame (row-major), C channels, H W frame, h w patch, in pixels.
 """
@@ -43,8 +43,8 @@ class CropPlan(NamedTuple):
 def plan_crop(source: tuple[int, int], crop: str, resize: str, multiple: tuple[int, int]) -> CropPlan:
     """Centre crop of a source (H, W), then an optional resize, to a size that `multiple` (rows, columns) divides.
 
-    An empty `crop` means the largest region that fits: of the resize's aspect ratio where there is a resize,
-    else of a size that `multiple` divides. Raises UserError when the source is too small or nothing divides.
+    An empty `crop` means the largest region that fits: with a resize, of its aspect ratio; else of a size that
+    `multiple` divides. Raises UserError when the source is too small or nothing divides.
     """
     height, width = source
     if resize:
@@ -132,7 +132,7 @@ class PatchGrid:
         return x.reshape(*lead, self.patches, *x.shape[-3:])
 
     def means(self, frames: Tensor) -> Tensor:
-        """(..., C, H, W) -> mean of each patch (..., P): that of `split`, without the copy."""
+        """(..., C, H, W) -> mean of each patch (..., P), without the copy that `split` makes."""
         x = frames.unflatten(-1, (self.cols, -1)).unflatten(-3, (self.rows, -1))  # (..., C, rows, h, cols, w)
         return x.mean((-5, -3, -1)).flatten(-2)
 
@@ -166,19 +166,25 @@ class Window(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """A decoder stage as halo arithmetic sees it: cells it reads around each input cell, then its upsampling."""
+    """Receptive field of a decoder stage: cells read on each side of an input cell, then the upsampling factor."""
 
     halo: int
     stride: int
 
 
 def halo_windows(target: Window, canvas: tuple[int, int], stages: list[Reach]) -> list[Window]:
-    """The input window of every stage, and last `target` itself, the window of the output that is wanted.
+    """The input window of every stage, then `target` itself, the window of the output.
 
-    `canvas` is the (H, W) of the embedding. Windows are clipped at the border of the canvas, where a stage's own
-    padding is that of a whole decode; so running each stage on its window and cutting the next one out of the
-    result gives the pixels of a whole decode, exactly.
+    `canvas` is the (H, W) of the embedding. Running each stage on its window, and cutting the next window out of the
+    result, gives exactly the pixels of `target` in a decode of the full canvas.
     """
+    # Planned backwards, from the output to the embedding. Output cells [p, p + n) of a stage of stride s come from its
+    # input cells floor(p / s) ... ceil((p + n) / s) - 1, and a kernel of 2 h + 1 taps reads h more on each side:
+    #     start = floor(p / s) - h,   stop = ceil((p + n) / s) + h,   both clipped to the canvas.
+    # The halos of later stages shrink by s at each step back, so that their sum stays within a few cells. Where a
+    # window is clipped, its edge is the border of the canvas, and the stage pads there with the zeros of a full decode.
+    # Where it is not, the padding stands for real neighbours and spoils h outermost cells, which are those that are cut
+    # off.
     scale = math.prod(stage.stride for stage in stages)
     windows = [target]
     for halo, stride in reversed(stages):
@@ -190,7 +196,7 @@ def halo_windows(target: Window, canvas: tuple[int, int], stages: list[Reach]) -
 
 
 def _grown(start: int, size: int, halo: int, stride: int, limit: int) -> tuple[int, int]:
-    """(start, size) along one axis of the input cells behind the output cells start ... start + size."""
+    """(start, size) along one axis of the input cells that the output cells start ... start + size - 1 depend on."""
     first = max(start // stride - halo, 0)
     last = min(-(-(start + size) // stride) + halo, limit)
     return first, last - first

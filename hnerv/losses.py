@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 def _l1(pred: Tensor, target: Tensor) -> Tensor:
-    return (pred - target).abs().sum() / pred.numel()  # the gradient of a mean would not be in the layout of `pred`
+    return (pred - target).abs().sum() / pred.numel()  # the gradient of .mean() would lose the layout of `pred`
 
 
 def _l2(pred: Tensor, target: Tensor) -> Tensor:
     import torch.nn.functional as F
 
-    # Its gradient is always contiguous: with channels last, as pictures are in memory, it has their layout.
+    # The gradient of mse_loss is always contiguous. Pictures are channels-last in memory: with channels moved last,
+    # it has their layout, and the backward pass copies nothing.
     return F.mse_loss(pred.movedim(1, -1), target.movedim(1, -1))
 
 
@@ -41,12 +42,10 @@ def _one_minus_ms_ssim(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _l1_of_fft(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean over real and imaginary parts of |FFT(pred) - FFT(target)|, not normalised (Boosting-NeRV).
-
-    The transform is linear, so one of the difference does for two.
-    """
+    """Mean over real and imaginary parts of |FFT(pred) - FFT(target)|, not normalised (Boosting-NeRV)."""
     import torch
 
+    # The transform is linear: FFT(pred) - FFT(target) = FFT(pred - target), one transform instead of two.
     return torch.view_as_real(torch.fft.fft2(pred - target)).abs().mean()
 
 
@@ -57,7 +56,7 @@ TERMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "(1 - MS-SSIM)": _one_minus_ms_ssim,
     "L1(FFT)": _l1_of_fft,
 }
-"""Name, as it reads in a formula -> function of pred, target (B, 3, H, W) fp32 -> scalar, 0 where they are equal."""
+"""Name in a formula -> function of pred, target (B, 3, H, W) fp32 -> scalar, 0 for equal pictures."""
 
 LOSSES: Mapping[str, Mapping[str, float]] = {
     "L1": {"L1": 1},
@@ -120,10 +119,10 @@ def _one_minus_cosine(here: Embedded, near: Embedded | None) -> Tensor:
 
 
 def _motion(here: Embedded, near: Embedded | None) -> Tensor:
-    """Squared error of how an embedding differs from that of a near frame, over the square of the true difference.
-
-    What tells a frame from those around it is small where little moves, and the cosine hardly asks for it.
-    """
+    """Relative squared error of the difference between an embedding and that of a near frame."""
+    # |(p - p') - (t - t')|^2 / (|t - t'|^2 + STILL). Frames of a shot have nearly the same embedding t. The cosine is
+    # dominated by that common part, and reproducing it alone costs little; but search ranks frames by the small rest.
+    # The common part cancels in the differences, and the quotient makes slow and fast motion count alike.
     count = len(near.pred)  # blends, which come last, have no near frame
     found = here.pred[:count].float() - near.pred.float()
     true = here.target[:count].float() - near.target.float()
@@ -131,13 +130,13 @@ def _motion(here: Embedded, near: Embedded | None) -> Tensor:
 
 
 STILL = 1e-3
-"""Squared difference of true embeddings below which a patch counts as still: the error is not blown up further."""
+"""Squared difference of true embeddings below which a patch counts as still and its error is not magnified further."""
 
 CLIP_TERMS: Mapping[str, Callable[[Embedded, Embedded | None], Tensor]] = {
     "(1 - cosine)": _one_minus_cosine,
     "motion": _motion,
 }
-"""Name, as it reads in a formula -> function of the embeddings of a step and of those of near frames -> scalar."""
+"""Name in a formula -> function of the embeddings of a step and of those of near frames -> scalar."""
 
 CLIP_LOSSES: Mapping[str, Mapping[str, float]] = {
     "cosine": {"(1 - cosine)": 1},
@@ -147,7 +146,7 @@ CLIP_LOSSES: Mapping[str, Mapping[str, float]] = {
 
 
 def compares_frames(name: str) -> bool:
-    """Whether the CLIP loss `name` wants embeddings of frames near those of the step."""
+    """Whether the CLIP loss `name` needs embeddings of frames near those of the step."""
     return "motion" in CLIP_LOSSES[name]
 
 

@@ -1,4 +1,4 @@
-"""What is measured on pixels and embeddings: pure functions; errors and similarities are in fp32 whatever comes in.
+"""Metrics of pixels and embeddings: pure functions. Errors and similarities are in fp32 for inputs of any precision.
 
 Legend: B frames or patches, P patches in a frame, H W pixels, D embedding dimensions, M embeddings.
 """
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from hnerv.geometry import PatchGrid
 
 MSE_FLOOR = 1e-10
-"""The least MSE that `psnr` tells apart from 0: no PSNR is above 100 dB."""
+"""Least MSE that `psnr` distinguishes from 0: no PSNR is above 100 dB."""
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2
+"""Constants of SSIM for pixels in [0, 1] (Wang et al. 2004, section III.B)."""
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
 
 _SIMILARITIES_AT_ONCE = 1 << 22
-"""Cosines that `retrieval` ranks at a time, at about 80 bytes each: 320 MiB, whatever M is."""
+"""Cosines that `retrieval` ranks at a time, at about 80 bytes each: 320 MiB for every M."""
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -50,13 +52,8 @@ def frame_mse(pred: Tensor, target: Tensor) -> Tensor:
     return (pred.float() - target.float()).square().mean((1, 2, 3))
 
 
-def round8(x: Tensor) -> Tensor:
-    """The picture that 8 bits can show: clamped to [0, 1] and rounded to k/255."""
-    return (x.clamp(0, 1) * 255).round() / 255
-
-
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
-    """SSIM of pred and target (B, 3, H, W) in [0, 1] -> (B,), in [-1, 1], mean over colours and whole windows.
+    """SSIM of pred and target (B, 3, H, W) in [0, 1] -> (B,), in [-1, 1], mean over colours and full windows.
 
     Gaussian window of 11 pixels, sigma 1.5, no padding (Wang et al. 2004), differentiable.
     Raises UserError when H or W is under 11 pixels.
@@ -74,9 +71,11 @@ def ms_ssim_scales(height: int, width: int) -> int:
 def ms_ssim(pred: Tensor, target: Tensor) -> Tensor:
     """Multi-scale SSIM of pred and target (B, 3, H, W) in [0, 1] -> (B,), in [0, 1], mean over colours.
 
-    Wang, Simoncelli, Bovik 2003, as pytorch_msssim computes it. Frames too small for 5 scales use the finest
+    Wang, Simoncelli, Bovik 2003, with the values of pytorch_msssim. Frames too small for 5 scales use the finest
     `ms_ssim_scales`, weights renormalised to sum 1. Raises UserError when H or W is under 11 pixels.
     """
+    # MS-SSIM = l_M^w_M prod_j cs_j^w_j: contrast and structure at every scale, luminance at the coarsest one, M. A
+    # factor below 0 (a negative of the picture) has no real power, and counts as 0.
     _check_window(pred, "MS-SSIM")
     pred, target = pred.float(), target.float()
     weights = MS_SSIM_WEIGHTS[: ms_ssim_scales(*pred.shape[-2:])]
@@ -94,9 +93,10 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def centred_cosine(pred: Tensor, target: Tensor, mean: Tensor) -> Tensor:
-    """Cosine of pred and target (..., D) -> (...) after `mean` (D,), that of the training targets, is taken from both.
+    """Cosine of pred and target (..., D) -> (...) after `mean` (D,), that of the training targets, is subtracted.
 
-    The mean embedding of a video is already close to each of its patches: what is left is what tells them apart.
+    The embeddings of one video are all close to their mean, so the raw cosine of the mean itself is already high.
+    Without the mean, only the differences between patches count.
     """
     return cosine(pred.float() - mean.float(), target.float() - mean.float())
 
@@ -115,13 +115,13 @@ class Retrieval(NamedTuple):
 def retrieval(
     pred: Tensor, target: Tensor, frame_index: Tensor, patch_index: Tensor, neighbours: int = 1, top: int = 10
 ) -> Retrieval:
-    """The true embedding of each patch, as a query, ranks the predictions by cosine: does it find its patch?
+    """The true embedding of each patch, as a query, ranks all predictions by cosine.
 
-    pred and target (M, D); frame_index and patch_index (M,) say whose embeddings they are. A hit is a prediction at
+    pred and target (M, D) belong to the frames and patches frame_index and patch_index (M,). A hit is a prediction at
     the same patch position, at most `neighbours` frames away. `overlap` is the share of the `top` nearest true
-    embeddings whose predictions are among the `top` nearest predictions, `spearman` the correlation of the two
-    rankings. Equal cosines rank in no defined order, and NaN is last. Computed on the device of the embeddings;
-    memory grows with M, not with its square.
+    embeddings that are among the `top` nearest predictions, `spearman` the correlation of the two rankings. Equal
+    cosines rank in no defined order, and NaN is last. Computed on the device of the embeddings; memory grows with M,
+    not with its square.
 
     Cosines are in fp64, since the embeddings of one video lie close together: among the true embeddings of 132 frames
     of Big Buck Bunny, TF32 changes 4 % of the ranks and fp32 0.03 %.
@@ -139,7 +139,7 @@ def query_retrieval(
     neighbours: int = 1,
     top: int = 10,
 ) -> Retrieval:
-    """As `retrieval`, of queries (Q, D) from elsewhere, texts say: what each should find is its nearest true patch."""
+    """As `retrieval`, for other queries (Q, D), such as texts: each should find its nearest true patch."""
     return _retrieval(queries, None, pred, target, frame_index, patch_index, neighbours, top)
 
 
@@ -154,12 +154,9 @@ def _retrieval(
     neighbours: int,
     top: int,
 ) -> Retrieval:
-    """`own` (Q,) is what each query should find, None: the nearest true embedding.
-
-    The rank of the first hit alone could be counted, and `overlap` needs no more than the `top` nearest. But Spearman
-    needs both full rankings of every query, and these give the other two at no cost: hence two sorts, and no topk.
-    """
-    # Distances are cosines with the opposite of the query: ascending, the nearest is first.
+    """`own` (Q,) is the row that each query should find; None: the nearest true embedding."""
+    # Spearman needs both full rankings of every query, and these give rank and overlap at no cost: two sorts, no topk.
+    # Distances are cosines with the opposite of the query: in ascending order the nearest is first.
     queries, keys, true = (F.normalize(x.double(), dim=-1) for x in (-queries, pred, target))
     count = len(keys)
     found = []
@@ -210,16 +207,27 @@ def _check_window(pred: Tensor, name: str) -> None:
 
 
 def _similarity(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) -> SSIM and its contrast-structure factor alone, both (B, C), means over whole windows.
-
-    pytorch_msssim's single scale, because its multi-scale function refuses 160 pixels and fewer. The window is made
-    on the device: the library's own copies it, and the exponents, from the host, and the step would wait.
-    Contiguous, so that CUDA filters each channel in fp32: channels-last would go through cuDNN in TF32.
-    """
-    from pytorch_msssim.ssim import _ssim
-
-    offset = torch.arange(SSIM_WINDOW, device=pred.device, dtype=torch.float32) - SSIM_WINDOW // 2
+    """(B, C, H, W) -> SSIM and its contrast-structure factor alone, both (B, C), means over all full windows, fp32."""
+    # Contiguous, so that CUDA filters each channel in fp32: channels-last would go through cuDNN in TF32. The window is
+    # made on the device, because a copy from the host would make a training step wait.
+    x, y = pred.float().contiguous(), target.float().contiguous()
+    offset = torch.arange(SSIM_WINDOW, device=x.device, dtype=torch.float32) - SSIM_WINDOW // 2
     window = (-offset.square() / (2 * SSIM_SIGMA**2)).exp()
-    window = (window / window.sum()).repeat(pred.shape[1], 1, 1, 1)
-    with torch.autocast(pred.device.type, enabled=False):
-        return _ssim(pred.float().contiguous(), target.float().contiguous(), data_range=1, win=window)
+    window = (window / window.sum()).repeat(x.shape[1], 1, 1, 1)  # (C, 1, 1, 11)
+
+    def local_mean(z: Tensor) -> Tensor:
+        # A Gaussian is separable: a column and a row of 11 taps do the work of 121.
+        return F.conv2d(F.conv2d(z, window.mT, groups=z.shape[1]), window, groups=z.shape[1])
+
+    with torch.autocast(x.device.type, enabled=False):
+        # Moments under the window w: mu = E_w[x], sigma_x^2 = E_w[x^2] - mu_x^2, sigma_xy = E_w[x y] - mu_x mu_y. Then
+        #   SSIM = l cs,  l = (2 mu_x mu_y + C1) / (mu_x^2 + mu_y^2 + C1)           luminance,
+        #                cs = (2 sigma_xy + C2) / (sigma_x^2 + sigma_y^2 + C2)      contrast and structure.
+        # C1 and C2 keep both quotients at 1 where two pictures are black or flat, at a range of 1.
+        mean_x, mean_y = local_mean(x), local_mean(y)
+        square_x, square_y, product = mean_x.pow(2), mean_y.pow(2), mean_x * mean_y
+        variance_x, variance_y = local_mean(x * x) - square_x, local_mean(y * y) - square_y
+        covariance = local_mean(x * y) - product
+        contrast = (2 * covariance + C2) / (variance_x + variance_y + C2)
+        similarity = (2 * product + C1) / (square_x + square_y + C1) * contrast
+    return similarity.flatten(2).mean(-1), contrast.flatten(2).mean(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from hnerv.errors import UserError
 
 HALF_BITS = 16
-"""Bits that stand for half floats, not for a uniform quantiser."""
+"""A bit depth of 16 means half floats, not a uniform quantiser."""
 
 
 class Scale(NamedTuple):
@@ -38,14 +38,16 @@ class Scale(NamedTuple):
 
 
 def symmetric(weight: Tensor, bits: int, per_channel: bool) -> Scale:
-    """2^b - 1 levels around 0, the outermost at the largest magnitude."""
+    """2^b - 1 levels around 0, the outermost at the largest magnitude: zeros, and pruned weights, stay exactly 0."""
     highest = (1 << (bits - 1)) - 1
     largest = _extreme(weight.abs(), per_channel, torch.amax)
     return Scale(_positive(largest / highest), None, -highest, highest)
 
 
 def minmax(weight: Tensor, bits: int, per_channel: bool) -> Scale:
-    """2^b levels from the least to the greatest value: HNeRV's scheme, which also tries a range along each axis."""
+    """2^b levels from the least to the greatest value: HNeRV's scheme, without its search for the best axis."""
+    # The offset is rounded to bfloat16 before the range is measured from it, so that the top level is the maximum
+    # again.
     highest = (1 << bits) - 1
     least = as_bfloat16(_extreme(weight, per_channel, torch.amin))
     greatest = _extreme(weight, per_channel, torch.amax)
@@ -53,7 +55,7 @@ def minmax(weight: Tensor, bits: int, per_channel: bool) -> Scale:
 
 
 SCHEMES: dict[str, Callable[[Tensor, int, bool], Scale]] = {"symmetric": symmetric, "minmax": minmax}
-"""Name -> how a tensor's scale is found."""
+"""Name -> function of weight, bits, per_channel -> Scale."""
 
 
 def check_bits(bits: int, flag: str) -> None:
@@ -74,13 +76,15 @@ def dequantise(symbols: Tensor, scale: Scale) -> Tensor:
 
 
 def dequantise_through(weight: Tensor, scale: Scale) -> Tensor:
-    """dequantise(quantise(weight)), with the gradient of a clamp: the rounding passes it straight through."""
+    """dequantise(quantise(weight)), with the gradient of a clamp: a straight-through estimator (Bengio et al. 2013)."""
+    # Rounding has the gradient 0 almost everywhere. y + (round(y) - y).detach() has the value round(y) and the gradient
+    # of y; the clamp keeps its own, so that weights beyond the last level are not pushed further out.
     y = levels(weight, scale).clamp(scale.lowest, scale.highest)
     return dequantise(y + (y.round() - y).detach(), scale)
 
 
 def levels(weight: Tensor, scale: Scale) -> Tensor:
-    """weight in steps, not yet rounded."""
+    """(weight - offset) / step, not yet rounded."""
     shifted = weight if scale.offset is None else weight - _along(scale.offset, weight)
     return shifted / _along(scale.step, weight)
 
@@ -100,6 +104,5 @@ def _extreme(weight: Tensor, per_channel: bool, of: Callable[..., Tensor]) -> Te
 
 
 def _positive(step: Tensor) -> Tensor:
-    """A tensor of one value has no range: any step serves."""
-    rounded = as_bfloat16(step)
+    rounded = as_bfloat16(step)  # 0 for a tensor of one value, which has no range: any step serves
     return torch.where(rounded > 0, rounded, torch.ones_like(rounded))

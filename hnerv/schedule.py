@@ -16,7 +16,7 @@ SCHEDULES: dict[str, str] = {
     "cosine_UP_POW_MIN": f"{_UP}^POW; then (1 + cos(pi y))/2",
     "hybrid_UP_UPPOW_DOWNPOW_MIN_FINAL": f"{_UP}^UPPOW; then 1 - (1 - FINAL) y^DOWNPOW",
 }
-"""Form of --lr-type -> its factor of --lr, with x the fraction of training done and y = (x - UP)/(1 - UP)."""
+"""Form of --lr-type -> factor of --lr; x is the fraction of training done, y = (x - UP)/(1 - UP)."""
 
 
 def parse_lr(lr_type: str) -> Callable[[float], float]:
@@ -41,7 +41,7 @@ def parse_lr(lr_type: str) -> Callable[[float], float]:
 
 
 def clip_weight(epoch: int, *, weight: float, warmup_epochs: int, ramp_epochs: int) -> float:
-    """The factor lambda of the CLIP loss in a zero-based epoch.
+    """Weight lambda of the CLIP loss in an epoch, counted from 0.
 
     Exactly 0.0 in the first `warmup_epochs` epochs; then weight/ramp_epochs, 2 weight/ramp_epochs, ..., and exactly
     `weight` from the last of the `ramp_epochs` epochs on; with `ramp_epochs` 0, `weight` at once.
@@ -57,6 +57,7 @@ def _half_cosine(y: float) -> float:
 
 
 def _ramp_then(up: float, power: float, low: float, decay: Callable[[float], float]) -> Callable[[float], float]:
+    # The ramp reaches 1 at x = UP, where every decay starts from 1: the factor is continuous.
     def factor(x: float) -> float:
         x = min(max(x, 0.0), 1.0)
         if x < up:

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -306,7 +307,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
 
     def build(name: str) -> Path:
         if name not in made:
-            from hnerv.codec import Options, encode_run, write_container
+            from hnerv.codec import Options, encode_run, write_bitstream
             from hnerv.runs.opening import checkpoint_of, open_checkpoint
 
             found = open_checkpoint(
@@ -314,10 +315,33 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
             )
             made[name] = tmp_path_factory.mktemp("coded") / f"{name}.hnerv"
             note = {"epoch": found.epoch, "step": found.step}
-            write_container(made[name], encode_run(found.model, found.record, Options(), None, note))
+            write_bitstream(made[name], [encode_run(found.model, found.record, Options(), None, note)])
         return made[name]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def packed() -> Callable[[dict, dict[str, bytes]], bytes]:
+    """packed({"record": ..., "encoder": ...}, {section: bytes}) -> a file of one chunk with right checksums.
+
+    The header may hold anything that JSON can express.
+    """
+
+    def pack(header: dict, sections: dict[str, bytes]) -> bytes:
+        from hnerv.codec.container import serialize_index
+
+        table = [[name, len(data), zlib.crc32(data)] for name, data in sections.items()]
+        own = {key: value for key, value in header.items() if key != "record"}
+        stored = zlib.compress(json.dumps({"record": {}, "sections": table, **own}).encode())
+        body = b"".join(sections.values())
+        record = header.get("record")
+        scene = record.get("scene") if isinstance(record, dict) else None
+        frames = scene.get("frames", 1) if isinstance(scene, dict) else 1
+        row = [frames, len(stored) + len(body), len(stored), zlib.crc32(stored)]
+        return b"".join([*serialize_index({"record": record, "chunks": [row]}, row[1]), stored, body])
+
+    return pack
 
 
 @pytest.fixture

@@ -10,20 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TIERS = (
     "errors files",
-    "geometry timeline",
+    "geometry timeline tables",
     "losses schedule metrics motion quantise",
+    "viz",
     "config",
     "presets",
     "command",
     "model",
     "data",
+    "flags",
     "tracking",
     "runs",
     "evaluation",
     "training",
     "codec",
     "search",
-    "measuring",
     "report",
     "fleet",
     "flags",
@@ -34,7 +35,6 @@ ROOMS = [room for tier in TIERS for room in tier.split()]
 LIGHT = ["errors", "files", "geometry", "timeline", "losses", "schedule", "config", "presets", "flags", "command"]
 EXCEPTIONS = {
     ("losses", "metrics"),
-    ("evaluation", "codec"),
 }  # imported where it is used, so that the table of losses needs no torch
 FILES = [*sorted((ROOT / "hnerv").rglob("*.py")), ROOT / "train_patch_dual.py", ROOT / "eval.py"]
 LIBRARIES = {"torch", "torchvision", "numpy", "open_clip", "av", "decord", "PIL", "matplotlib", "tensorboard", "tqdm"}

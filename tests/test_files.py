@@ -1,58 +1,58 @@
-"""Files are written whole or not at all; JSON there and back, and what cannot be read."""
+"""Files are written completely or not at all; JSON there and back, and what cannot be read."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hnerv.errors import UserError
-from hnerv.files import read_json, replacing, sha256_of, write_json
+from hnerv.files import check_output, move_aside, read_json, replacing, sha256_of, write_json
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    path = tmp_path / "a.json"
+    path.write_text("[1]")
+    return path
 
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with replacing(path) as file:
-        file.write(b"new")
-        assert path.read_bytes() == b"old"
-        assert names(tmp_path) == sorted([f".a.bin.{os.getpid()}.tmp", "a.bin"])
-    assert path.read_bytes() == b"new" and names(tmp_path) == ["a.bin"]
-
-
-def test_it_is_on_disk_before_it_has_the_name(tmp_path, monkeypatch):
+def test_the_old_file_stays_until_the_new_one_is_complete(old, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
-    with replacing(tmp_path / "new" / "folder" / "a.bin") as file:
+    with replacing(old) as file:
         file.write(b"new")
+        assert read_json(old) == [1]
+        assert names(old.parent) == sorted([f".a.json.{os.getpid()}.tmp", "a.json"])
+    assert old.read_bytes() == b"new" and names(old.parent) == ["a.json"]
     assert calls == ["fsync", "replace"]
-    assert (tmp_path / "new" / "folder" / "a.bin").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("torch"), OSError("disk full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("where", ["block", "fsync", "replace"])
-def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, fault, where):
+def test_a_failure_leaves_the_old_file_and_no_other(old, monkeypatch, fault, where):
     def broken(*_):
         raise fault
 
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
     if where != "block":
         monkeypatch.setattr(os, where, broken)
-    with pytest.raises(type(fault)) as caught, replacing(path) as file:
+    with pytest.raises(type(fault)) as caught, replacing(old) as file:
         file.write(b"half")
         if where == "block":
             broken()
     assert caught.value is fault
-    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
+    assert read_json(old) == [1] and names(old.parent) == ["a.json"]
 
 
 def test_a_temporary_file_that_stays_does_not_hide_the_error(tmp_path, monkeypatch):
@@ -60,7 +60,7 @@ def test_a_temporary_file_that_stays_does_not_hide_the_error(tmp_path, monkeypat
         raise PermissionError("denied")
 
     monkeypatch.setattr(Path, "unlink", denied)
-    with pytest.raises(RuntimeError, match="torch"), replacing(tmp_path / "a.bin"):
+    with pytest.raises(RuntimeError, match="torch"), replacing(tmp_path / "new" / "folder" / "a.bin"):
         raise RuntimeError("torch")
 
 
@@ -71,26 +71,25 @@ def test_sha256_of_a_file(tmp_path, size):
     assert sha256_of(tmp_path / "a.bin") == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("data", [{}, {"a": [1, 2.5, None, "\N{GREEK SMALL LETTER ALPHA}"]}, [1], "text", 3])
-def test_json_there_and_back(tmp_path, data):
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
+values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@settings(max_examples=25)  # each is forced to the disk
+@given(st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+def test_json_there_and_back(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "there" / "a.json"
     write_json(path, data)
-    assert read_json(path) == data
-    assert names(tmp_path) == ["a.json"]
-    assert path.read_text(encoding="utf-8").endswith("\n")
+    assert read_json(path) == data and names(path.parent) == ["a.json"]
+    assert path.read_text(encoding="utf-8") == json.dumps(data, indent=2) + "\n"
 
 
-def test_what_is_no_json_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
+def test_what_json_cannot_hold_leaves_the_old_file(old):
     with pytest.raises(TypeError):
-        write_json(path, {"new": object()})
-    assert read_json(path) == {"old": 1}
-    assert names(tmp_path) == ["a.json"]
+        write_json(old, {"new": object()})
+    assert read_json(old) == [1] and names(old.parent) == ["a.json"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"{'a': 1}"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"{'a': 1}", b"[" * 10**5], ids=range(6))
 def test_what_cannot_be_read_is_one_line(tmp_path, content):
     path = tmp_path / "a.json"
     if content is not None:
@@ -102,13 +101,22 @@ def test_what_cannot_be_read_is_one_line(tmp_path, content):
     assert message.endswith("): restore it, or move its folder aside")
 
 
-def test_json_on_a_disk_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    def broken(*_):
-        raise OSError("disk full")
+def test_moving_aside_takes_the_first_free_number(old):
+    old.with_name("a.json.old1").touch()
+    assert move_aside(old) == old.with_name("a.json.old2")
+    assert names(old.parent) == ["a.json.old1", "a.json.old2"]
 
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_json(path, {"new": 1})
-    assert read_json(path) == {"old": 1} and names(tmp_path) == ["a.json"]
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "-o .* is a folder: choose another name"),
+        ("a.json", "-o .* already exists: choose another name, or pass --overwrite"),
+        ("a.json/b", "cannot write .*: .* is a file: choose another location"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_early(old, name, message):
+    check_output(old.parent / "new" / "folder" / "b", "-o", overwrite=False)
+    check_output(old, "-o", overwrite=True)
+    with pytest.raises(UserError, match=message):
+        check_output(old.parent / name, "-o", overwrite=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.codec import Bitstream, play
+from hnerv.codec import open_single_chunk, play
 from hnerv.runs.opening import open_checkpoint
 
 FOLDER = Path(__file__).parent / "fixtures"
@@ -52,7 +52,7 @@ def test_a_checkpoint_is_read(kept) -> None:
 
 def test_a_bitstream_is_read(kept) -> None:
     folder, expected, pixels = kept
-    stream = Bitstream(folder / "run.hnerv")
+    stream = open_single_chunk(folder / "run.hnerv")
     stream.check()
     model = stream.model()
     assert make.weights_hash(model.state_dict()) == expected["bitstream_weights"]

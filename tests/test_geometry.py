@@ -6,87 +6,58 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, Reach, Window, halo_windows, parse_grid, parse_size, plan_crop
 
-GRIDS = [(1, 1), (2, 4), (4, 8), (3, 3), (1, 5), (7, 2)]
 
-
-def said(call, *args) -> str:
+def error_of(call, *args) -> str:
     with pytest.raises(UserError) as error:
         call(*args)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
+CHANGE = "--dec-strides or --grid"
 LARGEST = "pass a smaller one, or --crop '' for the largest that fits"
 
 
 @pytest.mark.parametrize(("text", "size"), [("640x1280", (640, 1280)), ("1x1", (1, 1)), ("2x40", (2, 40))])
 def test_sizes_are_rows_first(text, size):
-    assert parse_size(text, "--crop") == size
+    assert parse_size(text, "--crop") == parse_grid(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "640", "640x", "x640", "0x4", "4x0", "-2x4", "2.5x4", "2X4", "2x4x3", "2 x 4", "2x4\n"]
-)
-def test_what_is_no_size_is_named_with_its_flag(text):
-    assert said(parse_size, text, "--crop") == f"--crop {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280"
-    assert said(parse_grid, text) == f"--grid {text!r} must be two integers ROWSxCOLUMNS, as in 2x4"
+@pytest.mark.parametrize("text", ["", "640", "640x", "x640", "0x4", "-2x4", "2.5x4", "2X4", "2x4x3", "2 x 4", "2x4\n"])
+def test_other_texts_are_refused_with_their_flag(text):
+    assert error_of(parse_size, text, "--crop") == f"--crop {text!r} must be two integers HEIGHTxWIDTH, as in 640x1280"
+    assert error_of(parse_grid, text) == f"--grid {text!r} must be two integers ROWSxCOLUMNS, as in 2x4"
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
-@pytest.mark.parametrize("cell", [(1, 1), (3, 2)])
-def test_split_is_a_loop_over_patches_and_merge_its_inverse(grid, lead, cell):
-    rows, cols = grid
-    sides = PatchGrid(rows * cell[0], cols * cell[1], rows, cols)
-    frames = torch.arange(math.prod(lead) * 3 * sides.height * sides.width).reshape(*lead, 3, sides.height, sides.width)
-    patches = sides.split(frames)
-    h, w = sides.patch_size
-    assert patches.shape == (*lead, sides.patches, 3, h, w)
-    for number in range(sides.patches):
-        top, left = sides.origin_of(number)
-        assert torch.equal(patches[..., number, :, :, :], frames[..., top : top + h, left : left + w])
-    assert torch.equal(sides.merge(patches), frames)
-    assert torch.equal(sides.split(sides.merge(patches)), patches)
+sides = st.integers(1, 5)
 
 
-@pytest.mark.parametrize("scale", [1, 2, 5])
-def test_split_works_at_every_scale(scale):
-    grid = PatchGrid(20, 40, 2, 4)
-    maps = torch.rand(2, 7, 4 * scale, 8 * scale)
-    assert grid.split(maps).shape == (2, 8, 7, 2 * scale, 2 * scale)
-    assert torch.equal(grid.merge(grid.split(maps)), maps)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
-def test_means_are_those_of_the_patches(grid, lead):
-    sides = PatchGrid(grid[0] * 3, grid[1] * 2, *grid)
-    maps = torch.rand(*lead, 5, sides.height, sides.width)
-    expected = sides.split(maps).mean((-3, -2, -1))
-    assert expected.shape == (*lead, sides.patches)
-    assert torch.allclose(sides.means(maps), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_patches_are_numbered_row_by_row(grid):
-    sides = PatchGrid(grid[0] * 6, grid[1] * 4, *grid)
-    places = [(row, col) for row in range(grid[0]) for col in range(grid[1])]
-    assert sides.patches == len(places)
-    for number, (row, col) in enumerate(places):
-        assert sides.coords_of(number) == (row, col)
-        assert sides.index_of(row, col) == number
-        assert sides.origin_of(number) == (row * 6, col * 4)
+@given(sides, sides, sides, sides, st.sampled_from([(), (2,), (2, 3)]), st.integers(1, 3))
+def test_the_grid_is_a_loop_over_patches(rows, cols, h, w, lead, scale):
+    grid = PatchGrid(rows * h, cols * w, rows, cols)
+    frames = torch.rand(*lead, 3, grid.height * scale, grid.width * scale)
+    patches = grid.split(frames)
+    assert patches.shape == (*lead, grid.patches, 3, h * scale, w * scale) and grid.patch_size == (h, w)
+    for number in range(grid.patches):
+        row, col = grid.coords_of(number)
+        assert grid.index_of(row, col) == number == row * cols + col and grid.origin_of(number) == (row * h, col * w)
+        expected = Window(row * h, col * w, h, w).scaled(scale).cut(frames)
+        assert torch.equal(patches[..., number, :, :, :], expected)
+    assert torch.equal(grid.merge(patches), frames)
+    assert torch.allclose(grid.means(frames), patches.mean((-3, -2, -1)), atol=1e-6)
 
 
 def test_a_grid_that_does_not_divide_is_refused():
     expected = "a grid of 3x4 does not divide frames of 640x1280: change --grid or --crop"
-    assert said(PatchGrid, 640, 1280, 3, 4) == expected
-    assert "a grid of 2x3 does not divide" in said(PatchGrid, 640, 1280, 2, 3)
+    assert error_of(PatchGrid, 640, 1280, 3, 4) == expected
+    assert "a grid of 2x3 does not divide" in error_of(PatchGrid, 640, 1280, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -109,54 +80,44 @@ def test_crop_table(source, crop, resize, multiple, plan):
     assert tuple(plan_crop(source, crop, resize, multiple)) == plan
 
 
-@pytest.mark.parametrize("source", [(64, 64), (65, 97), (479, 641), (1080, 1920)])
-@pytest.mark.parametrize("resize", ["", "32x64", "48x32", "62x94"])
-def test_crops_lie_inside_and_in_the_centre(source, resize):
+@given(st.integers(64, 1200), st.integers(64, 2000), st.sampled_from(["", "32x64", "48x32", "62x94"]))
+def test_crops_lie_inside_and_in_the_centre(height, width, resize):
     multiple = (1, 1) if resize == "62x94" else (16, 16)
-    plan = plan_crop(source, "", resize, multiple)
-    below, right = source[0] - plan.top - plan.height, source[1] - plan.left - plan.width
-    assert min(plan.top, plan.left, below, right) >= 0
-    assert below - plan.top in (0, 1) and right - plan.left in (0, 1)
+    plan = plan_crop((height, width), "", resize, multiple)
+    below, right = height - plan.top - plan.height, width - plan.left - plan.width
+    assert min(plan.top, plan.left) >= 0 and below - plan.top in (0, 1) and right - plan.left in (0, 1)
     assert plan.out_height % multiple[0] == 0 and plan.out_width % multiple[1] == 0
     if resize:
         assert (plan.out_height, plan.out_width) == parse_size(resize, "")
         assert plan.height * plan.out_width == plan.width * plan.out_height
     else:
-        assert source[0] - plan.height < multiple[0] and source[1] - plan.width < multiple[1]
+        assert height - plan.height < multiple[0] and width - plan.width < multiple[1]
+
+
+REQUIRED = "which patch grid and strides require: change"
+SMALLER = "the least that patch grid and strides allow: pass --resize, or reduce --dec-strides or --grid"
 
 
 @pytest.mark.parametrize(
     ("source", "crop", "resize", "multiple", "message"),
     [
+        ((100, 640), "", "", 320, f"frames of 100x640 are smaller than 320x320, {SMALLER}"),
         (
-            (100, 640), "", "", (320, 320),
-            "frames of 100x640 are smaller than 320x320, the least that patch grid and strides allow: pass "
-            "--resize, or reduce --dec-strides or --grid",
+            (720, 1280),
+            "648x1280",
+            "",
+            320,
+            f"--crop 648x1280 is not a multiple of 320x320, {REQUIRED} --crop, {CHANGE}",
         ),
-        (
-            (720, 1280), "648x1280", "", (320, 320),
-            "--crop 648x1280 is not a multiple of 320x320, which patch grid and strides require: change --crop, "
-            "--dec-strides or --grid",
-        ),
-        (
-            (720, 1280), "", "160x330", (80, 80),
-            "--resize 160x330 is not a multiple of 80x80, which patch grid and strides require: change --resize, "
-            "--dec-strides or --grid",
-        ),
-        (
-            (100, 100), "640x1280", "", (320, 320),
-            "--crop 640x1280 does not fit into frames of 100x100: " + LARGEST,
-        ),
-        (
-            (720, 1280), "100x1281", "160x320", (80, 80),
-            "--crop 100x1281 does not fit into frames of 720x1280: " + LARGEST,
-        ),
-        ((9, 9), "9", "", (1, 1), "--crop '9' must be two integers HEIGHTxWIDTH, as in 640x1280"),
-        ((9, 9), "", "9x", (1, 1), "--resize '9x' must be two integers HEIGHTxWIDTH, as in 640x1280"),
+        ((9, 9), "", "160x330", 80, f"--resize 160x330 is not a multiple of 80x80, {REQUIRED} --resize, {CHANGE}"),
+        ((100, 100), "640x1280", "", 320, f"--crop 640x1280 does not fit into frames of 100x100: {LARGEST}"),
+        ((720, 1280), "100x1281", "160x320", 80, f"--crop 100x1281 does not fit into frames of 720x1280: {LARGEST}"),
+        ((9, 9), "9", "", 1, "--crop '9' must be two integers HEIGHTxWIDTH, as in 640x1280"),
+        ((9, 9), "", "9x", 1, "--resize '9x' must be two integers HEIGHTxWIDTH, as in 640x1280"),
     ],
-)  # fmt: skip
+)
 def test_crop_errors(source, crop, resize, multiple, message):
-    assert said(plan_crop, source, crop, resize, multiple) == message
+    assert error_of(plan_crop, source, crop, resize, (multiple, multiple)) == message
 
 
 def test_a_window_cuts_moves_and_grows_like_slices():

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 import torchmetrics.functional as reference
 from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
@@ -37,15 +36,10 @@ def test_psnr_table_and_inverse(mse, db):
     assert metrics.psnr_to_mse(torch.tensor(float(db))).item() == pytest.approx(max(mse, 1e-10), rel=1e-4)
 
 
-def test_psnr_and_mse_are_inverse():
-    db = torch.linspace(0, 100, 501, dtype=torch.float64)
-    torch.testing.assert_close(metrics.psnr(metrics.psnr_to_mse(db)), db, rtol=0, atol=1e-9)
-
-
 def test_frame_psnr_agrees_with_torchmetrics_and_scikit_image():
     pred, target = pictures(48, 64)
     got = metrics.psnr(metrics.frame_mse(pred, target))
-    assert got.shape == (2,)
+    torch.testing.assert_close(metrics.psnr(metrics.psnr_to_mse(got)), got)
     for value, p, t in zip(got, pred, target, strict=True):
         assert value.item() == pytest.approx(peak_signal_noise_ratio(p, t, data_range=1.0).item(), abs=1e-4)
         expected = skimage.metrics.peak_signal_noise_ratio(to_numpy(t), to_numpy(p), data_range=1)
@@ -61,15 +55,6 @@ def test_patch_mse_is_that_of_each_cut_patch(grid, memory_format):
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(got.mean(1), metrics.frame_mse(pred, target))
     assert (metrics.patch_mse(pred.half(), target.half(), grid).dtype) == torch.float32
-
-
-def test_round8_is_the_picture_that_8_bits_show():
-    levels = torch.arange(256) / 255
-    assert torch.equal(metrics.round8(levels), levels)
-    assert torch.equal(metrics.round8(torch.tensor([-1.0, 0.0019, 0.002, 1.5])), torch.tensor([0, 0, 1 / 255, 1]))
-    x = torch.rand(1000)
-    assert (metrics.round8(x) - x).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(metrics.round8(metrics.round8(x)), metrics.round8(x))
 
 
 @pytest.mark.parametrize("size", [(11, 11), (40, 56), (75, 33)])
@@ -107,46 +92,38 @@ def test_ms_ssim_agrees_with_torchmetrics(size, noise):
     torch.testing.assert_close(metrics.ms_ssim(pred, target), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "scales"), [((160, 320), 4), ((176, 352), 5)])
-def test_ms_ssim_agrees_with_torchmetrics_as_it_comes(size, scales):
-    pred, target = pictures(*size, noise=0.02)
-    betas = torch.tensor(metrics.MS_SSIM_WEIGHTS[:scales])
-    betas = tuple((betas / betas.sum()).tolist())
-    expected = multiscale_structural_similarity_index_measure(pred, target, data_range=1.0, betas=betas)
-    assert metrics.ms_ssim(pred, target).mean().item() == pytest.approx(expected.item(), abs=1e-4)
-
-
 @pytest.mark.parametrize("size", [(161, 170), (176, 203)])
-def test_ms_ssim_at_five_scales_is_that_of_pytorch_msssim(size):
-    pred, target = pictures(*size)
-    expected = pytorch_msssim.ms_ssim(pred, target, data_range=1, size_average=False)
-    torch.testing.assert_close(metrics.ms_ssim(pred, target), expected)
+def test_both_are_those_of_pytorch_msssim(size):
+    """Its multi-scale function refuses frames below 161 pixels; gradients too, since both are losses."""
+    pred, target = (x.requires_grad_() for x in pictures(*size))
+    for ours, theirs in ((metrics.ssim, pytorch_msssim.ssim), (metrics.ms_ssim, pytorch_msssim.ms_ssim)):
+        expected, got = theirs(pred, target, data_range=1, size_average=False), ours(pred, target)
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+        slopes = [torch.autograd.grad(value.sum(), pred)[0] for value in (got, expected)]
+        torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize(
     ("side", "scales"),
     [(10, 0), (11, 1), (20, 1), (21, 2), (40, 2), (41, 3), (80, 3), (81, 4), (160, 4), (161, 5), (2000, 5)],
 )
-def test_ms_ssim_scales_leave_a_whole_window_at_the_last(side, scales):
+def test_ms_ssim_scales_leave_a_full_window_at_the_last(side, scales):
     assert metrics.ms_ssim_scales(side, 3000) == metrics.ms_ssim_scales(3000, side) == scales
-    if scales:
-        pred, target = pictures(min(side, 161), 161, batch=1)
-        assert 0 < metrics.ms_ssim(pred, target).item() < 1
+    assert not scales or 0 < metrics.ms_ssim(*pictures(min(side, 161), 161, batch=1)).item() < 1
 
 
 @pytest.mark.parametrize("measure", [metrics.ssim, metrics.ms_ssim])
-def test_similarity_bounds(measure):
+def test_similarity_bounds_and_arithmetic(measure):
     pred, target = pictures(48, 64)
+    expected = measure(pred, target)
     torch.testing.assert_close(measure(target, target), torch.ones(2))
-    torch.testing.assert_close(measure(pred, target), measure(target, pred))
-    assert (measure(1 - target, target) < measure(pred, target)).all()
-    assert (measure(1 - target, target) >= -1).all()
-    channels_last = pred.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(measure(channels_last, target), measure(pred, target))
-
-
-def test_ms_ssim_of_a_negative_is_zero():
-    target = pictures(48, 64)[1]
+    torch.testing.assert_close(measure(target, pred), expected)
+    assert (measure(1 - target, target) < expected).all() and (measure(1 - target, target) >= -1).all()
+    torch.testing.assert_close(measure(pred.contiguous(memory_format=torch.channels_last), target), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        for kind in (torch.float32, torch.float64):
+            found = measure(pred.to(kind), target.to(kind))
+            assert found.dtype == torch.float32 and torch.equal(found, expected)
     assert torch.equal(metrics.ms_ssim(1 - target, target), torch.zeros(2))
 
 
@@ -187,46 +164,6 @@ def test_centred_cosine_sees_through_a_common_mean():
     assert metrics.centred_cosine(mean, target, mean).abs().max() == 0
 
 
-def brute_force_hits(pred, target, frame, patch, neighbours, top):
-    hits = []
-    for query, query_frame, query_patch in zip(target, frame, patch, strict=True):
-        cosines = [float(query @ key / (query.norm() * key.norm())) for key in pred]
-        ranking = sorted(range(len(pred)), key=lambda key: -cosines[key])[:top]
-        hits.append(any(patch[k] == query_patch and abs(frame[k] - query_frame) <= neighbours for k in ranking))
-    return hits
-
-
-@pytest.mark.parametrize("neighbours", [0, 1, 2])
-@pytest.mark.parametrize("at_once", [1, 100, 1 << 24])
-def test_retrieval_agrees_with_brute_force_however_it_is_chunked(monkeypatch, neighbours, at_once):
-    monkeypatch.setattr(metrics, "_SIMILARITIES_AT_ONCE", at_once)
-    generator = torch.Generator().manual_seed(4)
-    frame, patch = (x.flatten() for x in torch.meshgrid(torch.arange(0, 18, 2) // 2, torch.arange(4), indexing="ij"))
-    order = torch.randperm(36, generator=generator)
-    frame, patch = frame[order], patch[order]
-    target = torch.randn(36, 8, generator=generator)
-    pred = target + 0.9 * torch.randn(36, 8, generator=generator)
-    got = metrics.retrieval(pred, target, frame, patch, neighbours)
-    for top in (1, 3, 100):
-        expected = brute_force_hits(pred, target, frame, patch, neighbours, top)
-        assert (got.rank < top).tolist() == expected
-        assert any(expected) and (top == 100) == all(expected)
-
-
-@pytest.mark.parametrize("top", [1, 5, 30, 100])
-def test_agreement_of_the_rankings_against_sets_and_torchmetrics(top):
-    generator = torch.Generator().manual_seed(6)
-    target = torch.randn(30, 6, generator=generator)
-    pred = target + 0.7 * torch.randn(30, 6, generator=generator)
-    got = metrics.retrieval(pred, target, torch.arange(30), torch.zeros(30), top=top)
-    for query, overlap, spearman in zip(target, got.overlap, got.spearman, strict=True):
-        ours, truth = ([reference.cosine_similarity(query[None], key[None]) for key in keys] for keys in (pred, target))
-        nearest = [set(sorted(range(30), key=lambda k: -similar[k])[:top]) for similar in (ours, truth)]
-        assert overlap == pytest.approx(len(nearest[0] & nearest[1]) / min(top, 30))
-        assert spearman == pytest.approx(spearman_corrcoef(torch.stack(ours), torch.stack(truth)).item(), abs=1e-4)
-    assert got.spearman.min() < 0.95 < metrics.retrieval(target, target, *2 * [torch.zeros(30)]).spearman.min()
-
-
 def embeddings(frames: int, dim: int = 16) -> list[torch.Tensor]:
     """Noisy predictions, targets (M, D), frame and patch indices (M,) of a video of 4 patches."""
     generator = torch.Generator().manual_seed(7)
@@ -240,7 +177,7 @@ def hits_of(frame: torch.Tensor, patch: torch.Tensor, neighbours: int) -> torch.
 
 
 @pytest.mark.parametrize(("neighbours", "top"), [(0, 1), (1, 10), (3, 25), (1, 5000)])
-def test_retrieval_agrees_with_counting_and_topk(neighbours, top):
+def test_retrieval_agrees_with_counting_topk_and_torchmetrics(neighbours, top):
     """The rank of the nearest hit is the number of predictions that are nearer than it."""
     pred, target, frame, patch = embeddings(300)
     got = metrics.retrieval(pred, target, frame, patch, neighbours, top)
@@ -250,13 +187,12 @@ def test_retrieval_agrees_with_counting_and_topk(neighbours, top):
     tops = (x.topk(min(top, len(pred))).indices for x in (ours, truth))
     chosen = [torch.zeros_like(ours, dtype=torch.bool).scatter_(1, indices, True) for indices in tops]
     assert torch.equal(got.overlap, (chosen[0] & chosen[1]).sum(1) / min(top, len(pred)))
-    ranks = [(x[:100, None] > x[:100, :, None]).sum(2).double() for x in (ours, truth)]
-    expected = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)])
-    torch.testing.assert_close(got.spearman[:100], expected, rtol=0, atol=1e-12)
+    expected = spearman_corrcoef(ours[:50].T, truth[:50].T)
+    torch.testing.assert_close(got.spearman[:50], expected.double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("at_once", [1, 79, 80, 81, 159, 160, 6399, 6400, 6401])
+@pytest.mark.parametrize("at_once", [1, 80, 81, 6400])
 def test_borders_of_chunks_do_not_show(monkeypatch, at_once, threads):
     given = embeddings(20)
     whole = metrics.retrieval(*given)
@@ -286,14 +222,10 @@ def test_equal_cosines_rank_somewhere_among_each_other():
     assert (spearman.abs() <= 1).all() and len(spearman.unique()) > 10
 
 
-def test_predictions_that_are_all_equal_find_no_more_than_one_place():
-    target, frame, patch = embeddings(20, dim=4)[1:]
+def test_equal_predictions_find_one_place_and_no_number_is_last():
+    pred, target, frame, patch = embeddings(20, dim=4)
     rank = metrics.retrieval(torch.ones(80, 4), target.sign(), frame, patch).rank
     assert len(rank.unique()) > 10 and (rank == 0).sum() <= 3
-
-
-def test_a_prediction_that_is_no_number_is_the_last():
-    pred, target, frame, patch = embeddings(20)
     pred[7] = torch.nan
     rank = metrics.retrieval(pred, target, frame, patch, neighbours=0).rank
     assert rank[7] == 79 and (rank[torch.arange(80) != 7] < 79).all()
@@ -313,24 +245,21 @@ def test_retrieval_on_cuda_is_that_of_the_cpu(frames):
         torch.testing.assert_close(got.spearman.cpu(), expected.spearman, rtol=0, atol=1e-5)
 
 
-def test_retrieval_of_the_truth_is_perfect_and_wants_the_same_place():
-    target = torch.eye(4)
-    frame, patch = torch.tensor([0, 0, 5, 5]), torch.tensor([0, 1, 0, 1])
+def test_retrieval_by_hand():
+    """Of the truth it is perfect; a hit is at the same patch, at most `neighbours` frames away."""
+    target, frame, patch = torch.eye(4), torch.tensor([0, 0, 5, 5]), torch.tensor([0, 1, 0, 1])
     found = metrics.retrieval(target, target, frame, patch)
     assert [column.tolist() for column in found] == [[0] * 4, [1] * 4, [1] * 4]
     assert (metrics.retrieval(target.flip(0), target, frame, patch).rank > 0).all()
-    swapped_frames = target[[2, 3, 0, 1]]
-    assert (metrics.retrieval(swapped_frames, target, frame, patch, neighbours=4).rank > 0).all()
-    assert (metrics.retrieval(swapped_frames, target, frame, patch, neighbours=5).rank == 0).all()
+    for neighbours in (4, 5):
+        rank = metrics.retrieval(target[[2, 3, 0, 1]], target, frame, patch, neighbours).rank
+        assert (rank == 0).all() == (neighbours == 5)
+    for count in (0, 1):
+        alone = metrics.retrieval(*2 * [torch.eye(3)[:count]], *2 * [torch.arange(count)])
+        assert [column.tolist() for column in alone] == [[0] * count, [1] * count, [1] * count]
 
 
-def test_retrieval_among_few():
-    assert [len(column) for column in metrics.retrieval(*2 * [torch.eye(3)[:0]], *2 * [torch.arange(0)])] == [0, 0, 0]
-    alone = metrics.retrieval(*2 * [torch.eye(3)[:1]], *2 * [torch.arange(1)])
-    assert [column.item() for column in alone] == [0, 1, 1]
-
-
-@pytest.mark.parametrize("at_once", [1, 100, 1 << 24])
+@pytest.mark.parametrize("at_once", [1, 1 << 24])
 def test_a_query_from_elsewhere_should_find_its_nearest_true_patch(monkeypatch, at_once):
     monkeypatch.setattr(metrics, "_SIMILARITIES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hnerv.metrics import frame_mse, psnr, round8
+from hnerv.metrics import frame_mse, psnr
+from hnerv.model.predict import round8
 from hnerv.motion import between, motion
 
 
@@ -39,17 +40,12 @@ def test_what_moves_is_drawn_where_it_is_then(down, right, share):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_fade_is_a_blend(share):
+def test_still_and_fading_pictures_are_blends(share):
+    part, picture = torch.tensor([share]), scene(80, 120)
     low, high = torch.full((1, 3, 40, 60), 0.2), torch.full((1, 3, 40, 60), 0.9)
-    found = between(low, high, torch.tensor([share]))
-    assert torch.allclose(found, torch.full((1, 3, 40, 60), 0.2 + 0.7 * share), atol=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5])
-def test_what_stands_still_stays(share):
-    picture = scene(80, 120)
-    assert torch.equal(motion(picture, picture, torch.tensor([share])), torch.zeros(1, 2, 80, 120))
-    assert torch.allclose(between(picture, picture, torch.tensor([share])), picture, atol=1e-4)
+    assert torch.allclose(between(low, high, part), torch.lerp(low, high, share), atol=1e-5)
+    assert torch.equal(motion(picture, picture, part), torch.zeros(1, 2, 80, 120))
+    assert torch.allclose(between(picture, picture, part), picture, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 8), (41, 97), (160, 81)])

@@ -1,4 +1,4 @@
-"""`hnerv diagnose RUN`: what the curves of a run say, in words."""
+"""`hnerv diagnose RUN`: findings on the curves of a run, in words."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
-def run(ask: argparse.Namespace) -> None:
-    """Reads what training and eval.py wrote; exit status 1 when a warning stands."""
+def run(args: argparse.Namespace) -> None:
+    """Reads the files of training and eval.py; exit status 1 if one of the findings is a warning."""
     from hnerv.fleet.table import check_no_fleet
     from hnerv.report.findings import findings_of, has_warning
-    from hnerv.report.wholes import read_any
+    from hnerv.report.results import read_run
 
-    check_no_fleet(ask.run)
-    data = read_any(ask.run)
-    found = findings_of(data)
-    if ask.json:
-        print(json.dumps([finding._asdict() for finding in found], indent=2))
+    check_no_fleet(args.run)
+    data = read_run(args.run)
+    findings = findings_of(data)
+    if args.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
         print(f"{data.name}: {data.epoch} of {data.epochs} epochs, evaluated at epoch {data.values_epoch or '-'}")
-        print("\n".join(finding.line() for finding in found))
+        print("\n".join(finding.line() for finding in findings))
         print(f"similarity is measured against the targets: {data.targets}")
-    if has_warning(found):
+    if has_warning(findings):
         sys.exit(1)

@@ -80,14 +80,15 @@ def run(args: argparse.Namespace) -> None:
     from hnerv.fleet.engine import Needs
     from hnerv.fleet.manifest import Defaults
     from hnerv.fleet.running import Where, run_fleet
-    from hnerv.runs import Wishes
+    from hnerv.runs import ChunkOptions
 
     needs = Needs(args.cpus_per_task, args.gpus_per_task, bytes_of(args.memory_per_task))
     threads = args.threads or max(int(args.cpus_per_task), 1)
     device = "cuda" if args.gpus_per_task else "cpu"
     share = min(args.gpus_per_task, 1.0) or 1.0
     orders = Orders(log, device, threads, args.retries, sys.argv, args.deterministic, share)
-    defaults = Defaults(args.preset, settings, Wishes(args.segment_frames, args.segment_scenes, args.segment_init))
+    chunks = ChunkOptions(args.segment_frames, args.segment_scenes, args.segment_init)
+    defaults = Defaults(args.preset, settings, chunks)
     run_fleet(args.source, args.output, defaults, orders, Where(args.address, needs, args.debug))
     print(next_commands(args.output / "NAME", args.output))
 

@@ -15,16 +15,18 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything, including the configuration, as JSON")
 
 
-def run(ask: argparse.Namespace) -> None:
-    """Checks every section, and prints what is in them. Raises UserError."""
-    from hnerv.codec.describing import as_dict, origin_lines, parts_table, segments_table
-    from hnerv.codec.segmented import open_film
+def run(args: argparse.Namespace) -> None:
+    """Verifies every section and prints what the file contains. Raises UserError."""
+    from hnerv.codec import BitstreamFile
+    from hnerv.codec.description import chunks_table, info_dict, origin_lines, parts_table
 
-    film = open_film(ask.file)
-    for _, stream in film.streams:
-        stream.check()
-    if ask.json:
-        print(json.dumps(as_dict(film), indent=2))
+    file = BitstreamFile(args.file)
+    for chunk in file.opened_chunks:
+        chunk.check()
+    if args.json:
+        print(json.dumps(info_dict(file), indent=2))
         return
-    tables = [origin_lines(film), parts_table(film)] + [segments_table(film)] * bool(film.header_bytes)
+    tables = [origin_lines(file), parts_table(file)]
+    if len(file.chunks) > 1:
+        tables.append(chunks_table(file))
     print("\n\n".join(tables))

@@ -1,4 +1,4 @@
-"""`hnerv semantics RUN`: what the CLIP head is worth beside its baselines."""
+"""`hnerv semantics RUN`: the CLIP head compared with its baselines."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder (its latest.pt), checkpoint or .hnerv file")
     parser.add_argument("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
     parser.add_argument("--clip-targets", default="", metavar="FILE", help="the run's target file, if it has moved")
-    parser.add_argument(
-        "--queries", type=Path, metavar="FILE",
-        help="text queries, one per line, if the encoder has a text tower (40 short captions shipped with hnerv)",
-    )  # fmt: skip
+    text = "text queries, one per line, if the encoder has a text tower (40 short captions shipped with hnerv)"
+    parser.add_argument("--queries", type=Path, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_device(parser)
 
 
-def run(ask: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prints the table. Raises UserError."""
-    from hnerv.codec import is_container, open_stream
+    from hnerv.codec import head_bytes, is_container, open_coded_run
     from hnerv.command import pick_device
     from hnerv.data.clip import warned_once
-    from hnerv.evaluation import open_run
-    from hnerv.evaluation.semantics import as_dict, measure, read_queries, text_of
+    from hnerv.evaluation import compare_head, head_table, open_run
+    from hnerv.evaluation.head_comparison import read_queries
 
-    if ask.clip_targets == "none":
+    if args.clip_targets == "none":
         raise UserError(
             "--clip-targets none leaves out the CLIP head, which this command measures: pass the target file"
         )
-    queries = read_queries(ask.queries) if ask.queries else []
-    opener = open_stream if is_container(ask.run) else open_run
+    queries = read_queries(args.queries) if args.queries else []
+    open_model = open_coded_run if is_container(args.run) else open_run
     with warned_once():
-        opened = opener(ask.run, pick_device(ask.device), data=ask.data, clip_targets=ask.clip_targets)
-        found = measure(opened, queries, progress=True)
-    print(json.dumps(as_dict(found), indent=2) if ask.json else text_of(found))
+        opened = open_model(args.run, pick_device(args.device), data=args.data, clip_targets=args.clip_targets)
+        comparison = compare_head(opened, head_bytes(opened), queries, progress=True)
+    print(json.dumps(comparison.to_dict(), indent=2) if args.json else head_table(comparison))

@@ -1,34 +1,50 @@
 """Weights and latents <-> bytes: quantise, fine-tune, entropy-code, pack; and play back. docs/format.md defines it."""
 
-from hnerv.codec.container import is_container, write_container
+from hnerv.codec.chunks import (
+    check_trained,
+    evaluation_folder,
+    has_several_chunks,
+    head_bytes,
+    open_chunks,
+    open_coded_run,
+)
+from hnerv.codec.container import ChunkEntry, is_container, write_bitstream
 from hnerv.codec.encoding import Options, check_options, encode_run
-from hnerv.codec.file import Bitstream, Part, coded_weights, encode_model, summed_by_part
-from hnerv.codec.opening import check_trained, has_parts, open_parts, open_stream, whole_folder
-from hnerv.codec.playing import film_times, play, play_film, play_patch
-from hnerv.codec.segmented import FilePart, Film, open_film, write_film
+from hnerv.codec.file import (
+    BitstreamFile,
+    CodedChunk,
+    PartSize,
+    coded_weights,
+    encode_model,
+    join_files,
+    open_single_chunk,
+    summed_by_part,
+)
+from hnerv.codec.playback import frame_times, play, play_file, play_patch
 
 __all__ = [
-    "Bitstream",
-    "FilePart",
-    "Film",
+    "BitstreamFile",
+    "ChunkEntry",
+    "CodedChunk",
     "Options",
-    "Part",
+    "PartSize",
     "check_options",
     "check_trained",
     "coded_weights",
     "encode_model",
     "encode_run",
-    "film_times",
-    "has_parts",
+    "evaluation_folder",
+    "frame_times",
+    "has_several_chunks",
+    "head_bytes",
     "is_container",
-    "open_film",
-    "open_parts",
-    "open_stream",
+    "join_files",
+    "open_chunks",
+    "open_coded_run",
+    "open_single_chunk",
     "play",
-    "play_film",
+    "play_file",
     "play_patch",
     "summed_by_part",
-    "whole_folder",
-    "write_container",
-    "write_film",
+    "write_bitstream",
 ]

@@ -1,8 +1,4 @@
-"""How fine the step of each tensor is: a range split into levels, or the spread of bits that costs least.
-
-A tensor of n numbers under a step s costs the bits -n log2(s), up to a constant, and the distortion a s^2, where a is
-measured. The least distortion for a sum of bits has a s^2 / n equal for all tensors.
-"""
+"""Bit allocation: the quantisation step of each tensor, from its range, or from the distortion that it causes."""
 
 from __future__ import annotations
 
@@ -37,7 +33,7 @@ class Bits(NamedTuple):
 
 
 def range_scales(weights: dict[str, Tensor], bits: Bits, scheme: str, per_channel: bool) -> dict[str, Scale | None]:
-    """{tensor: its range in 2^bits levels, by a row of SCHEMES}; None where 16 bits mean half floats."""
+    """{tensor: its range in 2^bits levels, by the scheme of that name; None for half floats}."""
     return {
         name: None if bits.of(name, value) == HALF_BITS else SCHEMES[scheme](value, bits.of(name, value), per_channel)
         for name, value in weights.items()
@@ -48,31 +44,45 @@ def range_scales(weights: dict[str, Tensor], bits: Bits, scheme: str, per_channe
 def sensitivity_scales(
     model: DualHeadHNeRV, weights: dict[str, Tensor], bits: Bits, clip_weight: float
 ) -> dict[str, Scale | None]:
-    """{tensor: scale per tensor} that distorts the model's own output least with as many bits in all as a symmetric
-    range per output channel takes.
+    """{tensor: scale per tensor} of least distortion, with as many bits in all as a symmetric range per channel takes.
 
     The distortion is that of the objective: mean squared error plus `clip_weight` times 1 - cosine, both against the
     output of `weights` themselves: the video is not needed.
     """
+    # Tensor i of n_i numbers has the step s_i. At fine steps its entropy is that of its density minus n_i log2 s_i
+    # bits, and its rounding error, uniform of variance s_i^2 / 12, changes the output to first order: distortion a_i
+    # s_i^2. Minimise the distortion subject to a rate R:
+    #
+    #     L(s, lambda)  =  sum_i a_i s_i^2  -  lambda (sum_i n_i log2 s_i + R)
+    #     dL / ds_i     =  2 a_i s_i - lambda n_i / (s_i ln 2)  =  0
+    #     =>  s_i^2     =  c n_i / a_i   with c = lambda / (2 ln 2), the same for all tensors.
+    #
+    # So every number of the model causes the same distortion, a_i s_i^2 / n_i = c. Each a_i comes from one trial: the
+    # step t_i of a range quantiser causes the distortion d_i = a_i t_i^2. The constraint fixes c: with b_i the steps of
+    # the quantiser that defines the budget, sum_i n_i log s_i = sum_i n_i log b_i gives
+    #
+    #     log c  =  sum_i (n_i / sum_j n_j) (2 log b_i - log(n_i / a_i)).
     scales = range_scales(weights, bits, "symmetric", per_channel=False)
-    trial = {name: scale for name, scale in scales.items() if scale is not None}
-    harm = {name: max(_distortion(model, weights, name, s, clip_weight), 1e-16) for name, s in trial.items()}
-    share = {name: weights[name].numel() * s.step.item() ** 2 / harm[name] for name, s in trial.items()}  # n / a
+    trials = {name: scale for name, scale in scales.items() if scale is not None}
     budget = range_scales(weights, bits, "symmetric", per_channel=True)
-    excess = {name: 2 * _mean_log(budget[name].step, weights[name]) - math.log(share[name]) for name in trial}
-    count = sum(weights[name].numel() for name in trial)
-    level = math.exp(sum(weights[name].numel() / count * log for name, log in excess.items()))
-    return scales | {name: _of_step(weights[name], math.sqrt(level * share[name])) for name in trial}
+    count = sum(weights[name].numel() for name in trials)
+    ratios, log_c = {}, 0.0  # ratios: n_i / a_i = n_i t_i^2 / d_i
+    for name, scale in trials.items():
+        n, distortion = weights[name].numel(), max(_distortion(model, weights, name, scale, clip_weight), 1e-16)
+        ratios[name] = n * scale.step.item() ** 2 / distortion
+        log_c += n / count * (2 * _mean_log(budget[name].step, weights[name]) - math.log(ratios[name]))
+    c = math.exp(log_c)
+    return scales | {name: _of_step(weights[name], math.sqrt(c * ratio)) for name, ratio in ratios.items()}
 
 
 def _mean_log(steps: Tensor, weight: Tensor) -> float:
-    """Mean logarithm of the steps of channels that have a range; a channel of zeros takes no bits."""
+    """Mean logarithm of the steps of channels that are not all zeros, which take no bits."""
     used = steps.log()[weight.flatten(1).abs().amax(1) > 0] if len(steps) > 1 else steps.log()
     return used.mean().item() if len(used) else 0.0
 
 
 def coarser(weights: dict[str, Tensor], scales: dict[str, Scale | None], factor: float) -> dict[str, Scale | None]:
-    """Every step, one per tensor, times `factor`, as far as a tensor keeps some levels."""
+    """Every step, one per tensor, times `factor`, as long as a tensor keeps some levels."""
     return {
         name: None if scale is None else _of_step(weights[name], scale.step.item() * factor)
         for name, scale in scales.items()
@@ -80,18 +90,21 @@ def coarser(weights: dict[str, Tensor], scales: dict[str, Scale | None], factor:
 
 
 def _of_step(weight: Tensor, step: float) -> Scale:
+    # Between 3 and 8191 levels on each side of 0: the formula holds for fine steps only, and for a tensor that hardly
+    # matters it would leave nothing. Fine-tuning may move a weight beyond its range: the clamp leaves room for twice
+    # it.
     largest = weight.abs().max().item() or 1.0
     step = min(max(step, largest / _LEVELS_MOST), largest / _LEVELS_LEAST)
     return Scale(as_bfloat16(torch.tensor([step])), None, -2 * _LEVELS_MOST, 2 * _LEVELS_MOST)
 
 
 def _distortion(model: DualHeadHNeRV, weights: dict[str, Tensor], name: str, scale: Scale, clip_weight: float) -> float:
-    """What quantising one tensor does to the output."""
+    """Distortion of the output when one tensor is quantised."""
     device = next(model.parameters()).device
     times = torch.linspace(0, model.scene.frames - 1, min(FRAMES, model.scene.frames), device=device).round()
     before = functional_call(model, {name: weights[name].to(device)}, (times,))
     after = functional_call(model, {name: dequantise(quantise(weights[name], scale), scale).to(device)}, (times,))
-    harm = (after.rgb - before.rgb).square().mean()
+    distortion = (after.rgb - before.rgb).square().mean()
     if before.clip is not None:
-        harm = harm + clip_weight * (1 - (after.clip * before.clip).sum(-1)).mean()
-    return harm.item()
+        distortion = distortion + clip_weight * (1 - (after.clip * before.clip).sum(-1)).mean()
+    return distortion.item()

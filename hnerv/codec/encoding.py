@@ -1,4 +1,4 @@
-"""From a trained model to a file: bits, steps, fine-tuning, a wanted rate."""
+"""From a trained model to a file: quantisation bits and steps, pruning, fine-tuning, target rate."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from hnerv.quantise import Scale, check_bits
 from hnerv.runs.record import RunRecord
 
 FINEST = Bits(weights=8, latents=8)
-"""What a wanted rate starts from, and does not go beyond."""
+"""The bits that a target rate starts from; its steps are never finer."""
 
 COARSEST = 64.0
+"""The largest factor by which a target rate multiplies the steps."""
 
 
 class Options(NamedTuple):
-    """How a file is made. `target_bpp` 0: the bits decide."""
+    """Options of the encoder. `target_bpp` in bits per pixel; 0: the bits decide."""
 
     bits: Bits = FINEST
     steps: str = SENSITIVITY
     per_channel: bool = False
     prune: float = 0.0
-    """Share of each weight tensor, the smallest in magnitude, that becomes 0."""
+    """Fraction of each weight tensor to set to 0, smallest magnitude first."""
     tuning: Tuning = Tuning(epochs=0)
     target_bpp: float = 0.0
 
 
 def check_options(options: Options) -> None:
-    """Raises UserError for what no file can be made with, before anything is loaded."""
+    """Raises UserError for invalid values and combinations, before anything is loaded."""
     check_bits(options.bits.weights, "--weight-bits")
     check_bits(options.bits.latents, "--latent-bits")
     if options.per_channel and options.steps == SENSITIVITY:
@@ -82,15 +83,15 @@ def encode_run(
     note: dict,
     progress: bool = False,
 ) -> bytes:
-    """The file of a trained model. `store` is needed for fine-tuning, which changes `model`; `note` goes into the file.
+    """A file of one chunk with a trained model. Fine-tuning needs `store` and changes `model`; `note` is stored.
 
-    Raises UserError where the wanted rate cannot be reached.
+    Raises UserError where the target rate cannot be reached.
     """
     config = record.config
     model.embedding.discard_encoder()
 
     def encoded(scales: dict[str, Scale | None]) -> bytes:
-        return encode_model(coded_weights(model), scales, record, {**note, **_told(options)})
+        return encode_model(coded_weights(model), scales, record, {**note, **_note_of(options)})
 
     pruned = prune(model, options.prune)
     scales = first_scales(model, options, config)
@@ -98,25 +99,26 @@ def encode_run(
         scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
     if options.tuning.epochs:
         scales = finetune(model, scales, pruned, store, config, options.tuning, progress)
-        if options.target_bpp:
+        if options.target_bpp:  # the tuned weights have another entropy: meet the rate again
             scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
     return encoded(scales)
 
 
 @torch.no_grad()
 def prune(model: DualHeadHNeRV, share: float) -> dict[str, Tensor]:
-    """Zeroes the smallest `share` of every weight matrix and kernel; returns {tensor: mask of those}."""
+    """Sets the smallest `share` of every weight matrix and kernel to 0; returns {tensor: mask of the zeros}."""
     masks = {}
     for name, weight in model.named_parameters() if share else ():
         if weight.dim() > 1 and not LATENTS.fullmatch(name):
             count = max(1, math.ceil(share * weight.numel()))
+            # weights equal to the threshold are pruned too, so that the choice does not depend on their order
             masks[name] = weight.abs() <= weight.abs().flatten().kthvalue(count).values
             weight.masked_fill_(masks[name], 0)
     return masks
 
 
 def first_scales(model: DualHeadHNeRV, options: Options, config: Config) -> dict[str, Scale | None]:
-    """{tensor: scale} before any tuning."""
+    """{tensor: scale} before fine-tuning, None for half floats."""
     weights = coded_weights(model)
     bits = FINEST if options.target_bpp else options.bits
     if options.steps == SENSITIVITY:
@@ -131,7 +133,10 @@ def scaled_to_rate(
     model: DualHeadHNeRV,
     encoded: Callable[[dict[str, Scale | None]], bytes],
 ) -> dict[str, Scale | None]:
-    """The finest multiple, at least 1, of all steps whose file stays within `target_bpp`. Raises UserError."""
+    """All steps times the smallest factor, 1 to COARSEST, that gives a file of at most `target_bpp`. Raises UserError.
+
+    Bisection on a logarithmic scale, to a factor of 1.002: the rate falls as the steps grow.
+    """
     scene = model.scene
 
     def rate(factor: float) -> float:
@@ -146,6 +151,8 @@ def scaled_to_rate(
             f"--target-bpp {target_bpp} is below {least:.4f} bpp, the lowest rate of this model: raise it, or train "
             "with a smaller --modelsize"
         )
+    # Invariant: rate(low) > target_bpp >= rate(high). At high rates, twice the step saves one bit per parameter,
+    # whatever the step is: the rate is linear in the logarithm of the factor, hence the geometric mean.
     while high / low > 1.002:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if rate(middle) > target_bpp else (low, middle)
@@ -156,8 +163,8 @@ def scaled_to_rate(
     return coarser(weights, scales, high)
 
 
-def _told(options: Options) -> dict[str, object]:
-    told = {
+def _note_of(options: Options) -> dict[str, object]:
+    note = {
         "weight_bits": options.bits.weights,
         "latent_bits": options.bits.latents,
         "steps": options.steps,
@@ -167,4 +174,4 @@ def _told(options: Options) -> dict[str, object]:
         "rate_weight": options.tuning.rate_weight,
         "learn_steps": options.tuning.learn_steps,
     }
-    return told | {"target_bpp": options.target_bpp} if options.target_bpp else told
+    return note | {"target_bpp": options.target_bpp} if options.target_bpp else note

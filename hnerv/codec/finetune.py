@@ -1,8 +1,6 @@
-"""Quantisation-aware fine-tuning: the weights learn to be good after rounding, and to be short.
+"""Quantisation-aware fine-tuning: weights that are accurate after rounding, and cheap to code.
 
-The forward pass sees rounded weights, the gradient passes straight through the rounding (Bengio et al. 2013). The
-rate term is the cross-entropy of the symbols under a logistic density with a learned spread per tensor, noise of one
-step in place of the rounding (Ballé et al. 2017): an estimate that only drives the training.
+Objective: pixel loss + lambda x CLIP loss of the rounded weights + rate weight x estimated bits per parameter.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ LEAST_PROBABILITY = 1e-9
 
 
 class Tuning(NamedTuple):
-    """Epochs, peak learning rate, what a bit per parameter is worth in pixel loss, whether steps are learned too."""
+    """Epochs, peak learning rate, pixel loss that a bit per parameter is worth, whether steps are learned too."""
 
     epochs: int
     lr: float = 2e-4
@@ -45,10 +43,10 @@ def finetune(
     tuning: Tuning,
     progress: bool = False,
 ) -> dict[str, Scale | None]:
-    """Trains the weights of `model` in place with Adam and a cosine schedule that ends at 0; returns their scales.
+    """Train the weights of `model` in place with Adam and a cosine schedule that ends at 0; return their scales.
 
-    The scales are those given, but with `learn_steps`. Weights that the masks `pruned` name stay 0. The objective is
-    that of the run after its warm-up, plus the rate. Randomness comes from the run's seed. Raises UserError.
+    The scales change only with `learn_steps`. Weights under the masks `pruned` stay 0. Randomness comes from the run's
+    seed. Raises UserError when all tensors are half floats.
     """
     parameters = {name: p for name, p in model.named_parameters() if scales.get(name) is not None}
     if not parameters:
@@ -56,6 +54,9 @@ def finetune(
             "--finetune-epochs has nothing to tune, because all tensors are half floats: set --weight-bits or "
             "--latent-bits below 16"
         )
+    # The three kinds of parameters differ in scale: weights, logarithms of steps, and logarithms of the spreads of the
+    # rate estimate. The spreads only follow the symbols and do not reach the file; a fast rate keeps the estimate
+    # tight.
     steps = Steps({name: scales[name].to(store.device) for name in parameters}, tuning.learn_steps)
     rates = Rates(parameters, steps(), config.train.seed).to(store.device)
     peaks = (parameters.values(), tuning.lr), (steps.parameters(), tuning.lr), (rates.parameters(), 1e-2)
@@ -84,9 +85,13 @@ def finetune(
 
 
 def _loss(
-    model: DualHeadHNeRV, parameters: dict[str, Tensor], scales: dict[str, Scale], batch: Batch, config: Config,
+    model: DualHeadHNeRV,
+    parameters: dict[str, Tensor],
+    scales: dict[str, Scale],
+    batch: Batch,
+    config: Config,
     bf16: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """pixel + lambda x CLIP of the rounded weights."""
     rounded = {name: dequantise_through(p, scales[name]) for name, p in parameters.items()}
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=bf16):
@@ -98,7 +103,7 @@ def _loss(
 
 
 class Steps(nn.Module):
-    """Scales whose steps are learned, by their logarithm (LSQ, Esser et al. 2020), or stay as they are."""
+    """Scales with steps that are learned by their logarithm (LSQ, Esser et al. 2020), or stay as they are."""
 
     def __init__(self, scales: dict[str, Scale], learned: bool) -> None:
         super().__init__()
@@ -109,6 +114,7 @@ class Steps(nn.Module):
         """{tensor: scale}, steps rounded to bfloat16 as in the file, with the gradient passed through that."""
         if self.logs is None:
             return self.scales
+        # exp keeps steps positive, and makes a step of Adam a factor: tensors of every scale learn at the same speed.
         exact = {name: log.exp() for name, log in zip(self.scales, self.logs, strict=True)}
         return {
             name: self.scales[name]._replace(step=step + (as_bfloat16(step) - step).detach())
@@ -117,7 +123,10 @@ class Steps(nn.Module):
 
 
 class Rates(nn.Module):
-    """The estimated bits per parameter of tensors; `scales` are those that its spreads begin with."""
+    """Estimated bits per parameter: the symbols of a tensor under a logistic density with a learned spread.
+
+    `scales` are those at the start. The file is coded with other probabilities, see `entropy`.
+    """
 
     def __init__(self, parameters: dict[str, Tensor], scales: dict[str, Scale], seed: int) -> None:
         super().__init__()
@@ -127,11 +136,15 @@ class Rates(nn.Module):
         self.count = sum(p.numel() for p in parameters.values())
         with torch.no_grad():
             spreads = [_symbols(name, parameters[name], scales[name]).std(correction=0) for name in self.names]
-        # a logistic density of scale b has the standard deviation 1.8 b
+        # A logistic density of scale b has the standard deviation pi / sqrt(3) b = 1.8 b.
         self.log_spreads = nn.ParameterList((spread / 1.8).clamp(min=0.05).log() for spread in spreads)
 
     def forward(self, parameters: dict[str, Tensor], scales: dict[str, Scale]) -> Tensor:
         """Scalar, bits per parameter."""
+        # Ballé et al. 2017: rounding has the gradient 0 and is replaced by uniform noise of one step. The density of y
+        # plus noise at y is the probability of the interval y - 1/2 ... y + 1/2, a difference of two values of the
+        # logistic distribution function F(x) = sigmoid(x / b), and -log2 of it is the number of bits. With |y| instead
+        # of y both values lie in the lower tail, where fp32 resolves their difference.
         bits = []
         for name, log_spread in zip(self.names, self.log_spreads, strict=True):
             y = _symbols(name, parameters[name], scales[name])
@@ -143,6 +156,6 @@ class Rates(nn.Module):
 
 
 def _symbols(name: str, value: Tensor, scale: Scale) -> Tensor:
-    """Before rounding; of latents, differences in time, as they are stored."""
+    """Symbols before rounding; for latents differences in time, which is how they are usually stored."""
     y = levels(value, scale)
     return y.diff(dim=0, prepend=y[:1].detach()) if LATENTS.fullmatch(name) else y

@@ -1,4 +1,7 @@
-"""Which frames make a segment. Positions count the frames that --frames chooses, from 0."""
+"""How a video is divided into chunks, each with its own network. Positions count the frames chosen by --frames, from 0.
+
+Imports the readers of videos only where one is read, so that the parser of the command line can use the options.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,37 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hnerv.errors import UserError
-from hnerv.data.cuts import find_cuts
-from hnerv.data.video import frame_count, seeks, slice_positions
 
-_log = logging.getLogger("hnerv")
+CHUNK_INITS = ("none", "previous")
 REMUXED = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv")
-"""Containers in which key frames are not found, of codecs that Matroska takes."""
+"""Containers without an index of key frames whose codecs Matroska also holds."""
 
 
-class Wishes(NamedTuple):
-    """The --segment- flags: most frames of one (0: no limit), whether cuts begin one, what its weights start as."""
+class ChunkOptions(NamedTuple):
+    """The --segment-* flags: most frames of a chunk (0: no limit), whether cuts start one, how its weights start."""
 
     frames: int = 0
     scenes: bool = False
     init: str = "none"
 
+    @property
+    def divides(self) -> bool:
+        """Whether these options divide a video."""
+        return bool(self.frames or self.scenes)
 
-class Segment(NamedTuple):
-    """`frames` is its slice of the source, as --frames takes it; it holds positions first ... first + count - 1."""
+    def checked(self) -> ChunkOptions:
+        """These options. Raises UserError where they are invalid or contradict each other."""
+        if self.frames and self.frames < 3:
+            raise UserError(f"--segment-frames {self.frames} must be at least 3, or 0 for no limit")
+        if self.init not in CHUNK_INITS:
+            raise UserError(f"--segment-init {self.init[:40]!r} does not exist: choose from {', '.join(CHUNK_INITS)}")
+        if self.init != "none" and not self.divides:
+            raise UserError("--segment-init needs a video in segments: pass --segment-frames N or --segment-scenes")
+        return self
+
+
+class PlannedChunk(NamedTuple):
+    """`frames` is its slice of the source, as --frames takes it; it covers positions first ... first + count - 1."""
 
     number: int
     frames: str
@@ -33,45 +49,50 @@ class Segment(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder: sorts as the video runs."""
+        """Name of its folder; names sort in the order of the video."""
         return f"{self.number:05d}"
 
 
-class Plan(NamedTuple):
-    """A divided video: what was asked for, the slice that was divided of a source of `total` frames, its segments."""
+class ChunkPlan(NamedTuple):
+    """A divided video: the options, the slice `frames` that was divided of a source of `total` frames, the chunks."""
 
-    wishes: Wishes
+    options: ChunkOptions
     frames: str
     total: int
-    segments: tuple[Segment, ...]
+    chunks: tuple[PlannedChunk, ...]
 
     @property
     def count(self) -> int:
-        """Frames of all segments together."""
-        return sum(segment.count for segment in self.segments)
+        """Frames of all chunks together."""
+        return sum(chunk.count for chunk in self.chunks)
 
 
-def plan_video(data: str, frames: str, wishes: Wishes, progress: bool = False, raw_video: str = "") -> Plan:
-    """Divides what `frames` chooses of a video; with `wishes.scenes` it is decoded once for that, in little memory.
+def plan_video(data: str, frames: str, options: ChunkOptions, progress: bool = False, raw_video: str = "") -> ChunkPlan:
+    """Divides the `frames` of a video; `options.scenes` decodes them once to find cuts, one frame in memory at a time.
 
-    Raises UserError for a video that cannot be read, or of which `frames` chooses none.
+    Raises UserError for a video that cannot be read, or where `frames` selects nothing.
     """
+    from hnerv.data.cuts import find_cuts
+    from hnerv.data.video import frame_count, seeks, slice_positions
+
     total = frame_count(data, frames, raw_video)
     chosen = slice_positions(frames, total)
     if not chosen:
         raise UserError(f"--frames {frames!r} selects no frames of {data}: pass a wider start:stop:step")
     if not seeks(data, raw_video):
         remux = f": try remuxing with ffmpeg -i {data} -c copy out.mkv" if data.lower().endswith(REMUXED) else ""
-        _log.warning("%s cannot be read from a key frame, so every segment decodes all frames before it%s", data, remux)
-    cuts = find_cuts(data, chosen, progress, raw_video) if wishes.scenes else []
-    return Plan(wishes, frames, total, divide(chosen, wishes.frames, cuts))
+        logging.getLogger("hnerv").warning(
+            "%s cannot be read from a key frame, so every segment decodes all frames before it%s", data, remux
+        )
+    cuts = find_cuts(data, chosen, progress, raw_video) if options.scenes else []
+    return ChunkPlan(options, frames, total, divide(chosen, options.frames, cuts))
 
 
-def divide(chosen: range, longest: int, cuts: Sequence[int] = ()) -> tuple[Segment, ...]:
-    """`chosen` positions of the source, a segment beginning at 0 and at each of `cuts` (positions among the chosen).
+def divide(chosen: range, longest: int, cuts: Sequence[int] = ()) -> tuple[PlannedChunk, ...]:
+    """Chunks of the `chosen` positions of the source; one starts at 0 and at each of `cuts` (indices into `chosen`).
 
-    One of more than `longest` frames (0: any number) is divided further into as few as can be, of sizes that differ by
-    one at most: no short one is left over at the end.
+    n frames between two cuts become p = ceil(n / longest) chunks (`longest` 0: one), bounded by floor(n k / p) for
+    k = 0 ... p: their sizes differ by at most one, so no short chunk is left over at the end.
     """
     bounds = [0, *sorted({cut for cut in cuts if 0 < cut < len(chosen)}), len(chosen)]
     starts: list[int] = []
@@ -80,13 +101,13 @@ def divide(chosen: range, longest: int, cuts: Sequence[int] = ()) -> tuple[Segme
         starts += [start + (stop - start) * k // pieces for k in range(pieces)]
     ends = [*starts[1:], len(chosen)]
     return tuple(
-        Segment(number, slice_text(chosen[start:stop]), start, stop - start)
+        PlannedChunk(number, slice_text(chosen[start:stop]), start, stop - start)
         for number, (start, stop) in enumerate(zip(starts, ends, strict=True))
     )
 
 
 def slice_text(chosen: range) -> str:
-    """range(4, 20, 2) -> '4:20:2', what --frames takes; a range that runs down to the first frame has no stop."""
+    """range(4, 20, 2) -> '4:20:2', the syntax of --frames. A range that runs down to frame 0 has no stop."""
     step = f":{chosen.step}" if chosen.step != 1 else ""
     stop = "" if chosen.stop < 0 else chosen.stop
     return f"{chosen.start}:{stop}{step}"

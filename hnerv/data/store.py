@@ -1,4 +1,4 @@
-"""A run's video, its scene and its targets; and the frames as the training step wants them.
+"""The video, scene and targets of a configuration, and a store that serves its frames to training steps.
 
 N frames, B batch, P patches, H W pixels, D embedding dimensions.
 """
@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnerv.data.clip import Targets, clip_targets
 from hnerv.config import Config
+from hnerv.data.clip import Targets, clip_targets
+from hnerv.data.video import Video, data_split, load_video
 from hnerv.geometry import PatchGrid, parse_grid
+from hnerv.model.predict import to_uint8
 from hnerv.model.scene import Scene, frame_multiple
 from hnerv.motion import between as between_frames
-from hnerv.data.video import Video, data_split, load_video
 
 
 class Material(NamedTuple):
-    """What a configuration refers to outside itself."""
+    """The data that a configuration refers to."""
 
     video: Video
     scene: Scene
@@ -28,7 +29,7 @@ class Material(NamedTuple):
 
 
 def load_material(config: Config, device: torch.device, progress: bool = False) -> Material:
-    """Reads the video, splits its frames and gets the targets, from the cache if they are there. Raises UserError."""
+    """Read the video, split its frames and get the targets, from the cache if they are there. Raises UserError."""
     knobs = config.video
     multiple = frame_multiple(knobs, config.model)
     video = load_video(
@@ -70,7 +71,7 @@ def load_material(config: Config, device: torch.device, progress: bool = False) 
 
 
 class Near(NamedTuple):
-    """Frames that are embedded only: times (B,), clip (B, P, D) of unit norm."""
+    """Frames whose CLIP embedding is predicted, but not their pixels: times (B,), clip (B, P, D) of unit norm."""
 
     times: Tensor
     clip: Tensor
@@ -79,8 +80,8 @@ class Near(NamedTuple):
 class Batch(NamedTuple):
     """times (B,) frame positions, frames (B, 3, H, W) in [0, 1], clip (B, P, D) of unit norm or None.
 
-    The first `real` of them are frames of the video, the others stand between two. `near` are training frames near
-    the real ones, where the CLIP loss compares frames.
+    The first `real` of them are frames of the video, the others are blends of two. `near` are training frames near the
+    real ones, for CLIP losses that compare frames.
     """
 
     times: Tensor
@@ -91,29 +92,31 @@ class Batch(NamedTuple):
 
     @property
     def embedded(self) -> Tensor | None:
-        """Times (N,) that are embedded only: those of the near frames."""
+        """Times (N,) of the near frames, which are embedded and not drawn."""
         return None if self.near is None else self.near.times
 
 
 class FrameStore:
-    """The frames as uint8 and the targets, on the device where they fit, in host memory where they do not.
+    """The frames as uint8 and the targets: on the device if they fit, otherwise in host memory.
 
-    Row r of the store is frame r of the video for r < N, and the blend for position `between[r - N]` from N on: the
-    picture between the two nearest training frames, and the blend of their targets. The frame of the video at that
-    position is not read for it. `make` makes a blend, once.
+    Row r of the store is frame r of the video for r < N. From N on it is the blend for position `between[r - N]`: the
+    motion-compensated picture between the two nearest training frames, and the normalised blend of their targets.
     """
+
+    # A blend never reads the frame of the video at its position, which is unseen: training on it would be training on
+    # the test set. Blends are computed once, when a step first needs them, and kept as uint8 like frames.
 
     SHARE_OF_DEVICE_MEMORY = 0.5
 
     def __init__(self, material: Material, device: torch.device, share_of_device: float = 1.0) -> None:
-        """`share_of_device` is this process's part of a GPU that several use."""
+        """`share_of_device` is the part of a GPU that this process may use."""
         self.device, scene = device, material.scene
         self._train = torch.tensor(scene.train)
         self.between = torch.tensor(scene.between, dtype=torch.long)
         frames = material.video.frames.permute(0, 2, 3, 1)
         pictures = len(frames) + len(self.between)
         self.resident = device.type == "cpu" or pictures * frames[0].nbytes < _room(device, share_of_device)
-        # Channels last, as the network computes: layouts that meet cost several times the arithmetic on them.
+        # Channels last, as the network computes: converting between layouts costs several times the arithmetic.
         self._frames = _copied(frames, device if self.resident else torch.device("cpu"))
         self._blends = self._frames[:0]
         self._missing = set(range(len(self.between)))
@@ -140,9 +143,10 @@ class FrameStore:
         return self.gather(times.to(self.device, non_blocking=True).float(), rows, real)
 
     def gather(self, times: Tensor, rows: Tensor, real: int, clip: bool = True) -> Batch:
-        """The Batch of the first `real` rows, which are frames, and the others, blends that are made, at `times`.
+        """The Batch of `rows` at `times`: `real` frames, then blends that `make` has computed.
 
-        No operation waits for the device, and none depends on the values in `rows`, where these are on the device too.
+        No operation waits for the device, and with `rows` on the device no shape depends on their values: a CUDA graph
+        can hold it.
         """
         levels = self._levels(rows[:real])
         if len(rows) > real:
@@ -151,17 +155,18 @@ class FrameStore:
 
     @torch.no_grad()
     def make(self, rows: Tensor) -> None:
-        """Makes the blends of these rows (E,), on the CPU, that are not made yet: each alone, so always the same."""
+        """Compute the blends of these rows (E,), a tensor on the CPU, that are still missing."""
+        # One at a time, so that a blend does not depend on those computed with it: a resumed run has the same.
         for blend in self._missing.intersection((rows - len(self._frames)).tolist() if self._missing else ()):
             low, high, share = self._neighbours(self.between[blend : blend + 1])
-            picture = between_frames(self.frames(low), self.frames(high), share).mul(255).round().byte()
+            picture = between_frames(self.frames(low), self.frames(high), share)
             if not len(self._blends):
                 self._blends = self._frames.new_empty(len(self.between), *self._frames.shape[1:])
-            self._blends[blend] = picture[0].permute(1, 2, 0)
+            self._blends[blend] = to_uint8(picture)[0].permute(1, 2, 0)
             self._missing.remove(blend)
 
     def _with_blends(self, targets: Tensor) -> Tensor:
-        """Targets (N, P, D) of the frames -> those of all rows."""
+        """Targets (N, P, D) of the frames -> targets of all rows."""
         low, high, share = self._neighbours(self.between)
         blends = torch.lerp(targets[low.to(targets.device)], targets[high.to(targets.device)], share.view(-1, 1, 1))
         return torch.cat([targets, F.normalize(blends, dim=-1)])
@@ -189,15 +194,16 @@ def _room(device: torch.device, share: float) -> float:
 
 
 def _copied(frames: Tensor, device: torch.device) -> Tensor:
-    """Contiguous on the device; copied in parts, so that no second copy of all of them is there at any time."""
+    """Contiguous on the device, copied in parts: no second copy of all frames exists at any time."""
     if frames.device.type == device.type:
         return frames.contiguous()
-    found = torch.empty(frames.shape, dtype=frames.dtype, device=device)
-    for part, source in zip(found.split(16), frames.split(16), strict=True):
+    copy = torch.empty(frames.shape, dtype=frames.dtype, device=device)
+    for part, source in zip(copy.split(16), frames.split(16), strict=True):
         part.copy_(source)
-    return found
+    return copy
 
 
 def _select(pictures: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B,) of (N, H, W, 3), where these are. Towards the CPU the copy of `rows` waits: they are read at once."""
+    """Rows (B,) of pictures (N, H, W, 3), on their device."""
+    # A copy of `rows` to the CPU has to wait, because they are read at once.
     return pictures.index_select(0, rows.to(pictures.device, non_blocking=pictures.is_cuda))

@@ -1,32 +1,37 @@
-"""Model, video and targets -> Report; its tags, tables and files."""
+"""Model, video and targets -> Report; its values, tables and files; the CLIP head compared with baselines."""
 
-from hnerv.evaluation.combining import combined
-from hnerv.evaluation.cost import cost_of
-from hnerv.evaluation.files import add_to_summary, write_files
-from hnerv.evaluation.images import write_images
-from hnerv.evaluation.measure import FRAMES_AT_ONCE, Report, SplitReport, evaluate, predict, whole_batch
-from hnerv.evaluation.pictures import log_pictures, log_projector
+from hnerv.evaluation.combination import combine
+from hnerv.evaluation.cost import cost_line, cost_of, estimated_rate
+from hnerv.evaluation.files import EvaluatedChunk, add_to_summary, write_evaluation, write_joint_evaluation
+from hnerv.evaluation.head_comparison import compare_head
+from hnerv.evaluation.head_table import head_table
+from hnerv.evaluation.measure import Report, SplitReport, evaluate
+from hnerv.evaluation.pictures import decoded_frames, log_pictures, log_projector, write_images
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.opening import OpenedRun, load_weights, open_run
 
 __all__ = [
-    "FRAMES_AT_ONCE",
+    "EvaluatedChunk",
     "OpenedRun",
     "Report",
     "SplitReport",
     "add_to_summary",
-    "combined",
+    "combine",
+    "compare_head",
+    "cost_line",
     "cost_of",
+    "decoded_frames",
+    "estimated_rate",
     "eval_values",
     "evaluate",
+    "head_table",
     "load_weights",
     "log_pictures",
     "log_projector",
     "log_report",
     "open_run",
-    "predict",
     "table",
-    "whole_batch",
-    "write_files",
+    "write_evaluation",
     "write_images",
+    "write_joint_evaluation",
 ]

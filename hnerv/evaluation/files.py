@@ -1,61 +1,125 @@
-"""What eval.py leaves in a run's folder: eval/summary.json, the CSV files, the Eval/ tags under tensorboard/eval/."""
+"""Files of an evaluation: eval/summary.json, the CSV tables, and the Eval/ tags under tensorboard/eval/."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from hnerv.errors import UserError
-from hnerv.evaluation.cost import Cost
+from hnerv.evaluation.combination import combine
 from hnerv.evaluation.measure import Report
-from hnerv.evaluation.summary import log_report, write_csv
-from hnerv.files import write_json
-from hnerv.metrics import ms_ssim_scales
+from hnerv.evaluation.summary import CLIP_COLUMNS, log_report
+from hnerv.files import replacing, write_json
+from hnerv.metrics import bits_per_pixel, ms_ssim_scales
+from hnerv.model import Scene
 from hnerv.runs.opening import OpenedRun
-from hnerv.tracking import RunLogger, events_folder
+from hnerv.tracking import RunLogger, events_folder, split_label
+
+SUMMARY = "summary.json"
+TABLES = ("per_frame.csv", "per_patch.csv")
 
 
-def write_files(run: OpenedRun, report: Report, cost: Cost) -> dict[str, object]:
-    """Writes all of them, in place of an earlier evaluation's; its images stay. Returns the summary.
+class EvaluatedChunk(NamedTuple):
+    """A chunk with its evaluation in eval/ of `folder`. `first` is the position of its first frame in the video.
 
-    Raises UserError when they cannot be written.
+    `tables` are the texts to print next to the summary.
     """
-    folder = run.folder / "eval"
+
+    first: int
+    scene: Scene
+    folder: Path
+    summary: dict[str, Any]
+    tables: Sequence[str] = ()
+
+
+def write_evaluation(run: OpenedRun, report: Report, cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes all files of a run or chunk in place of an earlier evaluation's; its images stay. Returns the summary.
+
+    `cost` as from `cost_of`. Raises UserError when the files cannot be written.
+    """
+    with _writing(run.folder / "eval") as folder:
+        with _event_logger(run.folder) as logger:
+            logger.text("Model/Info/run", _text_page(run, report), run.epoch)
+            values = log_report(logger, report, run.epoch, run.step)
+        summary = _summary(run, report, values, cost)
+        write_json(folder / SUMMARY, summary)
+        _write_tables(folder, report)
+    return summary
+
+
+def write_joint_evaluation(folder: Path, path: Path, chunks: Sequence[EvaluatedChunk]) -> dict[str, Any]:
+    """Writes the files of a video in chunks to eval/ of `folder`, segments.csv with them. Returns the summary.
+
+    `path` is the evaluated run folder or .hnerv file. Raises UserError when the files cannot be written.
+    """
+    summaries, frames = [chunk.summary for chunk in chunks], [chunk.scene.frames for chunk in chunks]
+    joint = combine(summaries, frames)
+    values = {tag: value for tag, value in joint.items() if tag.startswith("Eval/")}
+    size, scene = 0 if path.is_dir() else path.stat().st_size, chunks[0].scene
+    rate = bits_per_pixel(size, sum(frames), scene.height, scene.width)
+    common = ("targets", "targets_kind", "unseen", "ms_ssim_scales", "video")
+    summary = {
+        "checkpoint": str(path),
+        "epoch": joint["epoch"],
+        "segments": len(chunks),
+        **{key: summaries[0][key] for key in common},
+        **values,
+        "same_pixels_as_trained_on": all(summary["same_pixels_as_trained_on"] for summary in summaries),
+        "coded_parameters": joint["coded_parameters"],
+        **({"bpp": rate, "file_bytes": size} if size else {}),
+        **{key: joint[key] for key in ("bpp_estimate_8bit", "gmac_per_frame", "decode_fps")},
+    }
+    with _writing(folder / "eval") as place:
+        for name in TABLES:
+            _concatenate(place / name, [(chunk.first, chunk.folder / "eval" / name) for chunk in chunks])
+        tags = list(dict.fromkeys(tag for summary in summaries for tag in summary if tag.startswith("Eval/")))
+        rows = [
+            [number, chunk.first, chunk.scene.frames, *(chunk.summary.get(tag, "") for tag in tags)]
+            for number, chunk in enumerate(chunks)
+        ]
+        _write_csv(place / "segments.csv", ["segment", "first", "frames", *tags], rows)
+        with _event_logger(folder) as logger:
+            logger.scalars(values, joint["epoch"])
+        write_json(place / SUMMARY, summary)
+    return summary
+
+
+def add_to_summary(folder: Path, summary: Mapping[str, Any], name: str, values: object) -> dict[str, Any]:
+    """The summary with `values` under `name`, written over the one in eval/ of a run's folder. Raises UserError."""
+    summary = {**summary, name: values}
+    with _writing(folder / "eval") as place:
+        write_json(place / SUMMARY, summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """Creates the folder; errors of writing in the block become a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        summary = _summary(run, report, cost, _write_events(run, report))
-        write_json(folder / "summary.json", summary)
-        write_csv(folder, report)
+        yield folder
     except OSError as error:
         raise UserError(
             f"cannot write the evaluation to {folder} ({error}): check disk space and permissions"
         ) from error
-    return summary
 
 
-def add_to_summary(folder: Path, summary: dict[str, object], name: str, values: object) -> dict[str, object]:
-    """The summary with `values` under `name`, written over the one in eval/ of a run's folder. Raises UserError."""
-    summary = {**summary, name: values}
-    try:
-        write_json(folder / "eval" / "summary.json", summary)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the evaluation to {folder / 'eval'} ({error}): check disk space and permissions"
-        ) from error
-    return summary
-
-
-def _write_events(run: OpenedRun, report: Report) -> dict[str, float]:
-    """The Eval/ tags and what they mean; returns {tag: value}."""
-    events = events_folder(run.folder) / "eval"
+def _event_logger(folder: Path) -> RunLogger:
+    """Logger to tensorboard/eval of a run's folder, in place of the event files of an earlier evaluation."""
+    events = events_folder(folder) / "eval"
     for old in events.glob("events.out.tfevents.*"):
         old.unlink()
-    with RunLogger(events, metrics=None, purge_step=0) as logger:
-        logger.text("Model/Info/run", _text_page(run, report), run.epoch)
-        return log_report(logger, report, run.epoch, run.step)
+    return RunLogger(events, metrics=None, purge_step=0)
 
 
 def _text_page(run: OpenedRun, report: Report) -> str:
-    """Markdown: what the similarities of these events are to, and what was evaluated."""
+    """Markdown: the targets of the similarities in these events, and what was evaluated."""
     return (
         f"**{run.record.targets_label}**\n\n"
         f"- unseen frames: {_unseen_mode(run, report)}\n"
@@ -63,8 +127,8 @@ def _text_page(run: OpenedRun, report: Report) -> str:
     )
 
 
-def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float]) -> dict[str, object]:
-    """Fewer than 5 `ms_ssim_scales`, which small frames have, do not give the MS-SSIM of the literature."""
+def _summary(run: OpenedRun, report: Report, values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Small frames have fewer than the 5 `ms_ssim_scales` of the literature: their MS-SSIM is another quantity."""
     scene, targets = run.model.scene, run.record.targets
     return {
         "checkpoint": str(run.checkpoint),
@@ -76,13 +140,49 @@ def _summary(run: OpenedRun, report: Report, cost: Cost, values: dict[str, float
         "ms_ssim_scales": ms_ssim_scales(scene.height, scene.width),
         "video": run.source,
         "same_pixels_as_trained_on": run.same_pixels,
-        "coded_parameters": cost.parameters,
-        **({"bpp": cost.bpp, "file_bytes": run.coded_bytes} if run.coded_bytes else {}),
-        "bpp_estimate_8bit": cost.bpp_estimate_8bit,
-        "gmac_per_frame": cost.gmac_per_frame,
-        "decode_fps": cost.decode_fps,
+        **cost,
     }
 
 
 def _unseen_mode(run: OpenedRun, report: Report) -> str:
     return report.unseen if run.config.model.embedding == "encoder" else "decoded at their time stamps"
+
+
+def _write_tables(folder: Path, report: Report) -> None:
+    """per_frame.csv and per_patch.csv: one row per frame or patch, in the order of the video and of its patches."""
+    frames, patches = [], []
+    for name, split in report.splits():
+        label = split_label(name, report.unseen)
+        for i, position in enumerate(split.positions.tolist()):
+            clip = [measure[i].double() for measure in split.clip] if split.clip else []
+            pixels = [split.psnr[i].double().mean(), split.psnr_frame[i], split.ms_ssim[i]]
+            frames.append([position, label, *pixels, *(measure.mean() for measure in clip)])
+            for patch, psnr in enumerate(split.psnr[i]):
+                patches.append([position, patch, label, psnr, *(measure[patch] for measure in clip)])
+    clip_names = CLIP_COLUMNS if report.train.clip else ()
+    frames.sort(key=lambda row: row[0])
+    patches.sort(key=lambda row: row[:2])
+    _write_csv(folder / TABLES[0], ["frame", "split", "psnr", "psnr_frame", "ms_ssim", *clip_names], frames)
+    _write_csv(folder / TABLES[1], ["frame", "patch", "split", "psnr", *clip_names], patches)
+
+
+def _concatenate(path: Path, tables: Sequence[tuple[int, Path]]) -> None:
+    """One CSV table of several (first frame, path), read one by one; frames are numbered as in the video."""
+    with replacing(path) as file:
+        for number, (first, table) in enumerate(tables):
+            header, *lines = table.read_text(encoding="utf-8").splitlines()
+            if not number:
+                file.write(f"{header}\n".encode())
+            for line in lines:
+                frame, _, rest = line.partition(",")
+                file.write(f"{int(frame) + first},{rest}\n".encode())
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([f"{float(value):.6f}" if isinstance(value, Tensor) else value for value in row])
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

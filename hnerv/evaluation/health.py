@@ -1,4 +1,4 @@
-"""Whether the embeddings are alive, and what the features of the decoder look like.
+"""Diagnostics: collapse of the embeddings, and magnitudes of the decoder's features.
 
 M embeddings of a split, D dimensions.
 """
@@ -16,7 +16,10 @@ from hnerv.model import DualHeadHNeRV
 
 
 class Spread(NamedTuple):
-    """How far embeddings (M, D) are apart, in fp64; the tags Eval/Embedding say exactly what."""
+    """Diversity of embeddings (M, D), in fp64; defined by the tags Eval/Embedding.
+
+    A collapsed head predicts the same embedding everywhere: deviations and rank near 0, pairwise similarity near 1.
+    """
 
     std_mean: float
     std_min: float
@@ -25,7 +28,7 @@ class Spread(NamedTuple):
 
 
 class EmbeddingHealth(NamedTuple):
-    """The predicted embeddings of a split, their targets, and the norm of the CLIP head's output."""
+    """Of a split. `norm` is the mean norm of the CLIP head's output before normalisation."""
 
     predicted: Spread
     target: Spread
@@ -42,10 +45,11 @@ class StageFeatures(NamedTuple):
 
 
 def spread(embeddings: Tensor) -> Spread:
-    """(M, D) of unit norm -> Spread. One embedding alone has rank 0 and, with nothing beside it, pairwise_sim 1."""
+    """(M, D) of unit norm -> Spread. A single embedding has rank 0 and pairwise_sim 1."""
     x = embeddings.double()
     std = x.std(0, correction=0)
     count = len(x)
+    # Mean of x_i . x_j over i != j without the M x M matrix: |sum x_i|^2 = sum |x_i|^2 + sum_{i != j} x_i . x_j.
     pairwise = (x.sum(0).square().sum() - x.square().sum()) / (count * (count - 1)) if count > 1 else x.new_ones(())
     return Spread(std.mean().item(), std.min().item(), effective_rank(x - x.mean(0)), pairwise.item())
 
@@ -53,11 +57,16 @@ def spread(embeddings: Tensor) -> Spread:
 def effective_rank(x: Tensor) -> float:
     """exp of the entropy of the singular values of x (M, D), scaled to sum 1 (Roy, Vetterli 2007); 0 for zeros.
 
-    From the eigenvalues of the smaller of x x^T and x^T x, which is several times faster. nan where x is not finite,
-    which LAPACK would refuse with an error that names no tag.
+    nan where x is not finite: LAPACK would raise an error that names no tag.
     """
+    # The shares p_i = s_i / sum s of the singular values form a distribution; exp(-sum p log p) is the number of equal
+    # singular values with the same entropy: 1 for collapsed embeddings, min(M, D) for evenly spread ones. The squares
+    # of the s_i are the eigenvalues of the smaller Gram matrix. Eigenvalues within rounding of 0 would add up to a
+    # false tail of small shares, and are dropped.
     if not x.isfinite().all():
         return float("nan")
+    # Singular values are the square roots of the eigenvalues of the smaller Gram matrix: several times faster than SVD.
+    # Its rounding noise, relative to the largest eigenvalue, is removed before the root magnifies it.
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     noise = values.max() * gram.shape[0] * torch.finfo(gram.dtype).eps
@@ -69,16 +78,18 @@ def effective_rank(x: Tensor) -> float:
 def embedding_health(predicted: Tensor, target: Tensor, mean: Tensor, norm: float) -> EmbeddingHealth:
     """predicted, target (F, P, D) of a split, mean (D,) of the training targets."""
     predicted, target, mean = predicted.double(), target.double(), mean.double()
-    spreading = (target - mean).square().sum(-1).mean()
+    # 1 is the error of answering with the mean for every patch; below it, a prediction has learned something.
+    variance = (target - mean).square().sum(-1).mean()
     error = (predicted - target).square().sum(-1).mean()
-    nmse = (error / spreading).item() if spreading > 0 else None
+    nmse = (error / variance).item() if variance > 0 else None  # 1: as good as predicting the mean
     return EmbeddingHealth(spread(predicted.flatten(0, 1)), spread(target.flatten(0, 1)), nmse, norm)
 
 
-class Watch:
-    """Sums, while entered, of what passes through the CLIP head and the decoder; nothing is read from the device.
+class ActivationMonitor:
+    """Moments of the outputs of the CLIP head and of the decoder stages, by forward hooks.
 
-    Of each batch the first `share` counts: the rest fills it up.
+    Nothing is copied from the device before the results are read. The first `share` of each batch counts: the rest is
+    padding.
     """
 
     def __init__(self, model: DualHeadHNeRV) -> None:
@@ -89,23 +100,23 @@ class Watch:
         self._sizes: dict[int, int] = {}
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Watch]:
-        """Sees what passes until the block ends."""
+    def attached(self) -> Iterator[ActivationMonitor]:
+        """Counts the forward passes of the block."""
         model, decoder = self._model, self._model.decoder
-        hooks = [] if model.clip_head is None else [model.clip_head.out.register_forward_hook(self._see_head)]
-        hooks.append(decoder.stem.register_forward_hook(lambda _, __, out: self._see_stage(0, decoder.act(out))))
+        hooks = [] if model.clip_head is None else [model.clip_head.out.register_forward_hook(self._count_head)]
+        hooks.append(decoder.stem.register_forward_hook(lambda _, __, out: self._count_stage(0, decoder.act(out))))
         for number, stage in enumerate(decoder.stages, start=1):
-            hooks.append(stage.register_forward_hook(lambda _, __, out, n=number: self._see_stage(n, out)))
+            hooks.append(stage.register_forward_hook(lambda _, __, out, n=number: self._count_stage(n, out)))
         try:
             yield self
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _see_head(self, _: object, __: object, out: Tensor) -> None:
+    def _count_head(self, _: object, __: object, out: Tensor) -> None:
         self._norms.append(self._counted(out).norm(dim=-1).flatten())
 
-    def _see_stage(self, number: int, out: Tensor) -> None:
+    def _count_stage(self, number: int, out: Tensor) -> None:
         x = self._counted(out)
         row = torch.stack([x.sum(), torch.linalg.vector_norm(x).square()])  # 40 times faster than std_mean on a CPU
         self._moments.setdefault(number, []).append(row)
@@ -115,11 +126,11 @@ class Watch:
         return out[: round(self.share * len(out))].float()
 
     def norm(self) -> float:
-        """Mean L2 norm before normalisation; nan without a CLIP head."""
+        """Mean L2 norm of the head's output before normalisation; nan without a CLIP head."""
         return torch.cat(self._norms).mean().item() if self._norms else float("nan")
 
     def features(self) -> StageFeatures:
-        """Mean and deviation of each stage over all that passed."""
+        """Mean and standard deviation of each stage over all counted values."""
         moments = torch.stack(
             [torch.stack(rows).double().sum(0) / self._sizes[number] for number, rows in sorted(self._moments.items())]
         )

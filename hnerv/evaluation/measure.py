@@ -13,16 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hnerv.data.store import FrameStore
-from hnerv.evaluation.health import EmbeddingHealth, StageFeatures, Watch, embedding_health
-from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval, round8
-from hnerv.model import DualHeadHNeRV, Prediction
-
-FRAMES_AT_ONCE = 4
+from hnerv.evaluation.health import ActivationMonitor, EmbeddingHealth, StageFeatures, embedding_health
+from hnerv.metrics import centred_cosine, cosine, frame_mse, ms_ssim, patch_mse, psnr, retrieval
+from hnerv.model import DualHeadHNeRV
+from hnerv.model.predict import FRAMES_AT_ONCE, predict, round8
 
 
 class ClipMeasures(NamedTuple):
-    """Each (F, P). Cosine and centred cosine; of the true embedding as a query to all predictions of the video:
-    whether its patch is the first, among the first 5, among the first 10; overlap and Spearman of `retrieval`.
+    """Each (F, P): cosine and centred cosine to the target, and retrieval with the true embedding as the query.
+
+    The query searches all predictions of the video. `found`, `found5`, `found10`: whether its patch ranks first, among
+    the first 5, among the first 10. `overlap` and `spearman` as in `retrieval`.
     """
 
     sim: Tensor
@@ -37,7 +38,7 @@ class ClipMeasures(NamedTuple):
 class SplitReport(NamedTuple):
     """One split: positions (F,), psnr (F, P) of patches, psnr_frame (F,), ms_ssim (F,), all on the CPU.
 
-    Pixels are measured as a viewer gets them: clamped and rounded to 8 bits.
+    Pixels are measured as displayed: clamped and rounded to 8 bits. Without targets, `clip` and `health` are None.
     """
 
     positions: Tensor
@@ -49,7 +50,7 @@ class SplitReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """An evaluation. `val` is None where the split leaves no unseen frames. `unseen` says how these were embedded.
+    """An evaluation. `val` is None where the split holds out no frames. `unseen`: how unseen frames were embedded.
 
     `features` are those of the training frames.
     """
@@ -67,7 +68,7 @@ class Report(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """Pixels on the CPU, embeddings `clip` (F, P, D) on the device of the model."""
+    """Columns of a SplitReport, on the CPU, and predicted embeddings `clip` (F, P, D) on the device of the model."""
 
     psnr: Tensor
     psnr_frame: Tensor
@@ -75,109 +76,88 @@ class _Measured(NamedTuple):
     clip: Tensor | None
 
 
-class _Clip(NamedTuple):
-    measures: ClipMeasures
-    health: EmbeddingHealth
-
-
 @torch.no_grad()
 def evaluate(model: DualHeadHNeRV, store: FrameStore, unseen: str = "", progress: bool = False) -> Report:
     """Decodes every frame of both splits in fp32 and measures it against the source.
 
-    Training frames come from the model alone. `unseen='encode'` lets the embedding see an unseen frame itself;
-    otherwise it is decoded from the model alone too. Stored codes are taken as they are: see `Embedding.refresh`.
-    `progress` draws a bar over the frames, on a terminal only.
+    Training frames come from the model alone, with stored codes as they are, see `Embedding.refresh`. Unseen frames
+    do as well, unless `unseen='encode'` shows them to the encoder. `progress` draws a bar over the frames on a
+    terminal.
     """
     was_training, scene = model.training, model.scene
     model.eval()
     positions = {"train": torch.tensor(scene.train), "val": torch.tensor(scene.val, dtype=torch.long)}
     positions = {name: where for name, where in positions.items() if len(where)}
-    measured, watches = {}, {name: Watch(model) for name in positions}
+    measured, monitors = {}, {name: ActivationMonitor(model) for name in positions}
     with frames_bar("evaluate", sum(map(len, positions.values())), progress) as bar:
         for name, where in positions.items():
-            with watches[name].watching():
-                sees = name == "val" and unseen == "encode"
-                measured[name] = _measure(model, store, in_batches(where, bar), sees, watches[name])
+            with monitors[name].attached():
+                sees_frames = name == "val" and unseen == "encode"
+                measured[name] = _measure(model, store, in_batches(where, bar), sees_frames, monitors[name])
     model.train(was_training)
-    clip = _clip_measures(store, positions, measured, watches)
-    reports = {
-        name: SplitReport(positions[name], m.psnr, m.psnr_frame, m.ms_ssim, *(clip[name] if clip else (None, None)))
-        for name, m in measured.items()
-    }
-    return Report(reports["train"], reports.get("val"), unseen, watches["train"].features())
+    clip = dict.fromkeys(positions, (None, None))
+    if measured["train"].clip is not None:
+        clip = _clip_columns(store, positions, measured, monitors)
+    reports = {name: SplitReport(positions[name], *m[:3], *clip[name]) for name, m in measured.items()}
+    return Report(reports["train"], reports.get("val"), unseen, monitors["train"].features())
 
 
 def frames_bar(label: str, frames: int, progress: bool) -> tqdm:
-    """A bar on stderr where that is a terminal and `progress` is wanted; otherwise nothing is drawn."""
+    """A bar on stderr, drawn only with `progress` and on a terminal."""
     return tqdm(total=frames, desc=label, unit="frame", disable=None if progress else True)
 
 
 def in_batches(positions: Tensor, bar: tqdm) -> Iterator[Tensor]:
-    """Positions (F,) in batches that fit, in order; the bar follows."""
+    """Positions (F,) in batches of FRAMES_AT_ONCE, in order; updates the bar."""
     for where in positions.split(FRAMES_AT_ONCE):
         yield where
         bar.update(len(where))
 
 
-@torch.no_grad()
-def predict(model: DualHeadHNeRV, times: Tensor, frames: Tensor | None = None, clip: bool = True) -> Prediction:
-    """At most FRAMES_AT_ONCE times (B,) -> Prediction, computed as FRAMES_AT_ONCE with the last one repeated.
-
-    With another batch size a convolution may add up in another order, and a picture would depend on what was decoded
-    beside it.
-    """
-    fill = whole_batch(len(times)).to(times.device)
-    found = model(times[fill], None if frames is None else frames[fill], clip)
-    return Prediction(found.rgb[: len(times)], None if found.clip is None else found.clip[: len(times)])
-
-
-def whole_batch(count: int) -> Tensor:
-    """Positions in a batch of `count` that make it one of FRAMES_AT_ONCE, the last repeated."""
-    return torch.arange(FRAMES_AT_ONCE).clamp(max=count - 1)
-
-
 def _measure(
-    model: DualHeadHNeRV, store: FrameStore, batches: Iterator[Tensor], sees_frames: bool, watch: Watch
+    model: DualHeadHNeRV,
+    store: FrameStore,
+    batches: Iterator[Tensor],
+    sees_frames: bool,
+    monitor: ActivationMonitor,
 ) -> _Measured:
     rows = []
     for where in batches:
-        watch.share = len(where) / FRAMES_AT_ONCE
+        monitor.share = len(where) / FRAMES_AT_ONCE
         batch = store.batch(where)
         prediction = predict(model, batch.times, batch.frames if sees_frames else None)
         rgb = round8(prediction.rgb)
-        rows.append(
-            _Measured(
-                psnr(patch_mse(rgb, batch.frames, model.scene.grid)),
-                psnr(frame_mse(rgb, batch.frames)),
-                ms_ssim(rgb, batch.frames),
-                prediction.clip,
-            )
-        )
+        patches, frames = patch_mse(rgb, batch.frames, model.scene.grid), frame_mse(rgb, batch.frames)
+        rows.append(_Measured(psnr(patches), psnr(frames), ms_ssim(rgb, batch.frames), prediction.clip))
     *pixels, clip = zip(*rows, strict=True)
     return _Measured(*(torch.cat(column).cpu() for column in pixels), None if clip[0] is None else torch.cat(clip))
 
 
-def _clip_measures(
-    store: FrameStore, positions: dict[str, Tensor], measured: dict[str, _Measured], watches: dict[str, Watch]
-) -> dict[str, _Clip] | None:
-    """Retrieval searches the predictions of the whole video; centring removes the mean of the training targets."""
-    if measured["train"].clip is None:
-        return None
-    where = torch.cat([positions[name] for name in measured])
+def _clip_columns(
+    store: FrameStore,
+    positions: dict[str, Tensor],
+    measured: dict[str, _Measured],
+    monitors: dict[str, ActivationMonitor],
+) -> dict[str, tuple[ClipMeasures, EmbeddingHealth]]:
+    targets = store.clip(torch.cat([*positions.values()]))
     predicted = torch.cat([m.clip for m in measured.values()])
-    targets = store.clip(where)
-    mean = store.clip(positions["train"]).mean(dim=(0, 1))
-    columns = clip_measures(predicted, targets, where, mean)
-    predicted, targets, mean = predicted.cpu(), targets.cpu(), mean.cpu()
-    sizes = [len(positions[name]) for name in measured]
-    parts = zip(*(column.split(sizes) for column in columns), strict=True)
-    healths = (
-        embedding_health(ours, theirs, mean, watch.norm())
-        for ours, theirs, watch in zip(predicted.split(sizes), targets.split(sizes), watches.values(), strict=True)
-    )
+    mean = targets[: len(positions["train"])].mean(dim=(0, 1))
+    measures = clip_measures_by_split(predicted, targets, positions, mean)
+    sizes = [*map(len, positions.values())]
+    pairs = zip(predicted.cpu().split(sizes), targets.cpu().split(sizes), strict=True)
     return {
-        name: _Clip(ClipMeasures(*part), health) for name, part, health in zip(measured, parts, healths, strict=True)
+        name: (measures[name], embedding_health(*pair, mean.cpu(), monitors[name].norm()))
+        for name, pair in zip(positions, pairs, strict=True)
     }
+
+
+def clip_measures_by_split(
+    predicted: Tensor, targets: Tensor, positions: dict[str, Tensor], mean: Tensor
+) -> dict[str, ClipMeasures]:
+    """`clip_measures` of each split: retrieval searches the frames of all splits, in the order of `positions`."""
+    columns = clip_measures(predicted, targets, torch.cat([*positions.values()]), mean)
+    parts = zip(*(column.split([*map(len, positions.values())]) for column in columns), strict=True)
+    return {name: ClipMeasures(*part) for name, part in zip(positions, parts, strict=True)}
 
 
 def clip_measures(predicted: Tensor, targets: Tensor, where: Tensor, mean: Tensor) -> ClipMeasures:

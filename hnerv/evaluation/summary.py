@@ -1,37 +1,42 @@
-"""A Report -> numbers by name: the Eval/ tags, histograms, rows of the CSV files, the printed table."""
+"""A Report -> numbers by name: the Eval/ tags, histograms, and the printed table."""
 
 from __future__ import annotations
 
-import csv
-import io
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from hnerv.evaluation.health import EmbeddingHealth
 from hnerv.evaluation.measure import Report, SplitReport
-from hnerv.files import replacing
-from hnerv.tracking import NullLogger, split_label, split_name
+from hnerv.tables import Column, format_table
+from hnerv.tracking import NullLogger, split_name
 
 CLIP_COLUMNS = (
-    "clip_sim", "clip_sim_centred", "clip_retrieval", "clip_recall5", "clip_recall10", "clip_overlap10", "clip_spearman"
-)  # fmt: skip
-"""What tags and CSV files call the fields of ClipMeasures."""
+    "clip_sim",
+    "clip_sim_centred",
+    "clip_retrieval",
+    "clip_recall5",
+    "clip_recall10",
+    "clip_overlap10",
+    "clip_spearman",
+)
+"""Names of the fields of ClipMeasures in tags and CSV files."""
 
 
 def eval_values(report: Report) -> dict[str, float]:
-    """{Eval/ tag: value}. What was not measured is not in it. Deviations are of the population (divided by F)."""
+    """{Eval/ tag: value}, without what was not measured. Deviations are of the population (divided by F)."""
     values: dict[str, float] = {}
     for name, split in report.splits():
         values |= _split_values(name, split)
     values |= gap_values(values)
-    for what, numbers in report.features._asdict().items():
-        values |= {f"Model/Features/stage{n}_{what}": number for n, number in enumerate(numbers)}
+    for moment, numbers in report.features._asdict().items():
+        values |= {f"Model/Features/stage{n}_{moment}": number for n, number in enumerate(numbers)}
     return values
 
 
 def gap_values(values: dict[str, float]) -> dict[str, float]:
-    """What seen frames have more than unseen ones, of {Eval/ tag: value} where both are in it."""
+    """Training minus unseen frames, where {Eval/ tag: value} has both."""
     gaps = {}
     for quantity in ("psnr", "clip_sim"):
         pair = [values.get(f"Eval/Frame/{name}_{quantity}") for name in ("train", "val")]
@@ -55,12 +60,10 @@ def _split_values(name: str, split: SplitReport) -> dict[str, float]:
     }
     if split.clip:
         sim = split.clip.sim.double()
+        means = (measure.double().mean() for measure in split.clip)
         values |= {
             f"Eval/Frame/{name}_clip_dist": 1 - sim.mean(),
-            **{
-                f"Eval/Frame/{name}_{column}": m.double().mean()
-                for column, m in zip(CLIP_COLUMNS, split.clip, strict=True)
-            },
+            **{f"Eval/Frame/{name}_{column}": mean for column, mean in zip(CLIP_COLUMNS, means, strict=True)},
             f"Eval/Patch/{name}_clip_sim_std": sim.std(correction=0),
             f"Eval/Patch/{name}_clip_sim_min": sim.min(),
             f"Eval/Patch/{name}_clip_sim_max": sim.max(),
@@ -81,12 +84,12 @@ def _health_values(name: str, health: EmbeddingHealth) -> dict[str, float]:
 
 def eval_histograms(report: Report) -> dict[str, Tensor]:
     """{Eval/Histogram tag: values of the frames (F,)}."""
-    found = {}
+    histograms = {}
     for name, split in report.splits():
-        found[f"Eval/Histogram/{name}_psnr_distribution"] = split.psnr.mean(1)
+        histograms[f"Eval/Histogram/{name}_psnr_distribution"] = split.psnr.mean(1)
         if split.clip:
-            found[f"Eval/Histogram/{name}_clip_sim_distribution"] = split.clip.sim.mean(1)
-    return found
+            histograms[f"Eval/Histogram/{name}_clip_sim_distribution"] = split.clip.sim.mean(1)
+    return histograms
 
 
 def log_report(logger: NullLogger, report: Report, epoch: int, step: int) -> dict[str, float]:
@@ -95,22 +98,20 @@ def log_report(logger: NullLogger, report: Report, epoch: int, step: int) -> dic
     logger.scalars(values, epoch)
     for tag, sample in eval_histograms(report).items():
         logger.histogram(tag, sample, epoch)
-    logger.record("eval", {"epoch": epoch, "step": step, **_labelled(report), **values})
+    label = {"unseen": report.unseen} if report.unseen == "encode" else {}
+    logger.record("eval", {"epoch": epoch, "step": step, **label, **values})
     return values
 
 
-def _labelled(report: Report) -> dict[str, str]:
-    return {"unseen": report.unseen} if report.unseen == "encode" else {}
-
-
-def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
-    """{Eval/ tag: value} as a text table, training and unseen side by side. `targets` says what CLIP means here."""
-    rows = [("", *(split_name(name, unseen) for name in ("train", "val")))]
+def table(values: Mapping[str, Any], targets: str, unseen: str = "") -> str:
+    """{Eval/ tag: value} as a text table, training and unseen frames side by side. `targets` explains similarity."""
+    columns = [Column("", "36"), *(Column(split_name(s, unseen), a) for s, a in (("train", ">12"), ("val", ">16")))]
+    rows = []
     for label, tag, form in _ROWS:
-        cells = [values.get(tag.format(name)) for name in ("train", "val")]
+        cells = [values.get(tag.format(split)) for split in ("train", "val")]
         if cells != [None, None]:
-            rows.append((label, *("-" if c is None else form.format(c) for c in cells)))
-    lines = [f"{label:36}{train:>12}{val:>16}".rstrip() for label, train, val in rows]
+            rows.append((label, *(cell if cell is None else format(cell, form) for cell in cells)))
+    lines = [format_table(columns, rows)]
     if "Eval/Frame/train_clip_sim" in values:
         lines.append(f"similarity is measured against the targets: {targets}")
     if "Eval/Frame/val_psnr" not in values:
@@ -121,49 +122,22 @@ def table(values: dict[str, float], targets: str, unseen: str = "") -> str:
 
 
 _ROWS = (
-    ("frames", "Eval/Info/num_{}_frames", "{:.0f}"),
-    ("patches", "Eval/Info/num_{}_patches", "{:.0f}"),
-    ("PSNR, mean of patches, dB", "Eval/Frame/{}_psnr", "{:.3f}"),
-    ("  standard deviation over frames", "Eval/PSNR_Stats/{}_std", "{:.3f}"),
-    ("  worst frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.3f}"),
-    ("  best frame, mean of patches", "Eval/PSNR_Stats/{}_max", "{:.3f}"),
-    ("  standard deviation over patches", "Eval/Patch/{}_psnr_std", "{:.3f}"),
-    ("full-frame PSNR (literature), dB", "Eval/Frame/{}_psnr_frame", "{:.3f}"),
-    ("MS-SSIM", "Eval/Frame/{}_ms_ssim", "{:.5f}"),
-    ("similarity to the targets", "Eval/Frame/{}_clip_sim", "{:.4f}"),
-    ("  standard deviation over patches", "Eval/Patch/{}_clip_sim_std", "{:.4f}"),
-    ("  centred", "Eval/Frame/{}_clip_sim_centred", "{:.4f}"),
-    ("  recall@1", "Eval/Frame/{}_clip_retrieval", "{:.4f}"),
-    ("  recall@5", "Eval/Frame/{}_clip_recall5", "{:.4f}"),
-    ("  recall@10", "Eval/Frame/{}_clip_recall10", "{:.4f}"),
-    ("  overlap@10", "Eval/Frame/{}_clip_overlap10", "{:.4f}"),
-    ("  Spearman", "Eval/Frame/{}_clip_spearman", "{:.4f}"),
+    ("frames", "Eval/Info/num_{}_frames", ".0f"),
+    ("patches", "Eval/Info/num_{}_patches", ".0f"),
+    ("PSNR, mean of patches, dB", "Eval/Frame/{}_psnr", ".3f"),
+    ("  standard deviation over frames", "Eval/PSNR_Stats/{}_std", ".3f"),
+    ("  worst frame, mean of patches", "Eval/PSNR_Stats/{}_min", ".3f"),
+    ("  best frame, mean of patches", "Eval/PSNR_Stats/{}_max", ".3f"),
+    ("  standard deviation over patches", "Eval/Patch/{}_psnr_std", ".3f"),
+    ("full-frame PSNR (literature), dB", "Eval/Frame/{}_psnr_frame", ".3f"),
+    ("MS-SSIM", "Eval/Frame/{}_ms_ssim", ".5f"),
+    ("similarity to the targets", "Eval/Frame/{}_clip_sim", ".4f"),
+    ("  standard deviation over patches", "Eval/Patch/{}_clip_sim_std", ".4f"),
+    ("  centred", "Eval/Frame/{}_clip_sim_centred", ".4f"),
+    ("  recall@1", "Eval/Frame/{}_clip_retrieval", ".4f"),
+    ("  recall@5", "Eval/Frame/{}_clip_recall5", ".4f"),
+    ("  recall@10", "Eval/Frame/{}_clip_recall10", ".4f"),
+    ("  overlap@10", "Eval/Frame/{}_clip_overlap10", ".4f"),
+    ("  Spearman", "Eval/Frame/{}_clip_spearman", ".4f"),
 )
-
-
-def write_csv(folder: Path, report: Report) -> None:
-    """per_frame.csv and per_patch.csv, one row per frame or patch, in the order of the video and of its patches."""
-    frames, patches = [], []
-    for name, split in report.splits():
-        label = split_label(name, report.unseen)
-        for i, position in enumerate(split.positions.tolist()):
-            clip = [m[i].double() for m in split.clip] if split.clip else []
-            row = [position, label, split.psnr[i].double().mean(), split.psnr_frame[i], split.ms_ssim[i]]
-            frames.append(row + [m.mean() for m in clip])
-            for patch in range(split.psnr.shape[1]):
-                patches.append([position, patch, label, split.psnr[i, patch]] + [m[patch] for m in clip])
-    frames.sort(key=lambda row: row[0])
-    patches.sort(key=lambda row: (row[0], row[1]))
-    clip_names = CLIP_COLUMNS if report.train.clip else ()
-    _write(folder / "per_frame.csv", ["frame", "split", "psnr", "psnr_frame", "ms_ssim", *clip_names], frames)
-    _write(folder / "per_patch.csv", ["frame", "patch", "split", "psnr", *clip_names], patches)
-
-
-def _write(path: Path, header: list[str], rows: list[list]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([f"{float(v):.6f}" if isinstance(v, Tensor) else v for v in row])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+"""(label, tag with a place for the split, format)."""

@@ -34,7 +34,7 @@ from hnerv.fleet.numbers import close_segments, numbers_of
 from hnerv.fleet.parcels import LATEST, Parcel, pack, unpack
 from hnerv.fleet.places import place_of, send
 from hnerv.fleet.work import Effort, Outcome, Task
-from hnerv.runs import Plan, SegmentedFolder, write_plan
+from hnerv.runs import ChunkedFolder, ChunkPlan, write_plan
 from hnerv.runs.record import read_record
 from hnerv.training.signals import StopSignals
 
@@ -262,9 +262,9 @@ class Driver:
             self.posted[video.name] = self.cluster.put(send(place_of(video.data)))
         self.waiting.appendleft(attempt)
 
-    def divide(self, video: Video, plan: Plan) -> None:
+    def divide(self, video: Video, plan: ChunkPlan) -> None:
         """The plan of a video is there: its segments are in line."""
-        write_plan(SegmentedFolder(self.output / video.name).plan, plan)
+        write_plan(ChunkedFolder(self.output / video.name).plan, plan)
         self.open[video.name].clear()
         self.add(video, segment_jobs(video, plan))
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import OtherRun, UserError
-from hnerv.flags import check_segments
 from hnerv.fleet.ledger import Standing
 from hnerv.fleet.manifest import Video
 from hnerv.fleet.parcels import LATEST
 from hnerv.presets import Choice
-from hnerv.runs import Plan, SegmentedFolder, read_plan
+from hnerv.runs import ChunkedFolder, ChunkPlan, read_plan
 from hnerv.runs.folder import RunFolder
 from hnerv.runs.record import read_record
 from hnerv.training.chunks import chunk_choice
@@ -47,7 +46,7 @@ def first_jobs(video: Video, output: Path) -> list[Job]:
     """What can be begun of a video: its run, its segments, or the plan of these. Raises UserError."""
     if not in_segments(video):
         return [Job(video.name, video, video.choice)]
-    folder = SegmentedFolder(output / video.name)
+    folder = ChunkedFolder(output / video.name)
     if folder.plan.is_file():
         return segment_jobs(video, known_plan(video, folder))
     if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
@@ -57,24 +56,24 @@ def first_jobs(video: Video, output: Path) -> list[Job]:
 
 def in_segments(video: Video) -> bool:
     """Whether it is divided."""
-    return check_segments(*video.wishes)
+    return video.wishes.divides
 
 
-def segment_jobs(video: Video, plan: Plan) -> list[Job]:
+def segment_jobs(video: Video, plan: ChunkPlan) -> list[Job]:
     """A run for each segment."""
-    names = [f"{video.name}/segments/{segment.name}" for segment in plan.segments]
-    choices = [chunk_choice(segment, video.choice) for segment in plan.segments]
+    names = [f"{video.name}/segments/{segment.name}" for segment in plan.chunks]
+    choices = [chunk_choice(segment, video.choice) for segment in plan.chunks]
     befores = ["", *names]
     return [
         Job(name, video, choice, "train", "" if name == names[0] else names[0], before, segment.count)
-        for name, choice, before, segment in zip(names, choices, befores, plan.segments, strict=False)
+        for name, choice, before, segment in zip(names, choices, befores, plan.chunks, strict=False)
     ]
 
 
-def known_plan(video: Video, folder: SegmentedFolder) -> Plan:
+def known_plan(video: Video, folder: ChunkedFolder) -> ChunkPlan:
     """The plan that is there. Raises UserError for one that was made by other flags."""
     plan = read_plan(folder.plan)
-    if plan.wishes != video.wishes or plan.frames != video.choice.config.video.frames:
+    if plan.options != video.wishes or plan.frames != video.choice.config.video.frames:
         raise OtherRun(
             f"{folder.path} was divided with different --segment-* flags or --frames: pass those, move it aside, or "
             "choose another name"
@@ -112,9 +111,8 @@ def run_folder(job: Job, output: Path) -> RunFolder:
     try:
         return RunFolder.at(output, job.name, with_width(job, output), False, same_path=True)
     except UserError as error:
-        cause, _, mend = str(error).partition(": choose another --exp-id")
-        settings = "pass its settings, " * ("to resume it" in mend)
-        raise type(error)(f"{cause}: {settings}choose another name, or move it aside") from error
+        settings = "pass its settings, " * isinstance(error, OtherRun)
+        raise type(error)(error.cause, f"{settings}choose another name, or move it aside") from error
 
 
 def check_runs(videos: list[Video], output: Path) -> None:

@@ -14,9 +14,8 @@ from hnerv.data.video import CLIPS, is_remote
 from hnerv.data.video.images import SUFFIXES
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.flags import check_segments
 from hnerv.presets import Choice, preset
-from hnerv.runs import Wishes
+from hnerv.runs import ChunkOptions
 
 VIDEOS = {
     ".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".dv", ".y4m", ".yuv", ".ogv",
@@ -31,7 +30,7 @@ RESERVED = {
 _PART = re.compile(r"[^\W_][\w.,=+@ -]*", re.ASCII)
 _ASIDE = re.compile(r"\.(old\d+)$", re.ASCII)
 """Ends the name of a run that was moved aside, which a search leaves out."""
-_SEGMENT_KEYS = {f"segment_{name}": name for name in Wishes._fields}
+_SEGMENT_KEYS = {f"segment_{name}": name for name in ChunkOptions._fields}
 
 
 class Video(NamedTuple):
@@ -40,7 +39,7 @@ class Video(NamedTuple):
     name: str
     data: str
     choice: Choice
-    wishes: Wishes
+    wishes: ChunkOptions
 
 
 class Defaults(NamedTuple):
@@ -48,7 +47,7 @@ class Defaults(NamedTuple):
 
     preset: str = ""
     settings: dict[str, object] = {}  # noqa: RUF012 (never changed)
-    wishes: Wishes = Wishes()
+    wishes: ChunkOptions = ChunkOptions()
 
 
 def read_videos(source: Path, defaults: Defaults) -> list[Video]:
@@ -174,16 +173,14 @@ def _located(data: str, source: Path) -> str:
         ) from error
 
 
-def _wishes(row: dict, defaults: Wishes) -> Wishes:
+def _wishes(row: dict, defaults: ChunkOptions) -> ChunkOptions:
     given = {name: row.pop(key) for key, name in _SEGMENT_KEYS.items() if key in row}
     for name, value in given.items():
         if type(value) is not type(getattr(defaults, name)):
             raise UserError(
                 f"segment_{name} {str(value)[:60]!r} must be of type {type(getattr(defaults, name)).__name__}"
             )
-    wishes = defaults._replace(**given)
-    check_segments(*wishes)
-    return wishes
+    return defaults._replace(**given).checked()
 
 
 def _choice(row: dict, data: str, defaults: Defaults) -> Choice:

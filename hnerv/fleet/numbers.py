@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hnerv.evaluation.combining import combined
-from hnerv.metrics import bits_per_pixel
+from hnerv.evaluation import combine, estimated_rate
+from hnerv.model import joined_scene
 from hnerv.presets import Choice
-from hnerv.report.reading import RunData, read_run
-from hnerv.runs import SegmentedFolder, parts_of
-from hnerv.runs.record import RunRecord
+from hnerv.report.results import RunResults, read_run
+from hnerv.runs import ChunkedFolder, chunks_of
 from hnerv.training.chunks import log_chunks
 
 
@@ -20,26 +19,23 @@ def numbers_of(folder: Path) -> dict[str, object]:
 
 def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, object]:
     """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
-    runs = [read_run(part.path) for part in parts_of(folder)]
-    whole = combined([run.values for run in runs])
-    log_chunks(SegmentedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
+    runs = [read_run(chunk.path) for chunk in chunks_of(folder)]
+    whole = combine([run.values for run in runs])
+    log_chunks(ChunkedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
     return _numbers(runs, whole)
 
 
-def _numbers(runs: list[RunData], whole: dict[str, float] | None) -> dict[str, object]:
-    measured = runs[0].values if whole is None else whole
+def _numbers(runs: list[RunResults], whole: dict[str, float] | None) -> dict[str, object]:
+    measured, records = runs[0].values if whole is None else whole, [run.record for run in runs]
     unseen = measured.get("Eval/Frame/val_clip_sim")
     values = {
         "psnr": measured.get("Eval/Frame/train_psnr_frame"),
         "psnr_unseen": measured.get("Eval/Frame/val_psnr_frame"),
-        "bpp_estimate_8bit": _rate([run.record for run in runs]),
+        "bpp_estimate_8bit": estimated_rate(
+            sum(r.parameters for r in records), joined_scene([r.scene for r in records])
+        ),
         "clip_sim": measured.get("Eval/Frame/train_clip_sim") if unseen is None else unseen,
         "seconds": round(sum(seconds for run in runs for _, seconds in run.curves.get("seconds", [])), 3),
         "targets": runs[0].record.targets_label,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _rate(records: list[RunRecord]) -> float:
-    parameters, scenes = sum(record.parameters for record in records), [record.scene for record in records]
-    return bits_per_pixel(parameters, sum(scene.frames for scene in scenes), scenes[0].height, scenes[0].width)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.fleet.ledger import Mark, Standing, read_marks, read_standing
+from hnerv.tables import Column, format_row
 
 MANIFEST, TABLE = "manifest.jsonl", "fleet.csv"
 STATES = ("finished", "failed", "begun", "waiting")
@@ -103,10 +104,10 @@ def _progress(folder: Path, name: str, far: dict[str, float]) -> float:
     """Of a video whose jobs have come so `far`; a segment counts by its frames, as its steps do."""
     if not any("/segments/" in job for job in far):
         return far.get(name, 0.0)
-    from hnerv.runs import parts_of  # imports torch, which the table of other videos does without
+    from hnerv.runs import chunks_of  # imports torch, which the table of other videos does without
 
     try:
-        frames = {f"{name}/segments/{part.path.name}": part.count for part in parts_of(folder / name)}
+        frames = {f"{name}/segments/{chunk.path.name}": chunk.frames for chunk in chunks_of(folder / name)}
     except UserError:  # of a plan that is damaged: the fleet's command says so
         return 0.0
     return sum(far.get(job, 0.0) * count for job, count in frames.items()) / max(sum(frames.values()), 1)
@@ -159,13 +160,17 @@ def heading(width: int) -> str:
 
 def line(row: Row, width: int = 0) -> str:
     """One video."""
-    cells = [
-        _cell(row.psnr, "6.2f"), _cell(row.psnr_unseen, "6.2f"), _cell(row.bpp_estimate_8bit, "7.4f"),
-        _cell(row.clip_sim, "5.3f"), _cell(row.seconds, "7.0f"), f"{row.retries:7}",
-    ]  # fmt: skip
+    columns = [
+        Column("video", str(width)),
+        Column("state", "9", gap=2),
+        Column("PSNR", ">6", ".2f", gap=1),
+        Column("unseen", ">6", ".2f", gap=2),
+        Column("bpp*", ">7", ".4f", gap=2),
+        Column("sim", ">5", ".3f", gap=2),
+        Column("seconds", ">7", ".0f", gap=2),
+        Column("retries", ">7", gap=2),
+        Column("cause", "", gap=2),
+    ]
     state = f"{row.progress:4.0%} done" if row.state == "begun" and row.progress else row.state
-    return f"{row.name:{width}}  {state:9} {'  '.join(cells)}{'  ' + row.cause if row.cause else ''}"
-
-
-def _cell(value: float | None, form: str) -> str:
-    return f"{'–':>{form.split('.')[0]}}" if value is None else f"{value:{form}}"
+    numbers = row.psnr, row.psnr_unseen, row.bpp_estimate_8bit, row.clip_sim, row.seconds, row.retries
+    return format_row(columns, [row.name, state, *numbers, row.cause], missing="–")

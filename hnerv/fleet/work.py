@@ -24,7 +24,7 @@ from hnerv.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from hnerv.fleet.places import Place
-    from hnerv.runs import Plan, Wishes
+    from hnerv.runs import ChunkOptions, ChunkPlan
     from hnerv.training.trainer import Trainer
 
 SHARE, ALLOWANCE = 100, 2.0
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 
     state: str
     cause: str = ""
-    plan: Plan | None = None
+    plan: ChunkPlan | None = None
     effort: Effort = Effort()
 
 
@@ -145,7 +145,7 @@ def _initial(task: Task, folder: Path) -> Path | None:
     return path
 
 
-def plan(task: Task, wishes: Wishes, sent: bytes | None) -> Outcome:
+def plan(task: Task, wishes: ChunkOptions, sent: bytes | None) -> Outcome:
     """Divides a video into segments, which means to decode it where scenes are wanted."""
     with _one_line() as outcome:
         _check_version(task)

@@ -1,4 +1,4 @@
-"""The representation: embeddings, decoder, RGB head, CLIP head."""
+"""The neural representation of a video: embedding, decoder, RGB head, CLIP head."""
 
 from hnerv.model.build import build_model, coded_parameters
 from hnerv.model.embeddings import LATENTS
@@ -6,6 +6,12 @@ from hnerv.model.network import DualHeadHNeRV, Prediction
 from hnerv.model.scene import Scene, frame_multiple, joined_scene
 
 __all__ = [
-    "LATENTS", "DualHeadHNeRV", "Prediction", "Scene", "build_model", "coded_parameters", "frame_multiple",
+    "LATENTS",
+    "DualHeadHNeRV",
+    "Prediction",
+    "Scene",
+    "build_model",
+    "coded_parameters",
+    "frame_multiple",
     "joined_scene",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""From a configuration and a scene to a model: width solved, parameters counted."""
+"""Build a model from a configuration and a scene: solve its width, count its parameters, check its memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def build_model(config: ModelConfig, scene: Scene) -> DualHeadHNeRV:
 
 
 def _check_memory(config: ModelConfig, scene: Scene, width: int) -> None:
-    with torch.device("meta"):
-        needed = sum(value.nbytes for value in _imagined(config, scene, width).state_dict().values())
+    needed = sum(value.nbytes for value in _on_meta(config, scene, width).state_dict().values())
     if needed > memory_bytes():
         raise _too_large(f"needs {needed / 1e9:.1f} GB, but this machine has {memory_bytes() / 1e9:.1f} GB")
 
 
-def _imagined(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
-    """To be called for the device `meta`, where only sizes are computed; but these may overflow."""
+def _on_meta(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
+    """A model on the device `meta`, where only sizes are computed; even these may overflow."""
     try:
-        return DualHeadHNeRV(replace(config, dec_width=width), scene, width)
+        with torch.device("meta"):
+            return DualHeadHNeRV(replace(config, dec_width=width), scene, width)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # TypeError: a size beyond 64 bits
         raise _too_large("is too large for any machine") from error
 
@@ -49,38 +49,29 @@ def _too_large(cause: str) -> UserError:
 
 
 def coded_parameters(model: DualHeadHNeRV) -> dict[str, int]:
-    """Numbers that a bitstream holds, part by part: the encoder is not one of them, its stored codes are."""
-    encoder = getattr(model.embedding, "encoder", None)
-    discarded = sum(p.numel() for p in encoder.parameters()) if encoder else 0
-    codes = getattr(model.embedding, "codes", None)
-    stored = 0 if codes is None or isinstance(codes, torch.nn.Parameter) else codes.numel()
-    parts = {
-        "embedding": sum(p.numel() for p in model.embedding.parameters()) - discarded + stored,
-        "decoder": sum(p.numel() for p in model.decoder.parameters()),
-        "rgb_head": sum(p.numel() for p in model.rgb_head.parameters()),
-    }
-    if model.clip_head is not None:
-        parts["clip_head"] = sum(p.numel() for p in model.clip_head.parameters())
+    """{part: numbers that a bitstream holds of it}. The encoder is not stored, its codes are."""
+    parts: dict[str, int] = {}
+    for name, value in model.state_dict().items():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + (0 if name.startswith("embedding.encoder.") else value.numel())
     return parts
 
 
 def solve_width(config: ModelConfig, scene: Scene) -> int:
-    """The width whose coded parameters come closest to --modelsize (millions) from below. Raises UserError.
-
-    With `width_multiple`, sizes go up and down with the width: the closest within a multiple of the crossing is taken.
-    """
+    """The width that brings the coded parameters closest to --modelsize (millions) from below. Raises UserError."""
     limit = round(config.modelsize * 1e6)
 
     @functools.cache
     def size(width: int) -> int:
-        with torch.device("meta"):
-            return sum(coded_parameters(_imagined(config, scene, width)).values())
+        return sum(coded_parameters(_on_meta(config, scene, width)).values())
 
     if size(1) > limit:
         raise UserError(
             f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that the embedding "
             "and heads alone need: raise it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
         )
+    # Double, then bisect, with size(low) <= limit < size(high). The size is no closed formula of the width (rounded
+    # stages, heads, embedding), but the meta device counts it without allocating.
     low, high = 1, 2
     while size(high) <= limit and high < MAX_WIDTH:
         low, high = high, 2 * high
@@ -89,5 +80,6 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
         low, high = (middle, high) if size(middle) <= limit else (low, middle)
     if config.width_multiple == 1:
         return low
+    # Stages rounded to a multiple make the size rise and fall with the width: search a multiple around the crossing.
     near = range(max(low - config.width_multiple, 1), low + config.width_multiple + 1)
     return max((width for width in near if size(width) <= limit), key=size)

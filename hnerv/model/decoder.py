@@ -1,4 +1,4 @@
-"""The decoder: a stem and stages of convolution, pixel shuffle and activation, on whole maps or on windows.
+"""The decoder: a stem and stages of convolution, pixel shuffle and activation, on full maps or on windows of them.
 
 B maps, C channels, h0 w0 cells of the embedding, H W pixels.
 """
@@ -22,24 +22,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sin": torch.sin, "gelu": 
 def upsampling_taps(kernel: int, stride: int) -> Tensor:
     """Taps (s^2, k, k) of the convolution that, before a pixel shuffle of `stride`, upsamples one channel.
 
-    Bilinear (align_corners=False) for kernels of 3 and more, but for the border, where a convolution pads with zeros;
+    Bilinear (align_corners=False) for kernels of 3 and more, except at the border, where a convolution pads with zeros;
     nearest for kernels of 1, which see no neighbour.
     """
+    # Bilinear interpolation is separable, so the taps are an outer product of two axes. Along an axis the s output
+    # pixels of a cell have their centres at (phase + 1/2) / s of it; the centre of the cell lies at 1/2. An output
+    # pixel is thus at x = (phase + 1/2) / s - 1/2, in (-1/2, 1/2) cells from the centre, between the cells floor(x) and
+    # floor(x) + 1, which get the weights 1 - f and f with f = x - floor(x). Both are within one cell: 3 taps are
+    # enough.
     axis = torch.zeros(stride, kernel)
     for phase in range(stride):
-        place = (phase + 0.5) / stride - 0.5 if kernel > 1 else 0.0
-        low, share = math.floor(place), place - math.floor(place)
-        axis[phase, kernel // 2 + low] = 1 - share
-        if share:
-            axis[phase, kernel // 2 + low + 1] = share
+        x = (phase + 0.5) / stride - 0.5 if kernel > 1 else 0.0
+        low, f = math.floor(x), x - math.floor(x)
+        axis[phase, kernel // 2 + low] = 1 - f
+        if f:
+            axis[phase, kernel // 2 + low + 1] = f
     return (axis[:, None, :, None] * axis[None, :, None, :]).flatten(0, 1)
 
 
 class ShuffledConv2d(nn.Conv2d):
-    """Convolution and pixel shuffle by s. Output channel (a s + b) C' + c is channel c of the pixel at offset (a, b).
+    """Convolution, then pixel shuffle by s: output channel (a s + b) C' + c is channel c of the pixel at offset (a, b).
 
-    F.pixel_shuffle orders its channels as (C', s, s). With (s, s, C') and channels-last memory the shuffle moves runs
-    of s C' numbers instead of single ones, which is several times faster, forward and backward.
+    F.pixel_shuffle takes the same channels in the order (C', s, s): a permutation of the weights.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
@@ -48,6 +52,12 @@ class ShuffledConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, gain: float = 1) -> Tensor:
         """(B, C, h, w) -> (B, C', s h, s w), `gain` times the convolution."""
+        # Pixel (s i + a, s j + b) of the result is channel group (a, b) of the convolution at cell (i, j): every offset
+        # in a cell has its own k x k filter and bias, and all of them read the same neighbourhood. It is the transposed
+        # convolution of stride s with a kernel of s k x s k taps that interleaves those filters, written as a gather
+        # instead of a scatter. In channels-last memory a row of a map is (w, s, s, C'). Moving the a of (a, b) in front
+        # of w gives s rows of (w, s, C'): runs of s C' numbers stay together, where the order (C', s, s) would move
+        # single numbers, which is several times slower, forward and backward.
         s = self.upsampling
         weight, bias = (self.weight, self.bias) if gain == 1 else (gain * self.weight, gain * self.bias)
         y = F.conv2d(x, weight, bias, padding=self.padding).permute(0, 2, 3, 1)
@@ -56,18 +66,17 @@ class ShuffledConv2d(nn.Conv2d):
 
 
 class UpStage(nn.Module):
-    """act(shuffle(conv_k(x))): HNeRV's block.
-
-    Its weights begin as the sum of torch's own initialisation and of a 1x1 convolution whose output is upsampled
-    bilinearly: neighbouring pixels start out alike, as with a skip connection, at no cost.
-    """
+    """act(shuffle(conv_k(x))): HNeRV's block."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, act: str, bilinear: bool) -> None:
         super().__init__()
         self.reach = Reach(kernel // 2, stride)
         self.conv = ShuffledConv2d(inputs, outputs, kernel, stride)
         self.act = ACTIVATIONS[act]
-        if bilinear and not self.conv.weight.is_meta:  # see `_initial_knots`
+        if bilinear and not self.conv.weight.is_meta:  # the meta device has no numbers to initialise
+            # W[(a, b, c'), c] += taps[a, b] * mix[c', c]: a 1x1 convolution followed by bilinear upsampling, which is
+            # linear and so merges into the same kernel. Neighbouring pixels start alike instead of independent, as with
+            # a skip connection, but without its operators and parameters.
             mix = nn.Conv2d(inputs, outputs, 1).weight.detach()
             with torch.no_grad():
                 self.conv.weight += (upsampling_taps(kernel, stride)[:, None, None] * mix).flatten(0, 1)
@@ -80,7 +89,7 @@ class UpStage(nn.Module):
 class RgbHead(nn.Module):
     """3x3 convolution to RGB, with a pixel shuffle where it upsamples.
 
-    Under autocast its products are in bf16, as those of the decoder; what comes out is fp32.
+    Under autocast its products are in bf16, as those of the decoder; the result is fp32.
     """
 
     def __init__(self, channels: int, stride: int) -> None:
@@ -90,18 +99,20 @@ class RgbHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, s h, s w) in [0, 1], fp32."""
-        return torch.sigmoid(self.conv(x, gain=2).float())  # = (1 + tanh(conv(x))) / 2
+        # sigmoid(2 y) = (1 + tanh(y)) / 2, the range of HNeRV's head. The 2 goes into the weights: no pass over pixels.
+        return torch.sigmoid(self.conv(x, gain=2).float())
 
 
 def stage_widths(width: int, config: ModelConfig) -> list[int]:
     """Channels after the stem and after each stage: C_{i+1} = max(round(C_i / reduce), lower_width) (HNeRV).
 
-    Each is then rounded to a multiple of `width_multiple`, the last first. What rounding adds to a stage is taken from
-    the next, so that not all stages are rounded up, or down, at once: sizes of models lie closer together.
+    Each is then rounded to a multiple of `width_multiple`.
     """
     widths = [width]
     for _ in config.dec_strides:
         widths.append(max(round(widths[-1] / config.reduce), config.lower_width))
+    # From the last to the first, the error of each rounding is carried into the next one (error diffusion). Rounded one
+    # by one, all stages would jump at nearly the same width, and the sizes of models would lie far apart.
     multiple, rounded, owed = config.width_multiple, [], 0
     for i, channels in reversed([*enumerate(widths)]):
         least = -(-config.lower_width // multiple) if i else 1
@@ -118,7 +129,7 @@ class Features(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Stem (1x1) and stages; `site` is the stage whose output the CLIP head reads, `site_scale` its pixels a cell."""
+    """Stem (1x1) and stages. The CLIP head reads the output of stage `site`, of `site_scale` pixels a cell."""
 
     def __init__(self, embed_dim: int, width: int, config: ModelConfig) -> None:
         super().__init__()
@@ -134,7 +145,7 @@ class Decoder(nn.Module):
         self.site_scale = math.prod(config.strides[self.site :])
 
     def forward(self, codes: Tensor, drawn: int | None = None) -> Features:
-        """codes (B, C, h0, w0) of whole canvases -> features of whole canvases: `last` of the first `drawn` alone."""
+        """codes (B, C, h0, w0) of full canvases -> Features of them, `last` of only the first `drawn`."""
         site = self.to_site(codes)
         x = site if drawn is None else site[:drawn]
         for stage in self.stages[self.site :]:
@@ -142,20 +153,22 @@ class Decoder(nn.Module):
         return Features(x, site)
 
     def to_site(self, codes: Tensor) -> Tensor:
-        """codes (B, C, h0, w0) of whole canvases -> `forward(codes).site`, without the stages behind it."""
+        """codes (B, C, h0, w0) of full canvases -> `forward(codes).site`, without the later stages."""
         x = self.act(self.stem(codes))
         for stage in self.stages[: self.site]:
             x = stage(x)
         return x
 
     def drop_after_site(self) -> None:
-        """What `to_site` does not run is gone afterwards."""
+        """Drop the stages that `to_site` does not run."""
         del self.stages[self.site :]
 
     def window(self, codes: Tensor, windows: list[Window]) -> Features:
-        """codes (B, C, h0, w0) of whole canvases -> features over the `windows` that `halo_windows` has planned."""
+        """codes (B, C, h0, w0) of full canvases -> Features over the `windows` planned by `halo_windows`."""
         x = site = self.act(self.stem(windows[0].cut(codes)))
         for number, stage in enumerate(self.stages, start=1):
+            # The stage upsamples all of its window. At an inner edge the outermost pixels have seen padding instead of
+            # neighbours: the next window leaves them out.
             produced = windows[number - 1].scaled(stage.reach.stride)
             x = windows[number].within(produced).cut(stage(x))
             site = x if number == self.site else site

@@ -1,4 +1,4 @@
-"""What a model must know of its video, so that it can be built again without it."""
+"""The facts of a video that a model is built from, so that it can be built again without the video."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.timeline import Timeline, concat_timelines, exact_rate
 
-LARGEST = 1 << 24
-"""Frames, pixels along a side, patches along a side, dimensions: more was not written by us."""
+MAX_SIZE = 1 << 24
+"""Limit of frames, pixels or patches along a side, and dimensions: a scene with more is damaged."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames, their geometry and split, and the width of the targets: saved beside the weights."""
+    """Frames, their geometry and split, and the width of the targets: saved with the weights."""
 
     frames: int
     height: int
@@ -50,7 +50,7 @@ class Scene:
         return self.clock_from(0)
 
     def clock_from(self, first: int) -> Timeline:
-        """The same where the scene is part of a video, from its frame `first` on, and has no times of its own."""
+        """The same for a chunk that starts at frame `first` of its video: without `times`, it starts at first / fps."""
         return self.times or Timeline.at_rate(self.fps, range(first, first + self.frames))
 
     def to_dict(self) -> dict:
@@ -63,7 +63,7 @@ class Scene:
         """Inverse of `to_dict`. Raises UserError for other keys, and for values that no video has."""
         names = {f.name for f in dataclasses.fields(cls)} - {"times"}
         if not isinstance(data, dict) or set(data) - {"times"} != names:
-            found = sorted(set(data) ^ names) if isinstance(data, dict) else repr(data)
+            found = sorted(set(data) - {"times"} ^ names) if isinstance(data, dict) else repr(data)
             raise UserError(f"the scene of this checkpoint does not fit this version: {found}")
         if fault := _fault(data):
             raise UserError(f"the scene of this checkpoint is damaged ({fault}): use another checkpoint")
@@ -75,7 +75,7 @@ class Scene:
 
 
 def joined_scene(scenes: Sequence[Scene]) -> Scene:
-    """The scene of all parts of a video, in order; geometry and frame rate are those of the first."""
+    """Scene of consecutive chunks of a video; geometry and frame rate are those of the first."""
     frames, train, val, clocks = 0, [], [], []
     for scene in scenes:
         train += [frames + position for position in scene.train]
@@ -90,32 +90,32 @@ def joined_scene(scenes: Sequence[Scene]) -> Scene:
 
 
 def _fault(data: dict) -> str:
-    """What is wrong with the values of a scene, '' where nothing is."""
+    """Fault in the values of a scene, '' without one."""
     counts = [data[name] for name in ("frames", "height", "width", "rows", "cols")]
     if (
         any(type(number) is not int for number in (*counts, data["clip_dim"]))
         or min(counts) < 1
-        or max(*counts, data["clip_dim"]) > LARGEST
+        or max(*counts, data["clip_dim"]) > MAX_SIZE
         or data["clip_dim"] < 0
     ):
         return "invalid sizes"
     if type(data["fps"]) not in (int, float) or not 0 < data["fps"] < math.inf:
         return "invalid frame rate"
     for name in ("train", "val"):
-        places = data[name]
-        if not isinstance(places, list | tuple) or any(type(place) is not int for place in places):
+        frames = data[name]
+        if not isinstance(frames, list | tuple) or any(type(frame) is not int for frame in frames):
             return f"invalid {name} frames"
-        if list(places) != sorted(set(places)) or any(not 0 <= place < data["frames"] for place in places):
+        if list(frames) != sorted(set(frames)) or any(not 0 <= frame < data["frames"] for frame in frames):
             return f"invalid {name} frames"
     return "" if data["train"] else "no training frames"
 
 
 def frame_multiple(video: VideoConfig, model: ModelConfig) -> tuple[int, int]:
-    """(rows, columns) that must divide the frame: the patch grid, the strides, and the cells that the CLIP head pools.
-
-    With the cell of the CLIP head, scale at its site x clip_pool: an embedding over whole frames needs
-    H % prod(strides) = 0 and H % (rows x cell) = 0; `pe` decodes every patch alone, which has to divide by both.
-    """
+    """(rows, columns) that must divide the frame: by the patch grid, the strides, and the cells of the CLIP head."""
+    # With s = prod(strides), pixels of an embedding cell, and c = (scale at the CLIP head's site) x clip_pool, pixels
+    # that a part of a patch must be a multiple of:
+    #   full frames:    s | H and rows c | H, that is lcm(s, rows c) | H; a patch may end inside an embedding cell;
+    #   `pe`, patches:  s | H / rows and c | H / rows, that is rows lcm(s, c) | H.
     rows, cols = parse_grid(video.grid)
     total = math.prod(model.strides)
     cell = math.prod(model.strides[model.clip_site :]) * model.clip_pool

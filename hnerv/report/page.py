@@ -1,4 +1,4 @@
-"""Runs -> one HTML page, whole in itself: no request leaves it, every text in it is escaped."""
+"""Runs -> one self-contained HTML page: no request leaves it, and every text in it is escaped."""
 
 from __future__ import annotations
 
@@ -10,94 +10,84 @@ from typing import NamedTuple
 from hnerv import __version__
 from hnerv.config import differences
 from hnerv.errors import UserError
+from hnerv.evaluation import estimated_rate
 from hnerv.files import replacing
-from hnerv.report.findings import RULES, Finding, findings_of
-from hnerv.report.pictures import ERROR_TOP, Shown
+from hnerv.report.contents import ERROR_TOP, RunReport
+from hnerv.report.findings import RULES, findings_of
 from hnerv.report.plots import Plot, distribution_plots, frame_plots, patch_plots, training_plots
-from hnerv.report.reading import RunData
-from hnerv.report.wholes import Segment
+from hnerv.report.results import RunResults
+from hnerv.training.pages import command_line
+
+SPLIT_ROWS = (
+    (
+        "full-frame PSNR, dB",
+        "from the error of the full 8-bit frame, as reported in the literature",
+        "Eval/Frame/{}_psnr_frame",
+        "{:.2f}",
+    ),
+    ("PSNR, mean of patches, dB", "PSNR of each patch, averaged", "Eval/Frame/{}_psnr", "{:.2f}"),
+    ("worst frame, dB", "lowest PSNR of a frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
+    ("MS-SSIM", "fewer than five scales for frames smaller than 161 pixels", "Eval/Frame/{}_ms_ssim", "{:.4f}"),
+    ("similarity", "cosine to the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
+    (
+        "centred similarity",
+        "after removing the mean of the training targets",
+        "Eval/Frame/{}_clip_sim_centred",
+        "{:.3f}",
+    ),
+    ("recall@1", "share of true embeddings that retrieve their own patch", "Eval/Frame/{}_clip_retrieval", "{:.3f}"),
+)
+"""(label, help, tag with a place for the split, format)."""
+
+BASELINE_MEASURES = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman")
+"""Measures of `hnerv semantics` that the page shows."""
+
+PLOT_GROUPS = (
+    ("Frame by frame", "The grey line connects frames in time order. Unseen frames were not trained on.", frame_plots),
+    ("Patch by patch", "Where in the frame, and when, the model does well (bright) or poorly (dark).", patch_plots),
+    ("Distributions", "Bars show shares within a split, because the splits differ in size.", distribution_plots),
+)
+"""(title, lead, plots of a run)."""
 
 
-class Story(NamedTuple):
-    """A run and what is told of it. `missing` are sentences on what the page lacks and how to get it.
-
-    `segments` are those of a video that is divided, in order.
-    """
-
-    run: RunData
-    shown: list[Shown]
-    missing: list[str]
-    segments: tuple[Segment, ...] = ()
-
-    @property
-    def frames_shown(self) -> list[int]:
-        return [shot.row.frame for shot in self.shown]
-
-
-class Cells(NamedTuple):
-    """A row of the summary table; a run has two cells (training, unseen) or one that spans both."""
-
-    label: str
-    help: str
-    cells: list[list[str]]
-
-
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """`heads` are those of the columns after the first, rows are (name, cells)."""
 
     heads: list[str]
     rows: list[tuple[str, list[str]]]
-    note: str
+    note: str = ""
 
 
-class Told(NamedTuple):
-    """What the template needs of one run."""
-
-    name: str
-    targets: str
-    targets_short: str
-    findings: list[Finding]
-    shown: list[Shown]
-    missing: list[str]
-    settings: dict[str, dict[str, str]]
-    made: list[tuple[str, str]]
-    baselines: Table | None
-    segments: Table | None
-
-
-def render(stories: list[Story]) -> str:
-    """The page of one run, or of several side by side. Raises UserError where their configurations cannot be read."""
+def render_report(reports: list[RunReport]) -> str:
+    """The page of one run, or of several side by side."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    runs = [story.run for story in stories]
-    engine = Environment(
-        loader=PackageLoader("hnerv.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    parts = resources.files("hnerv.report")
+    runs, files = [report.run for report in reports], resources.files("hnerv.report")
+    layout = {"loader": PackageLoader("hnerv.report", "."), "trim_blocks": True, "lstrip_blocks": True}
+    engine = Environment(autoescape=True, undefined=StrictUndefined, **layout)
     return engine.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
-        style=parts.joinpath("page.css").read_text(encoding="utf-8"),
-        script=parts.joinpath("page.js").read_text(encoding="utf-8"),
+        style=files.joinpath("page.css").read_text(encoding="utf-8"),
+        script=files.joinpath("page.js").read_text(encoding="utf-8"),
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
-        runs=[_told(story) for story in stories],
+        runs=[_run_context(report) for report in reports],
         summary=summary_rows(runs),
         changed=changed_settings(runs),
         curves=training_plots(runs),
-        groups=[(title, lead, _by_title([plots(run) for run in runs])) for title, lead, plots in GROUPS],
+        groups=[(title, lead, _aligned([plots(run) for run in runs])) for title, lead, plots in PLOT_GROUPS],
         rules=RULES,
         error_top=f"{100 * ERROR_TOP:g} %",
     )
 
 
-def write_page(path: Path, stories: list[Story]) -> int:
-    """Writes the page, whole or not at all; returns its bytes. Raises UserError."""
-    return save_page(path, render(stories))
+def write_report(path: Path, reports: list[RunReport]) -> int:
+    """Writes the page atomically; returns its bytes. Raises UserError."""
+    return save_page(path, render_report(reports))
 
 
 def save_page(path: Path, text: str) -> int:
-    """Any page, whole or not at all; returns its bytes. Raises UserError."""
+    """Writes any page atomically; returns its bytes. Raises UserError."""
     data = text.encode("utf-8", errors="replace")
     try:
         with replacing(path) as file:
@@ -107,93 +97,107 @@ def save_page(path: Path, text: str) -> int:
     return len(data)
 
 
-def summary_rows(runs: list[RunData]) -> list[Cells]:
-    """The table at the top; rows that no run has a value for are left out."""
-    rows = []
-    for label, help, tag, form in SPLIT_ROWS:
-        tags = [tag.format(split) for split in ("train", "val")]
-        rows.append(Cells(label, help, [[_shown(run.values.get(tag), form) for tag in tags] for run in runs]))
-    for label, help, number, form in RUN_ROWS:
-        rows.append(Cells(label, help, [[_shown(number(run), form)] for run in runs]))
-    return [row for row in rows if any(cell != "–" for cells in row.cells for cell in cells)]
+def _run_context(report: RunReport) -> dict[str, object]:
+    """What the template needs of one run."""
+    run = report.run
+    settings = run.record.config.to_dict()
+    return {
+        "name": run.name,
+        "targets": run.targets,
+        "targets_short": _short_label(run.targets),
+        "findings": findings_of(run),
+        "shown": report.shown,
+        "missing": report.missing,
+        "settings": {name: {key: _plain(v) for key, v in knobs.items()} for name, knobs in settings.items()},
+        "facts": _facts(run),
+        "baselines": baseline_table(run),
+        "segments": chunk_table(run),
+    }
 
 
-def changed_settings(runs: list[RunData]) -> dict[str, list[str]]:
+def summary_rows(runs: list[RunResults]) -> list[tuple[str, str, list[list[str]]]]:
+    """(label, help, cells of each run): two cells, training and unseen, or one that spans both.
+
+    Rows without a value in any run are left out.
+    """
+    rows = [(label, help, [_pair(run.values, tag, form) for run in runs]) for label, help, tag, form in SPLIT_ROWS]
+    columns = [_run_numbers(run) for run in runs]
+    rows += [(label, help, [[column[label, help]] for column in columns]) for label, help in columns[0]]
+    return [row for row in rows if any(cell != "–" for cells in row[2] for cell in cells)]
+
+
+def _run_numbers(run: RunResults) -> dict[tuple[str, str], str]:
+    """{(label, help): cell} of the numbers that do not belong to a split."""
+    scene, parameters = run.record.scene, run.record.parameters
+    rate = estimated_rate(parameters, scene)
+    gap, fps = run.values.get("Eval/Gap/psnr_gap"), run.summary.get("decode_fps")
+    return {
+        ("generalisation gap, dB", "training minus unseen PSNR, mean of patches"): _number(gap, "{:.2f}"),
+        ("coded parameters", "decoder, heads and embeddings"): f"{parameters:,}",
+        ("rate, bits per pixel", "estimated at 8 bits per parameter, not a file size"): f"{rate:.4f}",
+        ("decoding speed, frames/s", "on the machine that ran the evaluation"): _number(fps, "{:.1f}"),
+        ("epochs", "completed"): str(run.epoch),
+        ("evaluated at epoch", "epoch that these results belong to"): _number(run.values_epoch or None, "{}"),
+    }
+
+
+def changed_settings(runs: list[RunResults]) -> dict[str, list[str]]:
     """{setting: its value in each run} of the settings in which any run differs from the first."""
-    if len(runs) == 1:
-        return {}
     configs = [run.record.config for run in runs]
     names = dict.fromkeys(name for other in configs[1:] for name in differences(configs[0], other))
     return {name: [_plain(config.flat()[name]) for config in configs] for name in names}
 
 
-def _told(story: Story) -> Told:
-    run = story.run
-    return Told(
-        name=run.name,
-        targets=run.targets,
-        targets_short=short_targets(run.targets),
-        findings=findings_of(run),
-        shown=story.shown,
-        missing=story.missing,
-        settings={name: {k: _plain(v) for k, v in knobs.items()} for name, knobs in run.settings().items()},
-        made=_made(run),
-        baselines=beside_table(run),
-        segments=segments_table(story.segments),
-    )
-
-
-def segments_table(segments: tuple[Segment, ...]) -> Table | None:
-    """A row per segment, training / unseen in a cell; None where a video is not divided."""
-    if not segments:
+def chunk_table(run: RunResults) -> PageTable | None:
+    """A row per chunk, training / unseen in a cell; None for a video with one chunk."""
+    if len(run.chunks) < 2:
         return None
-    shown = [row for row in SPLIT_ROWS if any(row[2].format("train") in part.run.values for part in segments)]
+    shown = [row for row in SPLIT_ROWS if any(row[2].format("train") in chunk.values for chunk in run.chunks)]
     rows = []
-    for first, run in segments:
-        frames = f"{first}–{first + run.record.scene.frames - 1}"
-        pairs = ([_shown(run.values.get(tag.format(s)), form) for s in ("train", "val")] for *_, tag, form in shown)
-        rows.append((run.name, [frames, str(run.epoch), *map(" / ".join, pairs)]))
-    return Table(["frames", "epochs", *(label for label, *_ in shown)], rows, "")
+    for chunk in run.chunks:
+        frames = f"{chunk.first}–{chunk.first + chunk.record.scene.frames - 1}"
+        pairs = (" / ".join(_pair(chunk.values, tag, form)) for *_, tag, form in shown)
+        rows.append((chunk.name, [frames, str(chunk.epoch), *pairs]))
+    return PageTable(["frames", "epochs", *(label for label, *_ in shown)], rows)
 
 
-def beside_table(run: RunData) -> Table | None:
-    """The CLIP head and its baselines, training / unseen in a cell; None where they were not measured."""
-    if not run.beside:
+def baseline_table(run: RunResults) -> PageTable | None:
+    """The CLIP head and its baselines, training / unseen in a cell; None if they were not measured."""
+    if not run.baselines:
         return None
-    shown = [name for name in BESIDE if any(name in values for row in run.beside for values in row.splits.values())]
-    texts = [name for name in BESIDE if any(name in row.texts for row in run.beside)]
-    heads = ["bytes", *shown, *(f"text {name}" for name in texts)]
+    splits = [values for row in run.baselines for values in row.splits.values()]
+    shown = [name for name in BASELINE_MEASURES if any(name in values for values in splits)]
+    texts = [name for name in BASELINE_MEASURES if any(name in row.texts for row in run.baselines)]
     rows = []
-    for row in run.beside:
-        cells = ["–" if row.size is None else f"{row.size:,}"]
-        cells += [" / ".join(_shown(row.splits.get(s, {}).get(n), "{:.3f}") for s in ("train", "val")) for n in shown]
-        cells += [_shown(row.texts.get(name), "{:.3f}") for name in texts]
-        rows.append((row.name, cells))
-    found = run.summary["semantics"]
-    count = f" The text columns use {found['queries']} queries." if texts else ""
+    for row in run.baselines:
+        values = {f"{split} {name}": value for split, found in row.splits.items() for name, value in found.items()}
+        cells = [" / ".join(_pair(values, f"{{}} {name}", "{:.3f}")) for name in shown]
+        cells += [_number(row.texts.get(name), "{:.3f}") for name in texts]
+        rows.append((row.name, [_number(row.size, "{:,}"), *cells]))
+    semantics = run.summary["semantics"]
     note = f"Each cell shows training / unseen frames, measured by eval.py at epoch {run.summary.get('epoch')}."
-    return Table(heads, rows, f"{note} The size of the CLIP head is {found.get('head_bytes_are')}.{count}")
+    note += f" The size of the CLIP head is {semantics.get('head_bytes_are')}."
+    note += f" The text columns use {semantics['queries']} queries." if texts else ""
+    return PageTable(["bytes", *shown, *(f"text {name}" for name in texts)], rows, note)
 
 
-def short_targets(label: str, most: int = 64) -> str:
-    """What the targets are, as far as there is room beside a picture: without what stands in parentheses."""
+def _short_label(label: str, longest: int = 64) -> str:
+    """The targets as far as there is room next to a picture: without the part in parentheses."""
     label = label.split(" (")[0]
-    return label if len(label) <= most else label[: most - 1] + "…"
+    return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
-def _by_title(plots: list[list[Plot]]) -> list[list[Plot | None]]:
-    """Plots of each run -> rows of the same plot of every run, None where a run lacks it."""
-    titles = dict.fromkeys(plot.title for mine in plots for plot in mine)
-    return [[next((plot for plot in mine if plot.title == title), None) for mine in plots] for title in titles]
+def _aligned(plots: list[list[Plot]]) -> list[list[Plot | None]]:
+    """Plots of each run -> rows with the same plot of every run, None if a run lacks it."""
+    by_title = [{plot.title: plot for plot in mine} for mine in plots]
+    return [[mine.get(title) for mine in by_title] for title in dict.fromkeys(t for mine in by_title for t in mine)]
 
 
-def _made(run: RunData) -> list[tuple[str, str]]:
-    """(what, value): where the numbers come from."""
-    from hnerv.training.pages import command_line
-
-    video, scene, found = run.record.video, run.record.scene, dict(run.environment)
-    if isinstance(found.get("command"), list):
-        found["command"] = command_line([str(word) for word in found["command"]])
+def _facts(run: RunResults) -> list[tuple[str, str]]:
+    """(name, value): where the numbers come from."""
+    video, scene, environment = run.record.video, run.record.scene, dict(run.environment)
+    if isinstance(environment.get("command"), list):
+        environment["command"] = command_line([str(word) for word in environment["command"]])
     return [
         ("video", f"{video.source}, read with {video.reader}"),
         ("frames", f"{scene.frames} of {scene.height}x{scene.width} pixels, {scene.fps:g} frames/s"),
@@ -201,62 +205,18 @@ def _made(run: RunData) -> list[tuple[str, str]]:
         ("patches", f"{scene.rows}x{scene.cols} per frame"),
         ("CLIP targets", run.targets),
         ("trained", f"{run.epoch} of {run.epochs} epochs, evaluated at epoch {run.values_epoch}"),
-        *((key, _plain(value)) for key, value in found.items() if value is not None),
+        *((key, _plain(value)) for key, value in environment.items() if value is not None),
     ]
 
 
-def _shown(value: float | None, form: str) -> str:
+def _pair(values: dict[str, float], tag: str, form: str) -> list[str]:
+    """Cells for training and unseen frames; `tag` has a place for the split."""
+    return [_number(values.get(tag.format(split)), form) for split in ("train", "val")]
+
+
+def _number(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
 def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def coded_parameters(run: RunData) -> int:
-    return run.record.parameters
-
-
-def estimated_rate(run: RunData) -> float:
-    from hnerv.metrics import bits_per_pixel
-
-    scene = run.record.scene
-    return bits_per_pixel(coded_parameters(run), scene.frames, scene.height, scene.width)
-
-
-BESIDE = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman")
-"""Measures of `hnerv semantics` that the page shows."""
-
-GROUPS = (
-    ("Frame by frame", "The grey line connects frames in time order. Unseen frames were not trained on.", frame_plots),
-    ("Patch by patch", "Where in the frame, and when, the model does well (bright) or poorly (dark).", patch_plots),
-    ("Distributions", "Bars show shares within a split, because the splits differ in size.", distribution_plots),
-)
-"""(title, lead, plots of a run)."""
-
-SPLIT_ROWS = (
-    ("full-frame PSNR, dB", "from the error of the full 8-bit frame, as reported in the literature",
-     "Eval/Frame/{}_psnr_frame", "{:.2f}"),
-    ("PSNR, mean of patches, dB", "PSNR of each patch, averaged", "Eval/Frame/{}_psnr", "{:.2f}"),
-    ("worst frame, dB", "lowest PSNR of a frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
-    ("MS-SSIM", "fewer than five scales for frames smaller than 161 pixels", "Eval/Frame/{}_ms_ssim", "{:.4f}"),
-    ("similarity", "cosine to the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
-    ("centred similarity", "after removing the mean of the training targets",
-     "Eval/Frame/{}_clip_sim_centred", "{:.3f}"),
-    ("recall@1", "share of true embeddings that retrieve their own patch",
-     "Eval/Frame/{}_clip_retrieval", "{:.3f}"),
-)  # fmt: skip
-"""(label, help, tag with a place for the split, format)."""
-
-RUN_ROWS = (
-    ("generalisation gap, dB", "training minus unseen PSNR, mean of patches",
-     lambda run: run.values.get("Eval/Gap/psnr_gap"), "{:.2f}"),
-    ("coded parameters", "decoder, heads and embeddings", coded_parameters, "{:,}"),
-    ("rate, bits per pixel", "estimated at 8 bits per parameter, not a file size",
-     estimated_rate, "{:.4f}"),
-    ("decoding speed, frames/s", "on the machine that ran the evaluation",
-     lambda run: run.summary.get("decode_fps"), "{:.1f}"),
-    ("epochs", "completed", lambda run: run.epoch, "{}"),
-    ("evaluated at epoch", "epoch that these results belong to", lambda run: run.values_epoch or None, "{}"),
-)  # fmt: skip
-"""(label, help, number of a run, format)."""

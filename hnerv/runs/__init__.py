@@ -1,9 +1,19 @@
-"""A video as runs of frames, each with its own network: how it is divided, and how that is written down."""
+"""What a run is on disk: its folder, record, lock and checkpoints, and the chunks of a divided video."""
 
-from hnerv.data.chunks import Plan, Segment, Wishes, divide, plan_video
-from hnerv.runs.chunks import PLAN, Part, SegmentedFolder, is_segmented, parts_of, read_plan, targets_of, write_plan
+from hnerv.data.chunks import ChunkOptions, ChunkPlan, PlannedChunk, divide, plan_video
+from hnerv.runs.chunks import PLAN, Chunk, ChunkedFolder, chunks_of, read_plan, targets_of, write_plan
 
 __all__ = [
-    "PLAN", "Part", "Plan", "Segment", "SegmentedFolder", "Wishes", "divide", "is_segmented", "parts_of", "plan_video",
-    "read_plan", "targets_of", "write_plan",
-]  # fmt: skip
+    "PLAN",
+    "Chunk",
+    "ChunkOptions",
+    "ChunkPlan",
+    "ChunkedFolder",
+    "PlannedChunk",
+    "chunks_of",
+    "divide",
+    "plan_video",
+    "read_plan",
+    "targets_of",
+    "write_plan",
+]

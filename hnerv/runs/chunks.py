@@ -1,4 +1,4 @@
-"""The folder of a run in segments: segments.json, the plan, and segments/00000 and so on, runs as any other."""
+"""The chunks of a run on disk. A run of a divided video has a plan, segments.json, and a run folder per chunk."""
 
 from __future__ import annotations
 
@@ -7,27 +7,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.command import next_commands
-from hnerv.data.chunks import Plan, Segment, Wishes
-from hnerv.data.clip.targets import rows_of_file
+from hnerv.data.chunks import ChunkOptions, ChunkPlan, PlannedChunk
 from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
-from hnerv.flags import SEGMENT_INITS
 
 PLAN = "segments.json"
 FORMAT = 1
 
 
-class Part(NamedTuple):
-    """The run of one segment: its folder, and the position of its first frame in the whole."""
+class Chunk(NamedTuple):
+    """A run, and the frames of the video that it covers: `frames` of them, from `first` on.
+
+    A video that is not divided has no plan, and one chunk: `path` as it was given, and `frames` 0, for all of them.
+    """
 
     path: Path
-    first: int
-    count: int
+    first: int = 0
+    frames: int = 0
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it covers a part of a divided video."""
+        return self.frames > 0
+
+    def holds(self, frame: int) -> bool:
+        """Whether this frame of the video lies in the chunk."""
+        return not self.frames or self.first <= frame < self.first + self.frames
+
+    def clip_targets(self, name: str) -> str:
+        """--clip-targets of the chunk, given that of the video: the rows of its frames in a file of targets."""
+        return targets_of(name, self.first, self.frames)
 
 
 @dataclass(frozen=True)
-class SegmentedFolder:
-    """output/<exp> of a run in segments."""
+class ChunkedFolder:
+    """output/<exp> of a divided video."""
 
     path: Path
 
@@ -35,78 +49,66 @@ class SegmentedFolder:
     def plan(self) -> Path:
         return self.path / PLAN
 
-    def child(self, segment: Segment) -> Path:
-        """The run folder of a segment."""
-        return self.path / "segments" / segment.name
+    def child(self, chunk: PlannedChunk) -> Path:
+        """The run folder of a chunk."""
+        return self.path / "segments" / chunk.name
 
     def next_commands(self) -> str:
         """What a user may want to do with a finished run."""
         return next_commands(self.path, self.path)
 
 
-def is_segmented(path: Path) -> bool:
-    """Whether it is the folder of a run in segments."""
-    return (path / PLAN).is_file()
-
-
-def parts_of(path: Path) -> list[Part]:
-    """The runs behind a folder, in order: of one in segments each of them, of any other itself alone (count 0).
+def chunks_of(path: Path) -> list[Chunk]:
+    """The chunks of a run folder, in order; of a folder without a plan, and of a file, one. At least one.
 
     Raises UserError for a damaged plan.
     """
-    if not is_segmented(path):
-        return [Part(path, 0, 0)]
-    folder = SegmentedFolder(path)
-    return [Part(folder.child(s), s.first, s.count) for s in read_plan(folder.plan).segments]
+    folder = ChunkedFolder(path)
+    if not folder.plan.is_file():
+        return [Chunk(path)]
+    return [Chunk(folder.child(chunk), chunk.first, chunk.count) for chunk in read_plan(folder.plan).chunks]
 
 
-def write_plan(path: Path, plan: Plan) -> None:
+def write_plan(path: Path, plan: ChunkPlan) -> None:
     """segments.json. Inverse of `read_plan`."""
-    write_json(
-        path,
-        {
-            "format": FORMAT,
-            **{f"segment_{key}": value for key, value in plan.wishes._asdict().items()},
-            "frames": plan.frames,
-            "total": plan.total,
-            "segments": [segment._asdict() for segment in plan.segments],
-        },
-    )
+    options = {f"segment_{key}": value for key, value in plan.options._asdict().items()}
+    facts = {"frames": plan.frames, "total": plan.total, "segments": [chunk._asdict() for chunk in plan.chunks]}
+    write_json(path, {"format": FORMAT, **options, **facts})
 
 
-def read_plan(path: Path) -> Plan:
-    """Inverse of `write_plan`. Raises UserError for what is no plan, or one whose segments leave gaps."""
+def read_plan(path: Path) -> ChunkPlan:
+    """Inverse of `write_plan`. Raises UserError for anything else, and for chunks with gaps between them."""
     data = read_json(path)
     try:
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, but this version reads {FORMAT}")
-        wishes = Wishes(**{key: data[f"segment_{key}"] for key in Wishes._fields})
-        segments = tuple(Segment(**row) for row in data["segments"])
-        if [type(value) for value in wishes] != [int, bool, str] or wishes.init not in SEGMENT_INITS:
-            raise ValueError("invalid segment settings")
-        _check(data["frames"], segments)
-        if type(data["total"]) is not int:
-            raise ValueError("invalid total of frames")
-    except (KeyError, TypeError, ValueError) as error:
+        options = ChunkOptions(**{key: data[f"segment_{key}"] for key in ChunkOptions._fields})
+        plan = ChunkPlan(options, data["frames"], data["total"], tuple(PlannedChunk(**row) for row in data["segments"]))
+        _check(plan)
+    except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
         raise UserError(
             f"{path} is not a segment plan ({error}): restore it, or start a run with another --exp-id"
         ) from error
-    return Plan(wishes, data["frames"], data["total"], segments)
+    return plan
 
 
-def _check(frames: object, segments: tuple[Segment, ...]) -> None:
-    """Raises ValueError unless the segments follow one another from the first frame on."""
-    at = 0
-    for number, segment in enumerate(segments):
-        if [type(value) for value in segment] != [int, str, int, int] or segment[0::2] != (number, at):
-            raise ValueError(f"segment {number} is invalid")
-        if segment.count < 1:
-            raise ValueError(f"segment {number} has no frames")
-        at += segment.count
-    if not isinstance(frames, str) or not segments:
+def _check(plan: ChunkPlan) -> None:
+    """Raises ValueError for values that `write_plan` never writes."""
+    if [type(value) for value in plan.options] != [int, bool, str]:
+        raise ValueError("invalid segment settings")
+    plan.options.checked()
+    if (type(plan.frames), type(plan.total)) != (str, int) or not plan.chunks:
         raise ValueError("no segments")
+    first = 0
+    for number, chunk in enumerate(plan.chunks):
+        types = [type(value) for value in chunk]
+        if types != [int, str, int, int] or (chunk.number, chunk.first) != (number, first) or chunk.count < 1:
+            raise ValueError(f"segment {number} is invalid")
+        first += chunk.count
 
 
-def targets_of(name: str, first: int, count: int) -> str:
-    """--clip-targets of the whole as that of one segment; as it is where `count` is 0, or no file is named."""
-    return rows_of_file(name, first, count) if count and name not in ("", "none") else name
+def targets_of(name: str, first: int, frames: int) -> str:
+    """--clip-targets of `frames` frames from `first` on. Unchanged if `frames` is 0, or `name` names no file."""
+    from hnerv.data.clip.targets import rows_of_file  # imports torch
+
+    return rows_of_file(name, first, frames) if frames and name not in ("", "none") else name

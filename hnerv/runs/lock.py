@@ -3,61 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hnerv.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing keeps a second process out
-    fcntl = None
-
 NAME = ".lock"
+UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""Errors of a file system without locks, such as some network mounts."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder`, which exists, for the block. Raises UserError, in which it wrote nothing, where another has it.
+    """Holds `folder`, which exists, for the block. Raises UserError, without a change, if another process has it.
 
-    The kernel gives the lock back when its process ends, however that ends: the file that a killed one leaves is held
-    by nobody. Where the system or the file system has no locks, it locks nothing.
+    The lock belongs to the kernel, which releases it when its process ends in any way: a file that a killed process
+    leaves behind holds nothing. On a file system without locks this locks nothing: a run there is the user's to guard,
+    and the fallback of the library, a marker file, would outlive a killed process.
     """
-    if fcntl is None:
-        yield
-        return
     path = folder / NAME
-    handle = _taken(path)
+    lock = FileLock(path, timeout=0.1, fallback_to_soft=False)  # time to try again where the file was just removed
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is training in {folder}: wait for it to finish, or choose another --exp-id"
+        ) from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     try:
         yield
     finally:
+        # While it is held: a process that opens the file before it is removed finds it without a name, and tries again.
         with contextlib.suppress(OSError):
-            if _is_at(handle, path):
-                path.unlink()  # while it is held: whoever waits for this file finds that it is no longer the one
-        os.close(handle)
-
-
-def _taken(path: Path) -> int:
-    """The locked file. Tried anew when the one that was opened has been removed before it was locked."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"another process is training in {path.parent}: wait for it to finish, or choose another --exp-id"
-            ) from None
-        except OSError:
-            return handle
-        if _is_at(handle, path):
-            return handle
-        os.close(handle)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+            path.unlink()
+        lock.release()

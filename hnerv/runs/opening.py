@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -15,78 +14,69 @@ from hnerv.data.video import CLIPS, is_remote
 from hnerv.data.video.raw import SUFFIX as RAW
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, build_model
-from hnerv.runs import is_segmented
 from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.runs.chunks import chunks_of
 from hnerv.runs.record import RunRecord, TargetsRecord
 
 NO_TARGETS = "none"
 
 
-class OpenedRun(NamedTuple):
-    """`record` is what the run says of itself (config.json); `folder` is where its evaluation belongs."""
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model without its video: the record of its run, and how far it was trained.
+
+    `checkpoint` is the file that it came from, `folder` where its evaluation belongs, `coded_bytes` the size of a
+    bitstream file, 0 for a checkpoint.
+    """
 
     model: DualHeadHNeRV
+    record: RunRecord
+    checkpoint: Path
+    folder: Path
+    epoch: int
+    step: int
+    coded_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun(OpenedModel):
+    """A model with the frames and targets of `config`, measured against the video `source`."""
+
     store: FrameStore
     config: Config
-    record: RunRecord
-    folder: Path
-    checkpoint: Path
-    """The file that the model came from."""
-    epoch: int
-    step: int
     source: str
-    """The video measured against."""
     same_pixels: bool
-    """Whether it gives the pixels that were trained on."""
-    coded_bytes: int = 0
-    """Size of the file, where it is a bitstream."""
-
-
-class Origin(NamedTuple):
-    """Where a model comes from: file, folder of its evaluation, epoch, step, size if it is coded."""
-
-    path: Path
-    folder: Path
-    epoch: int
-    step: int
-    coded_bytes: int = 0
+    """Whether the video gives the pixels that were trained on."""
 
 
 def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = "") -> OpenedRun:
-    """Opens a .pt file or a run folder (its latest.pt). `data` and `clip_targets` say where these are now.
+    """`open_checkpoint` and `with_material`. Raises UserError as these."""
+    return with_material(open_checkpoint(path), device, data, unseen, clip_targets)
 
-    Raises UserError when the checkpoint, its video or its targets are missing or do not belong together.
+
+def open_checkpoint(path: Path) -> OpenedModel:
+    """The model of a .pt file or a run folder (its latest.pt), on the CPU; its video is not read.
+
+    Raises UserError when the checkpoint is missing, damaged or foreign, or its weights do not fit its configuration.
     """
     checkpoint = checkpoint_of(path)
-    found = open_checkpoint(checkpoint)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    origin = Origin(checkpoint, folder, found.epoch, found.step)
-    return with_material(found.model, found.record, origin, device, data, unseen, clip_targets)
-
-
-class Checkpoint(NamedTuple):
-    """A model, the record of its run, and how far it was trained; without its video."""
-
-    model: DualHeadHNeRV
-    record: RunRecord
-    epoch: int
-    step: int
-
-
-def open_checkpoint(checkpoint: Path) -> Checkpoint:
-    """From the checkpoint alone, on the CPU. Raises UserError when it is missing, corrupt or foreign."""
     state = load_checkpoint(checkpoint)
-    progress = state["progress"]
-    return Checkpoint(restore_model(state, checkpoint), state["run"], progress["epoch"], progress["step"])
+    record, progress = state["run"], state["progress"]
+    model = build_model(record.model_config, record.scene)
+    load_weights(model, state, checkpoint)
+    return OpenedModel(model, record, checkpoint, folder, progress["epoch"], progress["step"])
 
 
 def checkpoint_of(path: Path) -> Path:
-    """A run folder means its latest.pt. Raises UserError for a folder of runs."""
+    """The latest.pt of a run folder; a file is returned as it is. Raises UserError for a folder of several runs."""
     if not path.is_dir():
         return path
-    if is_segmented(path):
-        one = path / "segments" / "00000"
-        raise UserError(f"{path} holds a video in segments, but a single segment is needed: pass one, such as {one}")
+    chunk = chunks_of(path)[0]
+    if chunk.is_part:
+        raise UserError(
+            f"{path} holds a video in segments, but a single segment is needed: pass one, such as {chunk.path}"
+        )
     runs = sorted(inner.parent.name for inner in path.glob("*/config.json"))
     if runs and not (path / "checkpoints").exists():
         raise UserError(
@@ -96,49 +86,40 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def with_material(
-    model: DualHeadHNeRV,
-    record: RunRecord,
-    origin: Origin,
-    device: torch.device,
-    data: str = "",
-    unseen: str = "",
-    clip_targets: str = "",
+    found: OpenedModel, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = ""
 ) -> OpenedRun:
-    """A model and the record of its run, with the frames and targets that these name. Raises UserError.
+    """A model on the device, with the frames and targets of its run. `data` and `clip_targets` are new locations.
 
-    `clip_targets` 'none' leaves the targets out, and the CLIP head with them: pixels alone are measured.
+    `clip_targets` 'none' leaves out the targets and the CLIP head: only pixels are measured. Raises UserError when the
+    video or the targets are missing, or are not those of the run.
     """
     if clip_targets == NO_TARGETS:
-        model, record, clip_targets = without_clip(model), record.without_targets(), ""
-    config = record.pinned(record.config)
-    data = data or _found_again(config, record, origin)
-    raw_video = record.video.raw_video if data.lower().endswith(RAW) else ""
-    config = _moved(config, data=data, unseen=unseen, clip_targets=clip_targets, raw_video=raw_video)
+        found, clip_targets = replace(found, model=without_clip(found.model), record=found.record.without_targets()), ""
+    record, checkpoint = found.record, found.checkpoint
+    data = data or _located(record, checkpoint)
+    moved = {"data": data, "unseen": unseen, "clip_targets": clip_targets}
+    moved["raw_video"] = record.video.raw_video if data.lower().endswith(RAW) else ""
+    config = record.pinned(record.config).replaced({key: value for key, value in moved.items() if value})
     if unseen and config.model.embedding != "encoder":
         raise UserError(
-            f"--unseen needs --embedding encoder, but {origin.path} has a {config.model.embedding} embedding: remove "
+            f"--unseen needs --embedding encoder, but {checkpoint} has a {config.model.embedding} embedding: remove "
             "--unseen"
         )
     material = load_material(config, device, progress=True)
-    _check_belongs(origin.path, record, material)
-    model.to(device, memory_format=torch.channels_last)
-    store, same = FrameStore(material, device), material.video.digest == record.video.digest
-    source = material.video.source
-    path, folder, epoch, step, coded_bytes = origin
-    return OpenedRun(model, store, config, record, folder, path, epoch, step, source, same, coded_bytes)
+    _check_belongs(checkpoint, record, material)
+    found.model.to(device, memory_format=torch.channels_last)
+    return OpenedRun(
+        **vars(found),
+        store=FrameStore(material, device),
+        config=config,
+        source=material.video.source,
+        same_pixels=material.video.digest == record.video.digest,
+    )
 
 
 def without_clip(model: DualHeadHNeRV) -> DualHeadHNeRV:
     """The model without its CLIP head."""
     model.clip_head, model.scene = None, replace(model.scene, clip_dim=0)
-    return model
-
-
-def restore_model(state: dict, checkpoint: Path) -> DualHeadHNeRV:
-    """The model of a checkpoint, from the checkpoint alone, on the CPU. Raises UserError when its parts do not fit."""
-    record = state["run"]
-    model = build_model(record.model_config, record.scene)
-    load_weights(model, state, checkpoint)
     return model
 
 
@@ -153,18 +134,14 @@ def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
         ) from error
 
 
-def _found_again(config: Config, record: RunRecord, origin: Origin) -> str:
-    """The path that the run resolved, where what was typed then means nothing in this working directory."""
-    typed, resolved = config.video.data, record.video.source
-    if typed in CLIPS or is_remote(typed) or Path(typed).exists():
-        return typed
+def _located(record: RunRecord, checkpoint: Path) -> str:
+    """Where the video is: as --data named it, or if that does not exist in this working directory, as resolved then."""
+    named, resolved = record.config.video.data, record.video.source
+    if named in CLIPS or is_remote(named) or Path(named).exists():
+        return named
     if not Path(resolved).exists():
-        raise UserError(f"{resolved}, the video of {origin.path}, is missing: pass its new location with --data")
+        raise UserError(f"{resolved}, the video of {checkpoint}, is missing: pass its new location with --data")
     return resolved
-
-
-def _moved(config: Config, **changes: str) -> Config:
-    return config.replaced({key: value for key, value in changes.items() if value})
 
 
 def _check_belongs(checkpoint: Path, record: RunRecord, found: Material) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from hnerv.search.collection import Collection, Member
 from hnerv.search.index import Index
 from hnerv.search.ranking import Hit, direction_of, find_hits, score_patches
-from hnerv.search.report import as_dict, patch_list
+from hnerv.search.report import HIT_COLUMNS, as_dict, hit_cells, patch_list
 from hnerv.search.vectors import error_of, nearest
-from hnerv.timeline import time_code
+from hnerv.tables import Column, format_table
 
 CANDIDATES, MORE = 50, 8
 """Vectors that the index is first asked for, per hit that is wanted, and how many times more it is asked for then."""
@@ -58,16 +58,13 @@ def find_across(
 def found_table(hits: Sequence[Found]) -> str:
     """A line per hit, best first."""
     width = max((len(found.member.path) for found in hits), default=0)
-    rows = [f"{'':>3} {'video':{width}}  {'time':12} {'frame':>6} {'patch':>6} {'row,col':>8} {'score':>8} {'z':>6}"]
-    for number, (member, index, hit) in enumerate(hits, start=1):
-        row, col = index.scene.grid.coords_of(hit.patch)
-        place = f"{row},{col}"
-        rows.append(
-            f"{number:>3} {member.path:{width}}  {time_code(index.scene.clock.seconds(hit.frame)):12} {hit.frame:>6} "
-            f"{hit.patch:>6} {place:>8} {hit.score:>8.4f} {hit.z:>6.2f}"
-            + (f"  also {patch_list(hit)}" if hit.also else "")
-        )
-    return "\n".join(rows)
+    number, time, *others = HIT_COLUMNS
+    columns = [number, Column("video", str(width), gap=1), time._replace(gap=2), *others, Column("", "", gap=2)]
+    rows = []
+    for n, (member, index, hit) in enumerate(hits, start=1):
+        first, *cells = hit_cells(n, hit, index.scene)
+        rows.append((first, member.path, *cells, f"also {patch_list(hit)}" if hit.also else ""))
+    return format_table(columns, rows)
 
 
 def found_dict(found: Found) -> dict[str, object]:

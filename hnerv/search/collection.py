@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, sha256_of
-from hnerv.runs import is_segmented
+from hnerv.runs import chunks_of
 from hnerv.runs.opening import checkpoint_of
 from hnerv.search.index import Index, map_index, open_index
 from hnerv.search.members import files_of, members_of
@@ -283,9 +283,10 @@ def _rows(folder: Path, member: Member, device: torch.device) -> np.ndarray:
 
 def _opened(folder: Path, member: Member, device: torch.device) -> Index:
     path = folder / member.path
-    if is_segmented(path) and _digest(path) != member.digest:
+    divided = chunks_of(path)[0].is_part
+    if divided and _digest(path) != member.digest:
         raise UserError(f"{path} changed while it was being read: run the search again")
-    index = open_index(path, device) if is_segmented(path) else map_index(checkpoint_of(path), member.digest, device)
+    index = open_index(path, device) if divided else map_index(checkpoint_of(path), member.digest, device)
     if index.embeddings.shape[:2] != (member.frames, member.patches):
         raise UserError(f"{folder / member.path} changed while it was being read: run the search again")
     return index

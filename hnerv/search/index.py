@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.codec import Bitstream, check_trained, is_container, open_film
+from hnerv.codec import BitstreamFile, CodedChunk, check_trained, is_container
 from hnerv.config import Config
 from hnerv.errors import UserError
-from hnerv.evaluation import FRAMES_AT_ONCE, whole_batch
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
-from hnerv.runs import is_segmented, parts_of
+from hnerv.model.predict import FRAMES_AT_ONCE, predict_clip
+from hnerv.runs import chunks_of
 from hnerv.runs.opening import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
 
@@ -63,11 +63,11 @@ def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     else computed and, with `keep`, put there. Raises UserError when the model cannot be read, has no CLIP head or lacks
     segments that are not trained yet.
     """
-    if is_segmented(path):
-        parts = parts_of(path)
-        check_trained(parts)
-        found = (open_index(part.path, device, keep) for part in parts)
-        return _joined(path, found, sum(part.count for part in parts))
+    chunks = chunks_of(path)
+    if chunks[0].is_part:
+        check_trained(chunks)
+        found = (open_index(chunk.path, device, keep) for chunk in chunks)
+        return _joined(path, found, sum(chunk.frames for chunk in chunks))
     path = checkpoint_of(path)
     digest = _digest(path)
     places = index_places(path, digest)
@@ -105,7 +105,7 @@ def predict_embeddings(model: DualHeadHNeRV) -> Tensor:
     rows = []
     with tqdm(total=len(times), desc="index", unit="frame", disable=None, leave=False) as bar:
         for batch in times.split(FRAMES_AT_ONCE):
-            rows.append(model.embed(batch[whole_batch(len(batch)).to(device)])[: len(batch)].float().cpu())
+            rows.append(predict_clip(model, batch).float().cpu())
             bar.update(len(batch))
     return torch.cat(rows)
 
@@ -123,17 +123,17 @@ def _digest(path: Path) -> str:
 
 def _compute(path: Path, device: torch.device) -> Index:
     if is_container(path):
-        film = open_film(path)
-        return _joined(path, (_of_stream(film.stream(part), device) for part in film.parts), film.frames)
-    model, record, *_ = open_checkpoint(path)
-    _check_head(path, record)
-    model.keep_for_embed()
-    return _of_model(path, model, record, device)
+        file = BitstreamFile(path)
+        return _joined(path, (_of_chunk(file.open_chunk(entry), device) for entry in file.chunks), file.frames)
+    found = open_checkpoint(path)
+    _check_head(path, found.record)
+    found.model.keep_for_embed()
+    return _of_model(path, found.model, found.record, device)
 
 
-def _of_stream(stream: Bitstream, device: torch.device) -> Index:
-    _check_head(stream.path, stream.record)
-    return _of_model(stream.path, stream.model(("clip_head",)), stream.record, device)
+def _of_chunk(chunk: CodedChunk, device: torch.device) -> Index:
+    _check_head(chunk.path, chunk.record)
+    return _of_model(chunk.path, chunk.model(("clip_head",)), chunk.record, device)
 
 
 def _of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device: torch.device) -> Index:

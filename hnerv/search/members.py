@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from hnerv.errors import UserError
-from hnerv.runs import is_segmented, parts_of
+from hnerv.runs import PLAN, chunks_of
 from hnerv.runs.opening import checkpoint_of
 
 ASIDE = re.compile(r".+\.old\d+")
@@ -15,7 +15,7 @@ ASIDE = re.compile(r".+\.old\d+")
 
 def is_run(folder: Path) -> bool:
     """Whether it is the folder of a run, finished or not."""
-    return (folder / "config.json").is_file() or (folder / "checkpoints").is_dir() or is_segmented(folder)
+    return (folder / "checkpoints").is_dir() or any((folder / name).is_file() for name in ("config.json", PLAN))
 
 
 def is_collection(path: Path) -> bool:
@@ -36,7 +36,7 @@ def members_of(folder: Path) -> list[Path]:
 
 def files_of(path: Path) -> list[Path]:
     """Of a member: the file itself, or the checkpoint of every segment of a run. Raises UserError."""
-    return [path] if not path.is_dir() else [checkpoint_of(part.path) for part in parts_of(path)]
+    return [path] if not path.is_dir() else [checkpoint_of(chunk.path) for chunk in chunks_of(path)]
 
 
 def _has_models(run: Path) -> bool:

@@ -6,22 +6,32 @@ from collections.abc import Sequence
 
 from hnerv.model import Scene
 from hnerv.search.ranking import Hit
+from hnerv.tables import Column, format_table
 from hnerv.timeline import time_code
+
+HIT_COLUMNS = (
+    Column("", ">3"),
+    Column("time", "12", gap=1),
+    Column("frame", ">6", gap=1),
+    Column("patch", ">6", gap=1),
+    Column("row,col", ">8", gap=1),
+    Column("score", ">8", ".4f", gap=1),
+    Column("z", ">6", ".2f", gap=1),
+)
 
 
 def hits_table(hits: Sequence[Hit], scene: Scene) -> str:
     """A line per hit, best first; `also` are patches."""
-    clock = scene.clock
-    head = f"{'':>3} {'time':12} {'frame':>6} {'patch':>6} {'row,col':>8} {'score':>8} {'z':>6}  {'frames':13} also"
-    rows = [head]
-    for number, hit in enumerate(hits, start=1):
-        row, col = scene.grid.coords_of(hit.patch)
-        place = f"{row},{col}"
-        rows.append(
-            f"{number:>3} {time_code(clock.seconds(hit.frame)):12} {hit.frame:>6} {hit.patch:>6} {place:>8} "
-            f"{hit.score:>8.4f} {hit.z:>6.2f}  {f'{hit.first}-{hit.last}':13} {patch_list(hit)}".rstrip()
-        )
-    return "\n".join(rows)
+    columns = [*HIT_COLUMNS, Column("frames", "13", gap=2), Column("also", "", gap=1)]
+    rows = [(*hit_cells(n, hit, scene), f"{hit.first}-{hit.last}", patch_list(hit)) for n, hit in enumerate(hits, 1)]
+    return format_table(columns, rows)
+
+
+def hit_cells(number: int, hit: Hit, scene: Scene) -> list[object]:
+    """Cells of HIT_COLUMNS."""
+    row, col = scene.grid.coords_of(hit.patch)
+    time = time_code(scene.clock.seconds(hit.frame))
+    return [number, time, hit.frame, hit.patch, f"{row},{col}", hit.score, hit.z]
 
 
 def patch_list(hit: Hit) -> str:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from hnerv.errors import RunError
 from hnerv.files import read_json
-from hnerv.tracking.images import Encoded
 from hnerv.tracking.layout import layout
 from hnerv.tracking.projector import Points, write_points
 from hnerv.tracking.tags import tag_of
+from hnerv.viz.image import Encoded
 
 
 class NullLogger:

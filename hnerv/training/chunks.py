@@ -9,15 +9,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from hnerv.data.chunks import Plan, Segment, Wishes, plan_video
+from hnerv.data.chunks import ChunkOptions, ChunkPlan, PlannedChunk, plan_video
 from hnerv.data.clip import warned_once
 from hnerv.data.clip.targets import check_rows
 from hnerv.data.video import frame_count
 from hnerv.errors import UserError
-from hnerv.evaluation.combining import combined
+from hnerv.evaluation import combine
 from hnerv.files import move_aside
 from hnerv.presets import Choice
-from hnerv.runs import SegmentedFolder, lock, read_plan, targets_of, write_plan
+from hnerv.runs import ChunkedFolder, lock, read_plan, targets_of, write_plan
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder, folder_name, refuse_unwritable
 from hnerv.runs.record import RunRecord
@@ -28,7 +28,7 @@ from hnerv.training.run import ChunkRun, Result
 class Run:
     """output/<exp>: the chunks of a video and their results so far. Made by `open_run`."""
 
-    def __init__(self, choice: Choice, folder: RunFolder | SegmentedFolder, plan: Plan | None = None) -> None:
+    def __init__(self, choice: Choice, folder: RunFolder | ChunkedFolder, plan: ChunkPlan | None = None) -> None:
         self.choice, self.folder, self.plan = choice, folder, plan
         self.results: list[Result] = []
 
@@ -45,9 +45,9 @@ class Run:
         if self.plan is None:
             yield ChunkRun(self.choice, self.folder)
             return
-        for segment in self.plan.segments:
-            print(f"\nsegment  {segment.number + 1} of {len(self.plan.segments)}: frames {segment.frames}", flush=True)
-            chunk = self._chunk(segment)
+        for planned in self.plan.chunks:
+            print(f"\nsegment  {planned.number + 1} of {len(self.plan.chunks)}: frames {planned.frames}", flush=True)
+            chunk = self._chunk(planned)
             if result := finished_run(chunk.folder):
                 print("already finished")
                 self.add(result)
@@ -57,7 +57,7 @@ class Run:
     def add(self, result: Result) -> None:
         """Raises Interrupted where a stop was requested and chunks are left."""
         self.results.append(result)
-        done, count = len(self.results), len(self.plan.segments) if self.plan else 1
+        done, count = len(self.results), len(self.plan.chunks) if self.plan else 1
         if result.stop and done < count:
             raise result.stop.interruption(
                 f"stopped after segment {done} of {count}, which is saved; run the same command without --overwrite to "
@@ -68,40 +68,40 @@ class Run:
         """{Eval/ tag: value} over all chunks, which are logged where there are several."""
         if self.plan is None:
             return self.results[0].values
-        values = combined([result.values for result in self.results])
+        values = combine([result.values for result in self.results])
         log_chunks(self.folder, values, self.choice.config.train.epochs, len(self.results), report_to)
         return values
 
-    def _chunk(self, segment: Segment) -> ChunkRun:
-        choice, initial = chunk_choice(segment, self.choice), None
-        if self.plan.wishes.init == "previous" and self.results:
+    def _chunk(self, planned: PlannedChunk) -> ChunkRun:
+        choice, initial = chunk_choice(planned, self.choice), None
+        if self.plan.options.init == "previous" and self.results:
             # Equal widths, whatever the number of frames, so that all weights can be copied.
             width = self.results[-1].record.width
             choice = choice._replace(config=choice.config.replaced({"dec_width": width}))
-            previous = self.plan.segments[segment.number - 1]
+            previous = self.plan.chunks[planned.number - 1]
             initial = self.folder.child(previous) / "checkpoints" / "latest.pt"
-        folder = RunFolder.at(self.folder.path / "segments", segment.name, choice, overwrite=False)
-        return ChunkRun(choice, folder, segment.count, initial, self.results[0].record if self.results else None)
+        folder = RunFolder.at(self.folder.path / "segments", planned.name, choice, overwrite=False)
+        return ChunkRun(choice, folder, planned.count, initial, self.results[0].record if self.results else None)
 
 
 @contextlib.contextmanager
-def open_run(output: Path, exp_id: str, choice: Choice, wishes: Wishes, overwrite: bool) -> Iterator[Run]:
+def open_run(output: Path, exp_id: str, choice: Choice, options: ChunkOptions, overwrite: bool) -> Iterator[Run]:
     """Opens or plans a run. Raises UserError where its folder holds something else, or cannot be written."""
-    if not (wishes.frames or wishes.scenes):
+    if not options.divides:
         yield Run(choice, RunFolder.at(output, exp_id, choice, overwrite))
         return
-    folder = SegmentedFolder(output / folder_name(exp_id, choice, output, _words(wishes)))
+    folder = ChunkedFolder(output / folder_name(exp_id, choice, output, _words(options)))
     refuse_unwritable(folder.path)
     with _claimed(folder, overwrite), warned_once():
-        plan = _plan(folder, wishes, choice)
+        plan = _plan(folder, options, choice)
         check_rows(choice.config.clip.clip_targets, plan.count)
         yield Run(choice, folder, plan)
 
 
-def chunk_choice(segment: Segment, choice: Choice) -> Choice:
+def chunk_choice(planned: PlannedChunk, choice: Choice) -> Choice:
     """The choice for one chunk of a video: its frames and its rows of the targets."""
-    rows = targets_of(choice.config.clip.clip_targets, segment.first, segment.count)
-    return choice._replace(config=choice.config.replaced({"frames": segment.frames, "clip_targets": rows}))
+    rows = targets_of(choice.config.clip.clip_targets, planned.first, planned.count)
+    return choice._replace(config=choice.config.replaced({"frames": planned.frames, "clip_targets": rows}))
 
 
 def finished_run(run: RunFolder) -> Result | None:
@@ -114,7 +114,7 @@ def finished_run(run: RunFolder) -> Result | None:
     return Result(checkpoint["run"], checkpoint["evaluation"])
 
 
-def log_chunks(folder: SegmentedFolder, values: dict[str, float], epochs: int, count: int, report_to: str) -> None:
+def log_chunks(folder: ChunkedFolder, values: dict[str, float], epochs: int, count: int, report_to: str) -> None:
     """Writes the values over all chunks to the folder's own TensorBoard and metrics.jsonl, replacing earlier ones."""
     events, lines = events_folder(folder.path), metrics_file(folder.path)
     for old in (*events.glob("events.*"), lines):
@@ -125,15 +125,15 @@ def log_chunks(folder: SegmentedFolder, values: dict[str, float], epochs: int, c
         logger.record("eval", {"epoch": epochs, "segments": count, **values})
 
 
-def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
+def _plan(folder: ChunkedFolder, options: ChunkOptions, choice: Choice) -> ChunkPlan:
     """The plan in the folder, else a new one, which is written. Raises UserError where it divides differently."""
     video = choice.config.video
     if folder.plan.is_file():
         plan = read_plan(folder.plan)
-        if (plan.wishes, plan.frames) != (wishes, video.frames):
+        if (plan.options, plan.frames) != (options, video.frames):
             raise UserError(
                 f"{folder.path} holds a run segmented with other flags ({_flags(plan)}; this command has "
-                f"{_flags(plan._replace(wishes=wishes, frames=video.frames))}): pass its flags to resume it, choose "
+                f"{_flags(plan._replace(options=options, frames=video.frames))}): pass its flags to resume it, choose "
                 "another --exp-id, or pass --overwrite to move it aside"
             )
         if (count := frame_count(video.data, raw_video=video.raw_video)) != plan.total:
@@ -146,24 +146,24 @@ def _plan(folder: SegmentedFolder, wishes: Wishes, choice: Choice) -> Plan:
         raise UserError(
             f"{folder.path} is not a segmented run: choose another --exp-id, or pass --overwrite to move it aside"
         )
-    plan = plan_video(video.data, video.frames, wishes, progress=True, raw_video=video.raw_video)
+    plan = plan_video(video.data, video.frames, options, progress=True, raw_video=video.raw_video)
     write_plan(folder.plan, plan)
     return plan
 
 
-def _words(wishes: Wishes) -> list[str]:
+def _words(options: ChunkOptions) -> list[str]:
     """The options as `{params}` names them, without those at their defaults."""
-    return [f"segment_{name}={value}" for name, value in wishes._asdict().items() if value not in (0, False, "none")]
+    return [f"segment_{name}={value}" for name, value in options._asdict().items() if value not in (0, False, "none")]
 
 
-def _flags(plan: Plan) -> str:
-    wishes = plan.wishes
-    scenes = "--segment-scenes " if wishes.scenes else ""
-    return f"--segment-frames {wishes.frames} {scenes}--segment-init {wishes.init} --frames {plan.frames or 'all'}"
+def _flags(plan: ChunkPlan) -> str:
+    options = plan.options
+    scenes = "--segment-scenes " if options.scenes else ""
+    return f"--segment-frames {options.frames} {scenes}--segment-init {options.init} --frames {plan.frames or 'all'}"
 
 
 @contextlib.contextmanager
-def _claimed(folder: SegmentedFolder, overwrite: bool) -> Iterator[None]:
+def _claimed(folder: ChunkedFolder, overwrite: bool) -> Iterator[None]:
     """Locks the folder, and moves one that is to be overwritten aside.
 
     Where a UserError leaves it without a chunk, it and the folders above it are restored.

@@ -1,4 +1,4 @@
-"""Muon: momentum, made orthogonal, as the update of a matrix (Jordan et al. 2024), for all spatial taps at once.
+"""Muon: the update of a matrix is its orthogonalised momentum (Jordan et al. 2024), for all spatial taps at once.
 
 O outputs, I inputs of a weight (O, I, *R), K spatial taps of its kernel R; M matrices of a bucket, S their side.
 """
@@ -11,15 +11,21 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+# Newton-Schulz: with x = U S V^T, x (a + b x^T x + c (x^T x)^2) = U (a S + b S^3 + c S^5) V^T. A polynomial in products
+# of x maps each singular value s to p(s) = a s + b s^3 + c s^5 and leaves U and V alone; repeated, it drives all s
+# towards 1 without a decomposition. The classical coefficients 15/8, -10/8, 3/8 converge to 1, but lift a small s by
+# only 15/8 a round, 23 times in five. These (Jordan et al.) have the steepest slope at 0 that still keeps values near
+# 1: 3.4445^5 = 485 times in five rounds. They do not converge: s ends between 0.68 and 1.2, which costs no quality
+# (Jordan et al.).
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
-"""a, b, c of x -> a x + b x^3 + c x^5, which maps singular values of 0.0015 to 1 into 0.68 to 1.2 in `ROUNDS`."""
+"""a, b, c of p(s) = a s + b s^3 + c s^5, which maps singular values of 0.0015 to 1 into 0.68 to 1.2 in `ROUNDS`."""
 ROUNDS = 5
 MATRIX_RATE = 1.75
 """Learning rate of matrices relative to that of Adam's part."""
 ALIGNMENT = 8
 """Sides of matrices are padded to a multiple: on a CPU a product of 47 columns takes 1.7 times one of 48."""
 MOST_PADDING = {"cpu": 1 << 20, "cuda": 1 << 24}
-"""Multiply-accumulates that padding may add to one product of a bucket: about what the launches of another take."""
+"""Multiply-accumulates that padding may add to one product of a bucket: about the time of another launch."""
 
 
 class Taps:
@@ -33,11 +39,16 @@ class Taps:
     @property
     def rate(self) -> float:
         """The learning rate of its matrices relative to `lr`."""
+        # An orthogonal O x I matrix has r = min(O, I) singular values of 1. Their squares and those of its O I elements
+        # have the same sum, r, so an element has the root mean square sqrt(r / (O I)) = 1 / sqrt(max(O, I)). Hence
+        #     x sqrt(max(O, I)), the rows of the tall matrix:  the update has elements of root mean square 1;
+        #     / sqrt(I K), the scale of torch's initialisation: a step of rate lr moves weights of every shape by the
+        #                                                       same fraction of their initial size.
         return MATRIX_RATE * (self.rows / self.weight[0].numel()) ** 0.5
 
 
 class Bucket:
-    """Weights whose matrices are iterated together, with buffers whose padding stays zero."""
+    """Weights with matrices that are iterated together, and their buffers, with padding that stays zero."""
 
     def __init__(self, taps: list[Taps]) -> None:
         self.taps, self.counts = taps, [t.count for t in taps]
@@ -50,19 +61,26 @@ class Bucket:
 class Muon(torch.optim.Optimizer):
     """Muon for weights (O, I, *R) of groups with `orthogonal`; Adam for their vectors and for the other groups.
 
-    Muon is applied to each spatial tap of a convolution kernel: K matrices (O, I). One matrix (O, I K) would take five
-    to fourteen times as long. An element moves by about `MATRIX_RATE` x lr / sqrt(I K), root mean square: an orthogonal
-    O x I matrix has min(O, I) singular values of 1, so its elements have the root mean square 1 / sqrt(max(O, I));
-    times sqrt(max(O, I)) that is 1, and 1 / sqrt(I K) is the scale of torch's initialisation. Weight decay is
-    decoupled. `lr` may be a tensor on the device of the parameters, and a step then reads nothing back from there.
+    An element of a matrix moves by about `MATRIX_RATE` x lr / sqrt(I K), root mean square. Weight decay is decoupled.
+    `lr` may be a tensor on the device of the parameters; then a step reads nothing back from there.
     """
 
+    # A convolution is a sum over its taps, y(p) = sum_r W_r x(p + r): each tap W_r (O, I) is a linear map of channels
+    # and is made orthogonal by itself. Flattening the kernel to one matrix (O, I K), as usual, treats neighbouring
+    # inputs, which are nearly equal, as independent; and its Gram matrix takes five to fourteen times as long.
+
     def __init__(
-        self, params, lr: float | Tensor, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8, weight_decay: float = 0.0, orthogonal: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        params,
+        lr: float | Tensor,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        orthogonal: bool = True,
+    ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        # `fused`: torch then keeps step counts on the device when it loads a state
+        # `fused`: torch then keeps step counts on the device when it loads a state.
         super().__init__(params, defaults | {"orthogonal": orthogonal, "fused": True})
         self._buckets: dict[tuple[Tensor, ...], list[Bucket]] = {}
 
@@ -97,14 +115,16 @@ class Muon(torch.optim.Optimizer):
         if (key := tuple(weights)) not in self._buckets:
             self._buckets[key] = buckets(weights, MOST_PADDING[weights[0].device.type])
         for bucket in self._buckets[key]:
-            # x: the direction of Nesterov's momentum; x (x^T x)^(-1/2) is the nearest matrix with orthogonal columns.
+            # x = (1 - m) gradient + m average, the look-ahead of Nesterov's momentum. With x = U S V^T, the update is
+            # U V^T = x (x^T x)^(-1/2), the nearest matrix with orthogonal columns: every direction that the gradient
+            # has moves alike, rare ones as far as frequent ones.
             for taps, x in zip(bucket.taps, bucket.directions, strict=True):
                 gradient, average = tall(taps.weight.grad), tall(self.state[taps.weight]["momentum"])
                 torch.lerp(gradient, average, group["momentum"], out=x[:, :, : taps.columns])
-            factors = inverse_roots(bucket.directions, bucket.grams, bucket.rates * group["lr"])
+            factors = inverse_sqrt_via_newtonschulz(bucket.directions, bucket.grams, bucket.rates * group["lr"])
             for taps, x, factor in zip(bucket.taps, bucket.directions, factors.split(bucket.counts), strict=True):
                 weight, factor = tall(taps.weight), factor[:, : taps.side, : taps.side]
-                if taps.side == taps.columns:  # then the product may be subtracted as it is made
+                if taps.side == taps.columns:  # without padding, the product is subtracted as it is computed
                     weight.baddbmm_(x, factor, alpha=-1)
                 else:
                     weight.sub_(torch.bmm(x, factor)[:, :, : taps.columns])
@@ -118,10 +138,22 @@ class Muon(torch.optim.Optimizer):
                 state |= {"step": count, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
         beta1, beta2 = group["betas"]
         adam(
-            params, [p.grad for p in params], [s["mean"] for s in states], [s["square"] for s in states], [],
-            [s["step"] for s in states], fused=True, decoupled_weight_decay=True, amsgrad=False, beta1=beta1,
-            beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-        )  # fmt: skip
+            params,
+            [p.grad for p in params],
+            [s["mean"] for s in states],
+            [s["square"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=True,
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def tall(weight: Tensor) -> Tensor:
@@ -135,8 +167,9 @@ def tall(weight: Tensor) -> Tensor:
 
 
 def buckets(weights: Iterable[Tensor], most_padding: int) -> list[Bucket]:
-    """One bucket, unless padding all matrices to the largest side would add more than `most_padding` multiply-
-    accumulates to a product; then further ones, of smaller sides."""
+    """Weights, largest first, in as few buckets as `most_padding` multiply-accumulates of padding per product allow."""
+    # A product of M small matrices is one launch, whatever M is. Padding all of them to the side S of the largest costs
+    # S^3 - s^3 multiply-accumulates for each of side s; where that is more than a launch, a further bucket begins.
     found: list[list[Taps]] = []
     padding = 0
     for taps in sorted(map(Taps, weights), key=lambda taps: taps.side, reverse=True):
@@ -149,25 +182,26 @@ def buckets(weights: Iterable[Tensor], most_padding: int) -> list[Bucket]:
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """(K, O, I) -> the same with singular values near 1, but for those below 0.0015 of the matrix's norm."""
+    """(K, O, I) -> the same with singular values near 1, except those below 0.0015 of a matrix's norm."""
     if x.shape[1] < x.shape[2]:
         return orthogonalize(x.mT).mT
-    return x @ inverse_roots([x], x.new_zeros(len(x), x.shape[2], x.shape[2]), x.new_ones(()))
+    return x @ inverse_sqrt_via_newtonschulz([x], x.new_zeros(len(x), x.shape[2], x.shape[2]), x.new_ones(()))
 
 
-def inverse_roots(matrices: list[Tensor], grams: Tensor, scale: Tensor) -> Tensor:
+def inverse_sqrt_via_newtonschulz(matrices: list[Tensor], grams: Tensor, scale: Tensor) -> Tensor:
     """Tall matrices (K, rows, columns), a list -> factors (M, S, S): x @ factor is `scale` times nearly orthogonal.
 
-    M is the number of all matrices, S at least the most columns; `grams` (M, S, S) is overwritten, but for its padding
-    of zeros. The factor approximates (x^T x)^(-1/2): the Newton-Schulz iteration x <- x p(x^T x), with
-    p(g) = a + b g + c g^2, takes the Gram matrix g = x^T x to p g p. All of these are polynomials of the first g, so
-    the iteration runs on Gram matrices alone, and the product of its p is the factor. Rows and columns of zeros stay
-    zeros in g, so padding is exact. The iteration multiplies the rounding of the first g by up to 485^2, so the
-    products have to be true fp32, not TF32.
+    M is the number of all matrices, S at least the most columns; `grams` (M, S, S) is scratch, padded with zeros.
+    Products have to be true fp32, not TF32: the rounding of the first Gram matrix is multiplied by up to 485^2.
     """
+    # The factor approximates (x^T x)^(-1/2). An iteration x <- x q(g), with g = x^T x and q(g) = a + b g + c g^2, takes
+    # g to q^T g q = q g q: g and every q are polynomials of the first g and commute. So the iteration runs on the S x S
+    # Gram matrices alone, never on the longer x, and x q1 q2 ... q5 is applied once, at the end. Rows and columns of
+    # zeros stay zeros in g, so padding is exact.
     for x, part in zip(matrices, grams.split([len(x) for x in matrices]), strict=True):
         torch.bmm(x.mT, x, out=part[:, : x.shape[2], : x.shape[2]])
-    square = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-30)  # of the norm; zeros stay zeros
+    square = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-30)  # zeros stay zeros
+    # Divided by its squared Frobenius norm, g has eigenvalues in [0, 1], where the polynomial is made for.
     gram = grams / square
     change = factor = _polynomial(gram)
     for _ in range(ROUNDS - 1):
@@ -178,7 +212,7 @@ def inverse_roots(matrices: list[Tensor], grams: Tensor, scale: Tensor) -> Tenso
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """g (M, S, S) -> a + b g + c g^2."""
+    """q(g) = a + b g + c g^2 of g (M, S, S)."""
     a, b, c = COEFFICIENTS
     change = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     change.diagonal(dim1=1, dim2=2).add_(a)

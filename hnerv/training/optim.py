@@ -13,20 +13,21 @@ from hnerv.config import TrainConfig
 from hnerv.model import DualHeadHNeRV
 from hnerv.training.muon import Muon
 
-GROUPS = ("rgb_head", "clip_head", "decoder", "embedding")
+MODEL_PARTS = ("rgb_head", "clip_head", "decoder", "embedding")
 
 
 def parameters_of(model: DualHeadHNeRV) -> dict[str, list[nn.Parameter]]:
-    """{part of the model: its parameters}, in the order of GROUPS; a part that the model lacks is empty."""
-    return {name: list(part.parameters()) if (part := getattr(model, name)) is not None else [] for name in GROUPS}
+    """{part of the model: its parameters}, in the order of MODEL_PARTS; empty for a part that the model lacks."""
+    return {name: list(part.parameters()) if (part := getattr(model, name)) is not None else [] for name in MODEL_PARTS}
 
 
 def build_optimizer(model: DualHeadHNeRV, config: TrainConfig) -> torch.optim.Optimizer:
     """Two groups, the embedding's stored codes at `embed_lr_factor`; each group keeps its factor as `lr_factor`.
 
-    The encoder is a network like the decoder, so only the knots of `grid` count as codes. These are no matrices, so
-    Muon, the only one to read `orthogonal`, leaves them to Adam.
+    The encoder is a network like the decoder, so only the knots of `grid` count as codes.
     """
+    # Each knot gets a gradient only from the frames around it, a part of the steps: hence a learning rate of its own.
+    # Knots are samples over time, no linear maps: Muon, the only one to read `orthogonal`, leaves them to Adam.
     codes = list(model.embedding.levels) if hasattr(model.embedding, "levels") else []
     ids = {id(p) for p in codes}
     network = [p for p in model.parameters() if id(p) not in ids]
@@ -45,16 +46,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True, capturable=True),
     "adamw": partial(torch.optim.AdamW, fused=True, capturable=True),
 }
-"""Name -> constructor of groups, lr and weight_decay. The names are the choices of `TrainConfig.optimizer`.
-
-Source of Muon: Jordan et al. 2024.
-"""
+"""Name -> constructor of groups, lr and weight_decay. The names are the choices of `TrainConfig.optimizer`."""
 
 
 def clip_gradients(parts: dict[str, list[nn.Parameter]], largest: float) -> Tensor:
-    """L2 norms before clipping, (1 + parts,): of all gradients, then of each part; exactly 0 for a part without any.
+    """Scale all gradients in place so that their norm is at most `largest` (0: not at all). No host sync.
 
-    Then scales all gradients in place so that the total is at most `largest` (0: not at all). No host sync.
+    Returns the L2 norms before that, (1 + parts,): of all gradients, then of each part; exactly 0 for one without any.
     """
     gradients = [[p.grad for p in params if p.grad is not None] for params in parts.values()]
     every = [g for part in gradients for g in part]
@@ -67,7 +65,7 @@ def clip_gradients(parts: dict[str, list[nn.Parameter]], largest: float) -> Tens
 
 @functools.lru_cache(maxsize=16)
 def _membership(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """(1 + parts, gradients): 1 where a row's sum takes the gradient in, all of them in the first row. Kept, because it
-    is copied from the host."""
+    """Matrix (1 + parts, gradients) that sums squared norms: all of them in the first row, then those of each part."""
+    # Cached, because it is copied from the host, for which a step must not wait.
     parts = torch.eye(len(counts)).repeat_interleave(torch.tensor(counts), dim=1)
     return torch.cat([torch.ones(1, sum(counts)), parts]).to(device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hnerv.evaluation.cost import estimated_rate
+from hnerv.evaluation import estimated_rate
 from hnerv.files import read_json
 from hnerv.model import DualHeadHNeRV
 from hnerv.model.decoder import stage_widths

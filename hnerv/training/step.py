@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from hnerv.config import Config
-from hnerv.data.batches import Batches, Counts, Plan, clip_loss_of
+from hnerv.data.batches import Batches, Counts, EpochPlan, clip_loss_of
 from hnerv.data.store import Batch
 from hnerv.losses import pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
-from hnerv.training.optim import GROUPS, clip_gradients, parameters_of
+from hnerv.training.optim import MODEL_PARTS, clip_gradients, parameters_of
 from hnerv.training.timing import Clock
 
-COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in GROUPS))
+COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in MODEL_PARTS))
 """The columns of a step's record; the first four come with its losses."""
 WARM_UP = 2
 """Eager steps of a kind before its graph is captured: they choose algorithms and create the optimiser state."""
@@ -95,9 +95,9 @@ class TrainingStep:
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)
         self.numbers = torch.arange(steps, device=device)[:, None]
-        self.plan: Plan | None = None
+        self.plan: EpochPlan | None = None
 
-    def load(self, plan: Plan, schedule: Tensor, begin: int) -> None:
+    def load(self, plan: EpochPlan, schedule: Tensor, begin: int) -> None:
         """Loads an epoch, from step `begin` on. schedule (S, G + 1): the learning rate of each group, then lambda."""
         self.plan = plan
         for table, values in ((self.rows, plan.rows), (self.values, torch.cat([schedule, plan.times], dim=1))):

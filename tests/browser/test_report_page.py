@@ -1,4 +1,4 @@
-"""The report in Chromium, on a desk and on a phone: it stands alone, fits, and its slider works."""
+"""The report in Chromium, on a desktop and on a phone: it is self-contained, fits, and its slider works."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hnerv.evaluation import cost
-from hnerv.report.making import Wishes, tell
-from hnerv.report.page import write_page
+from hnerv.report.contents import ReportOptions, collect
+from hnerv.report.page import write_report
 
 WIDTHS = [1280, 390]
 
@@ -24,22 +24,18 @@ def pages(tmp_path_factory, finished) -> dict[str, str]:
     two = Path(shutil.copytree(finished, folder / ("a_long_name_without_a_place_to_break_" * 4)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "decode_fps", lambda model: 100.0)
-        stories = tell([one, two], Wishes(torch.device("cpu"), frames=6))
-    evil = stories[0].run._replace(
-        name="<script>document.title='broken'</script><img src=http://127.0.0.1:9/x.png>", curves={}, frames=[],
-        patches=[],
-    )  # fmt: skip
-    for name, told in {
-        "one": stories[:1],
-        "several": stories,
-        "evil": [stories[0]._replace(run=evil, shown=[], missing=["<img src=http://127.0.0.1:9/y.png>"])],
-    }.items():
-        write_page(folder / f"{name}.html", told)
-    return {name: (folder / f"{name}.html").as_uri() for name in ("one", "several", "evil")}
+        reports = collect([one, two], ReportOptions(torch.device("cpu"), frames=6))
+    name = "<script>document.title='broken'</script><img src=http://127.0.0.1:9/x.png>"
+    evil = reports[0].run._replace(name=name, curves={}, frames=[], patches=[])
+    injected = reports[0]._replace(run=evil, shown=[], missing=["<img src=http://127.0.0.1:9/y.png>"])
+    paths = {name: folder / f"{name}.html" for name in ("one", "several", "evil")}
+    for path, chosen in zip(paths.values(), (reports[:1], reports, [injected]), strict=True):
+        write_report(path, chosen)
+    return {name: path.as_uri() for name, path in paths.items()}
 
 
 def shots(folder: Path) -> Path:
-    """HNERV_SCREENSHOTS names a folder that keeps what a test saw."""
+    """The folder for screenshots: HNERV_SCREENSHOTS if set."""
     kept = Path(os.environ.get("HNERV_SCREENSHOTS") or folder)
     kept.mkdir(parents=True, exist_ok=True)
     return kept
@@ -51,7 +47,7 @@ return [...document.querySelectorAll("body *")]
   .filter((e) => !e.closest(".wide table") && e.getBoundingClientRect().right > edge)
   .map((e) => `${e.tagName} ${e.className} ${e.textContent.slice(0, 40)}`);
 """
-"""What sticks out of the page; tables with a column a run scroll in a box of their own."""
+"""Elements wider than the page; tables with a column per run scroll in a box of their own."""
 
 
 @pytest.mark.parametrize("width", WIDTHS)

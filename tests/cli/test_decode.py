@@ -1,7 +1,8 @@
-"""`hnerv decode`: what another machine, which has only the file, writes to its disk."""
+"""`hnerv decode`: from a file alone to videos and folders of images."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,72 +13,67 @@ import pytest
 import torch
 from PIL import Image
 
-from hnerv.codec import Bitstream
+from hnerv.codec import open_single_chunk
 from hnerv.data.video import load_video
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 
 
 def expected(path: Path) -> np.ndarray:
-    """What an evaluation of the coded model measures: (N, H, W, 3) uint8."""
-    stream = Bitstream(path)
-    model = stream.model().to(memory_format=torch.channels_last)
-    times = torch.arange(stream.scene.frames, dtype=torch.float32).split(4)
+    """The frames that an evaluation of the decoded model measures: (N, H, W, 3) uint8."""
+    chunk = open_single_chunk(path)
+    model = chunk.model().to(memory_format=torch.channels_last)
+    times = torch.arange(chunk.scene.frames, dtype=torch.float32).split(4)
     rgb = torch.cat([predict(model, some).rgb for some in times])
     return (rgb.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def pictures(folder: Path) -> np.ndarray:
-    if folder.suffix == ".mkv":
+    if folder.suffix:
         return load_video(str(folder)).frames.permute(0, 2, 3, 1).numpy()
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))])
 
 
-def elsewhere(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """The console script in another process, whose working directory and home are `folder`."""
+def test_a_machine_that_has_only_the_file(coded, tmp_path):
+    """Another process, with this folder as working directory and home."""
+    shutil.copy(coded("encoder"), tmp_path / "a.hnerv")
+    words = ["decode", "a.hnerv", "-o", "deep/out.mkv", "--threads", "1", "--device", "cpu"]
     code = "from hnerv.cli import main; main()"
-    given = [sys.executable, "-c", code, *words, "--threads", "1", "--device", "cpu"]
-    environment = {"PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(given, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(("embedding", "output"), [("grid", "out"), ("encoder", "out.mkv"), ("pe", "deep/out")])
-def test_a_machine_that_has_only_the_file(coded, tmp_path, embedding, output):
-    shutil.copy(coded(embedding), tmp_path / "a.hnerv")
-    done = elsewhere(tmp_path, "decode", "a.hnerv", "-o", output)
+    environment = {"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"12 frames of 32x64 decoded and written to {output} in ")
-    if output.endswith(".mkv"):
-        assert load_video(str(tmp_path / output)).fps == pytest.approx(24)
-    assert np.array_equal(pictures(tmp_path / output), expected(coded(embedding)))
+    assert done.stdout.startswith("12 frames of 32x64 decoded and written to deep/out.mkv in ")
+    assert load_video(str(tmp_path / "deep/out.mkv")).fps == pytest.approx(24)
+    assert np.array_equal(pictures(tmp_path / "deep/out.mkv"), expected(coded("encoder")))
 
 
 @pytest.mark.parametrize(
-    ("words", "positions"),
+    ("name", "words", "positions"),
     [
-        ("", range(40)),
-        ("10:25", range(10, 25)),
-        (":3", range(3)),
-        ("35:", range(35, 40)),
-        ("-2:", range(38, 40)),
-        ("30:20:-3", range(30, 20, -3)),
-        ("::-1", range(39, -1, -1)),
-        ("17:18", range(17, 18)),
+        ("grid", "", range(12)),
+        ("pe", "", range(12)),
+        ("long", "10:25", range(10, 25)),
+        ("long", "35:", range(35, 40)),
+        ("long", "-2:", range(38, 40)),
+        ("long", "30:20:-3", range(30, 20, -3)),
+        ("long", "17:18", range(17, 18)),
     ],
 )
-def test_images_are_those_of_the_whole_video_and_have_their_numbers(coded, hnerv_main, tmp_path, words, positions):
-    assert hnerv_main("decode", coded("long"), "-o", tmp_path / "out", *([f"--frames={words}"] if words else [])) == 0
-    assert np.array_equal(pictures(tmp_path / "out"), expected(coded("long"))[sorted(positions)])
+def test_images_are_numbered_as_in_the_video_and_videos_keep_the_order(
+    coded, hnerv_main, tmp_path, name, words, positions
+):
+    frames, chosen = expected(coded(name)), [f"--frames={words}"] if words else []
+    assert hnerv_main("decode", coded(name), "-o", tmp_path / "out", *chosen) == 0
+    assert np.array_equal(pictures(tmp_path / "out"), frames[sorted(positions)])
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"{position:05d}.png" for position in sorted(positions)]
-
-
-def test_a_video_has_the_frames_in_the_order_asked_for(coded, hnerv_main, tmp_path):
-    assert hnerv_main("decode", coded("long"), "-o", tmp_path / "out.mkv", "--frames=30:20:-3") == 0
-    assert np.array_equal(pictures(tmp_path / "out.mkv"), expected(coded("long"))[[30, 27, 24, 21]])
+    if positions.step != 1:
+        assert hnerv_main("decode", coded(name), "-o", tmp_path / "out.mkv", *chosen) == 0
+        assert np.array_equal(pictures(tmp_path / "out.mkv"), frames[list(positions)])
 
 
 @pytest.mark.parametrize("name", ["out.mkv", "out"])
-def test_what_is_there_is_replaced_only_when_asked(coded, hnerv_main, tmp_path, snapshot, capsys, name):
+def test_output_is_replaced_only_with_overwrite(coded, hnerv_main, tmp_path, snapshot, capsys, name):
     words = ("decode", coded("grid"), "-o", tmp_path / name)
     assert hnerv_main(*words, "--frames", "0:3") == 0
     before = snapshot(tmp_path)
@@ -88,30 +84,23 @@ def test_what_is_there_is_replaced_only_when_asked(coded, hnerv_main, tmp_path, 
     assert len(pictures(tmp_path / name)) == 1
 
 
-def test_patches_get_a_folder_each_and_one_alone_the_name_itself(coded, hnerv_main, tmp_path):
-    whole, grid = expected(coded("grid")), Bitstream(coded("grid")).scene.grid
-    assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "a", "--patch", "1,3,1", "--frames", "2:7") == 0
+def test_several_patches_get_an_output_each_and_one_the_name_itself(coded, hnerv_main, tmp_path):
+    full, grid = expected(coded("grid")), open_single_chunk(coded("grid")).scene.grid
+    assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "a.mkv", "--patch", "1,3,1", "--frames", "2:7") == 0
     assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "b", "--patch", "6") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_p1", "a_p3", "b"]
-    for name, patch, frames in (("a_p1", 1, range(2, 7)), ("a_p3", 3, range(2, 7)), ("b", 6, range(12))):
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_p1.mkv", "a_p3.mkv", "b"]
+    for name, patch, frames in (("a_p1.mkv", 1, range(2, 7)), ("a_p3.mkv", 3, range(2, 7)), ("b", 6, range(12))):
         (top, left), (height, width) = grid.origin_of(patch), grid.patch_size
-        cut = whole[list(frames), top : top + height, left : left + width].astype(int)
+        cut = full[list(frames), top : top + height, left : left + width].astype(int)
         found = pictures(tmp_path / name).astype(int)
         # a convolution over fewer pixels may add up in another order, and a pixel round the other way
         assert found.shape == cut.shape and np.abs(found - cut).max() <= 1 and (found != cut).mean() < 1e-3
 
 
-def test_patches_as_videos(coded, hnerv_main, tmp_path):
-    assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "a.mkv", "--patch", "0,7") == 0
-    for patch in (0, 7):
-        assert load_video(str(tmp_path / f"a_p{patch}.mkv")).frames.shape == (12, 3, 16, 16)
-
-
-def test_an_mp4_is_to_look_at(coded, hnerv_main, tmp_path):
-    assert hnerv_main("decode", coded("long"), "-o", tmp_path / "a.mp4") == 0
-    found = load_video(str(tmp_path / "a.mp4")).frames.permute(0, 2, 3, 1).numpy().astype(int)
-    assert found.shape == (40, 32, 64, 3)
-    assert np.abs(found - expected(coded("long"))).mean() < 15
+def test_an_mp4_is_for_viewing(coded, hnerv_main, tmp_path):
+    assert hnerv_main("decode", coded("grid"), "-o", tmp_path / "a.mp4") == 0
+    found = pictures(tmp_path / "a.mp4").astype(int)
+    assert found.shape == (12, 32, 64, 3) and np.abs(found - expected(coded("grid"))).mean() < 15
 
 
 @pytest.mark.parametrize(
@@ -120,11 +109,8 @@ def test_an_mp4_is_to_look_at(coded, hnerv_main, tmp_path):
         (["--frames", "5"], "--frames '5' must be start:stop:step"),
         (["--frames", "3:9:0"], "step other than 0"),
         (["--frames", "20:"], "selects none of the 12 frames"),
-        (["--frames", "9:3"], "selects none of the 12 frames"),
         (["--patch", "8"], "--patch '8' must be a list of patches from 0 to 7"),
         (["--patch", "1,,2"], "--patch '1,,2'"),
-        (["--patch=-1"], "--patch '-1'"),
-        (["--patch", "a"], "--patch 'a'"),
         (["--patch", "²"], "--patch"),
         (["--device", "abacus"], "--device 'abacus' is not a device"),
         (["--threads", "-1"], "--threads -1 must be at least 0"),
@@ -133,7 +119,7 @@ def test_an_mp4_is_to_look_at(coded, hnerv_main, tmp_path):
         (["-o", "file/out"], "is a file"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(coded, tmp_path, monkeypatch, capsys, words, match):
+def test_bad_flags_are_refused_before_anything_is_written(coded, tmp_path, monkeypatch, capsys, words, match):
     from hnerv.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -151,7 +137,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(coded, tmp_path, m
 
 def test_a_damaged_section_leaves_nothing_behind(coded, hnerv_main, tmp_path, capsys):
     data = bytearray(coded("grid").read_bytes())
-    data[Bitstream(coded("grid")).container.header_bytes + 5] ^= 1
+    entry = open_single_chunk(coded("grid")).entry
+    data[entry.offset + entry.header_bytes + 5] ^= 1
     (tmp_path / "a.hnerv").write_bytes(data)
     assert hnerv_main("decode", tmp_path / "a.hnerv", "-o", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()

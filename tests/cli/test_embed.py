@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hnerv.cli import main
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 from hnerv.runs.opening import open_checkpoint
 
 

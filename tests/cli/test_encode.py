@@ -9,34 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.cli.encode import lost
-from hnerv.codec import Bitstream, play
+from hnerv.cli.encode import psnr_change
+from hnerv.codec import open_single_chunk, play
 from hnerv.evaluation import evaluate, open_run
 
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_what_it_prints_is_what_the_file_shows(run_of, hnerv_main, tmp_path, capsys, embedding):
+def test_the_printed_numbers_are_those_of_the_file(run_of, hnerv_main, tmp_path, capsys, embedding):
     path = tmp_path / "deep" / "a.hnerv"
     assert hnerv_main("encode", run_of(embedding), "-o", path, "--weight-bits", "5", "--latent-bits", "4") == 0
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     opened = open_run(run_of(embedding), torch.device("cpu"))
-    before, after = evaluate(opened.model, opened.store), evaluate(Bitstream(path).model(), opened.store)
+    before, after = evaluate(opened.model, opened.store), evaluate(open_single_chunk(path).model(), opened.store)
     lost = re.search(r"^full-frame PSNR relative to the float model: training (\S+) dB, unseen (\S+) dB$", out, re.M)
     for printed, split in zip(lost.groups(), ("train", "val"), strict=True):
         a, b = (getattr(report, split).psnr_frame.mean().item() for report in (after, before))
         assert float(printed) == pytest.approx(a - b, abs=2e-3)
-    assert (
-        f"{path.stat().st_size:,}" in out
-        and f"play it:   hnerv decode {path} -o {path.with_name('a_decoded.mp4')}" in out
-    )
-    told = Bitstream(path).encoder
-    assert told["weight_bits"] == 5 and told["latent_bits"] == 4 and told["epoch"] > 0
+    assert f"{path.stat().st_size:,}" in out
+    assert f"play it:   hnerv decode {path} -o {path.with_name('a_decoded.mp4')}" in out
+    assert open_single_chunk(path).encoder["epoch"] > 0
 
 
-def test_a_loss_that_rounds_to_zero_has_no_minus():
+def test_a_change_that_rounds_to_zero_has_no_minus():
     tag = "Eval/Frame/train_psnr_frame"
-    assert "+0.000 dB" in lost({tag: 30.0}, {tag: 29.9996}) and "-0.001 dB" in lost({tag: 30.0}, {tag: 29.9994})
+    for after, expected in ((29.9996, "+0.000 dB"), (29.9994, "-0.001 dB")):
+        assert expected in psnr_change({tag: 30.0}, {tag: after})
 
 
 def test_a_checkpoint_and_its_folder_give_the_same_file_every_time(finished, hnerv_main, tmp_path, snapshot):
@@ -60,24 +58,24 @@ def test_without_measuring_the_video_is_not_needed(train, flags, make_film, hner
         assert "film" in line and not path.exists()
     assert hnerv_main("encode", run, "-o", path, "--no-measure") == 0
     assert "from the file" not in capsys.readouterr().out
-    assert len(list(play(Bitstream(path).model(), range(12)))) == 12
+    assert len(list(play(open_single_chunk(path).model(), range(12)))) == 12
     moved = make_film(tmp_path / "moved")
     assert hnerv_main("encode", run, "-o", path, "--data", moved, "--finetune-epochs", "1", "--overwrite") == 0
-    assert Bitstream(path).encoder["finetune_epochs"] == 1
+    assert open_single_chunk(path).encoder["finetune_epochs"] == 1
 
 
 def test_all_options_reach_the_file(finished, hnerv_main, tmp_path):
     path = tmp_path / "a.hnerv"
-    words = ["--weight-bits", 6, "--latent-bits", 5, "--steps", "symmetric", "--per-channel", "--prune", 0.1]
-    words += ["--finetune-epochs", 1, "--finetune-lr", 1e-3, "--rate-weight", 0.01, "--no-measure"]
+    options = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "prune": 0.1}
+    options |= {"finetune_epochs": 1, "rate_weight": 0.01}
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    words += ["--per-channel", "--learn-steps", "--finetune-lr", 1e-3, "--no-measure"]
     assert hnerv_main("encode", finished, "-o", path, *words) == 0
-    told = Bitstream(path).encoder
-    asked = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "per_channel": True, "prune": 0.1}
-    asked |= {"finetune_epochs": 1, "rate_weight": 0.01}
-    assert {key: told[key] for key in asked} == asked
+    note = open_single_chunk(path).encoder
+    assert note.items() >= (options | {"per_channel": True, "learn_steps": True}).items()
 
 
-def test_a_wanted_rate(finished, hnerv_main, tmp_path):
+def test_a_target_rate(finished, hnerv_main, tmp_path):
     path = tmp_path / "a.hnerv"
     assert hnerv_main("encode", finished, "-o", path, "--target-bpp", 1.5, "--no-measure") == 0
     assert 0.95 * 1.5 <= 8 * path.stat().st_size / (12 * 32 * 64) <= 1.5
@@ -91,7 +89,7 @@ def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_
     assert hnerv_main("encode", finished, "-o", path, "--no-measure") == 2, "only with --overwrite"
     assert path.read_bytes() == b"older"
     assert hnerv_main("encode", finished, "-o", path, "--no-measure", "--overwrite") == 0
-    assert np.stack(list(play(Bitstream(path).model(), range(2)))).shape == (2, 32, 64, 3)
+    assert np.stack(list(play(open_single_chunk(path).model(), range(2)))).shape == (2, 32, 64, 3)
     assert [found.name for found in tmp_path.iterdir()] == ["a.hnerv"]
 
 
@@ -99,25 +97,15 @@ def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_
     ("words", "match"),
     [
         (["--weight-bits", "1"], "--weight-bits 1 must be 2 to 8, or 16"),
-        (["--latent-bits", "12"], "--latent-bits 12 must be"),
         (["--per-channel"], "--per-channel conflicts with --steps"),
-        (["--prune", "1"], "--prune 1.0 must be at least 0 and below 1"),
         (["--prune", "nan"], "--prune nan"),
-        (["--prune", "0.1", "--steps", "minmax"], "no level at 0"),
-        (["--target-bpp", "-1"], "--target-bpp -1.0 must be finite"),
-        (["--target-bpp", "nan"], "--target-bpp nan must be finite"),
-        (["--target-bpp", "1", "--steps", "symmetric"], "conflicts with --steps symmetric"),
         (["--target-bpp", "0.001", "--no-measure"], "the lowest rate of this model: raise it"),
-        (["--target-bpp", "1", "--weight-bits", "4"], "--target-bpp"),
         (["--finetune-epochs", "-1"], "--finetune-epochs -1 must be finite"),
-        (["--finetune-epochs", "1", "--finetune-lr", "0"], "above 0"),
-        (["--rate-weight", "1"], "--rate-weight applies only to fine-tuning"),
         (["--device", "abacus"], "'abacus' is not a device"),
         (["--threads", "-3"], "--threads -3 must be at least 0"),
         (["--data", "gone.mp4"], "gone.mp4"),
         (["--clip-targets", "gone.safetensors"], "gone.safetensors"),
         (["-o", "a.mp4"], "-o a.mp4 does not end in .hnerv"),
-        (["-o", "a"], "does not end in .hnerv"),
         (["-o", "folder.hnerv"], "is a folder"),
         (["-o", "file/a.hnerv"], "is a file"),
     ],

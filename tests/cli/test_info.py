@@ -6,35 +6,41 @@ import json
 
 import pytest
 
+from hnerv.codec import open_single_chunk
+
+PARTS = "header embedding decoder.stem decoder.stages.0 decoder.stages.1 decoder.stages.2 rgb_head clip_head file"
+
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
 def test_parts_and_rates_sum_to_the_file(coded, hnerv_main, capsys, embedding):
     path = coded(embedding)
     assert hnerv_main("info", path) == 0
     out, err = capsys.readouterr()
-    assert err == ""
-    rows = [line.split() for line in out[out.index("part ") :].splitlines()]
-    sizes = {row[0]: int(row[3].replace(",", "")) for row in rows[1:]}
-    whole = sizes.pop("file")
-    assert whole == path.stat().st_size == sum(sizes.values())
-    assert list(sizes)[:2] == ["header", "embedding"] and list(sizes)[-2:] == ["rgb_head", "clip_head"]
-    rates = [float(row[4]) for row in rows[1:]]
-    assert rates[-1] == pytest.approx(8 * whole / (12 * 32 * 64), abs=1e-5)
-    assert sum(rates[:-1]) == pytest.approx(rates[-1], abs=1e-4)
-    numbers = [int(row[1].replace(",", "")) for row in rows[2:]]
-    assert sum(numbers[:-1]) == numbers[-1]
-    assert float(rows[-1][2]) == pytest.approx(8 * whole / numbers[-1], abs=1e-3)
-    assert f"{whole:,} bytes, {8 * whole / (12 * 32 * 64):.5f} bpp" in out and f"model    {embedding}" in out
+    assert err == "" and "segment" not in out
+    size, model = path.stat().st_size, open_single_chunk(path).model()
+    rows = [line.split() for line in out[out.index("part ") :].splitlines()][1:]
+    assert [row[0] for row in rows] == PARTS.split()
+    for column, expected in ((1, sum(p.numel() for p in model.parameters())), (3, size)):
+        *parts, total = (int(row[column].replace(",", "").replace("-", "0")) for row in rows)
+        assert sum(parts) == total == expected
+    assert float(rows[-1][4]) == pytest.approx(8 * size / (12 * 32 * 64), abs=1e-5)
+    for words in (
+        f"{size:,} bytes, {8 * size / (12 * 32 * 64):.5f} bpp",
+        f"model    {embedding}",
+        "film, crop 32x64 at 0,0 -> 32x64",
+        "12 at 24 frames/s; 8 training, 2 unseen",
+        "2x4 of 16x16",
+    ):
+        assert words in out
 
 
-def test_json_says_everything(coded, hnerv_main, capsys):
+def test_json(coded, hnerv_main, capsys):
     path = coded("encoder")
     assert hnerv_main("info", path, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["bytes"] == path.stat().st_size == sum(part["size"] for part in told["parts"])
-    assert told["bpp"] == 8 * told["bytes"] / (12 * 32 * 64)
-    assert told["record"]["config"]["model"]["embedding"] == "encoder" and told["encoder"]["weight_bits"] == 8
-    assert told["record"]["scene"]["frames"] == 12
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["file", "bytes", "bpp", "frames", "parts", "encoder", "record"]
+    assert found["bytes"] == path.stat().st_size == sum(part["size"] for part in found["parts"])
+    assert found["record"]["config"]["model"]["embedding"] == "encoder" and found["encoder"]["weight_bits"] == 8
 
 
 @pytest.mark.parametrize("case", ["gone", "folder", "other", "cut", "flipped"])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hnerv.cli import main
-from hnerv.codec import open_film, play
+from hnerv.codec import BitstreamFile, open_single_chunk, play
 from hnerv.evaluation import evaluate as measured
 from hnerv.runs.checkpoint import load_checkpoint, save_checkpoint
 from hnerv.runs.opening import open_run
@@ -32,11 +32,12 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def test_each_segment_is_coded_as_its_run_is(film_file, divided, tmp_path):
-    whole, film = film_file.read_bytes(), open_film(film_file)
-    for number, part in enumerate(film.parts):
+    for number, chunk in enumerate(BitstreamFile(film_file).opened_chunks):
         path = tmp_path / f"{number}.hnerv"
         main(["encode", str(divided / "segments" / f"{number:05d}"), "-o", str(path), "--no-measure"])
-        assert whole[part.offset : part.offset + part.size] == path.read_bytes()
+        alone = open_single_chunk(path)
+        assert chunk.record == alone.record and chunk.encoder == alone.encoder
+        assert chunk.header.sections == alone.header.sections
     assert not [p for p in film_file.parent.iterdir() if p != film_file]
 
 
@@ -56,10 +57,9 @@ def test_decode(film_file, divided, tmp_path, capsys):
     main(["decode", str(film_file), "-o", str(tmp_path / "png"), "--frames", "3:9"])
     found = {p.name: np.array(Image.open(p)) for p in (tmp_path / "png").iterdir()}
     assert sorted(found) == [f"{k:05d}.png" for k in range(3, 9)]
-    film = open_film(film_file)
-    for part, stream in film.streams:
-        for k, picture in enumerate(play(stream.model(), range(4))):
-            name = f"{part.first + k:05d}.png"
+    for chunk in BitstreamFile(film_file).opened_chunks:
+        for k, picture in enumerate(play(chunk.model(), range(4))):
+            name = f"{chunk.entry.first + k:05d}.png"
             assert name not in found or np.array_equal(found[name], picture)
 
 
@@ -112,8 +112,8 @@ def test_encode_tells_what_the_whole_lost(divided, tmp_path, capsys):
 
 def seen_psnr(path: Path, run: Path, number: int) -> list[float]:
     """Of the training frames of a segment, drawn from the file."""
-    film, opened = open_film(path), open_run(run / "segments" / f"{number:05d}", torch.device("cpu"))
-    model = film.stream(film.parts[number]).model()
+    file, opened = BitstreamFile(path), open_run(run / "segments" / f"{number:05d}", torch.device("cpu"))
+    model = file.open_chunk(file.chunks[number]).model()
     return measured(model, opened.store).train.psnr_frame.tolist()
 
 
@@ -122,16 +122,7 @@ def test_no_measure_needs_no_video(divided, tmp_path):
     for path in (tmp_path / "run").rglob("metrics.jsonl"):
         path.unlink()
     main(["encode", str(tmp_path / "run"), "-o", str(tmp_path / "x.hnerv"), "--no-measure"])
-    assert open_film(tmp_path / "x.hnerv").frames == 12
-
-
-def test_where_a_segment_is_missing_nothing_is_written(divided, tmp_path, capsys):
-    shutil.copytree(divided, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "segments" / "00001")
-    with pytest.raises(SystemExit) as end:
-        main(["encode", str(tmp_path / "run"), "-o", str(tmp_path / "x.hnerv"), "--no-measure"])
-    assert end.value.code == 2 and "1 of 3 segments are not trained yet" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    assert BitstreamFile(tmp_path / "x.hnerv").frames == 12
 
 
 def test_info_says_how_far_each_segment_was_trained(divided, tmp_path, capsys):
@@ -148,12 +139,16 @@ def test_info_says_how_far_each_segment_was_trained(divided, tmp_path, capsys):
     assert ", epoch 3 to 5, step 3 to 5, weight_bits 8, " in line
 
 
-@pytest.mark.parametrize("verb", ["search", "embed"])
-def test_a_search_of_a_run_that_lacks_segments_says_so(verb, divided, targets_file, tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["encode", "search", "embed"])
+def test_untrained_segments_are_one_line_and_nothing_is_written(verb, divided, targets_file, tmp_path, capsys):
     shutil.copytree(divided, tmp_path / "run")
     for name in ("00001", "00002"):
         shutil.rmtree(tmp_path / "run" / "segments" / name)
-    words = {"search": ["--embedding", f"{targets_file}:3,2"], "embed": ["-o", str(tmp_path / "e.safetensors")]}[verb]
+    words = {
+        "encode": ["-o", str(tmp_path / "x.hnerv"), "--no-measure"],
+        "search": ["--embedding", f"{targets_file}:3,2"],
+        "embed": ["-o", str(tmp_path / "e.safetensors")],
+    }[verb]
     with pytest.raises(SystemExit) as end:
         main([verb, str(tmp_path / "run"), *words])
     assert end.value.code == 2
@@ -161,3 +156,4 @@ def test_a_search_of_a_run_that_lacks_segments_says_so(verb, divided, targets_fi
         f"hnerv {verb}: 2 of 3 segments are not trained yet, starting with {tmp_path / 'run/segments/00001'}: "
         "run the training command again\n"
     )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

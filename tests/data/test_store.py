@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 
 import av
@@ -11,20 +11,18 @@ import pytest
 import torch
 
 from hnerv import motion
-from hnerv.data.clip import Targets
 from hnerv.config import Config
+from hnerv.data.clip import Targets
 from hnerv.data.store import FrameStore, Material, load_material
-from hnerv.errors import UserError
-from hnerv.geometry import plan_crop
-from hnerv.metrics import round8
-from hnerv.model import Scene
 from hnerv.data.video import Video, data_split
 from hnerv.data.video.sources import clip_path
+from hnerv.errors import UserError
+from hnerv.geometry import plan_crop
+from hnerv.model import Scene
+from hnerv.model.predict import round8
 
-FIELDS = {
-    "data": "bunny", "frames": "0:4", "crop": "640x1280", "resize": "40x80", "clip_weights": "random",
-    "dec_strides": (2, 5), "clip_site": 2, "data_split": "2_2_3", "dec_width": 8,
-}  # fmt: skip
+FIELDS = {"data": "bunny", "frames": "0:4", "crop": "640x1280", "resize": "40x80", "clip_weights": "random"}
+FIELDS |= {"dec_strides": (2, 5), "clip_site": 2, "data_split": "2_2_3", "dec_width": 8}
 CPU = torch.device("cpu")
 
 
@@ -38,35 +36,17 @@ def material(config):
     return load_material(config, CPU)
 
 
-@pytest.fixture(scope="module")
-def uncropped() -> torch.Tensor:
-    """The first 4 frames of the clip (4, 3, 720, 1280), uint8, read by PyAV."""
+def test_video_scene_and_targets_are_those_of_the_configuration(material):
+    """Frames against PyAV, cropped and averaged over blocks by torch."""
     with av.open(str(clip_path("bunny"))) as container:
-        frames = [
-            frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(4), strict=False)
-        ]
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-
-
-def test_the_video_is_what_the_configuration_says(material, uncropped):
-    frames = material.video.frames
-    assert frames.shape == (4, 3, 40, 80) and frames.dtype == torch.uint8
-    assert material.video.crop == plan_crop((720, 1280), "640x1280", "40x80", (10, 20))
-    cropped = uncropped[:, :, 40:680].float()
-    blocks = torch.nn.functional.avg_pool2d(cropped, 16)
-    assert (frames - blocks).abs().mean() < 4
-
-
-def test_the_scene_is_that_of_video_and_flags(material):
-    scene = material.scene
-    assert (scene.frames, scene.height, scene.width, scene.rows, scene.cols) == (4, 40, 80, 2, 4)
-    assert (scene.train, scene.val) == ((0, 1, 3), (2,))
-    assert scene.fps == material.video.fps
-    assert scene.clip_dim == material.targets.embeddings.shape[-1] > 0
-
-
-def test_the_targets_are_of_unit_norm_and_say_that_they_are_not_clip(material):
-    targets = material.targets
+        source = [frame.to_ndarray(format="rgb24") for frame in itertools.islice(container.decode(video=0), 4)]
+    cropped = torch.from_numpy(np.stack(source)).permute(0, 3, 1, 2)[:, :, 40:680].float()
+    video, scene, targets = material
+    assert video.frames.shape == (4, 3, 40, 80) and video.frames.dtype == torch.uint8
+    assert video.crop == plan_crop((720, 1280), "640x1280", "40x80", (10, 20))
+    assert (video.frames - torch.nn.functional.avg_pool2d(cropped, 16)).abs().mean() < 4
+    assert (scene.frames, scene.height, scene.width, scene.rows, scene.cols, scene.fps) == (4, 40, 80, 2, 4, video.fps)
+    assert (scene.train, scene.val) == ((0, 1, 3), (2,)) and scene.clip_dim == targets.embeddings.shape[-1] > 0
     assert targets.embeddings.shape[:2] == (4, 8) and targets.kind == "random"
     assert torch.allclose(targets.embeddings.norm(dim=-1), torch.ones(4, 8), atol=1e-5)
 
@@ -129,14 +109,10 @@ def toy_store(count: int, split: str, unseen: int | None = None, targets: bool =
 
 BLENDS = [
     ("9_9_10", 12, 9, 82.0, {8: 1, 10: 1}),
-    ("1_1_2", 7, 1, 2.0, {0: 1, 2: 1}),
     ("1_1_2", 7, 5, 26.0, {4: 1, 6: 1}),
     ("6_6_10", 12, 6, 40.0, {5: 4, 10: 1}),
-    ("6_6_10", 12, 7, 55.0, {5: 3, 10: 2}),
     ("6_6_10", 12, 8, 70.0, {5: 2, 10: 3}),
-    ("6_6_10", 12, 9, 85.0, {5: 1, 10: 4}),
     ("6_8_10", 12, 6, 40.0, {5: 4, 10: 1}),
-    ("1_1_7", 15, 3, 21.0, {0: 4, 7: 3}),
     ("1_1_7", 15, 13, 175.0, {7: 1, 14: 6}),
 ]
 """Split, frames, position, grey of the blend, {training frame: its part}: linear between the squares of the two."""
@@ -171,39 +147,26 @@ def test_all_blends_at_once_read_training_frames_alone(split, count):
         assert torch.equal(other.frames, batch.frames) and torch.equal(other.clip, batch.clip)
 
 
-def test_targets_of_noise_are_blended_to_unit_norm(material):
+def test_blends_are_compensated_pictures_and_targets_of_unit_norm(material):
     """Of 4 frames 0, 1 and 3 train."""
-    batch = FrameStore(material, CPU).batch(torch.tensor([3, 0]), torch.tensor([2]))
-    embeddings = material.targets.embeddings
-    assert torch.allclose(batch.clip.norm(dim=-1), torch.ones(3, 8), atol=1e-6)
-    mean = (embeddings[1] + embeddings[3]) / 2
+    store, embeddings = FrameStore(material, CPU), material.targets.embeddings
+    batch = store.batch(torch.tensor([3, 0]), torch.tensor([2]))
+    mean, pixels = (embeddings[1] + embeddings[3]) / 2, material.video.frames.float() / 255
     assert torch.allclose(batch.clip[2], mean / mean.norm(dim=-1, keepdim=True), atol=1e-6)
-    pixels = material.video.frames.float() / 255
     assert torch.equal(batch.frames[2:], round8(motion.between(pixels[1:2], pixels[3:], torch.tensor([0.5]))))
     assert torch.equal(batch.frames[:2], pixels[[3, 0]]) and torch.equal(batch.clip[:2], embeddings[[3, 0]])
+    bare = toy_store(7, "1_1_2", targets=False).batch(torch.tensor([0]), torch.tensor([3]))
+    assert bare.clip is None and torch.allclose(bare.frames[1], torch.tensor(10 / 255), atol=1e-6)
 
 
-def test_without_targets_only_the_frames_are_blended():
-    batch = toy_store(7, "1_1_2", targets=False).batch(torch.tensor([0]), torch.tensor([3]))
-    assert batch.clip is None and len(batch.frames) == 2
-    assert torch.allclose(batch.frames[1], torch.tensor(10 / 255), atol=1e-6)
-
-
-def test_nothing_between_leaves_a_batch_as_it_is(material):
+def test_a_batch_may_be_changed_without_changing_the_store(material):
     store, positions = FrameStore(material, CPU), torch.tensor([3, 0, 3])
     plain, empty = store.batch(positions), store.batch(positions, positions[:0])
     assert plain.real == empty.real == 3
     assert all(torch.equal(a, b) for a, b in zip(plain[:3], empty[:3], strict=True))
-
-
-def test_a_batch_may_be_changed_without_changing_the_store(material):
-    store = FrameStore(material, CPU)
-    before = store.frames(torch.arange(4))
-    batch = store.batch(torch.arange(4))
-    batch.frames.zero_()
-    batch.clip.zero_()
-    assert torch.equal(store.frames(torch.arange(4)), before)
-    assert store.clip(torch.arange(4)).norm() > 0
+    plain.frames.zero_()
+    plain.clip.zero_()
+    assert torch.equal(store.frames(positions), empty.frames) and torch.equal(store.clip(positions), empty.clip)
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""Arithmetic against a count by hand; speed and parameters are of the decode."""
+"""Arithmetic against a count by hand; parameters, rates and speed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from hnerv.evaluation.cost import Cost, cost_of, decode_fps, gmac_per_frame
-from hnerv.evaluation.measure import FRAMES_AT_ONCE
+from hnerv.evaluation import cost_line, cost_of, open_run
+from hnerv.evaluation.cost import decode_fps, gmac_per_frame
+from hnerv.model.predict import FRAMES_AT_ONCE
+
+CPU = torch.device("cpu")
 
 
 def counted_by_hand(model, forward) -> int:
-    """Multiply-accumulates of every convolution and linear layer, from the shapes that pass through them."""
-    total = 0
+    """Multiply-accumulates of every convolution and linear layer, from the shapes of their outputs."""
+    counts = []
 
     def add(layer, inputs, output):
-        nonlocal total
         if isinstance(layer, nn.Conv2d):
-            kernel = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
-            total += output.numel() * kernel
+            per_output = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
         else:
-            total += output.numel() * layer.in_features
+            per_output = layer.in_features
+        counts.append(output.numel() * per_output)
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(add) for layer in layers]
@@ -28,7 +30,7 @@ def counted_by_hand(model, forward) -> int:
         forward()
     for hook in hooks:
         hook.remove()
-    return total
+    return sum(counts)
 
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
@@ -37,45 +39,50 @@ def test_gmac_against_a_count_by_hand(world, embedding):
     by_hand = counted_by_hand(model, lambda: model(torch.zeros(1)))
     stored = {"grid": ["levels.0", "levels.1", "levels.2"], "encoder": ["codes"], "pe": []}[embedding]
     state = model.embedding.state_dict()
-    by_hand += sum(state[name].numel() for name in stored if name in state)  # a share of each knot
+    by_hand += sum(state[name].numel() for name in stored if name in state)  # interpolation weighs every knot
     assert gmac_per_frame(model) == pytest.approx(by_hand / 1e9, rel=1e-9)
     assert by_hand > 1e5
-
-
-def test_gmac_of_the_stem_alone(world):
-    """One convolution, counted on paper: 4x8 cells, 4 -> 8 channels."""
-    model = world(targets=False).model
-    (kernel, _) = model.decoder.stem.kernel_size
     stem = counted_by_hand(model.decoder.stem, lambda: model.decoder.stem(torch.zeros(1, 4, 4, 8)))
-    assert stem == 4 * 8 * 4 * 8 * kernel**2
+    assert embedding == "pe" or stem == 4 * 8 * 4 * 8 * model.decoder.stem.kernel_size[0] ** 2  # 4x8 cells, 4 -> 8
 
 
-def test_cost(world):
-    model = world().model
-    assert decode_fps(model, seconds=0.01) > 0
-    cost = Cost({"decoder": 1000, "rgb_head": 234}, None, 0.0625, 1.5, 20.04)
-    assert cost.line(torch.device("cpu")) == (
-        "1,234 coded parameters (an estimated 0.0625 bpp at 8 bits per parameter), 1.500 GMAC per frame, "
-        f"decodes 20.0 frames/s on cpu (batches of {FRAMES_AT_ONCE}, fp32)"
-    )
-    assert (
-        cost._replace(bpp=0.5)
-        .line(torch.device("cpu"))
-        .startswith("1,234 coded parameters (0.5000 bpp for the full file)")
-    )
+def test_costs_of_a_run(finished, monkeypatch):
+    monkeypatch.setattr("hnerv.evaluation.cost.decode_fps", lambda model: 1.0)
+    run = open_run(finished, CPU)
+    parts = {
+        name: sum(p.numel() for p in getattr(run.model, name).parameters()) for name in run.record.coded_parameters
+    }
+    cost = cost_of(run)
+    assert cost["coded_parameters"] == parts and set(parts) == {"embedding", "decoder", "rgb_head", "clip_head"}
+    assert cost["bpp_estimate_8bit"] == 8 * sum(parts.values()) / (12 * 32 * 64) and "bpp" not in cost
+    in_file = cost_of(run._replace(coded_bytes=1000))
+    assert in_file["bpp"] == 8 * 1000 / (12 * 32 * 64) and in_file["file_bytes"] == 1000
+    pixels = cost_of(open_run(finished, CPU, clip_targets="none"))
+    assert pixels["gmac_per_frame"] < cost["gmac_per_frame"]
+    assert pixels["coded_parameters"] == parts and pixels["bpp_estimate_8bit"] == cost["bpp_estimate_8bit"]
 
 
-def test_speed_is_of_as_many_frames_at_once_as_are_measured(world, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({}, "1,234 coded parameters (an estimated 0.0625 bpp at 8 bits per parameter), 1.500 GMAC per frame, "),
+        ({"bpp": 0.5}, "1,234 coded parameters (0.5000 bpp for the full file), 1.500 GMAC per frame, "),
+        (
+            {"bpp": 0.5, "coded_parameters": {"decoder": 1000, "clip_head": 234}},
+            "1,234 coded parameters including the CLIP head (0.5000 bpp for the full file), "
+            "1.500 GMAC per frame without it, ",
+        ),
+    ],
+)
+def test_the_line(changes, start):
+    summary = {"coded_parameters": {"decoder": 1000, "rgb_head": 234}, "targets_kind": "none"}
+    summary |= {"bpp_estimate_8bit": 0.0625, "gmac_per_frame": 1.5, "decode_fps": 20.04}
+    end = f"decodes 20.0 frames/s on cpu (batches of {FRAMES_AT_ONCE}, fp32)"
+    assert cost_line(summary | changes, CPU) == start + end
+
+
+def test_speed_is_measured_on_batches_as_in_an_evaluation(world, monkeypatch):
     monkeypatch.setattr("hnerv.evaluation.cost.FRAMES_AT_ONCE", 3)
     model, sizes = world().model, []
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    decode_fps(model, seconds=0.0)
-    assert sizes == [3]
-
-
-def test_parameters_are_those_coded(world, monkeypatch):
-    monkeypatch.setattr("hnerv.evaluation.cost.decode_fps", lambda model: 1.0)
-    here = world("encoder")
-    parts = cost_of(here.model).parameters
-    assert parts["embedding"] == here.model.embedding.codes.numel() == 6 * 4 * 4 * 8
-    assert parts["decoder"] == sum(p.numel() for p in here.model.decoder.parameters())
+    assert decode_fps(model, seconds=0.01) > 0 and set(sizes) == {3}

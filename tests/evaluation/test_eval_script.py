@@ -1,4 +1,4 @@
-"""eval.py on a checkpoint says what training said last, writes it down, and needs nothing but the video."""
+"""eval.py on a checkpoint reproduces the last evaluation of training, writes it, and needs only the video."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hnerv.evaluation.summary import CLIP_COLUMNS
 from hnerv.runs.opening import open_checkpoint
@@ -24,7 +25,7 @@ def run(finished, tmp_path) -> Path:
 
 @pytest.fixture
 def summary(evaluate, capsys):
-    """summary(*words) -> what eval.py --json prints, the whole of stdout."""
+    """summary(*words) -> all that eval.py --json prints to stdout."""
 
     def call(*words):
         capsys.readouterr()
@@ -39,78 +40,77 @@ def warned(caplog):
     return lambda: [r.getMessage() for r in caplog.records if r.name == "hnerv"]
 
 
-def last_evaluation(run, lines_of) -> dict[str, float]:
-    return {tag: v for tag, v in lines_of(run)[-1].items() if tag.startswith("Eval/")}
-
-
-def test_the_last_evaluation_of_training_is_reproduced(run, summary, lines_of):
-    expected = last_evaluation(run, lines_of)
-    by_folder, by_file = summary(run), summary(run / "checkpoints" / "latest.pt")
+def check_reproduced(found: dict, run: Path, lines_of) -> None:
+    expected = {tag: value for tag, value in lines_of(run)[-1].items() if tag.startswith("Eval/")}
     assert len(expected) > 25
-    for tag, value in expected.items():
-        assert by_folder[tag] == pytest.approx(value, abs=1e-4), tag
-    for found in (by_folder, by_file):
-        found.pop("decode_fps")
-    assert by_folder == by_file
+    assert {tag: found[tag] for tag in expected} == {tag: pytest.approx(v, abs=1e-4) for tag, v in expected.items()}
+
+
+def test_the_last_evaluation_of_training_is_reproduced(run, tmp_path, summary, lines_of):
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    shutil.copy(run / "checkpoints" / "latest.pt", place / "model.pt")
+    found = [summary(run), summary(run / "checkpoints" / "latest.pt"), summary(place / "model.pt")]
+    check_reproduced(found[0], run, lines_of)
+    for one in found:
+        one.pop("decode_fps")
+    assert found[0] == found[1] == found[2] | {"checkpoint": found[0]["checkpoint"]}
+    assert (place / "eval" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("changes", [{"embedding": "encoder"}, {"embedding": "pe"}, {"precision": "bf16"}])
 def test_it_is_reproduced_for(tmp_path, train, flags, summary, lines_of, changes):
-    assert train(tmp_path, flags(**changes, epochs=3)) == 0
-    found = summary(tmp_path / "run")
-    for tag, value in last_evaluation(tmp_path / "run", lines_of).items():
-        assert found[tag] == pytest.approx(value, abs=1e-4), tag
+    assert train(tmp_path, flags(**changes, epochs=2)) == 0
+    check_reproduced(summary(tmp_path / "run"), tmp_path / "run", lines_of)
 
 
-def test_the_summary(run, summary, finished):
+def test_the_summary(run, summary, evaluate, capsys):
     found = summary(run)
     assert found["epoch"] == 5 and found["targets_kind"] == "file" and found["ms_ssim_scales"] == 2
     assert found["coded_parameters"] == json.loads((run / "config.json").read_text())["model"]["coded_parameters"]
-    assert found["gmac_per_frame"] > 0 and found["decode_fps"] > 0
+    assert found["gmac_per_frame"] > 0 and found["decode_fps"] > 0 and "bpp" not in found
     assert json.loads((run / "eval" / "summary.json").read_text()) == found
-
-
-def test_the_baselines_stand_in_the_summary_and_in_the_table(run, summary, evaluate, capsys):
-    found = summary(run)
     rows = {row["name"]: row for row in found["semantics"]["rows"]}
     assert list(rows) == ["CLIP head", "mean", "neighbours", "PCA table"]
     for split in ("train", "val"):
-        ours = rows["CLIP head"]["splits"][split]
-        assert ours["recall@5"] == pytest.approx(found[f"Eval/Frame/{split}_clip_recall5"], abs=1e-6)
+        head = rows["CLIP head"]["splits"][split]
+        assert head["recall@5"] == pytest.approx(found[f"Eval/Frame/{split}_clip_recall5"], abs=1e-6)
     assert rows["PCA table"]["bytes"] <= rows["CLIP head"]["bytes"]
-    assert evaluate(run) == 0
-    out = capsys.readouterr().out
-    assert all(f"\n{name} " in out for name in rows)
-    assert "text queries: left out because the targets come from a file" in out
-    assert "semantics" not in summary(run, "--clip-targets", "none")
+    pixels = summary(run, "--clip-targets", "none")
+    assert "semantics" not in pixels and not [tag for tag in pixels if "clip" in tag]
+    assert pixels["coded_parameters"] == found["coded_parameters"], "a rate counts the head, so parameters do as well"
+    assert evaluate(run, "--clip-targets", "none") == 0
+    assert " coded parameters including the CLIP head (" in capsys.readouterr().out
+
+
+def rows_of(run: Path) -> list[list[dict[str, str]]]:
+    """The rows of per_frame.csv and of per_patch.csv."""
+    tables = (run / "eval" / f"per_{name}.csv" for name in ("frame", "patch"))
+    return [list(csv.DictReader(path.read_text().splitlines())) for path in tables]
 
 
 def test_the_tables_agree_with_each_other_and_with_the_tags(run, summary):
     found = summary(run)
-    frames, patches = (
-        list(csv.DictReader((run / "eval" / f"per_{name}.csv").read_text().splitlines())) for name in ("frame", "patch")
-    )
-    assert [int(row["frame"]) for row in frames] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 11]
-    assert [(int(r["frame"]), int(r["patch"])) for r in patches] == [
-        (int(f["frame"]), p) for f in frames for p in range(8)
-    ]
+    frames, patches = rows_of(run)
+    positions = [0, 1, 2, 3, 5, 6, 7, 8, 9, 11]
+    assert [int(row["frame"]) for row in frames] == positions
+    assert [(int(r["frame"]), int(r["patch"])) for r in patches] == [(f, p) for f in positions for p in range(8)]
     for row in frames:
         mine = [r for r in patches if r["frame"] == row["frame"]]
         assert {r["split"] for r in mine} == {row["split"]} == {"val" if row["frame"] in ("5", "11") else "train"}
         for column in ("psnr", *CLIP_COLUMNS):
             assert float(row[column]) == pytest.approx(np.mean([float(r[column]) for r in mine]), abs=2e-6)
     for split in ("train", "val"):
-        rows = [r for r in frames if r["split"] == split]
-        assert found[f"Eval/Info/num_{split}_frames"] == len(rows)
-        assert found[f"Eval/Info/num_{split}_patches"] == len([r for r in patches if r["split"] == split])
+        of_frames, of_patches = ([r for r in rows if r["split"] == split] for rows in (frames, patches))
+        values = {
+            f"Info/num_{split}_frames": len(of_frames),
+            f"Info/num_{split}_patches": len(of_patches),
+            f"PSNR_Stats/{split}_std": np.std([float(r["psnr"]) for r in of_frames]),
+            f"Patch/{split}_psnr_std": np.std([float(r["psnr"]) for r in of_patches]),
+        }
         for column in ("psnr", "psnr_frame", "ms_ssim", *CLIP_COLUMNS):
-            mean = np.mean([float(r[column]) for r in rows])
-            assert found[f"Eval/Frame/{split}_{column}"] == pytest.approx(mean, abs=2e-6), column
-        assert found[f"Eval/PSNR_Stats/{split}_std"] == pytest.approx(
-            np.std([float(r["psnr"]) for r in rows]), abs=2e-6
-        )
-        spread = np.std([float(r["psnr"]) for r in patches if r["split"] == split])
-        assert found[f"Eval/Patch/{split}_psnr_std"] == pytest.approx(spread, abs=2e-6)
+            values[f"Frame/{split}_{column}"] = np.mean([float(r[column]) for r in of_frames])
+        assert {tag: found[f"Eval/{tag}"] for tag in values} == pytest.approx(values, abs=2e-6)
 
 
 def test_the_tags_are_under_tensorboard_eval(run, summary, events_of):
@@ -136,7 +136,7 @@ def text_page(run: Path) -> str:
     return event.tensor_proto.string_val[0].decode()
 
 
-def test_the_events_say_what_similarity_means_and_what_was_evaluated(run, evaluate):
+def test_the_text_page_names_targets_and_checkpoint(run, evaluate):
     assert evaluate(run / "checkpoints" / "best.pt") == 0
     epoch = torch.load(run / "checkpoints" / "best.pt")["progress"]["epoch"]
     assert text_page(run).splitlines() == [
@@ -147,35 +147,19 @@ def test_the_events_say_what_similarity_means_and_what_was_evaluated(run, evalua
     ]
 
 
-def test_nothing_that_is_not_an_evaluations_own_is_deleted(run, evaluate):
-    mine = [run / "tensorboard" / "eval" / "notes" / "a.txt", run / "tensorboard" / "eval" / "b.txt"]
-    mine += [run / "eval" / "images" / name for name in ("favourite_train.png", "00005_val.jpg", "5_val.png")]
-    for path in mine:
+def test_only_files_of_an_earlier_evaluation_are_removed(run, evaluate):
+    events, images = run / "tensorboard" / "eval", run / "eval" / "images"
+    own = [events / "notes" / "a.txt", events / "b.txt"]
+    own += [images / name for name in ("favourite_train.png", "00005_val.jpg", "5_val.png")]
+    stale = [images / name for name in ("00099_train.png", "00098_val.png", "00097_val-encoded.png", "123456_val.png")]
+    for path in (*own, *stale):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("precious")
-    for _ in range(2):
-        assert evaluate(run, "--images") == 0
-    assert all(path.read_text() == "precious" for path in mine)
-    assert len(list((run / "tensorboard" / "eval").glob("events.*"))) == 1
-
-
-def test_the_images_of_an_earlier_evaluation_go(run, evaluate):
-    folder = run / "eval" / "images"
-    folder.mkdir(parents=True)
-    stale = ("00099_train.png", "00098_val.png", "00097_val-encoded.png", "123456_val.png")
-    for name in stale:
-        (folder / name).write_text("stale")
-    assert evaluate(run, "--images") == 0
-    assert len(list(folder.iterdir())) == 10 and not any((folder / name).exists() for name in stale)
-    assert evaluate(run / "checkpoints" / "best.pt") == 0
-    assert len(list(folder.iterdir())) == 10, "images are of the last evaluation that drew them"
-
-
-def test_it_says_of_which_checkpoint_the_files_are(run, evaluate, capsys):
-    for name in ("latest.pt", "best.pt"):
-        epoch = torch.load(run / "checkpoints" / name)["progress"]["epoch"]
-        assert evaluate(run / "checkpoints" / name) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == f"files:     {run / 'eval'} ({name} at epoch {epoch})"
+        path.write_text("content")
+    for words in ((run, "--images"), (run / "checkpoints" / "best.pt",)):  # the second leaves the images of the first
+        assert evaluate(*words) == 0
+        assert len(list(images.iterdir())) == 10 + 3 and not any(path.exists() for path in stale)
+    assert all(path.read_text() == "content" for path in own)
+    assert len(list(events.glob("events.*"))) == 1
 
 
 def test_bars_on_a_terminal(run, evaluate, capsys, monkeypatch):
@@ -187,8 +171,8 @@ def test_bars_on_a_terminal(run, evaluate, capsys, monkeypatch):
     assert "evaluate" in err and "images" in err and err.count("10/10") >= 2
 
 
-def test_training_goes_on_beside_an_evaluation(tmp_path, train, flags, evaluate, monkeypatch, events_of):
-    """The logs of eval.py are not the run's own: a resume leaves them."""
+def test_an_interrupted_run_resumes_after_an_evaluation(tmp_path, train, flags, evaluate, monkeypatch, events_of):
+    """Resuming leaves the logs of eval.py, which are not the run's own."""
     import signal
 
     from hnerv.training.trainer import Trainer
@@ -209,18 +193,22 @@ def test_training_goes_on_beside_an_evaluation(tmp_path, train, flags, evaluate,
     assert len(events_of(tmp_path / "run" / "tensorboard")["Train/PSNR"]) == 5
 
 
-def test_the_printed_table(run, evaluate, capsys, lines_of):
+def test_the_printed_text(run, evaluate, capsys, summary):
+    values = summary(run)
     assert evaluate(run) == 0
     out = capsys.readouterr().out
-    values = last_evaluation(run, lines_of)
     for tag, form in (("Frame/train_psnr", ".3f"), ("Frame/val_psnr_frame", ".3f"), ("Frame/val_clip_sim", ".4f")):
         assert f"{values[f'Eval/{tag}']:{form}}" in out
-    assert "similarity is measured against the targets: file targets.safetensors" in out
-    assert "coded parameters" in out and "GMAC per frame" in out and "encoded" not in out
     head, *rows = out[: out.index("similarity is measured")].splitlines()
+    assert head == f"{'':36}{'training':>12}{'unseen':>16}" and "encoded" not in out
     labels = [row[:36].strip() for row in rows]
-    assert head.split() == ["training", "unseen"] and "full-frame PSNR (literature), dB" in labels
+    assert "full-frame PSNR (literature), dB" in labels
     assert labels[-5:] == ["recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
+    assert "similarity is measured against the targets: file targets.safetensors" in out
+    assert all(f"\n{name} " in out for name in ("CLIP head", "mean", "neighbours", "PCA table"))
+    assert "text queries: left out because the targets come from a file" in out
+    assert "coded parameters" in out and "GMAC per frame" in out
+    assert out.splitlines()[-1] == f"files:     {run / 'eval'} (latest.pt at epoch 5)"
 
 
 def test_images_side_by_side(run, evaluate, film):
@@ -238,114 +226,77 @@ def test_images_side_by_side(run, evaluate, film):
         assert np.abs(picture[:, 64:].astype(int) - rgb.int().numpy()).max() <= 1
 
 
-def test_a_checkpoint_copied_elsewhere(run, tmp_path, evaluate, lines_of, summary):
-    place = tmp_path / "elsewhere"
-    place.mkdir()
-    shutil.copy(run / "checkpoints" / "latest.pt", place / "model.pt")
-    found = summary(place / "model.pt")
-    assert (place / "eval" / "summary.json").exists()
-    for tag, value in last_evaluation(run, lines_of).items():
-        assert found[tag] == pytest.approx(value, abs=1e-4)
+def test_a_moved_video(tmp_path, train, flags, make_film, evaluate, capsys, summary, snapshot, lines_of, warned):
+    run, film = tmp_path / "run", make_film(tmp_path / "film")
+    assert train(tmp_path, flags(data=film, epochs=2)) == 0
+    film.rename(tmp_path / "moved")
+    others = {"long": {"count": 13}, "wide": {"size": (32, 128)}, "short": {"count": 11}}
+    before = snapshot(run)
+    capsys.readouterr()
+    assert evaluate(run) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--data" in line
+    for name, changes in others.items():
+        assert evaluate(run, "--data", make_film(tmp_path / name, **changes)) == 2
+    assert snapshot(run) == before, "nothing is written before the video is known to fit"
+    check_reproduced(summary(run, "--data", tmp_path / "moved"), run, lines_of)
+    assert not warned()
+    found = summary(run, "--data", make_film(tmp_path / "other", shift=5))
+    (text,) = warned()
+    assert "the pixels of " in text and text.endswith("check that it is the same video")
+    assert found["same_pixels_as_trained_on"] is False and found["video"].endswith("other")
+    assert found["Eval/Frame/train_psnr"] < lines_of(run)[-1]["Eval/Frame/train_psnr"]
 
 
-class TestVideoElsewhere:
-    @pytest.fixture
-    def moved(self, tmp_path, train, flags, make_film):
-        film = make_film(tmp_path / "film")
-        assert train(tmp_path, flags(data=film, epochs=2)) == 0
-        film.rename(tmp_path / "moved")
-        return tmp_path / "run"
-
-    def test_it_is_missed_and_then_named(self, moved, tmp_path, evaluate, capsys, summary, snapshot, lines_of, warned):
-        before = snapshot(moved)
-        assert evaluate(moved) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "--data" in line and snapshot(moved) == before
-        found = summary(moved, "--data", tmp_path / "moved")
-        for tag, value in last_evaluation(moved, lines_of).items():
-            assert found[tag] == pytest.approx(value, abs=1e-4)
-        assert not warned()
-
-    def test_another_geometry_is_refused(self, moved, tmp_path, evaluate, capsys, snapshot, make_film, warned):
-        before = snapshot(moved)
-        for name, changes in (("long", {"count": 13}), ("wide", {"size": (32, 128)})):
-            other = make_film(tmp_path / name, **changes)
-            capsys.readouterr()
-            assert evaluate(moved, "--data", other) == 2
-        assert evaluate(moved, "--data", make_film(tmp_path / "short", count=11)) == 2
-        assert snapshot(moved) == before
-
-    def test_another_size_without_targets_is_refused_in_words(
-        self, tmp_path, train, flags, make_film, evaluate, capsys
-    ):
-        assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
-        capsys.readouterr()
-        assert evaluate(tmp_path / "run", "--data", make_film(tmp_path / "wide", size=(32, 128))) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "was trained on 12 frames of 32x64" in line and "12 of 32x128" in line and "--data" in line
-
-    def test_other_pixels_are_a_warning(self, moved, tmp_path, summary, make_film, warned, lines_of):
-        found = summary(moved, "--data", make_film(tmp_path / "other", shift=5))
-        (text,) = warned()
-        assert "the pixels of " in text and text.endswith("check that it is the same video")
-        assert found["same_pixels_as_trained_on"] is False and found["video"].endswith("other")
-        assert found["Eval/Frame/train_psnr"] < last_evaluation(moved, lines_of)["Eval/Frame/train_psnr"]
-
-    def test_a_renamed_file_of_the_same_targets(self, run, tmp_path, summary, targets_file, lines_of):
-        found = summary(run, "--clip-targets", shutil.copy(targets_file, tmp_path / "renamed.safetensors"))
-        for tag, value in last_evaluation(run, lines_of).items():
-            assert found[tag] == pytest.approx(value, abs=1e-4)
-
-    def test_other_targets_are_refused(self, run, tmp_path, evaluate, capsys, snapshot):
-        from safetensors.torch import save_file
-
-        save_file({"embeddings": torch.ones(12, 8, 8)}, tmp_path / "other.safetensors")
-        before = snapshot(run)
-        assert evaluate(run, "--clip-targets", tmp_path / "other.safetensors") == 2
-        assert "was trained on the targets" in capsys.readouterr().err and snapshot(run) == before
+def test_another_size_without_targets_is_refused_in_words(tmp_path, train, flags, make_film, evaluate, capsys):
+    assert train(tmp_path, flags(clip_targets=None, clip_weights="none", epochs=1)) == 0
+    capsys.readouterr()
+    assert evaluate(tmp_path / "run", "--data", make_film(tmp_path / "wide", size=(32, 128))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was trained on 12 frames of 32x64" in line and "12 of 32x128" in line and "--data" in line
 
 
-class TestUnseen:
-    @pytest.fixture
-    def encoder_run(self, tmp_path, train, flags):
-        assert train(tmp_path, flags(embedding="encoder", epochs=2)) == 0
-        return tmp_path / "run"
+def test_targets_are_known_by_their_content(run, tmp_path, evaluate, summary, targets_file, lines_of, snapshot, capsys):
+    renamed, other = shutil.copy(targets_file, tmp_path / "renamed.safetensors"), tmp_path / "other.safetensors"
+    save_file({"embeddings": torch.ones(12, 8, 8)}, other)
+    before = snapshot(run)
+    assert evaluate(run, "--clip-targets", other) == 2
+    assert "was trained on the targets" in capsys.readouterr().err and snapshot(run) == before
+    check_reproduced(summary(run, "--clip-targets", renamed), run, lines_of)
 
-    def test_encode_is_labelled_everywhere(self, encoder_run, evaluate, capsys, summary):
-        plain = summary(encoder_run)
-        assert plain["unseen"] == "interpolate"
-        assert evaluate(encoder_run, "--unseen", "encode") == 0
-        out = capsys.readouterr().out
-        assert out.splitlines()[0].split() == ["training", "unseen-encoded"]
-        assert "Unseen frames were decoded from their own embeddings: the encoder has seen them." in out
-        for name in ("frame", "patch"):
-            rows = csv.DictReader((encoder_run / "eval" / f"per_{name}.csv").read_text().splitlines())
-            assert {row["split"] for row in rows} == {"train", "val-encoded"}
-        assert "- unseen frames: encode" in text_page(encoder_run).splitlines()
-        found = summary(encoder_run, "--unseen", "encode")
-        assert found["unseen"] == json.loads((encoder_run / "eval" / "summary.json").read_text())["unseen"] == "encode"
-        assert found["Eval/Frame/train_psnr"] == plain["Eval/Frame/train_psnr"]
-        assert found["Eval/Frame/val_psnr"] != plain["Eval/Frame/val_psnr"]
 
-    def test_images_are_named_so_and_show_what_was_measured(self, encoder_run, evaluate):
-        assert evaluate(encoder_run, "--images", "--unseen", "encode") == 0
-        images = {path.name: path for path in (encoder_run / "eval" / "images").iterdir()}
-        assert {name for name in images if "train" not in name} == {"00005_val-encoded.png", "00011_val-encoded.png"}
-        rows = csv.DictReader((encoder_run / "eval" / "per_frame.csv").read_text().splitlines())
-        for row in rows:
-            pair = np.array(Image.open(images[f"{int(row['frame']):05d}_{row['split']}.png"])).astype(float)
-            error = np.mean((pair[:, :64] - pair[:, 64:]) ** 2)
-            assert float(row["psnr_frame"]) == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
+def test_encoded_unseen_frames_are_labelled_everywhere(run_of, tmp_path, evaluate, capsys, summary):
+    run = Path(shutil.copytree(run_of("encoder"), tmp_path / "encoder"))
+    plain, encoded = summary(run), summary(run, "--unseen", "encode")
+    assert plain["unseen"] == "interpolate" and encoded["unseen"] == "encode"
+    assert encoded["Eval/Frame/train_psnr"] == plain["Eval/Frame/train_psnr"]
+    assert encoded["Eval/Frame/val_psnr"] != plain["Eval/Frame/val_psnr"]
+    assert evaluate(run, "--images", "--unseen", "encode") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["training", "unseen-encoded"]
+    assert "Unseen frames were decoded from their own embeddings: the encoder has seen them." in out
+    assert json.loads((run / "eval" / "summary.json").read_text())["unseen"] == "encode"
+    assert "- unseen frames: encode" in text_page(run).splitlines()
+    frames, patches = rows_of(run)
+    assert {row["split"] for row in frames} == {row["split"] for row in patches} == {"train", "val-encoded"}
+    images = {path.name: path for path in (run / "eval" / "images").iterdir()}
+    assert {name for name in images if "train" not in name} == {"00005_val-encoded.png", "00011_val-encoded.png"}
+    for row in frames:  # the pictures are those that were measured
+        pair = np.array(Image.open(images[f"{int(row['frame']):05d}_{row['split']}.png"])).astype(float)
+        error = np.mean((pair[:, :64] - pair[:, 64:]) ** 2)
+        assert float(row["psnr_frame"]) == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
 
-    def test_training_with_encode_is_labelled(self, tmp_path, train, flags, capsys, lines_of):
-        assert train(tmp_path, flags(embedding="encoder", unseen="encode", epochs=1)) == 0
-        assert " unseen-encoded PSNR " in capsys.readouterr().out
-        assert lines_of(tmp_path / "run")[-1]["unseen"] == "encode"
 
-    def test_it_is_for_the_encoder_alone(self, run, evaluate, capsys, snapshot):
-        before = snapshot(run)
-        assert evaluate(run, "--unseen", "encode") == 2
-        assert "--unseen needs --embedding encoder" in capsys.readouterr().err and snapshot(run) == before
+def test_training_with_encode_is_labelled(tmp_path, train, flags, capsys, lines_of):
+    assert train(tmp_path, flags(embedding="encoder", unseen="encode", epochs=1)) == 0
+    assert " unseen-encoded PSNR " in capsys.readouterr().out
+    assert lines_of(tmp_path / "run")[-1]["unseen"] == "encode"
+
+
+def test_encode_is_for_the_encoder_alone(run, evaluate, capsys, snapshot):
+    before = snapshot(run)
+    assert evaluate(run, "--unseen", "encode") == 2
+    assert "--unseen needs --embedding encoder" in capsys.readouterr().err and snapshot(run) == before
 
 
 def test_random_targets_are_never_called_clip(tmp_path, train, flags, summary, evaluate, capsys, warned):

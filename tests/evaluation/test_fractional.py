@@ -1,4 +1,4 @@
-"""Patches at half-grid positions: where they lie, what is measured there, and that eval.py says it."""
+"""Patches at half-grid positions: where they are, their PSNR, and the output of eval.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from hnerv.errors import UserError
-from hnerv.evaluation import evaluate as measure
-from hnerv.evaluation import predict
+from hnerv.evaluation import evaluate as evaluated
 from hnerv.evaluation.fractional import check_half_grid, fractional_table, half_grid, measure_fractional
 from hnerv.geometry import PatchGrid, Window
-from hnerv.metrics import round8
+from hnerv.model.predict import predict, round8
 
 
 def test_the_positions_of_a_small_grid():
@@ -26,7 +25,7 @@ def test_the_positions_of_a_small_grid():
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(2, 4), (1, 3), (3, 1), (4, 4)])
-def test_they_lie_inside_the_frame_and_every_kind_has_its_number(rows, cols):
+def test_positions_are_inside_the_frame_and_each_kind_is_complete(rows, cols):
     grid = PatchGrid(12 * rows, 14 * cols, rows, cols)
     found = half_grid(grid)
     assert {kind: len(windows) for kind, windows in found.items()} == {
@@ -52,26 +51,24 @@ def psnr_of(rgb: torch.Tensor, frame: torch.Tensor, window: Window) -> float:
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder"])
 @torch.no_grad()
-def test_of_whole_frames_it_is_what_is_cut_from_them(world, embedding):
+def test_feature_maps_of_full_frames_give_windows_of_full_frames(world, embedding):
     here = world(embedding)
-    report = measure(here.model, here.store)
+    report = evaluated(here.model, here.store)
     found = measure_fractional(here.model, here.store, report)
     assert list(found) == ["train", "val"]
-    for name, positions in (("train", here.scene.train), ("val", here.scene.val)):
-        assert found[name]["trained"] == pytest.approx(float(report.train.psnr.mean()) if name == "train" else
-                                                       float(report.val.psnr.mean()), abs=1e-4)  # fmt: skip
+    for name, split in report.splits():
+        rgb = {n: round8(predict(here.model, torch.tensor([float(n)])).rgb[0]) for n in split.positions.tolist()}
+        expected = {"trained": pytest.approx(split.psnr.mean().item(), abs=1e-4)}
         for kind, windows in half_grid(here.scene.grid).items():
-            values = []
-            for n in positions:
-                rgb = round8(predict(here.model, torch.tensor([float(n)])).rgb[0])
-                values += [psnr_of(rgb, here.frames[n] / 255, window) for window in windows]
-            assert found[name][kind] == pytest.approx(sum(values) / len(values), abs=1e-3)
+            values = [psnr_of(rgb[n], here.frames[n] / 255, window) for n in rgb for window in windows]
+            expected[kind] = pytest.approx(sum(values) / len(values), abs=1e-3)
+        assert found[name] == expected
 
 
 @torch.no_grad()
-def test_pe_decodes_what_it_was_never_asked_for(world):
+def test_pe_decodes_windows_that_are_no_part_of_its_frames(world):
     here = world("pe")
-    found = measure_fractional(here.model, here.store, measure(here.model, here.store))
+    found = measure_fractional(here.model, here.store, evaluated(here.model, here.store))
     windows, values = half_grid(here.scene.grid)["corner"], []
     for n in here.scene.val:
         for window in windows:
@@ -79,27 +76,29 @@ def test_pe_decodes_what_it_was_never_asked_for(world):
             values.append(psnr_of(rgb, window.cut(here.frames[n] / 255), Window(0, 0, 16, 16)))
     assert found["val"]["corner"] == pytest.approx(sum(values) / len(values), abs=1e-3) and len(values) == 6
     cut = round8(predict(here.model, torch.tensor([3.0])).rgb[0])
-    asked = round8(here.model.decode_window(torch.tensor([3.0]), windows[0]))[0]
-    assert not torch.allclose(windows[0].cut(cut), asked, atol=0.01)
+    between = round8(here.model.decode_window(torch.tensor([3.0]), windows[0]))[0]
+    assert not torch.allclose(windows[0].cut(cut), between, atol=0.01)
 
 
-def test_frames_that_the_embedding_saw_are_shown_to_it_again(world):
+def test_encoded_unseen_frames_are_encoded_here_as_well(world):
     here = world("encoder")
-    plain = measure_fractional(here.model, here.store, measure(here.model, here.store))
-    seen = measure_fractional(here.model, here.store, measure(here.model, here.store, "encode"))
+    plain = measure_fractional(here.model, here.store, evaluated(here.model, here.store))
+    seen = measure_fractional(here.model, here.store, evaluated(here.model, here.store, "encode"))
     assert seen["train"] == plain["train"] and seen["val"]["corner"] != plain["val"]["corner"]
 
 
 def test_the_table():
     values = {"train": {"trained": 30.0, "horizontal": 29.5}, "val": {"trained": 28.0, "horizontal": 28.25}}
-    rows = fractional_table(values, PatchGrid(8, 16, 1, 2), "").splitlines()
-    assert rows[0].split() == ["patch", "PSNR,", "dB", "training", "unseen"]
-    assert rows[1].split() == ["trained", "positions", "(2)", "30.000", "28.000"]
-    assert rows[2].split() == ["horizontal", "positions", "(1)", "29.500", "(-0.50)", "28.250", "(+0.25)"]
-    assert rows[3].split() == ["vertical", "positions", "(0)", "-", "-"]
+    assert fractional_table(values, PatchGrid(8, 16, 1, 2)).splitlines() == [
+        "patch PSNR, dB                                  training              unseen",
+        "  trained positions (2)                           30.000              28.000",
+        "  horizontal positions (1)                29.500 (-0.50)      28.250 (+0.25)",
+        "  vertical positions (0)                               -                   -",
+        "  corner positions (0)                                 -                   -",
+    ]
 
 
-def test_eval_prints_it_and_writes_it_down(finished, tmp_path, evaluate, capsys):
+def test_eval_prints_and_writes_it(finished, tmp_path, evaluate, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     assert evaluate(run, "--positions", "fractional", "--json") == 0
     found = json.loads(capsys.readouterr().out)

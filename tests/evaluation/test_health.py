@@ -1,4 +1,4 @@
-"""Embedding health against numpy's SVD and brute force; what the hooks see against the features themselves."""
+"""Embedding health against numpy's SVD and brute force; hooks against the features themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hnerv.evaluation import eval_values, evaluate
-from hnerv.evaluation.health import Watch, effective_rank, embedding_health, spread
+from hnerv.evaluation.health import ActivationMonitor, effective_rank, embedding_health, spread
 
 
 def unit(*shape, seed=0):
@@ -33,7 +33,7 @@ def test_equal_singular_values_count_themselves(rank):
     assert effective_rank(x) == pytest.approx(rank)
 
 
-def test_ranks_of_nothing():
+def test_rank_of_zeros_and_of_nan():
     assert effective_rank(torch.zeros(4, 3, dtype=torch.float64)) == 0
     assert math.isnan(effective_rank(torch.full((4, 3), math.nan, dtype=torch.float64)))
 
@@ -48,7 +48,7 @@ def test_spread_by_brute_force():
     assert found.pairwise_sim == pytest.approx(np.mean(pairs))
 
 
-def test_a_collapsed_head_shows():
+def test_a_collapsed_head_is_detected():
     collapsed = spread(unit(1, 5).expand(20, 5))
     assert collapsed.std_mean == pytest.approx(0, abs=1e-8) and collapsed.std_min == pytest.approx(0, abs=1e-8)
     assert collapsed.pairwise_sim == pytest.approx(1) and collapsed.effective_rank < 2
@@ -62,20 +62,19 @@ def test_normalised_mse():
     assert embedding_health(target, target, mean, 1.0).nmse == 0
     assert embedding_health(mean.expand_as(target), target, mean, 1.0).nmse == pytest.approx(1, rel=1e-6)
     predicted = unit(6, 4, 5, seed=3)
-    error, spreading = ((predicted - x).double().square().sum().item() for x in (target, target))
-    spreading = (target.double() - mean.double()).square().sum().item()
-    assert embedding_health(predicted, target, mean, 1.0).nmse == pytest.approx(error / spreading)
+    error, variance = ((x - target).double().square().sum().item() for x in (predicted, mean))
+    assert embedding_health(predicted, target, mean, 1.0).nmse == pytest.approx(error / variance)
     same = target[:1, :1].expand(6, 4, 5)
     assert embedding_health(predicted, same, same[0, 0], 1.0).nmse is None
 
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_hooks_see_what_passes_and_go_away(world, embedding):
+def test_hooks_count_forward_passes_and_are_removed(world, embedding):
     here = world(embedding)
     model, seen = here.model.eval(), {}
     times = torch.arange(4.0)
-    watch = Watch(model)
-    with torch.no_grad(), watch.watching():
+    monitor = ActivationMonitor(model)
+    with torch.no_grad(), monitor.attached():
         model(times[:1])
         model(times[1:])
     with torch.no_grad():
@@ -83,7 +82,7 @@ def test_hooks_see_what_passes_and_go_away(world, embedding):
         seen[0] = x
         for number, stage in enumerate(model.decoder.stages, start=1):
             x = seen[number] = stage(x)
-    features = watch.features()
+    features = monitor.features()
     assert len(features.mean) == len(seen) == 4
     for number, x in seen.items():
         assert features.mean[number] == pytest.approx(x.mean().item(), abs=1e-6)

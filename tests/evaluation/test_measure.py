@@ -6,10 +6,11 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from hnerv.evaluation import FRAMES_AT_ONCE, eval_values, evaluate, predict
+from hnerv.evaluation import eval_values, evaluate
 from hnerv.evaluation.measure import clip_measures
-from hnerv.evaluation.summary import eval_histograms
+from hnerv.evaluation.summary import CLIP_COLUMNS, eval_histograms
 from hnerv.metrics import ms_ssim
+from hnerv.model.predict import FRAMES_AT_ONCE, predict
 
 SPLITS = {"train": (0, 1, 2, 4, 5, 6), "val": (3, 7)}
 
@@ -87,29 +88,29 @@ def test_embeddings_on_the_device_give_measures_on_the_cpu():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)  # of the same device, too
 
 
-def test_values_are_what_the_table_of_tags_says(world):
+def test_values_by_hand(world):
     here = world()
     report = evaluate(here.model, here.store)
     values = eval_values(report)
     for name, split in report.splits():
         frames = [sum(row) / 8 for row in split.psnr.double().tolist()]
         mean = sum(frames) / len(frames)
-        deviation = (sum((f - mean) ** 2 for f in frames) / len(frames)) ** 0.5
+        means = {
+            column: sum(map(sum, measure.double().tolist())) / measure.numel()
+            for column, measure in zip(CLIP_COLUMNS, split.clip, strict=True)
+        }
         expected = {
-            f"Frame/{name}_psnr": mean, f"PSNR_Stats/{name}_std": deviation, f"PSNR_Stats/{name}_min": min(frames),
-            f"PSNR_Stats/{name}_max": max(frames), f"Info/num_{name}_patches": 8 * len(frames),
+            f"Frame/{name}_psnr": mean,
+            f"PSNR_Stats/{name}_std": (sum((f - mean) ** 2 for f in frames) / len(frames)) ** 0.5,
+            f"PSNR_Stats/{name}_min": min(frames),
+            f"PSNR_Stats/{name}_max": max(frames),
+            f"Info/num_{name}_patches": 8 * len(frames),
             f"Patch/{name}_psnr_std": split.psnr.double().var(unbiased=False).item() ** 0.5,
-            f"Frame/{name}_clip_sim": split.clip.sim.double().mean().item(),
-            f"Frame/{name}_clip_dist": 1 - split.clip.sim.double().mean().item(),
+            f"Frame/{name}_clip_dist": 1 - means["clip_sim"],
             f"Patch/{name}_clip_sim_std": split.clip.sim.double().var(unbiased=False).item() ** 0.5,
-            f"Frame/{name}_clip_retrieval": sum(map(sum, split.clip.found.tolist())) / split.clip.found.numel(),
-            f"Frame/{name}_clip_recall5": sum(map(sum, split.clip.found5.tolist())) / split.clip.found5.numel(),
-            f"Frame/{name}_clip_recall10": sum(map(sum, split.clip.found10.tolist())) / split.clip.found10.numel(),
-            f"Frame/{name}_clip_overlap10": sum(map(sum, split.clip.overlap.tolist())) / split.clip.overlap.numel(),
-            f"Frame/{name}_clip_spearman": sum(map(sum, split.clip.spearman.tolist())) / split.clip.spearman.numel(),
-        }  # fmt: skip
-        for tag, value in expected.items():
-            assert values[f"Eval/{tag}"] == pytest.approx(value, abs=1e-9), tag
+            **{f"Frame/{name}_{column}": value for column, value in means.items()},
+        }
+        assert {tag: values[f"Eval/{tag}"] for tag in expected} == pytest.approx(expected, abs=1e-9)
         histogram = eval_histograms(report)[f"Eval/Histogram/{name}_psnr_distribution"]
         assert histogram.tolist() == pytest.approx(frames, abs=1e-4)
 
@@ -169,12 +170,11 @@ def test_a_bar_over_the_frames_is_for_a_terminal_alone(world, monkeypatch, capsy
     assert out == "" and ("evaluate" in err) == ("8/8" in err) == (terminal and progress)
 
 
-def test_the_mode_of_the_model_is_given_back(world):
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_restored(world, training):
     here = world()
-    evaluate(here.model.train(), here.store)
-    assert here.model.training
-    evaluate(here.model.eval(), here.store)
-    assert not here.model.training
+    evaluate(here.model.train(training), here.store)
+    assert here.model.training == training
 
 
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])

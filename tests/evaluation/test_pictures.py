@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from hnerv.evaluation import evaluate, log_pictures, log_projector
@@ -14,15 +17,16 @@ from hnerv.evaluation.pictures import (
     ERROR_TOP,
     SEAM_TOP,
     comparison,
-    decode,
+    decoded_frames,
     evenly,
     patch_maps,
     seam_jumps,
     seams,
+    split_labels,
 )
 from hnerv.geometry import PatchGrid
 from hnerv.tracking import NullLogger, tags
-from hnerv.tracking.images import MARK, MISSING, colours
+from hnerv.viz.colour import MARK, MISSING, map_colours
 
 
 class Album(NullLogger):
@@ -56,13 +60,12 @@ def test_every_tag_is_drawn_small(world):
         assert step == 7 and opened.size == (picture.width, picture.height)
         assert opened.format == ("GIF" if tag.endswith("reconstruction") else "PNG")
         assert picture.width <= 1000 and picture.height <= 400
-    film = Image.open(io.BytesIO(album.pictures["Eval/Images/reconstruction"][0].data))
-    assert film.n_frames > 1 and film.info["loop"] == 0
+    animation = Image.open(io.BytesIO(album.pictures["Eval/Images/reconstruction"][0].data))
+    assert animation.n_frames > 1 and animation.info["loop"] == 0
 
 
 def test_without_unseen_frames_or_targets(world):
-    here = world(targets=False, val=())
-    album = Album()
+    here, album = world(targets=False, val=()), Album()
     report = evaluate(here.model, here.store)
     log_pictures(album, here.model, here.store, report, 1)
     log_projector(album, here.model, here.store, report)
@@ -70,64 +73,52 @@ def test_without_unseen_frames_or_targets(world):
     assert set(album.pictures) == expected and not album.points
 
 
-def test_nothing_is_drawn_for_nobody(world, monkeypatch):
-    here = world()
-    report = evaluate(here.model, here.store)
-    monkeypatch.setattr("hnerv.evaluation.pictures.decode", lambda *_: pytest.fail("frames were decoded"))
-    log_pictures(NullLogger(), here.model, here.store, report, 1)
-    log_projector(NullLogger(), here.model, here.store, report)
-
-
 @pytest.mark.parametrize(("embedding", "unseen"), [("grid", ""), ("encoder", ""), ("encoder", "encode"), ("pe", "")])
 def test_frames_are_those_that_were_measured(world, embedding, unseen):
     here = world(embedding)
     report = evaluate(here.model, here.store, unseen)
-    decoded = decode(here.model, here.store, report, [0, 3, 6, 7])
-    assert (decoded.truth == here.frames[[0, 3, 6, 7]].permute(0, 2, 3, 1).numpy()).all()
-    found = {}
+    measured, labels = {}, split_labels(report)
     for split in (report.train, report.val):
-        found |= dict(zip(split.positions.tolist(), zip(split.psnr_frame, split.clip.sim, strict=True), strict=True))
-    for row, position in enumerate(decoded.positions):
-        mse = (np.subtract(decoded.truth[row], decoded.rgb[row], dtype=float) ** 2).mean() / 255**2
-        assert -10 * np.log10(mse) == pytest.approx(found[position][0].item(), abs=1e-3)
-        cosine = (decoded.clip[row] * here.embeddings[position]).sum(-1)
-        assert torch.allclose(cosine, found[position][1], atol=1e-5)
+        measured |= dict(zip(split.positions.tolist(), zip(split.psnr_frame, split.clip.sim, strict=True), strict=True))
+    frames = list(decoded_frames(here.model, here.store, {p: labels[p] for p in (7, 0, 3, 6)}, clip=True))
+    assert [frame.position for frame in frames] == ([0, 6, 7, 3] if unseen else [7, 0, 3, 6])
+    for position, truth, rgb, clip in frames:
+        assert (truth == here.frames[position].permute(1, 2, 0).numpy()).all()
+        mse = (np.subtract(truth, rgb, dtype=float) ** 2).mean() / 255**2
+        assert -10 * np.log10(mse) == pytest.approx(measured[position][0].item(), abs=1e-3)
+        assert torch.allclose((clip * here.embeddings[position]).sum(-1), measured[position][1], atol=1e-5)
 
 
-def test_drawing_leaves_the_model_as_it_was(world):
+def test_drawing_leaves_the_model_as_it_was(world, monkeypatch):
     here = world("encoder")
     report = evaluate(here.model, here.store)
     before = {key: value.clone() for key, value in here.model.state_dict().items()}
     state, training = torch.get_rng_state(), here.model.training
-    log_pictures(Album(), here.model, here.store, report, 1)
-    log_projector(Album(), here.model, here.store, report)
+    for logger in (Album(), NullLogger()):
+        log_pictures(logger, here.model, here.store, report, 1)
+        log_projector(logger, here.model, here.store, report)
+        monkeypatch.setattr("hnerv.evaluation.pictures.decoded_frames", None)  # nothing is decoded for a NullLogger
     assert all(torch.equal(before[key], value) for key, value in here.model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state()) and here.model.training == training
 
 
-@pytest.mark.parametrize(
-    ("count", "most", "expected"),
-    [(3, 5, [0, 1, 2]), (5, 5, [0, 1, 2, 3, 4]), (9, 5, [0, 2, 4, 6, 8]), (100, 2, [0, 99])],
-)
-def test_evenly(count, most, expected):
-    assert evenly(list(range(count)), most) == expected
+@given(st.integers(1, 60), st.integers(2, 60))
+def test_evenly(count, most):
+    chosen = evenly(list(range(count)), most)
+    assert len(chosen) == min(count, most) and chosen[0] == 0 and chosen[-1] == count - 1
+    assert len({b - a for a, b in pairwise(chosen)}) <= 2
 
 
 def test_a_comparison_shows_both_frames_and_the_error(noise):
     truth, rgb = noise
     picture = comparison(truth, rgb, "caption")
-    blown_up = [np.repeat(np.repeat(x, 3, 0), 3, 1) for x in (truth, rgb)]
-    error = colours(np.abs(truth.astype(float) - rgb).mean(2) / 255 / ERROR_TOP)
-    for i, expected in enumerate([*blown_up, np.repeat(np.repeat(error, 3, 0), 3, 1)]):
-        left = i * (192 + 6)
-        assert any(
-            (picture[top : top + 96, left : left + 192] == expected).all() for top in range(picture.shape[0] - 95)
-        ), i
-
-
-def test_without_an_error_the_map_is_dark(noise):
-    picture = comparison(noise[0], noise[0], "c")
-    assert (picture[60, 396:] == colours(np.zeros(192))).all()
+    error = map_colours(np.abs(truth.astype(float) - rgb).mean(2) / 255 / ERROR_TOP)
+    windows = [picture[top : top + 96] for top in range(picture.shape[0] - 95)]
+    for i, expected in enumerate((truth, rgb, error)):
+        grown, left = np.repeat(np.repeat(expected, 3, 0), 3, 1), i * (192 + 6)
+        assert any((window[:, left : left + 192] == grown).all() for window in windows), i
+    dark = comparison(truth, truth, "c")
+    assert (dark[60, 396:] == map_colours(np.zeros(192))).all()
 
 
 def test_jumps_are_differences_of_the_error(noise):
@@ -150,7 +141,7 @@ def test_a_seam_is_seen_and_an_edge_of_the_scene_is_not():
     faint = seams(truth, rgb, grid, "f")[band]
     rgb[:, 96:] += 40
     strong = seams(truth, rgb, grid, "f")[band]
-    assert (strong == colours(np.ones(1))).all() and not (faint == colours(np.ones(1))).all(-1).any()
+    assert (strong == map_colours(np.ones(1))).all() and not (faint == map_colours(np.ones(1))).all(-1).any()
     assert SEAM_TOP > 1
 
 
@@ -163,7 +154,7 @@ def test_maps_are_means_over_frames_and_mark_unseen_ones(world):
     best = (means == means.max()).nonzero().item()
     low = min(split.psnr.mean(0).min().item() for _, split in report.splits())
     high = max(split.psnr.mean(0).max().item() for _, split in report.splits())
-    expected = colours(np.array([(means[best].item() - low) / (high - low)]))[0]
+    expected = map_colours(np.array([(means[best].item() - low) / (high - low)]))[0]
     row, column = divmod(best, 4)
     picture = maps["psnr_patches"]
     assert np.abs(picture[:, column * 48 + 2].astype(int) - expected).sum(1).min() <= 3

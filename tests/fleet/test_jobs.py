@@ -10,14 +10,14 @@ from hnerv.errors import UserError
 from hnerv.fleet.jobs import check_runs, first_jobs
 from hnerv.fleet.manifest import Defaults, read_videos, write_manifest
 from hnerv.fleet.running import held, tell_dropped
-from hnerv.runs import Plan, Segment, Wishes, write_plan
+from hnerv.runs import ChunkOptions, ChunkPlan, PlannedChunk, write_plan
 
 
 @pytest.fixture
 def videos(tmp_path):
     """videos("a", "b", lr=0.1) -> these videos, with such settings."""
 
-    def read(*names: str, wishes: Wishes = Wishes(), **settings) -> list:  # noqa: B008 (frozen)
+    def read(*names: str, wishes: ChunkOptions = ChunkOptions(), **settings) -> list:  # noqa: B008 (frozen)
         path = tmp_path / "list.jsonl"
         path.write_text("\n".join(json.dumps({"data": f"{name}.mp4"}) for name in names))
         return read_videos(path, Defaults("", settings, wishes))
@@ -57,18 +57,18 @@ def test_other_settings_than_those_of_all_runs_are_another_fleet(videos, begin, 
 def test_a_video_that_fails_for_another_reason_fails_alone(videos, tmp_path, name, wishes):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / name).write_text("{torn")
-    check_runs(videos("a", "b", wishes=Wishes(wishes)), tmp_path)
+    check_runs(videos("a", "b", wishes=ChunkOptions(wishes)), tmp_path)
 
 
 def test_other_segments_are_another_fleet(videos, begin, tmp_path):
     (tmp_path / "a").mkdir()
-    write_plan(tmp_path / "a" / "segments.json", Plan(Wishes(8), "", 8, (Segment(0, "0:8", 0, 8),)))
-    check_runs(videos("a", "b", wishes=Wishes(8)), tmp_path)
-    for wishes in (Wishes(4), Wishes()):
+    write_plan(tmp_path / "a" / "segments.json", ChunkPlan(ChunkOptions(8), "", 8, (PlannedChunk(0, "0:8", 0, 8),)))
+    check_runs(videos("a", "b", wishes=ChunkOptions(8)), tmp_path)
+    for wishes in (ChunkOptions(4), ChunkOptions()):
         with pytest.raises(UserError, match=REFUSED):
             check_runs(videos("a", "b", wishes=wishes), tmp_path)
     begin(videos("b", lr=0.1)[0])
-    check_runs(videos("a", "b", wishes=Wishes(8), lr=0.2), tmp_path)
+    check_runs(videos("a", "b", wishes=ChunkOptions(8), lr=0.2), tmp_path)
 
 
 def test_a_video_under_another_path_is_another_fleet(videos, begin, tmp_path):
@@ -81,13 +81,13 @@ def test_a_video_under_another_path_is_another_fleet(videos, begin, tmp_path):
 def test_a_run_becomes_no_run_in_segments(videos, begin, tmp_path):
     begin(videos("a")[0])
     with pytest.raises(UserError, match=REFUSED):
-        check_runs(videos("a", "b", wishes=Wishes(8)), tmp_path)
+        check_runs(videos("a", "b", wishes=ChunkOptions(8)), tmp_path)
 
 
 def test_what_a_killed_driver_left_of_a_plan_is_nothing(videos, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".segments.json.123.tmp").write_text("{")
-    assert [job.entry for job in first_jobs(*videos("a", wishes=Wishes(8)), tmp_path)] == ["plan"]
+    assert [job.entry for job in first_jobs(*videos("a", wishes=ChunkOptions(8)), tmp_path)] == ["plan"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "segments.json"])

@@ -10,7 +10,7 @@ import pytest
 from hnerv.errors import UserError
 from hnerv.fleet import table
 from hnerv.fleet.ledger import Ledger, Mark, mend_end, read_standing
-from hnerv.runs import Plan, SegmentedFolder, Wishes, divide, write_plan
+from hnerv.runs import ChunkedFolder, ChunkOptions, ChunkPlan, divide, write_plan
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_what_a_stopped_driver_had_trained_is_shown(folder):
 
 def test_segments_count_by_their_frames(folder):
     """The first, of ten frames, is finished, the second, of five, is half done, the third is not begun."""
-    plan = Plan(Wishes(10, False, "none"), "", 20, divide(range(20), 10, [10, 15]))
-    run = SegmentedFolder(folder / "four")
+    plan = ChunkPlan(ChunkOptions(10, False, "none"), "", 20, divide(range(20), 10, [10, 15]))
+    run = ChunkedFolder(folder / "four")
     run.path.mkdir()
     write_plan(run.plan, plan)
     ledger = Ledger(folder)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hnerv.errors import UserError
 from hnerv.fleet.manifest import Defaults, check_name, default_name, read_videos, write_manifest
-from hnerv.runs import Wishes
+from hnerv.runs import ChunkOptions
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def test_a_line_is_a_video_with_flags_of_its_own(manifest, tmp_path):
         {"data": "s3://bucket/c.mp4", "segment-frames": 20, "preset": "demo"},
         {"data": "bunny"},
     ]
-    a, b, c, d = read_videos(manifest(*rows), Defaults("", {"epochs": 7, "lr": 0.1}, Wishes(10)))
+    a, b, c, d = read_videos(manifest(*rows), Defaults("", {"epochs": 7, "lr": 0.1}, ChunkOptions(10)))
     assert (a.name, a.data, a.choice.config.train.epochs) == ("a", str(tmp_path / "a.mp4"), 7)
-    assert a.wishes == Wishes(10) and a.choice.config.video.data == a.data
+    assert a.wishes == ChunkOptions(10) and a.choice.config.video.data == a.data
     assert (b.name, b.data) == ("cats/b", "/else/b.mp4")
     assert b.choice.config.train.epochs == 50 and b.choice.config.model.dec_strides == (2, 2)
     assert b.choice.config.train.lr == 1.0
-    assert (c.name, c.data, c.wishes) == ("c", "s3://bucket/c.mp4", Wishes(20))
+    assert (c.name, c.data, c.wishes) == ("c", "s3://bucket/c.mp4", ChunkOptions(20))
     assert c.choice.preset == "demo" and c.choice.config.train.epochs == 7 and c.choice.config.model.modelsize == 0.6
     assert (d.name, d.data) == ("bunny", "bunny")
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from hnerv.codec import Bitstream, open_film, play
-from hnerv.codec.container import pack, read_section
-from hnerv.codec.describing import as_dict, origin_lines, parts_table
+from hnerv.codec import BitstreamFile, open_single_chunk, play
+from hnerv.codec.container import read_section
+from hnerv.codec.description import info_dict, origin_lines, parts_table
 from hnerv.data.clip.targets import read_targets_file
 from hnerv.geometry import PatchGrid
 from hnerv.runs.checkpoint import load_checkpoint
@@ -288,11 +288,11 @@ def use_stream(settled, refused):
     """All that a reader of the file does; a model that comes of it draws."""
 
     def use(path: Path) -> None:
-        stream = settled(lambda: Bitstream(path))
+        stream = settled(lambda: open_single_chunk(path))
         if stream is refused:
             return
-        film = open_film(path)
-        assert parts_table(film) and origin_lines(film) and json.dumps(as_dict(film))
+        file = BitstreamFile(path)
+        assert parts_table(file) and origin_lines(file) and json.dumps(info_dict(file))
         settled(stream.check)
         model = settled(stream.model)
         if model is not refused and stream.scene.height * stream.scene.width < 1 << 16:
@@ -315,18 +315,21 @@ def test_damaged_bitstreams(hunt, tmp_path, coded, use_stream) -> None:
 
 
 def taken_apart(path: Path) -> tuple[dict, dict[str, bytes]]:
-    stream = Bitstream(path)
-    return stream.container.header, {s.name: read_section(stream.container, s.name) for s in stream.sections}
+    header = open_single_chunk(path).header
+    sections = {section.name: read_section(header, section.name) for section in header.sections}
+    return {"record": header.record, "encoder": header.encoder}, sections
 
 
-def test_bitstreams_with_a_forged_header_and_mended_checksums(hunt, tmp_path, coded, mutated, use_stream) -> None:
+def test_bitstreams_with_a_forged_header_and_right_checksums(
+    hunt, tmp_path, coded, packed, mutated, use_stream
+) -> None:
     path = tmp_path / "a.hnerv"
     parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe")}
 
     def check(case: tuple) -> None:
         name, header = case
         try:
-            path.write_bytes(pack(header, parts[name][1]))
+            path.write_bytes(packed(header, parts[name][1]))
         except UnicodeEncodeError:
             return
         use_stream(path)
@@ -335,7 +338,7 @@ def test_bitstreams_with_a_forged_header_and_mended_checksums(hunt, tmp_path, co
     hunt(forged, check, fast=120, campaign=2000)
 
 
-def test_bitstreams_with_forged_sections_and_mended_checksums(hunt, tmp_path, coded, use_stream) -> None:
+def test_bitstreams_with_forged_sections_and_mended_checksums(hunt, tmp_path, coded, packed, use_stream) -> None:
     path = tmp_path / "a.hnerv"
     parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe")}
 
@@ -344,7 +347,7 @@ def test_bitstreams_with_forged_sections_and_mended_checksums(hunt, tmp_path, co
         header, sections = parts[name]
         names = list(sections)
         spoilt = names[which % len(names)]
-        path.write_bytes(pack(header, {**sections, spoilt: damaged(sections[spoilt], changes)}))
+        path.write_bytes(packed(header, {**sections, spoilt: damaged(sections[spoilt], changes)}))
         use_stream(path)
 
     near_the_head = st.tuples(st.sampled_from(["flip", "zero"]), st.floats(0, 0.05), st.integers(0, 255))

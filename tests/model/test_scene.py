@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hnerv.config import Config
 from hnerv.data.video import data_split
@@ -20,16 +23,30 @@ TIMED = Scene(3, 40, 80, 2, 4, 20.0, (0, 2), (1,), 0, Timeline(Fraction(1, 1000)
 SCENE = Scene(5, 40, 80, 2, 4, 23.976, (0, 2, 4), (1, 3), 512)
 
 
-def test_a_scene_goes_to_json_and_back():
-    for scene in (SCENE, TIMED, Scene(1, 1, 1, 1, 1, 1.0, (0,), (), 0)):
-        assert Scene.from_dict(scene.to_dict()) == scene
-        assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+@pytest.mark.parametrize("scene", [SCENE, TIMED, Scene(1, 1, 1, 1, 1, 1.0, (0,), (), 0)])
+def test_a_scene_goes_to_json_and_back(scene):
+    assert Scene.from_dict(scene.to_dict()) == scene == Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
 
 
-@pytest.mark.parametrize("times", [None, 7, {"tick": [1, 1000], "first": 0, "steps": [[40, 1]]}])
-def test_times_that_are_not_of_its_frames_are_refused(times):
-    with pytest.raises(UserError, match="the scene of this checkpoint is damaged"):
-        Scene.from_dict({**TIMED.to_dict(), "times": times})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": None}, "is damaged"),
+        ({"times": 7}, "is damaged"),
+        ({"times": {"tick": [1, 1000], "first": 0, "steps": [[40, 1]]}}, "is damaged"),
+        ({"rows": 0}, "is damaged \\(invalid sizes\\)"),
+        ({"frames": 1 << 25}, "is damaged \\(invalid sizes\\)"),
+        ({"clip_dim": -1}, "is damaged \\(invalid sizes\\)"),
+        ({"fps": math.inf}, "is damaged \\(invalid frame rate\\)"),
+        ({"val": [1, 1]}, "is damaged \\(invalid val frames\\)"),
+        ({"train": [3]}, "is damaged \\(invalid train frames\\)"),
+        ({"train": []}, "is damaged \\(no training frames\\)"),
+        ({"depth": 1}, "does not fit this version: \\['depth'\\]"),
+    ],
+)
+def test_damaged_scenes_are_refused(changes, message):
+    with pytest.raises(UserError, match=f"the scene of this checkpoint {message}"):
+        Scene.from_dict(TIMED.to_dict() | changes)
 
 
 def test_the_times_of_parts_in_one():
@@ -45,66 +62,31 @@ def test_the_times_of_parts_in_one():
     assert joined_scene(late).clock.seconds(4) == 0.35
 
 
-@pytest.mark.parametrize(
-    ("edit", "names"),
-    [(lambda d: d.pop("fps"), "['fps']"), (lambda d: d.update(depth=1), "['depth']"), (lambda d: d.clear(), "'cols'")],
-)
-def test_other_keys_are_named(edit, names):
-    data = SCENE.to_dict()
-    edit(data)
-    with pytest.raises(UserError, match="the scene of this checkpoint does not fit this version: ") as error:
-        Scene.from_dict(data)
-    assert names in str(error.value)
-
-
-def test_the_grid_of_a_scene():
-    assert (SCENE.grid.patches, SCENE.grid.patch_size) == (8, (20, 20))
-
-
-@pytest.mark.parametrize(
-    ("train", "between"),
-    [
-        ((0, 2, 4), (1, 3)),
-        ((0, 1, 2), ()),
-        ((3,), ()),
-        ((2, 3, 5), (4,)),
-        ((1, 5, 6, 9), (2, 3, 4, 7, 8)),
-    ],
-)
-def test_between_lie_neither_ends_nor_training_frames(train, between):
-    """Before the first and after the last training frame nothing lies between two, whether it is unseen or unused."""
-    for frames, val in ((train[-1] + 1, ()), (train[-1] + 4, ()), (train[-1] + 4, (train[-1] + 2,))):
-        assert replace(SCENE, frames=frames, train=train, val=val).between == between
-
-
-@pytest.mark.parametrize("split", ["9_9_10", "6_6_10", "6_8_10", "1_1_2", "1_1_1", "1_1_7"])
-@pytest.mark.parametrize("shuffle", [None, 0, 1])
-def test_what_lies_between_has_a_training_frame_on_either_side(split, shuffle):
-    parts = data_split(33, split, shuffle)
-    train, val = tuple(parts.train.tolist()), tuple(parts.val.tolist())
+@given(st.sampled_from(["9_9_10", "6_6_10", "6_8_10", "1_1_2", "1_1_1", "1_1_7"]), st.sampled_from([None, 0, 1]))
+def test_between_lie_neither_ends_nor_training_frames(split, shuffle):
+    """Before the first and after the last training frame nothing lies between two, unseen or not."""
+    train, val = (tuple(part.tolist()) for part in data_split(33, split, shuffle))
     between = replace(SCENE, frames=33, train=train, val=val).between
     assert list(between) == [i for i in range(33) if i not in train and min(train) < i < max(train)]
 
 
-@pytest.mark.parametrize("times", [(1, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize("times", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("strides", [((2, 2), 1, 2), ((3, 2), 2, 1), ((1, 5), 1, 1)], ids=str)
-@pytest.mark.parametrize("grid", ["1x1", "2x4", "3x3", "1x5", "4x8", "7x2"])
+@pytest.mark.parametrize("grid", ["1x1", "2x4", "3x3", "7x2"])
 @pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
 def test_a_size_that_is_accepted_builds_and_runs(small, scene_of, embedding, grid, strides, times):
     dec_strides, rgb_stride, site = strides
     fields = {"dec_strides": dec_strides, "rgb_stride": rgb_stride, "clip_site": site, "dec_width": 6}
     config = small(embedding=embedding, grid=grid, enc_strides=(*dec_strides, rgb_stride), **fields)
     scene = scene_of(config, times, frames=3)
-    model = build_model(config.model, scene)
+    model, where = build_model(config.model, scene), torch.tensor([0.5])
     with torch.no_grad():
-        whole = model(torch.tensor([0.5]))
-        frames = torch.rand(1, 3, scene.height, scene.width)
-        assert model(torch.tensor([1.0]), frames).rgb.shape == frames.shape == whole.rgb.shape
-        assert whole.clip.shape == (1, scene.grid.patches, 7)
-        for patch in {0, scene.grid.patches // 2, scene.grid.patches - 1}:
-            alone = model.decode_patch(torch.tensor([0.5]), patch)
-            assert (alone.rgb - scene.grid.split(whole.rgb)[:, patch]).abs().max() < 1e-5
-            assert (alone.clip - whole.clip[:, patch]).abs().max() < 1e-5
+        full, frames = model(where), torch.rand(1, 3, scene.height, scene.width)
+        assert model(where, frames).rgb.shape == frames.shape == full.rgb.shape
+        for patch in {0, scene.grid.patches - 1}:
+            alone = model.decode_patch(where, patch)
+            assert (alone.rgb - scene.grid.split(full.rgb)[:, patch]).abs().max() < 1e-5
+            assert (alone.clip - full.clip[:, patch]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -114,7 +96,6 @@ def test_a_size_that_is_accepted_builds_and_runs(small, scene_of, embedding, gri
         ({"grid": "2x4", "embedding": "encoder", "dec_strides": (5, 4, 4, 2, 2)}, (320, 320)),
         ({"grid": "2x4", "embedding": "pe", "dec_strides": (5, 4, 4, 2, 2)}, (640, 1280)),
         ({"grid": "3x3", "embedding": "grid", "dec_strides": (5, 4, 4, 2, 2)}, (960, 960)),
-        ({"grid": "2x4", "embedding": "grid", "dec_strides": (2, 5, 2), "rgb_stride": 2}, (40, 80)),
         ({"grid": "4x8", "embedding": "grid", "dec_strides": (2, 5, 2), "rgb_stride": 2, "clip_site": 1}, (80, 160)),
         ({"grid": "3x7", "embedding": "pe", "dec_strides": (2, 2), "rgb_stride": 1}, (12, 28)),
         ({"grid": "2x4", "dec_strides": (2, 5), "rgb_stride": 4, "clip_site": 1, "clip_pool": 2}, (80, 160)),
@@ -126,16 +107,13 @@ def test_multiple_table(fields, multiple):
     assert frame_multiple(config.video, config.model) == multiple
 
 
-@pytest.mark.parametrize("embedding", ["grid", "pe"])
-def test_a_multiple_holds_patches_cells_and_sites(small, embedding):
-    for grid, strides, site in itertools.product(["2x4", "3x5"], [(2, 3), (4, 1, 2)], [1, 2]):
-        config = small(embedding=embedding, grid=grid, dec_strides=strides, clip_site=site)
-        model, parts = config.model, [int(part) for part in grid.split("x")]
-        for side, count in zip(frame_multiple(config.video, model), parts, strict=True):
-            canvas = side // count if embedding == "pe" else side
-            cell = torch.tensor(model.strides[site:]).prod().item()
-            assert side % count == 0 and canvas % torch.tensor(model.strides).prod().item() == 0
-            assert side // count % cell == 0
+def test_a_multiple_is_the_least_that_holds_patches_cells_and_sites(small):
+    """Against the three divisibility rules, tried one number after the other."""
+    for grid, dec_strides, site in itertools.product([2, 5], [(2, 3), (4, 1, 2)], [1, 2]):
+        config = small(grid=f"{grid}x1", dec_strides=dec_strides, clip_site=site)
+        cell, total = math.prod(config.model.strides[site:]) * config.model.clip_pool, math.prod(config.model.strides)
+        fits = (n for n in itertools.count(1) if n % grid == 0 and n % total == 0 and n // grid % cell == 0)
+        assert frame_multiple(config.video, config.model)[0] == next(fits)
 
 
 def test_an_encoder_that_does_not_undo_the_decoder_is_refused():

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from hnerv.cli import main
-from hnerv.codec import Bitstream
+from hnerv.codec import open_single_chunk
 from hnerv.data.clip.weights import Preprocess
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 from hnerv.search.queries import PROMPTS
 
 
@@ -51,7 +51,7 @@ def text_of(clip_model):
 @torch.no_grad()
 def brute_force(path: Path, directions: list[tuple[float, torch.Tensor]]) -> np.ndarray:
     """Scores (N, P) of the whole decoded model, patch by patch."""
-    model = Bitstream(path).model()
+    model = open_single_chunk(path).model()
     scores = np.zeros((12, 8))
     for n in range(12):
         clip = predict(model, torch.tensor([float(n)])).clip[0]
@@ -214,7 +214,7 @@ def test_an_image_finds_its_like_by_the_random_encoder(alone, search, film):
     path = alone("random")
     found = search(path, "--image", film / "3.png")
     pixels = torch.from_numpy(np.array(Image.open(film / "3.png"))).permute(2, 0, 1)[None]
-    seed = Bitstream(path).config.train.seed
+    seed = open_single_chunk(path).config.train.seed
     vector = load_teacher("random", "ViT-B-32", seed=seed).encode_patches(pixels)[0]
     check(found, brute_force(path, [(1.0, vector)]))
 

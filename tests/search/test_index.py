@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hnerv.cli import main
-from hnerv.codec import Bitstream
+from hnerv.codec import open_single_chunk
 from hnerv.errors import UserError
-from hnerv.evaluation import predict
+from hnerv.model.predict import predict
 from hnerv.runs.opening import open_checkpoint
 from hnerv.search import index as module
 from hnerv.search import open_index
@@ -55,9 +55,9 @@ def test_it_is_what_the_whole_model_predicts(alone):
     path = alone()
     index = open_index(path, CPU)
     assert index.embeddings.shape == (12, 8, 12) and index.embeddings.dtype == torch.float32
-    assert torch.allclose(index.embeddings, predicted(Bitstream(path).model()), atol=1e-6)
+    assert torch.allclose(index.embeddings, predicted(open_single_chunk(path).model()), atol=1e-6)
     assert torch.allclose(index.embeddings.norm(dim=-1), torch.ones(12, 8), atol=1e-5)
-    assert index.scene == Bitstream(path).scene and index.record.targets.kind == "clip"
+    assert index.scene == open_single_chunk(path).scene and index.record.targets.kind == "clip"
 
 
 def test_a_run_folder_and_a_checkpoint(clip_run, tmp_path):
@@ -76,16 +76,16 @@ def test_every_embedding(tmp_path, train, flags, embedding):
     assert torch.allclose(index.embeddings, expected, atol=1e-6)
     path = tmp_path / "clip.hnerv"
     main(["encode", str(tmp_path / "run"), "-o", str(path), "--no-measure"])
-    assert torch.allclose(open_index(path, CPU).embeddings, predicted(Bitstream(path).model()), atol=1e-6)
+    assert torch.allclose(open_index(path, CPU).embeddings, predicted(open_single_chunk(path).model()), atol=1e-6)
 
 
 def test_only_the_sections_that_the_clip_head_needs_are_read(alone, monkeypatch):
     from hnerv.codec import file
 
     path, read, original = alone(), [], file.read_section
-    monkeypatch.setattr(file, "read_section", lambda container, name: read.append(name) or original(container, name))
+    monkeypatch.setattr(file, "read_section", lambda header, name: read.append(name) or original(header, name))
     open_index(path, CPU)
-    sections = [section.name for section in Bitstream(path).sections]
+    sections = [section.name for section in open_single_chunk(path).sections]
     unneeded = {"decoder.stages.1", "decoder.stages.2", "rgb_head"}
     assert unneeded < set(sections)
     assert sorted(read) == sorted(set(sections) - unneeded)
@@ -94,15 +94,15 @@ def test_only_the_sections_that_the_clip_head_needs_are_read(alone, monkeypatch)
 def test_damage_elsewhere_does_not_matter_and_damage_there_is_found(alone):
     path = alone()
     expected = open_index(path, CPU).embeddings
-    stream = Bitstream(path)
-    ends, end = {}, stream.container.header_bytes
-    for entry in stream.container.entries:
-        end += entry.size
-        ends[entry.name] = end
+    stream = open_single_chunk(path)
+    ends, end = {}, stream.entry.offset + stream.entry.header_bytes
+    for section in stream.header.sections:
+        end += section.size
+        ends[section.name] = end
     flip(path, ends["rgb_head"] - 1)
     assert torch.equal(open_index(path, CPU).embeddings, expected)
     with pytest.raises(UserError, match="has a damaged section 'rgb_head'"):
-        Bitstream(path).model()
+        open_single_chunk(path).model()
     flip(path, ends["clip_head"] - 1)
     with pytest.raises(UserError, match="has a damaged section 'clip_head'"):
         open_index(path, CPU)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hnerv.runs import Plan, SegmentedFolder, Wishes, divide, write_plan
+from hnerv.runs import ChunkedFolder, ChunkOptions, ChunkPlan, divide, write_plan
 from hnerv.search import is_collection, members_of
 
 
@@ -52,8 +52,8 @@ def test_a_run_a_file_and_nothing_are_no_collections(tmp_path):
 
 
 def test_a_run_in_segments_is_one(tmp_path):
-    folder = SegmentedFolder(tmp_path / "talk")
-    write_plan(folder.plan, Plan(Wishes(frames=4), "", 8, divide(range(8), 4)))
+    folder = ChunkedFolder(tmp_path / "talk")
+    write_plan(folder.plan, ChunkPlan(ChunkOptions(frames=4), "", 8, divide(range(8), 4)))
     for name in ("00000", "00001"):
         assert members_of(tmp_path) == []
         (folder.path / "segments" / name / "checkpoints").mkdir(parents=True)

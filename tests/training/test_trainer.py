@@ -16,7 +16,7 @@ from hnerv.metrics import patch_mse, psnr
 from hnerv.schedule import parse_lr
 from hnerv.training import step as step_module
 from hnerv.training import trainer as trainer_module
-from hnerv.training.optim import GROUPS, OPTIMIZERS
+from hnerv.training.optim import MODEL_PARTS, OPTIMIZERS
 from hnerv.training.values import parameter_values
 
 SYNCS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
@@ -65,7 +65,7 @@ def test_warm_up_neither_computes_nor_changes_the_clip_head(make, console):
     before = copy.deepcopy(trainer.model.clip_head.state_dict())
     for batch in trainer.remaining_batches():
         row = trainer.step(batch)
-        assert row[2] == 0 and row[3] == row[1] and row[5 + GROUPS.index("clip_head")] == 0
+        assert row[2] == 0 and row[3] == row[1] and row[5 + MODEL_PARTS.index("clip_head")] == 0
     assert all(torch.equal(before[key], value) for key, value in trainer.model.clip_head.state_dict().items())
 
 
@@ -75,7 +75,7 @@ def test_after_warm_up_the_clip_head_learns(make):
     trainer.state.epoch = 2
     before = copy.deepcopy(trainer.model.clip_head.state_dict())
     row = trainer.step(next(trainer.remaining_batches()))
-    assert row[2] > 0 and row[5 + GROUPS.index("clip_head")] > 0
+    assert row[2] > 0 and row[5 + MODEL_PARTS.index("clip_head")] > 0
     assert not torch.equal(before["out.weight"], trainer.model.clip_head.out.weight)
 
 
@@ -107,7 +107,7 @@ def test_a_step_against_torch(make, embedding, grad_clip):
     pixel = pixel_loss("L2", prediction.rgb, batch.frames)
     clip = cosine_loss(prediction.clip, batch.clip)
     (pixel + weight * clip).backward()
-    parts = [[p.grad for p in getattr(twin, name).parameters() if p.grad is not None] for name in GROUPS]
+    parts = [[p.grad for p in getattr(twin, name).parameters() if p.grad is not None] for name in MODEL_PARTS]
     norms = [torch.nn.utils.get_total_norm(part) for part in parts]
     total = torch.nn.utils.clip_grad_norm_(twin.parameters(), grad_clip or float("inf"))
     pairs = prediction.rgb[: batch.real], batch.frames[: batch.real]

@@ -13,10 +13,11 @@ import torch
 
 from hnerv.config import LogConfig
 from hnerv.runs.record import TargetsRecord, read_record
-from hnerv.tracking import NullLogger, images, tags
+from hnerv.tracking import NullLogger, tags
 from hnerv.training import trainer as trainer_module
 from hnerv.training.pages import command_line, compared_tags, settings_of, targets_page
 from hnerv.training.trainer import Trainer
+from hnerv.viz.image import gif
 
 IMAGES = {name for name, tag in tags().items() if tag.kind == "image"}
 
@@ -171,7 +172,7 @@ def test_an_image_is_written_as_it_is(tmp_path, events_of):
 
     from hnerv.tracking import RunLogger
 
-    film = images.gif([np.full((8, 8, 3), value, np.uint8) for value in (0, 99)], 5)
+    film = gif([np.full((8, 8, 3), value, np.uint8) for value in (0, 99)], 5)
     with RunLogger(tmp_path, None, 0) as logger:
         logger.image("Eval/Images/reconstruction", film, 4)
         with pytest.raises(KeyError):

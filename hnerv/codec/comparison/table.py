@@ -1,4 +1,4 @@
-"""Our points and the rivals' -> who needs how much of whose bytes, in words, as a table, as files."""
+"""The comparison for readers: who needs how many bytes at equal PSNR, as sentences, a table, CSV, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -11,165 +11,180 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.codec.comparison.bdrate import LEAST_POINTS, bd_rate
-from hnerv.codec.comparison.points import Clip, RatePoint
+from hnerv.codec.comparison.rates import LEAST_POINTS, Clip, RatePoint, bd_rate
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
+from hnerv.tables import Column, format_table
+from hnerv.viz.colour import COLOURS
 
 _COLUMNS = ("codec", "setting", "bytes", "bpp", "psnr_frame", "ms_ssim", "encode_seconds", "decode_seconds")
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito: for every eye
 _MARKERS = "osD^vP"
-_A_DRAW = 0.005
+_DRAW = 0.005
+"""Relative difference in bytes up to which neither wins."""
 
 
 class Comparison(NamedTuple):
-    """All that was measured on one clip. `rivals` maps a rival's label to its points."""
+    """All measurements on one video. `codecs` maps a codec's label to its points, `notes` are sentences.
+
+    `conversion_psnr` is the PSNR in dB of the conversion to 4:2:0 and back.
+    """
 
     clip: Clip
     ours: list[RatePoint]
-    rivals: dict[str, list[RatePoint]]
+    codecs: dict[str, list[RatePoint]]
     conversion_psnr: float
-    """In dB, what the conversion to 4:2:0 and back alone leaves of the frames."""
     notes: tuple[str, ...] = ()
-    """What a reader must know besides, in sentences."""
+
+    @property
+    def points(self) -> list[RatePoint]:
+        """Ours first."""
+        return [*self.ours, *(point for points in self.codecs.values() for point in points)]
+
+    def rate(self, point: RatePoint) -> float:
+        """Bits per pixel."""
+        return bits_per_pixel(point.bytes, self.clip.frames, self.clip.height, self.clip.width)
 
 
-class Share(NamedTuple):
-    """A rival at our PSNR: its bytes divided by ours. None where our PSNR lies outside what was measured of it."""
+class ByteRatio(NamedTuple):
+    """Bytes of a codec at our PSNR divided by ours; None where its points, `low` to `high` dB, do not reach it."""
 
     ratio: float | None
     low: float
     high: float
-    """The least and the largest PSNR of the rival, dB."""
 
 
-def share_at_our_psnr(ours: RatePoint, rival: Sequence[RatePoint]) -> Share:
-    """The rival's bytes at our PSNR, log bytes linear in PSNR between its neighbouring points, divided by ours."""
-    ordered = sorted(rival, key=lambda point: point.psnr_frame)
+def bytes_at_our_psnr(ours: RatePoint, points: Sequence[RatePoint]) -> ByteRatio:
+    """log bytes of a codec, linear in PSNR between its two points around ours, as a ratio to our bytes."""
+    ordered = sorted(points, key=lambda point: point.psnr_frame)
     low, high = ordered[0].psnr_frame, ordered[-1].psnr_frame
+    # As in the BD-rate, log bytes as a function of PSNR: it is smooth, and between neighbouring CRF values a
+    # straight line is close enough.
     for below, above in pairwise(ordered):
         if below.psnr_frame <= ours.psnr_frame <= above.psnr_frame:
             step = above.psnr_frame - below.psnr_frame
-            part = (ours.psnr_frame - below.psnr_frame) / step if step else 0.0
-            log_bytes = (1 - part) * math.log(below.bytes) + part * math.log(above.bytes)
-            return Share(math.exp(log_bytes) / ours.bytes, low, high)
-    return Share(None, low, high)
+            weight = (ours.psnr_frame - below.psnr_frame) / step if step else 0.0
+            log_bytes = (1 - weight) * math.log(below.bytes) + weight * math.log(above.bytes)
+            return ByteRatio(math.exp(log_bytes) / ours.bytes, low, high)
+    return ByteRatio(None, low, high)
 
 
-def verdict(ours: RatePoint, label: str, rival: Sequence[RatePoint]) -> str:
-    """One sentence: what share of our bytes the rival needs at our PSNR, and so who wins."""
-    ratio, low, high = share_at_our_psnr(ours, rival)
+def verdict(ours: RatePoint, label: str, points: Sequence[RatePoint]) -> str:
+    """One sentence: the codec's share of our bytes at our PSNR, and so who wins."""
+    ratio, low, high = bytes_at_our_psnr(ours, points)
     where = f"{ours.setting} ({ours.psnr_frame:.2f} dB)"
     if ratio is None:
         return f"{where}: {label} was measured only from {low:.2f} to {high:.2f} dB: no ratio at equal PSNR"
-    result = "a draw" if abs(ratio - 1) < _A_DRAW else "we win" if ratio > 1 else "we lose"
-    return f"{where}: {label} needs {100 * ratio:.{0 if ratio >= 0.1 else 1}f} % of our bytes at equal PSNR: {result}"
+    share = f"{100 * ratio:.{0 if ratio >= 0.1 else 1}f} %"
+    return f"{where}: {label} needs {share} of our bytes at equal PSNR: {_outcome(1 - ratio)}"
 
 
-def bd_line(label: str, rival: Sequence[RatePoint], ours: Sequence[RatePoint]) -> str:
-    """Our BD-rate against a rival in one sentence."""
-    result = bd_rate(rival, ours)
+def bd_line(label: str, points: Sequence[RatePoint], ours: Sequence[RatePoint]) -> str:
+    """Our BD-rate against a codec in one sentence."""
+    result = bd_rate(points, ours)
     if result.percent is None:
         return f"BD-rate against {label} is not available: {result.why}"
-    outcome = "a draw" if abs(result.percent) < 100 * _A_DRAW else "we win" if result.percent < 0 else "we lose"
     return (
         f"BD-rate against {label}: {result.percent:+.1f} % bytes at equal PSNR, averaged over {result.low:.2f} to "
-        f"{result.high:.2f} dB: {outcome}"
+        f"{result.high:.2f} dB: {_outcome(result.percent / 100)}"
     )
 
 
-def text_table(found: Comparison) -> str:
-    """For people: the points, the verdicts, the conditions."""
-    clip = found.clip
-    points = rows(found)
-    width = max(len(point["setting"]) for point in points) + 2
-    names = f"{'bytes':>11}{'bpp':>9}{'PSNR, dB':>10}{'MS-SSIM':>9}{'enc, s':>9}{'dec, s':>9}"
+def _outcome(excess: float) -> str:
+    """`excess`: our bytes relative to the codec's, less 1, or a number of the same sign."""
+    return "a draw" if abs(excess) < _DRAW else "we lose" if excess > 0 else "we win"
+
+
+def text_table(comparison: Comparison) -> str:
+    """The points, the verdicts, the conditions."""
+    clip, points = comparison.clip, point_rows(comparison)
+    columns = [
+        Column("codec", "18"),
+        Column("setting", str(max(len(point["setting"]) for point in points) + 2)),
+        Column("bytes", ">11", ","),
+        Column("bpp", ">9", ".4f"),
+        Column("PSNR, dB", ">10", ".2f"),
+        Column("MS-SSIM", ">9", ".4f"),
+        Column("enc, s", ">9", ".2f"),
+        Column("dec, s", ">9", ".2f"),
+    ]
     lines = [f"{clip.frames} frames of {clip.height}x{clip.width}, {clip.fps:g} frames/s"]
-    lines.append(f"{'codec':18}{'setting':{width}}{names}")
-    lines += [_line(point, width) for point in points]
-    lines += ["", *verdicts(found), "", *_conditions(found)]
+    lines.append(format_table(columns, [list(point.values()) for point in points]))
+    lines += ["", *verdicts(comparison), "", *_conditions(comparison)]
     return "\n".join(lines)
 
 
-def verdicts(found: Comparison) -> list[str]:
-    """A sentence for each of our points and each rival; BD-rates where we have points enough for a curve."""
-    lines = [verdict(point, label, points) for point in found.ours for label, points in found.rivals.items()]
-    if len(found.ours) >= LEAST_POINTS:
-        lines += [bd_line(label, points, found.ours) for label, points in found.rivals.items()]
+def verdicts(comparison: Comparison) -> list[str]:
+    """A sentence for each of our points and each codec; BD-rates where we have enough points for a curve."""
+    codecs = comparison.codecs.items()
+    lines = [verdict(point, label, points) for point in comparison.ours for label, points in codecs]
+    if len(comparison.ours) >= LEAST_POINTS:
+        lines += [bd_line(label, points, comparison.ours) for label, points in codecs]
     return lines
 
 
-def rows(found: Comparison) -> list[dict[str, object]]:
+def point_rows(comparison: Comparison) -> list[dict[str, object]]:
     """A dictionary per point, ours first, keys as in the CSV."""
-    clip = found.clip
-    points = [*found.ours, *(point for rival in found.rivals.values() for point in rival)]
-    rates = [bits_per_pixel(point.bytes, clip.frames, clip.height, clip.width) for point in points]
-    values = [(p.name, p.setting, p.bytes, rate, *p[3:]) for p, rate in zip(points, rates, strict=True)]
+    values = [(p.name, p.setting, p.bytes, comparison.rate(p), *p[3:]) for p in comparison.points]
     return [dict(zip(_COLUMNS, row, strict=True)) for row in values]
 
 
-def to_dict(found: Comparison) -> dict[str, object]:
+def to_dict(comparison: Comparison) -> dict[str, object]:
     """Plain dictionary for JSON."""
-    shares = [
-        {"ours": point.setting, "rival": label, **share_at_our_psnr(point, points)._asdict()}
-        for point in found.ours
-        for label, points in found.rivals.items()
+    ours, codecs = comparison.ours, comparison.codecs.items()
+    ratios = [
+        {"ours": point.setting, "rival": label, **bytes_at_our_psnr(point, points)._asdict()}
+        for point in ours
+        for label, points in codecs
     ]
-    curves = {label: bd_rate(points, found.ours)._asdict() for label, points in found.rivals.items()}
+    curves = {label: bd_rate(points, ours)._asdict() for label, points in codecs if len(ours) >= LEAST_POINTS}
     return {
-        "clip": found.clip._asdict(),
-        "points": rows(found),
-        "bytes_of_rival_over_ours_at_our_psnr": shares,
-        "bd_rate_of_ours_against": curves if len(found.ours) >= LEAST_POINTS else {},
-        "conversion_psnr": found.conversion_psnr,
-        "verdicts": verdicts(found),
-        "notes": list(found.notes),
+        "clip": comparison.clip._asdict(),
+        "points": point_rows(comparison),
+        "bytes_of_rival_over_ours_at_our_psnr": ratios,
+        "bd_rate_of_ours_against": curves,
+        "conversion_psnr": comparison.conversion_psnr,
+        "verdicts": verdicts(comparison),
+        "notes": list(comparison.notes),
     }
 
 
-def write_comparison(folder: Path, found: Comparison) -> list[Path]:
-    """comparison.csv, comparison.json and comparison.png; returns what was written.
-
-    Raises UserError when they cannot be written.
-    """
+def write_comparison(folder: Path, comparison: Comparison) -> list[Path]:
+    """Writes comparison.csv, comparison.json and comparison.png; returns their paths. Raises UserError."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows(found))
+    writer.writerows(point_rows(comparison))
     contents = {
         "comparison.csv": text.getvalue().encode(),
-        "comparison.json": (json.dumps(to_dict(found), indent=2) + "\n").encode(),
-        "comparison.png": plot(found),
+        "comparison.json": (json.dumps(to_dict(comparison), indent=2) + "\n").encode(),
+        "comparison.png": plot(comparison),
     }
-    written = [folder / name for name in contents]
     try:
-        for path in written:
-            with replacing(path) as file:
-                file.write(contents[path.name])
+        for name, content in contents.items():
+            with replacing(folder / name) as file:
+                file.write(content)
     except OSError as error:
         raise UserError(
             f"cannot write the comparison to {folder} ({error}): check disk space and permissions"
         ) from error
-    return written
+    return [folder / name for name in contents]
 
 
-def plot(found: Comparison) -> bytes:
+def plot(comparison: Comparison) -> bytes:
     """A PNG of PSNR over bits per pixel, a curve per codec."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    curves = {"hnerv": found.ours, **found.rivals}
-    clip = found.clip
-    for number, (label, points) in enumerate(curves.items()):
+    for number, (label, points) in enumerate({"hnerv": comparison.ours, **comparison.codecs}.items()):
         ordered = sorted(points, key=lambda point: point.bytes)
-        rate = [bits_per_pixel(point.bytes, clip.frames, clip.height, clip.width) for point in ordered]
-        look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-        axes.plot(rate, [point.psnr_frame for point in ordered], label=label, lw=2.5 if not number else 1.2, **look)
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        psnrs = [point.psnr_frame for point in ordered]
+        axes.plot([*map(comparison.rate, ordered)], psnrs, label=label, lw=1.2 if number else 2.5, **look)
     axes.set_xscale("log")
     axes.set(xlabel="rate, bits per pixel (log scale)", ylabel="full-frame PSNR, mean over frames (dB)")
-    axes.set_title(f"{clip.frames} frames of {clip.height}x{clip.width}", fontsize=10)
+    axes.set_title(f"{comparison.clip.frames} frames of {comparison.clip.height}x{comparison.clip.width}", fontsize=10)
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     image = io.BytesIO()
@@ -177,22 +192,14 @@ def plot(found: Comparison) -> bytes:
     return image.getvalue()
 
 
-def _line(row: dict[str, object], width: int) -> str:
-    seconds = [row["encode_seconds"], row["decode_seconds"]]
-    cells = "".join(f"{'-' if s is None else f'{s:.2f}':>9}" for s in seconds)
-    return (
-        f"{row['codec']:18}{row['setting']:{width}}{row['bytes']:>11,}{row['bpp']:>9.4f}{row['psnr_frame']:>10.2f}"
-        f"{row['ms_ssim']:>9.4f}{cells}"
-    )
-
-
-def _conditions(found: Comparison) -> list[str]:
-    scales = ms_ssim_scales(found.clip.height, found.clip.width)
+def _conditions(comparison: Comparison) -> list[str]:
+    scales = ms_ssim_scales(comparison.clip.height, comparison.clip.width)
+    conversion = f"{comparison.conversion_psnr:.2f} dB"
     lines = [
         "Bytes: the full .hnerv file; the bare stream of the other codecs.",
         "The other codecs are tuned for PSNR and run on one CPU thread.",
-        f"They use 4:2:0 chroma: converting to it and back, without any coding, gives {found.conversion_psnr:.2f} dB.",
+        f"They use 4:2:0 chroma: converting to it and back, without any coding, gives {conversion}.",
     ]
     if scales < 5:
         lines.append(f"MS-SSIM uses {scales} scales instead of 5, the most that this frame size allows.")
-    return [*lines, *found.notes]
+    return [*lines, *comparison.notes]

@@ -233,7 +233,7 @@ def _unit(flag: str, embeddings: Tensor) -> Tensor:
 
 
 def is_same_file(theirs: str, ours: str, label: str) -> bool:
-    """Whether `ours` selects the entries that --clip-targets `theirs` selected, from a file with the hash in `label`."""
+    """Whether `ours` selects the same entries as --clip-targets `theirs`, from a file with the hash in `label`."""
     (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
     return rows == before and os.path.isfile(path) and label.endswith(_sha256(path))
 

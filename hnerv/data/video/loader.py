@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hnerv.errors import UserError
-from hnerv.files import cache_folder, memory_bytes
-from hnerv.geometry import CropPlan, plan_crop
-from hnerv.timeline import Timeline, exact_rate
 from hnerv.data.video.colour import HDR, UNTAGGED, Display
 from hnerv.data.video.probe import Probe
 from hnerv.data.video.readers import DecordFailed, probe_by_decoding, read_decord
 from hnerv.data.video.sources import Source, downloaded, is_remote, open_source
 from hnerv.data.video.split import ends_before, slice_positions
+from hnerv.errors import UserError
+from hnerv.files import cache_folder, memory_bytes
+from hnerv.geometry import CropPlan, plan_crop
+from hnerv.timeline import Timeline, exact_rate
 
 _log = logging.getLogger("hnerv")
 IN_MEMORY = 4 << 30

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hnerv.errors import UserError
-from hnerv.timeline import Timeline, estimate_rate
 from hnerv.data.video.colour import UNTAGGED, Display
 from hnerv.data.video.container import (
     PLAYLISTS,
@@ -28,6 +26,8 @@ from hnerv.data.video.container import (
     scan_packets,
     video_stream,
 )
+from hnerv.errors import UserError
+from hnerv.timeline import Timeline, estimate_rate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,11 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+from hnerv.data.video.container import InputSpec
+from hnerv.data.video.probe import DEFAULT_FPS
 from hnerv.errors import UserError
 from hnerv.geometry import parse_size
 from hnerv.timeline import exact_rate
-from hnerv.data.video.container import InputSpec
-from hnerv.data.video.probe import DEFAULT_FPS
 
 SUFFIX = ".yuv"
 FORM = "WIDTHxHEIGHT:PIX_FMT[:FPS], as in 1920x1080:yuv420p10le:120"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hnerv.errors import UserError
 from hnerv.data.video.container import open_container, playable_packets, video_stream
 from hnerv.data.video.probe import Probe, transparency_error
+from hnerv.errors import UserError
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hnerv.errors import UserError
-from hnerv.files import replacing
-from hnerv.timeline import Timeline, estimate_rate
 from hnerv.data.video import images
 from hnerv.data.video.container import InputSpec
 from hnerv.data.video.probe import Probe, probe_video
 from hnerv.data.video.raw import SUFFIX, raw_spec
 from hnerv.data.video.readers import SeekFailed, probe_by_decoding, read_pyav
+from hnerv.errors import UserError
+from hnerv.files import replacing
+from hnerv.timeline import Timeline, estimate_rate
 
 if TYPE_CHECKING:
     from hnerv.data.video.readers import StampedFrame

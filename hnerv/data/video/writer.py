@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from hnerv.data.video.colour import UNTAGGED, Display, coded_tags, to_coded
 from hnerv.errors import UserError
 from hnerv.files import check_place, replacing
 from hnerv.timeline import Timeline
-from hnerv.data.video.colour import UNTAGGED, Display, coded_tags, to_coded
 
 
 class FrameWriter:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnerv.codec.comparison import Clip, Comparison, RatePoint
+from hnerv.codec.comparison.rates import Clip, RatePoint
+from hnerv.codec.comparison.table import Comparison
 
 torch.set_num_threads(1)
 
@@ -33,11 +34,11 @@ def curve():
 
 @pytest.fixture
 def compared(curve):
-    """compared(ours, **settings) -> a Comparison with two rivals, 25 to 40 dB."""
-    rivals = {
+    """compared(ours, **settings) -> a Comparison with two codecs, 25 to 40 dB."""
+    codecs = {
         "x264 medium": curve("x264 medium", [1000, 2000, 4000, 8000], [25.0, 30.0, 35.0, 40.0]),
         "x265 medium": curve("x265 medium", [500, 1000, 2000, 4000], [25.0, 30.0, 35.0, 40.0]),
     }
     return lambda ours, **settings: Comparison(
-        **{"clip": Clip(10, 20, 40, 24.0), "ours": ours, "rivals": rivals, "conversion_psnr": 42.0, **settings}
+        **{"clip": Clip(10, 20, 40, 24.0), "ours": ours, "codecs": codecs, "conversion_psnr": 42.0, **settings}
     )

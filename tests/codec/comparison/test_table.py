@@ -1,4 +1,4 @@
-"""The words for winning and losing, and that table, CSV, JSON and plot hold the same numbers."""
+"""Verdicts, and the same numbers in table, CSV, JSON and plot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import math
 import pytest
 from PIL import Image
 
-from hnerv.codec.comparison import RatePoint, text_table, to_dict, write_comparison
-from hnerv.codec.comparison.table import share_at_our_psnr, verdict
+from hnerv.codec.comparison.rates import RatePoint
+from hnerv.codec.comparison.table import bytes_at_our_psnr, text_table, to_dict, verdict, write_comparison
 from hnerv.errors import UserError
 
 
@@ -32,16 +32,16 @@ CASES = [
 
 
 @pytest.mark.parametrize(("size", "psnr", "words"), CASES)
-def test_who_wins_is_said_in_words(compared, size, psnr, words):
+def test_verdict(compared, size, psnr, words):
     found = compared([])
-    line = verdict(ours(size, psnr), "x264 medium", found.rivals["x264 medium"])
+    line = verdict(ours(size, psnr), "x264 medium", found.codecs["x264 medium"])
     assert line == f"a.hnerv ({psnr:.2f} dB): {line.split(': ', 1)[1]}" and line.endswith(words)
 
 
 def test_bytes_grow_by_a_constant_factor_between_two_points(compared):
     """5 dB are a factor of 2: half of that is the square root."""
-    rival = compared([]).rivals["x264 medium"]
-    share = share_at_our_psnr(ours(1000, 32.5), rival[::-1])
+    points = compared([]).codecs["x264 medium"]
+    share = bytes_at_our_psnr(ours(1000, 32.5), points[::-1])
     assert share.ratio == pytest.approx(2 * math.sqrt(2))
     assert (share.low, share.high) == (25.0, 40.0)
 
@@ -95,7 +95,7 @@ def test_files_hold_the_points(compared, tmp_path):
         assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
-def test_a_place_that_cannot_be_written_is_one_line(compared, tmp_path):
+def test_a_failing_disk_is_one_line(compared, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the comparison"):
         write_comparison(tmp_path / "file", compared([ours(4000, 30.0)]))

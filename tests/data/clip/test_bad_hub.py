@@ -155,7 +155,10 @@ def test_an_answer_that_is_no_file_of_the_hub_gives_no_clip(serve, weights_bytes
     assert time.perf_counter() - start < 10
 
 
-@pytest.mark.parametrize("body", [PAGE, bytes(5000), b"", b"\x10" + bytes(7) + b'{"a": nonsense}', None], ids=lambda body: f"{len(body or HASH)} bytes")
+GARBAGE = [PAGE, bytes(5000), b"", b"\x10" + bytes(7) + b'{"a": nonsense}', None]
+
+
+@pytest.mark.parametrize("body", GARBAGE, ids=lambda body: f"{len(body or HASH)} bytes")
 def test_garbage_of_a_hub_is_no_embedding(serve, in_hf_cache, weights_bytes, body):
     """The client keeps it as a file (None: half of the weights); it is refused at every reading, until deleted."""
     if body is None:

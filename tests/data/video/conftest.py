@@ -16,9 +16,9 @@ import torch
 from av.codec.context import Flags
 from torch import Tensor
 
-from hnerv.errors import UserError
-from hnerv.runs import Plan, Wishes, plan_video
+from hnerv.data.chunks import ChunkOptions, ChunkPlan, plan_video
 from hnerv.data.video import load_video, sources
+from hnerv.errors import UserError
 
 torch.set_num_threads(1)
 SITES = {"h264": "left", "hevc": "left", "mpeg2video": "left", "mpeg4": "left", "dvvideo": "topleft"}
@@ -213,9 +213,9 @@ def loaded_or_refused() -> Callable[[Path], bool]:
 
 
 @pytest.fixture(scope="session")
-def plan() -> Callable[..., Plan]:
+def plan() -> Callable[..., ChunkPlan]:
     """plan(path, frames="", longest=8) -> the division of a video into segments of at most `longest` frames."""
-    return lambda path, frames="", longest=8: plan_video(str(path), frames, Wishes(longest))
+    return lambda path, frames="", longest=8: plan_video(str(path), frames, ChunkOptions(longest))
 
 
 @pytest.fixture

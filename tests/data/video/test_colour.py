@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.errors import UserError
 from hnerv.data.video import load_video
 from hnerv.data.video.colour import to_rgb, to_yuv420
 from hnerv.data.video.probe import Orientation
+from hnerv.errors import UserError
 
 X265 = "log-level=none:pools=none:frame-threads=1"
 TOP_FIRST = {"x264-params": "tff=1"}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hnerv.errors import UserError
 from hnerv.data.video import load_video
+from hnerv.errors import UserError
 
 NO_B_FRAMES = {"bf": "0"}
 GROUPS_OF_8 = {"g": "8", "bf": "0", "sc_threshold": "0"}

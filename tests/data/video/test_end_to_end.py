@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from hnerv.codec import open_film
+from hnerv.codec import BitstreamFile
 from hnerv.data.video import load_video
 
 SMALL = {"size": (32, 64)}
@@ -75,7 +75,7 @@ def test_colour_tags_and_pixel_aspect(coded, encode, hnerv_main, folder, segment
 
     path = coded(encode("hdr.mp4", pix_fmt="yuv420p10le", setup=tag, **SMALL), *segments)
     assert caplog.text.count("is HDR (PQ, as in HDR10)") == 1
-    assert open_film(path).display == (9, 16, 9, 1, 4, 3)
+    assert BitstreamFile(path).display == (9, 16, 9, 1, 4, 3)
     for name, matrix_and_range in (("a.mp4", (9, 1)), ("a.mkv", (0, 2))):
         assert hnerv_main("decode", path, "-o", folder / name) == 0
         with av.open(str(folder / name)) as container:
@@ -135,10 +135,10 @@ def test_name_that_is_not_utf8(coded, encode, evaluate, hnerv_main, folder, caps
 def test_raw_video_and_a_rate_from_the_command_line(coded, folder, train, flags, capsys) -> None:
     planes = np.random.default_rng(0).integers(0, 256, 12 * 32 * 64 * 3 // 2, dtype=np.uint8)
     (folder / "noise_64x32_50fps_420_8bit.yuv").write_bytes(planes.tobytes())
-    assert open_film(coded("noise_64x32_50fps_420_8bit.yuv")).fps == 50
+    assert BitstreamFile(coded("noise_64x32_50fps_420_8bit.yuv")).fps == 50
     (folder / "noise.bin").write_bytes(planes.tobytes())
     words = ("--raw-video", "64x32:yuv420p:30", "--fps", "15", "--overwrite", "--segment-frames", "5")
-    film = open_film(coded("noise.bin", *words))
-    assert (film.fps, film.frames, len(film.parts)) == (15, 12, 3)
+    film = BitstreamFile(coded("noise.bin", *words))
+    assert (film.fps, film.frames, len(film.chunks)) == (15, 12, 3)
     assert train(folder, [*flags(data="noise.bin"), "--overwrite"]) == 2
     assert "noise.bin is not a video" in capsys.readouterr().err

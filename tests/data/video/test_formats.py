@@ -156,7 +156,7 @@ def packet_times(path: Path) -> tuple[list[float], float]:
     return starts, starts[-1] + float((last or statistics.median_low(np.diff(stamps).tolist())) * tick)
 
 
-@pytest.mark.parametrize(("kind", "rate"), cases(rates=True, by=lambda kind: (kind.codec, kind.suffix, kind.interlaced)))
+@pytest.mark.parametrize(("kind", "rate"), cases(rates=True, by=lambda k: (k.codec, k.suffix, k.interlaced)))
 def test_intact(kind: Kind, rate: str, make, ffmpeg_frames, monkeypatch, always_seek, caplog) -> None:
     path = make(kind, rate)
     expected, (starts, end) = ffmpeg_frames(path), packet_times(path)

@@ -15,7 +15,6 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
-from hnerv.errors import UserError
 from hnerv.data.video import load_video
 from hnerv.data.video.images import (
     SUFFIXES,
@@ -27,6 +26,7 @@ from hnerv.data.video.images import (
     read_animation,
     read_images,
 )
+from hnerv.errors import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 10, 14, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 65536, (10, 14, 4), dtype=np.uint16)
@@ -129,7 +129,8 @@ def test_gaps_in_the_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture, n
 def test_two_images_of_one_number(tmp_path: Path, pair: tuple[str, str]) -> None:
     for name in (*pair, "f2.png"):
         (tmp_path / name).write_bytes(b"")
-    refused(tmp_path, f"^{re.escape(f'{tmp_path / pair[1]} and {pair[0]} have the same number or name: remove one of')}")
+    message = f"{tmp_path / pair[1]} and {pair[0]} have the same number or name: remove one of"
+    refused(tmp_path, f"^{re.escape(message)}")
 
 
 def test_sizes_must_be_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from hnerv.errors import UserError
-from hnerv.geometry import CropPlan, plan_crop
-from hnerv.timeline import Timeline
 from hnerv.data.video import frame_count, load_video, loader, read_frames, readers, sources
 from hnerv.data.video.container import InputSpec
 from hnerv.data.video.probe import probe_video
 from hnerv.data.video.readers import DecordFailed, SeekFailed, read_decord, read_pyav
+from hnerv.errors import UserError
+from hnerv.geometry import CropPlan, plan_crop
+from hnerv.timeline import Timeline
 
 GOPS = {"options": {"x264-params": "keyint=6:min-keyint=6:bframes=3"}}
 SIZE = 12 * 3 * 64 * 96

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from hnerv.errors import UserError
 from hnerv.data.video import frame_count, load_video
 from hnerv.data.video.raw import geometry_from_name
+from hnerv.errors import UserError
 
 FORMATS = [f"yuv{chroma}p{depth}" for chroma in (420, 422, 444) for depth in ("", "10le")] + ["gray", "gray10le"]
 

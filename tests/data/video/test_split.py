@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from hnerv.errors import UserError
 from hnerv.data.video import data_split
+from hnerv.errors import UserError
 
 
 @pytest.mark.parametrize(

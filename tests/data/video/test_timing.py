@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hnerv.errors import UserError
 from hnerv.data.video import Video, frame_count, load_video
 from hnerv.data.video.container import shows_frame
+from hnerv.errors import UserError
 
 MILLI = Fraction(1, 1000)
 REAL_TIME = {"cpu-used": "8", "deadline": "realtime", "lag-in-frames": "0", "auto-alt-ref": "0"}
@@ -41,7 +41,8 @@ def seconds_of(video: Video) -> list[float]:
 
 def recording(tick: Fraction = MILLI, **settings) -> dict:
     stamps = [int(stamp * MILLI / tick) for stamp in RECORDING]
-    return {"stamps": stamps, "tick": tick, "last": int(100 * MILLI / tick), "rate": 10, "options": NO_B_FRAMES} | settings
+    own = {"stamps": stamps, "tick": tick, "last": int(100 * MILLI / tick), "rate": 10, "options": NO_B_FRAMES}
+    return own | settings
 
 
 MPEG_2 = {"codec": "mpeg2video", "sound": "mp2"}
@@ -183,7 +184,9 @@ MID_GOP = {
 
 
 @pytest.mark.parametrize("name", MID_GOP)
-def test_start_inside_a_group_of_pictures(name, encode, remux, tmp_path, ffmpeg_frames, check_slices, always_seek) -> None:
+def test_start_inside_a_group_of_pictures(
+    name, encode, remux, tmp_path, ffmpeg_frames, check_slices, always_seek
+) -> None:
     """28 frames in groups of 8, of which the first 3 packets are lost: 20 frames from the second key frame on."""
     path = encode(name, 28, **MID_GOP[name])
     cut = remux(path, tmp_path / name, lambda k, data: data if k >= 3 else None)
@@ -191,7 +194,9 @@ def test_start_inside_a_group_of_pictures(name, encode, remux, tmp_path, ffmpeg_
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.ts"])
-def test_variable_rate_from_inside_a_group_of_pictures(name, encode, remux, tmp_path, check_slices, always_seek) -> None:
+def test_variable_rate_from_inside_a_group_of_pictures(
+    name, encode, remux, tmp_path, check_slices, always_seek
+) -> None:
     source = encode(name, stamps=UNEVEN, options=GROUPS_OF_8)
     video = check_slices(remux(source, tmp_path / name, lambda k, data: data if k >= 4 else None), 12)
     assert seconds_of(video) == pytest.approx([(t - 8) / 25 for t in UNEVEN[8:]])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hnerv.errors import UserError
-from hnerv.timeline import Timeline, exact_rate
 from hnerv.data.video import check_target, load_video, open_writer
 from hnerv.data.video.colour import Display, to_rgb
+from hnerv.errors import UserError
+from hnerv.timeline import Timeline, exact_rate
 
 SIZE = (48, 64)
 TIMES = Timeline.at_rate(25.0)

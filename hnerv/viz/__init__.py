@@ -1,0 +1,1 @@
+"""Drawing: arrays -> PNG, GIF, WebP and SVG, with one colour table."""
