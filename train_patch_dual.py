@@ -36,9 +36,9 @@ def train(args: TrainArguments) -> None:
     with open_run(args.output, args.exp_id, choice, args.chunks, args.overwrite) as run:
         for chunk in run.chunks():
             config = chunk.config
+            # Frames, their split into training and unseen ones, and the CLIP embeddings of all patches.
+            material = load_material(config, device, progress=True)
             with device_errors(config, chunk.folder.latest):
-                # Frames, their split into training and unseen ones, and the CLIP embeddings of all patches.
-                material = load_material(config, device, progress=True)
                 # Embedding of the frame's time -> decoder -> RGB head, and CLIP head on the features of one stage.
                 torch.manual_seed(config.train.seed)
                 model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
