@@ -69,6 +69,7 @@ def test_field_names_are_unique_over_the_sections():
 def test_every_field_has_a_type_help_and_a_default_of_that_type():
     for section, field in FIELDS:
         hint = typing.get_type_hints(SECTIONS[section])[field.name]
+        hint = str if typing.get_origin(hint) is typing.Literal else hint
         assert hint in (str, int, float, bool, tuple[int, ...])
         assert type(field.default) is (tuple if hint == tuple[int, ...] else hint)
         assert field.metadata["help"]
