@@ -24,7 +24,7 @@ from hnerv.evaluation import (
     write_evaluation,
 )
 from hnerv.report.results import Measurement, RunResults, is_current, read_run
-from hnerv.runs import chunks_of
+from hnerv.runs import Chunk, chunks_of
 from hnerv.viz.image import error_map, resized, webp_uri
 
 PICTURE_BYTES = 3_000_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -55,7 +57,7 @@ def test_costs_of_a_run(finished, monkeypatch):
     cost = cost_of(run)
     assert cost["coded_parameters"] == parts and set(parts) == {"embedding", "decoder", "rgb_head", "clip_head"}
     assert cost["bpp_estimate_8bit"] == 8 * sum(parts.values()) / (12 * 32 * 64) and "bpp" not in cost
-    in_file = cost_of(run._replace(coded_bytes=1000))
+    in_file = cost_of(dataclasses.replace(run, coded_bytes=1000))
     assert in_file["bpp"] == 8 * 1000 / (12 * 32 * 64) and in_file["file_bytes"] == 1000
     pixels = cost_of(open_run(finished, CPU, clip_targets="none"))
     assert pixels["gmac_per_frame"] < cost["gmac_per_frame"]
@@ -81,8 +83,7 @@ def test_the_line(changes, start):
     assert cost_line(summary | changes, CPU) == start + end
 
 
-def test_speed_is_measured_on_batches_as_in_an_evaluation(world, monkeypatch):
-    monkeypatch.setattr("hnerv.evaluation.cost.FRAMES_AT_ONCE", 3)
+def test_speed_is_measured_on_batches_as_in_an_evaluation(world):
     model, sizes = world().model, []
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    assert decode_fps(model, seconds=0.01) > 0 and set(sizes) == {3}
+    assert decode_fps(model, seconds=0.01) > 0 and set(sizes) == {FRAMES_AT_ONCE}
