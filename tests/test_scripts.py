@@ -72,3 +72,8 @@ def test_a_signal_saves_the_run(call, flags, tmp_path, number):
     assert process.returncode == 128 + number
     assert err.startswith("train_patch_dual.py: stopped at epoch") and err.endswith("run the same command to resume\n")
     assert (tmp_path / "output" / "run" / "checkpoints" / "latest.pt").is_file()
+
+
+def test_both_scripts_are_short():
+    for name in ("train_patch_dual.py", "eval.py"):
+        assert len((ROOT / name).read_text().splitlines()) <= 100
