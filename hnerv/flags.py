@@ -40,7 +40,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         """As argparse's; an unknown argument ends with status 2 and one line from the parser of the given verb."""
-        parsed, unknown = self.parse_known_args(_normalized(sys.argv[1:] if args is None else args), namespace)
+        words = _normalized(sys.argv[1:] if args is None else args)
+        for word in words:
+            if word.endswith("=--"):  # up to Python 3.12, argparse makes an empty list of this value
+                self.error(f"argument {word.removesuffix('=--')}: '--' is not a value")
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
             verb = self._verb_parser(parsed)
             verb.error(verb._unknown_argument(unknown[0]))
