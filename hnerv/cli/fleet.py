@@ -1,4 +1,4 @@
-"""`hnerv fleet`: many videos, on a Ray of this machine or on a cluster."""
+"""`hnerv fleet`: trains many videos on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hnerv.errors import UserError
 from hnerv.flags import Parser, add_configuration, add_segments, settings_of
 
 USES_TORCH = False
-"""Not here: in the workers, which set their own threads."""
+"""Only the workers use torch; each sets its own number of threads."""
 THREADS = "CPU threads of torch in each run; 0: --cpus-per-task, rounded down to at least 1 (0)"
 """Help of --threads."""
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags of the verb, and those of a training run."""
+    """Flags of the fleet, and those of a training run."""
     parser.add_argument(
         "source",
         type=Path,
@@ -70,47 +70,48 @@ def add_arguments(parser: Parser) -> None:
     add_configuration(parser, without=without)
 
 
-def run(ask: argparse.Namespace) -> None:
-    """Raises UserError before anything is written."""
-    if ask.status:
+def run(args: argparse.Namespace) -> None:
+    """Run the command. Invalid flags raise UserError before anything is written."""
+    if args.status:
         from hnerv.fleet import table
 
-        print(table.lines(table.read_rows(ask.source)))
+        print(table.format_rows(table.read_rows(args.source)))
         return
-    settings, logging = settings_of(vars(ask))
-    check(ask)
+    settings, logging = settings_of(vars(args))
+    check(args)
     log = LogConfig(**logging)
 
-    from hnerv.fleet.driving import Orders
-    from hnerv.fleet.engine import Needs
-    from hnerv.fleet.manifest import Defaults
-    from hnerv.fleet.running import Where, run_fleet
+    from hnerv.fleet.driver import TaskOptions
+    from hnerv.fleet.engine import TaskResources
+    from hnerv.fleet.lifecycle import RayOptions, run_fleet
+    from hnerv.fleet.manifest import FleetDefaults
     from hnerv.runs import ChunkOptions
 
-    needs = Needs(ask.cpus_per_task, ask.gpus_per_task, bytes_of(ask.memory_per_task))
-    threads = ask.threads or max(int(ask.cpus_per_task), 1)
-    device = "cuda" if ask.gpus_per_task else "cpu"
-    share = min(ask.gpus_per_task, 1.0) or 1.0
-    orders = Orders(log, device, threads, ask.retries, sys.argv, ask.deterministic, share)
-    defaults = Defaults(ask.preset, settings, ChunkOptions(ask.segment_frames, ask.segment_scenes, ask.segment_init))
-    run_fleet(ask.source, ask.output, defaults, orders, Where(ask.address, needs, ask.debug))
-    print(next_commands(ask.output / "NAME", ask.output))
+    resources = TaskResources(args.cpus_per_task, args.gpus_per_task, bytes_of(args.memory_per_task))
+    threads = args.threads or max(int(args.cpus_per_task), 1)
+    device = "cuda" if args.gpus_per_task else "cpu"
+    share = min(args.gpus_per_task, 1.0) or 1.0
+    options = TaskOptions(log, device, threads, args.retries, sys.argv, args.deterministic, share)
+    chunk_options = ChunkOptions(args.segment_frames, args.segment_scenes, args.segment_init)
+    defaults = FleetDefaults(args.preset, settings, chunk_options)
+    run_fleet(args.source, args.output, defaults, options, RayOptions(args.address, resources, args.debug))
+    print(next_commands(args.output / "NAME", args.output))
 
 
-def check(ask: argparse.Namespace) -> None:
-    """Raises UserError for flags that do not go together."""
-    if ask.output is None:
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError for invalid values and combinations of flags."""
+    if args.output is None:
         raise UserError("-o is missing: pass the fleet folder")
-    if not all(math.isfinite(number) for number in (ask.cpus_per_task, ask.gpus_per_task)):
+    if not all(math.isfinite(number) for number in (args.cpus_per_task, args.gpus_per_task)):
         raise UserError("--cpus-per-task and --gpus-per-task must be finite: pass numbers such as 1 or 0.25")
-    if ask.cpus_per_task < 0 or ask.gpus_per_task < 0 or ask.retries < 0 or ask.threads < 0:
+    if args.cpus_per_task < 0 or args.gpus_per_task < 0 or args.retries < 0 or args.threads < 0:
         raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads must be at least 0")
-    if ask.threads > MOST_THREADS:
-        raise UserError(f"--threads {ask.threads} is above {MOST_THREADS}: pass at most the number of cores, or 0")
-    if ask.cpus_per_task + ask.gpus_per_task == 0:
+    if args.threads > MOST_THREADS:
+        raise UserError(f"--threads {args.threads} is above {MOST_THREADS}: pass at most the number of cores, or 0")
+    if args.cpus_per_task + args.gpus_per_task == 0:
         raise UserError("--cpus-per-task 0 would run all tasks at once: set --gpus-per-task")
-    if ask.gpus_per_task > 1 and ask.gpus_per_task % 1:
-        raise UserError(f"--gpus-per-task {ask.gpus_per_task:g} must be an integer or a fraction below 1")
+    if args.gpus_per_task > 1 and args.gpus_per_task % 1:
+        raise UserError(f"--gpus-per-task {args.gpus_per_task:g} must be an integer or a fraction below 1")
 
 
 def bytes_of(text: str) -> int:
