@@ -7,7 +7,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,17 @@ from hnerv.config import LogConfig
 from hnerv.errors import RunError, UserError
 from hnerv.fleet import table
 from hnerv.fleet.engine import Cluster, LostTask, WorkerReport
-from hnerv.fleet.jobs import Job, finds_targets, first_jobs, is_done, is_ready, run_folder, segment_jobs, with_width
+from hnerv.fleet.jobs import (
+    Attempt,
+    Job,
+    finds_targets,
+    first_jobs,
+    is_done,
+    is_ready,
+    run_folder,
+    segment_jobs,
+    with_width,
+)
 from hnerv.fleet.ledger import JobProgress, JobState, Ledger
 from hnerv.fleet.locations import archive_video, driver_location
 from hnerv.fleet.manifest import FleetVideo
@@ -46,26 +55,6 @@ class TaskOptions(NamedTuple):
     command: list[str]
     deterministic: bool = False
     gpu_share: float = 1.0
-
-
-@dataclass
-class Attempt:
-    """A job that waits or runs. `fruitless` counts consecutive lost attempts without a newer checkpoint.
-
-    `number` counts all attempts; `best_saved` is the step of the newest checkpoint received from any of them.
-    """
-
-    job: Job
-    number: int = 0
-    fruitless: int = 0
-    best_saved: int = 0
-    progress: JobProgress = JobProgress(0, 0, 0)
-    handle: object = None
-
-    @property
-    def is_incomplete(self) -> bool:
-        """Whether the last checkpoint is missing on the driver's disk, although the worker has finished the run."""
-        return self.progress.saved < self.progress.steps or not self.progress.steps
 
 
 class Driver:
@@ -137,16 +126,16 @@ class Driver:
         job, options = attempt.job, self.options
         attempt.number += 1
         task = Task(
-            job.name,
-            attempt.number,
-            job.choice,
-            options.log,
-            options.device,
-            options.threads,
-            driver_location(job.video.data),
-            str(self.output / job.name),
-            options.command,
-            job.frames,
+            job=job.name,
+            attempt=attempt.number,
+            choice=job.choice,
+            log=options.log,
+            device=options.device,
+            threads=options.threads,
+            location=driver_location(job.video.data),
+            folder=str(self.output / job.name),
+            command=options.command,
+            frames=job.frames,
             gpu_share=options.gpu_share,
         )
         archive = self.archives.get(job.video.name)

@@ -169,13 +169,13 @@ class Cluster:
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
             if isinstance(cause, exceptions.RayError) and not isinstance(cause, exceptions.RayTaskError):
-                return LostTask(_summary(cause))
+                return LostTask(_error_line(cause))
             if isinstance(cause, KeyboardInterrupt):
                 return Outcome("stopped")
             last = str(cause).strip().splitlines()[-1:] or [""]
             return Outcome("failed", f"{type(cause).__name__}: {last[0][:500]}")
         except exceptions.RayError as error:
-            return LostTask(_summary(error))
+            return LostTask(_error_line(error))
 
     def _new_mailbox(self):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -252,6 +252,6 @@ def _describe(resources: TaskResources) -> str:
     return ", ".join(parts + [f"{resources.memory / 1e9:g} GB of memory"] * bool(resources.memory))
 
 
-def _summary(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     first = str(error).strip().splitlines()[:1] or [""]
     return f"{type(error).__name__}: {first[0][:200]}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import OtherRun, UserError
-from hnerv.fleet.ledger import JobState
+from hnerv.fleet.ledger import JobProgress, JobState
 from hnerv.fleet.manifest import FleetVideo
 from hnerv.fleet.transfers import LATEST
 from hnerv.presets import Choice
@@ -40,6 +41,26 @@ class Job(NamedTuple):
     def continues(self) -> bool:
         """Whether its weights are initialised from the preceding segment."""
         return bool(self.previous) and self.video.chunk_options.init == "previous"
+
+
+@dataclass
+class Attempt:
+    """A job that waits or runs. `fruitless` counts consecutive lost attempts without a newer checkpoint.
+
+    `number` counts all attempts; `best_saved` is the step of the newest checkpoint received from any of them.
+    """
+
+    job: Job
+    number: int = 0
+    fruitless: int = 0
+    best_saved: int = 0
+    progress: JobProgress = JobProgress(0, 0, 0)
+    handle: object = None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the last checkpoint is missing on the driver's disk, although the worker has finished the run."""
+        return self.progress.saved < self.progress.steps or not self.progress.steps
 
 
 def first_jobs(video: FleetVideo, output: Path) -> list[Job]:

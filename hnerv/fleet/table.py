@@ -85,10 +85,10 @@ def build_rows(
     jobs: dict[str, list[str]] = {}
     for job in {**states, **progress}:
         jobs.setdefault(job.split("/segments/")[0], []).append(job)
-    return [_row(folder, name, jobs.get(name, []), states, progress) for name in names]
+    return [_build_row(folder, name, jobs.get(name, []), states, progress) for name in names]
 
 
-def _row(
+def _build_row(
     folder: Path, name: str, jobs: list[str], states: dict[str, JobState], progress: dict[str, JobProgress]
 ) -> Row:
     own = states.get(name)

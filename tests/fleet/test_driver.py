@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -185,10 +186,9 @@ def test_half_written_files_are_removed_before_a_run_starts(begin):
 
 def test_the_saved_step_never_decreases(begin):
     driver = begin()
-    driver.cluster.reports = {("v", 1): checkpoint(50)}
-    driver.poll(0)
-    driver.cluster.reports = {("v", 1): WorkerReport(None, 60, 100, 40)}
-    driver.poll(0)
+    for report in (checkpoint(50), WorkerReport(None, 60, 100, 40)):
+        driver.cluster.reports = {("v", 1): report}
+        driver.poll(0)
     assert driver.running["v"].progress == JobProgress(60, 50, 100)
 
 
@@ -213,17 +213,9 @@ def test_an_unwritable_table_does_not_hide_the_first_error(begin, monkeypatch, t
     def unwritten(*_):
         raise UserError("no table")
 
-    class Connected:
-        def __enter__(self):
-            return driver.cluster
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr(lifecycle, "connected", lambda *_: Connected())
+    monkeypatch.setattr(lifecycle, "connected", lambda *_: contextlib.nullcontext(driver.cluster))
     monkeypatch.setattr(Driver, "run", broken)
     monkeypatch.setattr(lifecycle, "finish_table", unwritten)
     with pytest.raises(RunError, match="the disk"):
-        lifecycle.run_fleet(
-            tmp_path / "m.jsonl", driver.output, FleetDefaults(), driver.options, lifecycle.RayOptions("", None)
-        )
+        ray_options = lifecycle.RayOptions("", None)
+        lifecycle.run_fleet(tmp_path / "m.jsonl", driver.output, FleetDefaults(), driver.options, ray_options)

@@ -71,17 +71,15 @@ def test_other_segments_are_another_fleet(videos, begin, tmp_path):
     check_runs(videos("a", "b", chunks=ChunkOptions(8), lr=0.2), tmp_path)
 
 
-def test_a_video_under_another_path_is_another_fleet(videos, begin, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "frames", "match"),
+    [("moved/a", 0, r"\(data is .*/a.mp4, this command has .*/moved/a.mp4\)"), ("a", 8, OTHER_FLEET)],
+)
+def test_another_path_or_a_division_is_another_fleet(videos, begin, tmp_path, name, frames, match):
     """The driver does not need access to the videos."""
     begin(videos("a")[0])
-    with pytest.raises(UserError, match=r"\(data is .*/a.mp4, this command has .*/moved/a.mp4\)"):
-        check_runs(videos("moved/a"), tmp_path)
-
-
-def test_a_run_is_not_divided_later(videos, begin, tmp_path):
-    begin(videos("a")[0])
-    with pytest.raises(UserError, match=OTHER_FLEET):
-        check_runs(videos("a", "b", chunks=ChunkOptions(8)), tmp_path)
+    with pytest.raises(UserError, match=match):
+        check_runs(videos(name, chunks=ChunkOptions(frames)), tmp_path)
 
 
 def test_a_half_written_plan_is_ignored(videos, tmp_path):
@@ -93,10 +91,8 @@ def test_a_half_written_plan_is_ignored(videos, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "segments.json"])
 def test_a_run_folder_is_not_a_fleet_folder(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with (
-        pytest.raises(UserError, match="is a run folder, not a fleet folder: choose another -o"),
-        locked_output(tmp_path),
-    ):
+    message = "is a run folder, not a fleet folder: choose another -o"
+    with pytest.raises(UserError, match=message), locked_output(tmp_path):
         pytest.fail("the folder was locked")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

@@ -46,6 +46,15 @@ def test_a_video_may_exist_on_workers_only(tmp_path):
     assert location.fingerprint == "" and worker_path(location, None) == tmp_path / "later.mp4"
 
 
+@pytest.mark.parametrize(
+    ("data", "match"), [(b"caf\xe9.mp4", "not valid UTF-8: rename it"), (b"a\0b", "not a valid path")]
+)
+def test_an_invalid_path_is_one_sentence(tmp_path, data, match):
+    with pytest.raises(UserError, match=match) as error:
+        driver_location(os.fsdecode(os.fsencode(tmp_path) + b"/" + data))
+    assert str(error.value).isprintable()
+
+
 def test_fingerprint_of_a_folder_of_images(tmp_path, make_film):
     ours, theirs = (content_fingerprint(make_film(tmp_path / name, count=3)) for name in "ab")
     assert ours == theirs != content_fingerprint(make_film(tmp_path / "c", count=4))
@@ -81,11 +90,10 @@ def test_a_video_too_large_to_send(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("data", "remote"),
-    [("s3://b/k", True), ("https://x/y.mp4", True), ("zip://a.mp4::s3://b/c.zip", True), ("a.mp4", False),
-     ("/a/b", False), ("c:\\x", False), ("bunny", False), ("a://x", False)],
-)  # fmt: skip
+    [("s3://b/k https://x/y.mp4 zip://a.mp4::s3://b/c.zip", True), ("a.mp4 /a/b c:\\x bunny a://x", False)],
+)
 def test_an_address_has_a_scheme(data, remote):
-    assert is_remote(data) == remote
+    assert {is_remote(one) for one in data.split()} == {remote}
 
 
 def test_an_address_is_downloaded_by_a_worker_and_by_load_video(tmp_path, film):

@@ -49,10 +49,10 @@ def test_a_written_manifest_needs_no_command_line(manifest, tmp_path):
     rows = {"data": "x.mkv", "preset": "demo", "epochs": 3}, {"data": "y.mkv", "segment_scenes": True}
     videos = read_videos(manifest(*rows), FleetDefaults("", {"lr": 0.5}))
     write_manifest(tmp_path / "again.jsonl", videos)
-    assert [
-        (v.name, v.data, v.choice.config, v.chunk_options)
-        for v in read_videos(tmp_path / "again.jsonl", FleetDefaults())
-    ] == [(v.name, v.data, v.choice.config, v.chunk_options) for v in videos]
+    again = read_videos(tmp_path / "again.jsonl", FleetDefaults())
+    for one, other in zip(again, videos, strict=True):
+        assert one._replace(choice=None) == other._replace(choice=None)
+        assert one.choice.config == other.choice.config
 
 
 def test_a_written_manifest_is_read_from_any_folder(tmp_path, monkeypatch):

@@ -102,10 +102,5 @@ def test_another_version_of_the_worker_fails(task, tmp_path):
 
 def test_a_video_missing_on_the_worker_is_requested(task, tmp_path):
     ours = task()
-    outcome = train_run(
-        ours._replace(location=ours.location._replace(fingerprint="other")),
-        FolderUpdate(),
-        None,
-        FolderChannel(tmp_path / "there"),
-    )
-    assert outcome.state == "missing"
+    ours = ours._replace(location=ours.location._replace(fingerprint="other"))
+    assert train_run(ours, FolderUpdate(), None, FolderChannel(tmp_path / "there")).state == "missing"
