@@ -16,17 +16,7 @@ from hnerv.config import LogConfig
 from hnerv.errors import RunError, UserError
 from hnerv.fleet import table
 from hnerv.fleet.engine import Cluster, LostTask, WorkerReport
-from hnerv.fleet.jobs import (
-    Attempt,
-    Job,
-    finds_targets,
-    first_jobs,
-    is_done,
-    is_ready,
-    run_folder,
-    segment_jobs,
-    with_width,
-)
+from hnerv.fleet.jobs import Attempt, Job, first_jobs, is_done, is_ready, run_folder, segment_jobs, with_width
 from hnerv.fleet.ledger import JobProgress, JobState, Ledger
 from hnerv.fleet.locations import archive_video, driver_location
 from hnerv.fleet.manifest import FleetVideo
@@ -155,7 +145,7 @@ class Driver:
     def with_segment_inputs(self, task: Task, job: Job) -> Task:
         """Add what a segment needs from runs of other segments: width, targets, initial weights."""
         task = task._replace(choice=with_width(job, self.output), deterministic=self.options.deterministic)
-        if job.first and finds_targets(job.choice):
+        if job.shares_targets:
             task = task._replace(like=read_record(self.output / job.first / "config.json"))
         if job.continues:
             latest = self.output / job.previous / LATEST

@@ -42,6 +42,12 @@ class Job(NamedTuple):
         """Whether its weights are initialised from the preceding segment."""
         return bool(self.previous) and self.video.chunk_options.init == "previous"
 
+    @property
+    def shares_targets(self) -> bool:
+        """Whether the first segment's run decides which targets this segment is trained on."""
+        clip = self.choice.config.clip
+        return bool(self.first) and clip.clip_weights == "auto" and not clip.clip_targets
+
 
 @dataclass
 class Attempt:
@@ -105,12 +111,7 @@ def is_ready(job: Job, states: dict[str, JobState], output: Path) -> bool:
     """Whether the inputs from other segments exist: initial weights, and the targets found by the first segment."""
     if job.continues and not is_done(job.previous, states, output):
         return False
-    return not (job.first and finds_targets(job.choice)) or (output / job.first / "config.json").is_file()
-
-
-def finds_targets(choice: Choice) -> bool:
-    """Whether the first run decides which targets all segments are trained on."""
-    return choice.config.clip.clip_weights == "auto" and not choice.config.clip.clip_targets
+    return not job.shares_targets or (output / job.first / "config.json").is_file()
 
 
 def with_width(job: Job, output: Path) -> Choice:
