@@ -1,4 +1,4 @@
-"""What the scripts share: errors in one line, the device, the log on stderr."""
+"""Set-up shared by all commands: one-line errors, the device, torch and its threads."""
 
 from __future__ import annotations
 
@@ -21,60 +21,61 @@ if TYPE_CHECKING:
     import torch
 
 
-_WRONG_PATH = {
-    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL
-}  # fmt: skip
-"""A path that cannot be: a fault of the command line. Other errors of the system are faults of the surroundings."""
+_WRONG_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+_WRONG_PATH |= {errno.EACCES, errno.EPERM}
+"""Errors of a path on the command line (status 2); other system errors have status 1."""
 
 
 @contextlib.contextmanager
 def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
-    """Ends the process with one line on stderr: status 2 for a UserError, 1 for a RunError, 128 + n for a signal.
+    """Turn expected errors into one line on stderr and an exit status.
 
-    An error of the system that nobody foresaw has status 2 where a path cannot be, else 1. A GPU that is lost or out
-    of memory has status 1.
+    Status 2: UserError, or an OSError of a path that cannot exist. 1: RunError, any other OSError, and a GPU that is
+    lost or out of memory. 128 + n: a signal. Other exceptions are faults of the program and pass.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # file names may have characters that the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         yield
-    except (UserError, RunError, Interrupted) as error:
-        if debug:
-            traceback.print_exc()
-        sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
-        sys.exit(error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            cause, fix = "out of GPU memory", "stop other processes on the GPU"
-        elif is_gpu_lost(error):
-            cause, fix = "the GPU failed", "check nvidia-smi"
-        else:
-            raise
-        if debug:
-            traceback.print_exc()
-        sys.stderr.write(f"{prog}: {cause} ({first_line(error)}): {fix}, or pass --device cpu\n")
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        place = f"{error.filename}: " if error.filename else ""
-        cause = " ".join(f"{place}{error.strerror or error}".split())
-        sys.stderr.write(f"{prog}: {shortened(cause)}: use another path, or fix the cause\n")
-        sys.exit(2 if error.errno in _WRONG_PATH else 1)
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: stopped; everything saved so far is intact\n")
         sys.exit(130)
+    except Exception as error:
+        expected = _line_and_status(error)
+        if expected is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"{prog}: {expected[0]}\n")
+        sys.exit(expected[1])
+
+
+def _line_and_status(error: Exception) -> tuple[str, int] | None:
+    """The message of an expected error, in one line, and its exit status; None for a fault of the program."""
+    if isinstance(error, UserError | RunError | Interrupted):
+        status = error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1
+        return " ".join(str(error).split()), status
+    if isinstance(error, OSError):
+        path = f"{error.filename}: " if error.filename else ""
+        cause = " ".join(f"{path}{error.strerror or error}".split())
+        line = f"{shortened(cause)}: use another path, or fix the cause"
+        return line, 2 if error.errno in _WRONG_PATH else 1
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return f"out of GPU memory ({first_line(error)}): stop other processes on the GPU, or pass --device cpu", 1
+    if isinstance(error, RuntimeError) and is_gpu_lost(error):
+        return f"the GPU failed ({first_line(error)}): check nvidia-smi, or pass --device cpu", 1
+    return None
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' -> CUDA where there is one, else the CPU. 'cuda:N' becomes the current CUDA device.
+    """The device of --device; auto: CUDA if available, else the CPU. 'cuda:N' becomes the current CUDA device.
 
-    Raises UserError for a device that is not there.
+    Raises UserError for an unknown, unsupported or missing device.
     """
     import torch
 
@@ -92,18 +93,15 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: torch {torch.__version__} finds {found}: use --device cpu, or fix the driver"
         )
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # else pinned memory and graphs would take memory of the first GPU too
+        torch.cuda.set_device(device)  # otherwise pinned memory and CUDA graphs would also allocate on the first GPU
     return device
 
 
-def next_commands(measured: Path, watched: Path) -> str:
-    """How to evaluate and to watch what was trained, as a shell takes it."""
-    return "\n".join(
-        (
-            f"evaluate:  {shlex.join(['python', 'eval.py', str(measured)])}",
-            f"watch:     {shlex.join(['tensorboard', '--logdir', str(watched)])}",
-        )
-    )
+def next_commands(checkpoint: Path, events: Path) -> str:
+    """The commands that evaluate and watch a run, quoted for a shell."""
+    evaluate = shlex.join(["python", "eval.py", str(checkpoint)])
+    watch = shlex.join(["tensorboard", "--logdir", str(events)])
+    return f"evaluate:  {evaluate}\nwatch:     {watch}"
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
@@ -111,31 +109,43 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 
 
 def keep_freed_memory() -> None:
-    """Where the C library is glibc, freed blocks below 256 MB stay with the process; of an old one below 32 MB.
+    """Let glibc keep freed blocks below 256 MB (an old glibc: 32 MB) for the next allocation. No effect elsewhere.
 
-    By its defaults glibc hands large ones back to the system, and each step of a large model asks for all of its maps
-    anew, page by page: that took two fifths of a step of 1.5M parameters at 640x1280. The process holds what it needed
-    at its peak, and what lies between blocks: a sixth to a half more.
+    By default glibc returns large blocks to the system, and each step of a large model faults in the pages of all its
+    feature maps again: two fifths of a step of 1.5M parameters at 640x1280. The price is a resident size that stays
+    at its peak, a sixth to a half more with fragmentation.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, or another C library
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system or C library
         mallopt = ctypes.CDLL(None).mallopt
-        # The second alone would have every block above 128 kB mapped anew: it switches glibc's own adaptation off.
+        # Setting either threshold switches off glibc's own adaptation. With the trim threshold alone, every block
+        # above 128 kB would be mapped and unmapped each time, so it follows only where the first call succeeded.
         if mallopt(MMAP_THRESHOLD, 256 << 20) or mallopt(MMAP_THRESHOLD, 32 << 20):
             mallopt(TRIM_THRESHOLD, -1)
 
 
-MOST_THREADS = 1 << 16
+MAX_THREADS = 1 << 16
+
+
+def check_threads(threads: int) -> None:
+    """Raises UserError for a number of CPU threads out of range; 0 is torch's own choice."""
+    if threads < 0:
+        raise UserError(f"--threads {threads} must be at least 0")
+    if threads > MAX_THREADS:
+        raise UserError(f"--threads {threads} is above {MAX_THREADS}: pass at most the number of cores, or 0")
 
 
 def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = False) -> None:
-    """CPU threads, 0 for torch's own choice; fp32 that is fp32, not TF32, on CUDA. Raises UserError for a wrong number.
+    """Set CPU threads (0: chosen by torch), fp32 precision and determinism. Raises UserError for wrong `threads`.
 
-    Convolutions are deterministic on CUDA, so that a file decodes to the same pixels twice. With `benchmark`, cuDNN
-    takes the fastest algorithm for each shape instead, deterministic or not. With `deterministic`, every operation
-    gives the same bits from the same run, and one that cannot raises; the CPU does so anyway. To be called before
-    anything imports torch: OpenMP's threads would else spin for long while they wait, and a step takes several times as
-    long as soon as another process wants one of the cores; and cuBLAS reads its workspace when CUDA starts.
+    Products are true fp32 on CUDA, not TF32. cuDNN's algorithms are deterministic, so that a file always decodes to
+    the same pixels; with `benchmark`, cuDNN takes the fastest for each shape instead. With `deterministic`, every
+    operation is bit-reproducible, or raises if it has no such implementation; on the CPU this always holds.
+
+    Call this before anything imports torch: the two environment variables are read once, by OpenMP at import (its
+    waiting threads would otherwise spin for long, and a step would take several times as long as soon as another
+    process wants a core) and by cuBLAS when CUDA starts.
     """
+    check_threads(threads)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
     if deterministic:
@@ -147,10 +157,5 @@ def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = Fa
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic or not benchmark
     torch.backends.cudnn.benchmark = benchmark and not deterministic
-
-    if threads < 0:
-        raise UserError(f"--threads {threads} must be at least 0")
-    if threads > MOST_THREADS:
-        raise UserError(f"--threads {threads} is above {MOST_THREADS}: pass at most the number of cores, or 0")
     if threads:
         torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""Every knob of a run: frozen dataclasses, their checks, and their way to JSON and back.
+"""The configuration of a run: frozen dataclasses with their checks, and their conversion to and from JSON.
 
-The fields are the command line's flags (`hnerv.flags`), `output/<exp>/config.json` and the configuration inside
-every checkpoint; the text beside a field is its help.
+One source for the flags and their help (`hnerv.flags`), `output/<exp>/config.json` and the configuration inside every
+checkpoint and bitstream file.
 """
 
 from __future__ import annotations
@@ -11,35 +11,46 @@ import math
 import typing
 from dataclasses import dataclass, field
 from reprlib import repr as short
+from typing import Literal, get_args
 
 from hnerv.errors import UserError
 from hnerv.geometry import parse_grid
 from hnerv.losses import CLIP_LOSSES, LOSSES, compares_frames, formula
 from hnerv.schedule import SCHEDULES, parse_lr
 
-LARGEST, MOST_FREQUENCIES, MOST_STAGES, MOST_LEVELS = 1 << 53, 1 << 12, 64, 64
-"""No model that fits a machine has more: refused before anything of such a size is computed."""
+MAX_NUMBER, MAX_FREQUENCIES, MAX_STAGES, MAX_LEVELS = 1 << 53, 1 << 12, 64, 64
+"""Beyond any model that fits a machine: a configuration from a file is refused before such a size is allocated."""
+
+EmbeddingName = Literal["grid", "encoder", "pe"]
+ActivationName = Literal["sin", "gelu"]
+UnseenMode = Literal["interpolate", "encode"]
+OptimizerName = Literal["muon", "adam", "adamw"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+CurveTarget = Literal["tensorboard", "none", "wandb"]
 
 
 def knob(default, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
-    """A field with its help text and, where the values are a closed set, its choices."""
+    """A field with the help text, choices and metavar of its flag."""
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
 
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """What is represented."""
+    """The video, and the frames and patches of it that are represented."""
 
     data: str = knob("bunny", "video file, image folder, or a named clip: bunny, bikes, carphone", metavar="PATH|CLIP")
     frames: str = knob("", "frame range START:STOP:STEP, a Python slice; empty: all frames", metavar="A:B:S")
     fps: float = knob(
-        0.0, "frames per second of an image folder, raw video or stream without time stamps; 0: its own, else 24",
+        0.0,
+        "frames per second of an image folder, raw video or stream without time stamps; 0: its own, else 24",
         metavar="RATE",
-    )  # fmt: skip
+    )
     raw_video: str = knob(
-        "", "geometry of a raw .yuv file, WIDTHxHEIGHT:PIX_FMT:FPS; empty: from a name such as "
-        "Beauty_1920x1080_120fps_420_8bit_YUV.yuv", metavar="GEOMETRY",
-    )  # fmt: skip
+        "",
+        "geometry of a raw .yuv file, WIDTHxHEIGHT:PIX_FMT:FPS; empty: from a name such as "
+        "Beauty_1920x1080_120fps_420_8bit_YUV.yuv",
+        metavar="GEOMETRY",
+    )
     crop: str = knob(
         "", "centre crop in source pixels; empty: the largest that fits grid, strides and --resize", metavar="HxW"
     )
@@ -51,7 +62,7 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """The frozen teacher of the CLIP head."""
+    """The targets of the CLIP head."""
 
     clip_weights: str = knob(
         "auto",
@@ -62,19 +73,21 @@ class ClipConfig:
         "ViT-B-32", "OpenCLIP model name; with OpenAI weights, its QuickGELU variant", metavar="MODEL"
     )
     clip_targets: str = knob(
-        "", "precomputed embeddings (N, P, D) from any encoder, instead of those of --clip-weights",
+        "",
+        "precomputed embeddings (N, P, D) from any encoder, instead of those of --clip-weights",
         metavar="FILE.safetensors",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The representation: embedding, decoder, heads."""
+    """The network: embedding, decoder, heads."""
 
-    embedding: str = knob(
-        "grid", "decoder input: learned temporal grid, frame encoder or positional encoding",
-        choices=("grid", "encoder", "pe"),
-    )  # fmt: skip
+    embedding: EmbeddingName = knob(
+        "grid",
+        "decoder input: learned temporal grid, frame encoder or positional encoding",
+        choices=get_args(EmbeddingName),
+    )
     modelsize: float = knob(
         1.5, "millions of coded parameters (decoder, heads, embeddings); determines the width", metavar="MILLIONS"
     )
@@ -82,15 +95,16 @@ class ModelConfig:
     dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling factor of each decoder stage")
     rgb_stride: int = knob(1, "upsampling factor inside the RGB head (pixel shuffle), after the stages", metavar="S")
     ks: str = knob(
-        "0_1_5", "kernel sizes: stage i = 0, 1, ... has min(D1 + 2i, D2); E must be 0 (ConvNeXt encoder)",
+        "0_1_5",
+        "kernel sizes: stage i = 0, 1, ... has min(D1 + 2i, D2); E must be 0 (ConvNeXt encoder)",
         metavar="E_D1_D2",
-    )  # fmt: skip
+    )
     reduce: float = knob(1.2, "each stage divides the channels by this, down to --lower-width", metavar="FACTOR")
     lower_width: int = knob(12, "minimum channels of a stage", metavar="N")
     width_multiple: int = knob(
         1, "round the channels of every stage to a multiple of N; use 8 for tensor cores", metavar="N"
     )
-    act: str = knob("sin", "decoder activation", choices=("sin", "gelu"))
+    act: ActivationName = knob("sin", "decoder activation", choices=get_args(ActivationName))
     bilinear_init: bool = knob(True, "initialise each stage close to bilinear upsampling")
     embed_dim: int = knob(16, "channels of the embedding", metavar="N")
     grid_levels: int = knob(3, "grid: number of temporal resolutions, each half the previous one", metavar="N")
@@ -104,10 +118,11 @@ class ModelConfig:
     clip_site: int = knob(2, "decoder stage that feeds the CLIP head; 1: the first", metavar="STAGE")
     clip_pool: int = knob(1, "average-pool the features of a patch to N x N for the CLIP head", metavar="N")
     clip_hidden: int = knob(64, "hidden width of the CLIP head", metavar="N")
-    unseen: str = knob(
-        "interpolate", "encoder: embed unseen frames from their neighbours or from the frame itself",
-        choices=("interpolate", "encode"),
-    )  # fmt: skip
+    unseen: UnseenMode = knob(
+        "interpolate",
+        "encoder: embed unseen frames from their neighbours or from the frame itself",
+        choices=get_args(UnseenMode),
+    )
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -117,35 +132,21 @@ class ModelConfig:
     def __post_init__(self) -> None:
         parse_kernels(self.ks)
         parse_pe(self.pe)
+        _check(self.dec_width > 0 or self.modelsize > 0, f"--modelsize {self.modelsize} must be above 0")
+        _check_at_least(0, self, "dec_width")
+        for flag, strides in (("--dec-strides", self.dec_strides), ("--enc-strides", self.enc_strides)):
+            count = len(strides)
+            _check(count <= MAX_STAGES, f"{flag} has {count} stages: pass at most {MAX_STAGES}")
+            _check(strides and min(strides) >= 1, f"{flag} {strides} must be strides of at least 1")
+        _check(self.grid_levels <= MAX_LEVELS, f"--grid-levels {short(self.grid_levels)} must be at most {MAX_LEVELS}")
+        last = len(self.dec_strides)
         _check(
-            self.dec_width > 0 or self.modelsize > 0,
-            f"--modelsize {self.modelsize} must be above 0",
+            1 <= self.clip_site <= last,
+            f"--clip-site {self.clip_site} is not a decoder stage: choose from 1 to {last}",
         )
-        _check(self.dec_width >= 0, f"--dec-width {self.dec_width} must be at least 0")
-        for name in ("dec_strides", "enc_strides"):
-            many = len(getattr(self, name))
-            _check(many <= MOST_STAGES, f"--{name.replace('_', '-')} has {many} stages: pass at most {MOST_STAGES}")
-        _check(
-            self.grid_levels <= MOST_LEVELS, f"--grid-levels {short(self.grid_levels)} must be at most {MOST_LEVELS}"
-        )
-        _check(
-            self.dec_strides and min(self.dec_strides) >= 1,
-            f"--dec-strides {self.dec_strides} must be strides of at least 1",
-        )
-        _check(
-            self.enc_strides and min(self.enc_strides) >= 1,
-            f"--enc-strides {self.enc_strides} must be strides of at least 1",
-        )
-        _check(
-            1 <= self.clip_site <= len(self.dec_strides),
-            f"--clip-site {self.clip_site} is not a decoder stage: choose from 1 to {len(self.dec_strides)}",
-        )
-        _check(self.reduce > 0, f"--reduce {self.reduce} must be above 0")
-        for name in (
-            "lower_width", "width_multiple",
-            "embed_dim", "grid_levels", "pe_stem", "enc_width", "clip_pool", "clip_hidden", "rgb_stride",
-        ):  # fmt: skip
-            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        _check_above_0(self, "reduce")
+        _check_at_least(1, self, "lower_width", "width_multiple", "embed_dim", "grid_levels", "pe_stem", "enc_width")
+        _check_at_least(1, self, "clip_pool", "clip_hidden", "rgb_stride")
         _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} must be 0 or at least 2")
 
 
@@ -155,9 +156,10 @@ class LossConfig:
 
     pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
     clip_loss: str = knob(
-        "cosine", "1 - cosine; motion adds 0.05 x the squared relative error of the change to a nearby frame",
+        "cosine",
+        "1 - cosine; motion adds 0.05 x the squared relative error of the change to a nearby frame",
         choices=tuple(CLIP_LOSSES),
-    )  # fmt: skip
+    )
     clip_loss_weight: float = knob(0.01, "lambda, the weight of the CLIP loss", metavar="LAMBDA")
     pixel_loss_warmup_epochs: int = knob(30, "epochs of pixel loss only, before the CLIP loss starts", metavar="N")
     clip_ramp_epochs: int = knob(
@@ -165,32 +167,27 @@ class LossConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("clip_loss_weight", "pixel_loss_warmup_epochs", "clip_ramp_epochs"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
+        _check_at_least(0, self, "clip_loss_weight", "pixel_loss_warmup_epochs", "clip_ramp_epochs")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it is fitted."""
+    """Optimisation, evaluation and checkpoints."""
 
     epochs: int = knob(300, "passes over the training frames", metavar="N")
     batch_size: int = knob(2, "frames per step, with all their patches", metavar="N")
     lr: float = knob(0.004, "peak learning rate; muon uses a fixed multiple of it for matrices", metavar="RATE")
-    lr_type: str = knob(
-        "cosine_0.05_1_0.1", "learning-rate schedule: " + ", ".join(SCHEDULES), metavar="SCHEDULE"
-    )  # fmt: skip
+    lr_type: str = knob("cosine_0.05_1_0.1", "learning-rate schedule: " + ", ".join(SCHEDULES), metavar="SCHEDULE")
     embed_lr_factor: float = knob(5.0, "grid: learning rate of the knots, relative to --lr", metavar="FACTOR")
-    optimizer: str = knob("muon", "optimiser", choices=("muon", "adam", "adamw"))
+    optimizer: OptimizerName = knob("muon", "optimiser", choices=get_args(OptimizerName))
     weight_decay: float = knob(0.0, "weight decay of the optimiser", metavar="DECAY")
     blend_freq: int = knob(
-        1,
-        "every N steps, add a frame blended from two training frames along their motion; 0: never",
-        metavar="N",
+        1, "every N steps, add a frame blended from two training frames along their motion; 0: never", metavar="N"
     )
     grad_clip: float = knob(1.0, "maximum L2 norm of the gradient; 0: no clipping", metavar="NORM")
     seed: int = knob(0, "seed of the initialisation, the frame order and the random encoder", metavar="N")
-    precision: str = knob(
-        "auto", "precision of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "bf16")
+    precision: PrecisionName = knob(
+        "auto", "precision of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=get_args(PrecisionName)
     )
     eval_freq: int = knob(25, "evaluate every N epochs and after the last; 0: only after the last", metavar="N")
     checkpoint_freq: int = knob(1, "write latest.pt every N epochs and after the last", metavar="N")
@@ -201,21 +198,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         parse_lr(self.lr_type)
-        for name in ("epochs", "batch_size", "checkpoint_freq", "params_freq"):
-            _check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        for name in ("lr", "embed_lr_factor"):
-            _check(getattr(self, name) > 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed", "checkpoint_seconds"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
+        _check_at_least(1, self, "epochs", "batch_size", "checkpoint_freq", "params_freq")
+        _check_above_0(self, "lr", "embed_lr_factor")
+        _check_at_least(0, self, "weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed", "checkpoint_seconds")
 
     def in_bf16(self, device_type: str) -> bool:
-        """Whether the convolutions are, on such a device ('cpu', 'cuda')."""
+        """Whether convolutions run in bf16 on a device of this type ('cpu', 'cuda')."""
         return self.precision == "bf16" or (self.precision == "auto" and device_type == "cuda")
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run. Two with equal configurations on one machine end with the same weights, unless one is rolled back."""
+    """One run. On one machine, equal configurations give equal weights, unless a run is rolled back."""
 
     video: VideoConfig = field(default_factory=VideoConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -226,9 +220,7 @@ class Config:
     def __post_init__(self) -> None:
         parse_grid(self.video.grid)
         for section in dataclasses.fields(self):
-            values = getattr(self, section.name)
-            for knob_ in dataclasses.fields(values):
-                _check_value(knob_, getattr(values, knob_.name))
+            _check_values(getattr(self, section.name))
         _check(
             self.model.embedding != "encoder" or not compares_frames(self.loss.clip_loss),
             f"--clip-loss {self.loss.clip_loss} needs embeddings of frames that the step does not decode, and "
@@ -236,7 +228,7 @@ class Config:
         )
 
     def to_dict(self) -> dict:
-        """Plain nested dictionary, one section a key. Inverse of `from_dict`."""
+        """Plain nested dictionary, one key per section. Inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -263,16 +255,15 @@ class Config:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is shown of a run, and where. No section of `Config`, because it does not change what is trained.
+    """Logging of a run. Not a section of `Config`, because it does not affect training.
 
-    So a run may be resumed with another choice, `{params}` does not name it, and checkpoints do not hold it: each
-    start of a run leaves its command in environment.json.
+    It may change on resume, and neither `{params}` nor checkpoints include it; environment.json has the command of
+    each start.
     """
 
-    report_to: str = knob(
-        "tensorboard", "where to log curves and images; metrics.jsonl is always written",
-        choices=("tensorboard", "none", "wandb"),
-    )  # fmt: skip
+    report_to: CurveTarget = knob(
+        "tensorboard", "where to log curves and images; metrics.jsonl is always written", choices=get_args(CurveTarget)
+    )
     images_freq: int = knob(1, "log images at every N-th evaluation and at the last; 0: never", metavar="N")
     histogram_freq: int = knob(
         0, "log histograms of all parameters and gradients every N epochs (slow); 0: never", metavar="N"
@@ -280,20 +271,17 @@ class LogConfig:
     projector: bool = knob(True, "at the end, log predicted and true embeddings for the projector")
     graph: bool = knob(False, "log the model graph; tracing the model takes seconds")
     profile: str = knob(
-        "", "write a trace of these steps for Perfetto; they take several times as long",
-        metavar="START:STOP",
-    )  # fmt: skip
+        "", "write a trace of these steps for Perfetto; they take several times as long", metavar="START:STOP"
+    )
 
     def __post_init__(self) -> None:
-        for field_ in dataclasses.fields(self):
-            _check_value(field_, getattr(self, field_.name))
-        for name in ("images_freq", "histogram_freq"):
-            _check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
+        _check_values(self)
+        _check_at_least(0, self, "images_freq", "histogram_freq")
         parse_steps(self.profile)
 
 
 def parse_steps(text: str) -> range:
-    """'10:15' -> range(10, 15), numbers of steps, from 0; '' -> none. Raises UserError."""
+    """'10:15' -> range(10, 15), step numbers from 0; '' -> empty range. Raises UserError."""
     if not text:
         return range(0)
     parts = text.split(":")
@@ -327,8 +315,8 @@ def parse_pe(pe: str) -> tuple[float, int]:
         raise UserError(f"--pe {pe!r} must be BASE_LEVELS, as in 1.25_80") from None
     _check(values[0] > 0 and values[1] > 0, f"--pe {pe!r}: base and number of frequencies must be above 0")
     _check(
-        values[1] <= MOST_FREQUENCIES,
-        f"--pe {pe[:40]!r} has more than {MOST_FREQUENCIES} frequencies: lower the number",
+        values[1] <= MAX_FREQUENCIES,
+        f"--pe {pe[:40]!r} has more than {MAX_FREQUENCIES} frequencies: lower the number",
     )
     top = math.log10(math.pi) + (values[1] - 1) * math.log10(values[0])
     _check(top < 38, f"--pe {pe!r}: the highest frequency, pi B^(L - 1), is above 1e38: lower the base or the number")
@@ -347,6 +335,8 @@ def _section(name: str, kind: type, data: dict):
 
 
 def _typed(name: str, hint, value):
+    if typing.get_origin(hint) is Literal:
+        hint = str
     if hint == tuple[int, ...]:
         fits = isinstance(value, list | tuple) and all(type(v) is int for v in value)
         value = tuple(value) if fits else value
@@ -368,18 +358,30 @@ def _check_keys(where: str, data: dict, want: set[str], missing: bool = True) ->
     _check(not faults, f"{where} does not fit this version: {'; '.join(faults)}")
 
 
-def _check_value(knob_: dataclasses.Field, value: object) -> None:
-    choices, flag = knob_.metadata["choices"], f"--{knob_.name.replace('_', '-')}"
-    _check(
-        not choices or value in choices,
-        f"{flag} {short(value)} does not exist: choose from {', '.join(choices or ())}",
-    )
-    numbers = value if isinstance(value, tuple) else (value,)
-    _check(
-        all(abs(number) <= LARGEST for number in numbers if isinstance(number, int)),
-        f"{flag} {short(value)} is out of range: choose a smaller number",
-    )
-    _check(not isinstance(value, float) or math.isfinite(value), f"{flag} {value} must be a finite number")
+def _check_values(section) -> None:
+    """Choices, and the range of numbers, of every field."""
+    for knob_ in dataclasses.fields(section):
+        value, choices, flag = getattr(section, knob_.name), knob_.metadata["choices"], _flag(knob_.name)
+        if choices:
+            _check(value in choices, f"{flag} {short(value)} does not exist: choose from {', '.join(choices)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            in_range = not isinstance(number, int) or abs(number) <= MAX_NUMBER
+            _check(in_range, f"{flag} {short(value)} is out of range: choose a smaller number")
+        _check(not isinstance(value, float) or math.isfinite(value), f"{flag} {value} must be a finite number")
+
+
+def _check_at_least(minimum: int, section, *names: str) -> None:
+    for name in names:
+        _check(getattr(section, name) >= minimum, f"{_flag(name)} {getattr(section, name)} must be at least {minimum}")
+
+
+def _check_above_0(section, *names: str) -> None:
+    for name in names:
+        _check(getattr(section, name) > 0, f"{_flag(name)} {getattr(section, name)} must be above 0")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _is_number(text: str, digits: int = 18) -> bool:

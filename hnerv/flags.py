@@ -28,92 +28,74 @@ TITLES = {
     "log": "logging (does not affect training; may change on resume)",
 }
 SECTIONS = {**{f.name: f.default_factory for f in dataclasses.fields(Config)}, "log": LogConfig}
-"""Name -> dataclass of its knobs: the sections of `Config`, and what is logged."""
+"""Name -> dataclass of its flags: the sections of `Config`, then `LogConfig`."""
+THREADS_HELP = "CPU threads of torch; 0: chosen by torch (0)"
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviations, and `--some_flag` read as `--some-flag`."""
 
-    def __init__(self, **settings) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    def __init__(self, **options) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse's; of a word that it does not know, one line of the verb that was given, and status 2."""
-        words = _words(sys.argv[1:] if args is None else args)
-        known, unknown = self.parse_known_args(words, namespace)
+        """As argparse's; an unknown argument ends with status 2 and one line from the parser of the given verb."""
+        words = _normalized(sys.argv[1:] if args is None else args)
+        for word in words:
+            if word.endswith("=--"):  # up to Python 3.12, argparse makes an empty list of this value
+                self.error(f"argument {word.removesuffix('=--')}: '--' is not a value")
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            verb = self._verb_of(known)
-            verb.error(verb._unknown(unknown[0]))
-        return known
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Words of a positional `*` may stand behind flags too, where argparse calls them unknown.
-
-        Of `--flag=--` argparse makes a flag with an empty list for its value.
-        """
-        known, unknown = super().parse_known_args(args, namespace)
-        for action in (a for a in self._actions if a.option_strings):
-            value = getattr(known, action.dest, None)
-            if value is not action.default and (value == [] or isinstance(value, list) and [] in value):
-                self.error(f"argument {'/'.join(action.option_strings)}: '--' is not a value")
-        for many in (a for a in self._actions if not a.option_strings and a.nargs == "*"):
-            words = [word for word in unknown if not word.startswith("-")]
-            setattr(known, many.dest, [*getattr(known, many.dest), *words])
-            unknown = [word for word in unknown if word.startswith("-")]
-        return known, unknown
+            verb = self._verb_parser(parsed)
+            verb.error(verb._unknown_argument(unknown[0]))
+        return parsed
 
     def _check_value(self, action, value) -> None:
-        """As argparse's; for a verb that does not exist, the one that may be meant."""
+        """As argparse's; for an unknown verb, the closest one."""
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             close = difflib.get_close_matches(value, action.choices, n=1)
-            self.error(
-                f"unknown verb {value!r}, "
-                + (f"did you mean {close[0]}?" if close else f"choose from {', '.join(action.choices)}")
-            )
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(action.choices)}"
+            self.error(f"unknown verb {value!r}, {hint}")
         super()._check_value(action, value)
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {shortened(message)} (see --help)\n")
 
-    def _verb_of(self, known: argparse.Namespace) -> Parser:
-        """The parser of the verb that was given; this one where there are no verbs."""
+    def _verb_parser(self, parsed: argparse.Namespace) -> Parser:
+        """The parser of the given verb, or this one if it has no verbs."""
         verbs = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        return verbs[0].choices[getattr(known, verbs[0].dest)] if verbs else self
+        return verbs[0].choices[getattr(parsed, verbs[0].dest)] if verbs else self
 
-    def _unknown(self, word: str) -> str:
+    def _unknown_argument(self, argument: str) -> str:
         flags = self._option_string_actions
-        close = difflib.get_close_matches(word.split("=")[0], flags, n=1, cutoff=0.65)
-        meant = close and not isinstance(flags[close[0]], LeftOut)
-        return f"unknown argument {word!r}" + (f", did you mean {close[0]}?" if meant else "")
+        close = difflib.get_close_matches(argument.split("=")[0], flags, n=1, cutoff=0.65)
+        hint = f", did you mean {close[0]}?" if close and not isinstance(flags[close[0]], RejectedFlag) else ""
+        return f"unknown argument {argument!r}{hint}"
 
 
-class LeftOut(argparse.Action):
-    """A flag of other commands that a user may expect of this one: refused with what to give `instead`."""
+class RejectedFlag(argparse.Action):
+    """A flag that another command has and this one lacks: the error gives `hint`, the alternative here."""
 
-    def __init__(self, option_strings: list[str], dest: str, instead: str) -> None:
+    def __init__(self, option_strings: list[str], dest: str, hint: str) -> None:
         super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        self.instead = instead
+        self.hint = hint
 
     def __call__(self, parser, namespace, values, option_string=None) -> typing.NoReturn:
-        parser.error(f"{option_string} is not a flag of {parser.prog}: {self.instead}")
+        parser.error(f"{option_string} is not a flag of {parser.prog}: {self.hint}")
 
 
-def _words(given: list[str]) -> list[str]:
-    """Flags with hyphens; a slice that begins with a minus, as in `--frames -10:`, joined to its flag."""
-    words: list[str] = []
-    for word in given:
-        if words and words[-1].startswith("--") and re.fullmatch(r"-\d*:[\d:-]*", word):
-            words[-1] += f"={word}"
+def _normalized(arguments: list[str]) -> list[str]:
+    """Flags with hyphens. A slice with a leading minus is joined to its flag: --frames -10: -> --frames=-10:."""
+    result: list[str] = []
+    for argument in arguments:
+        if result and result[-1].startswith("--") and re.fullmatch(r"-\d*:[\d:-]*", argument):
+            result[-1] += f"={argument}"
+        elif argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            result.append(name.replace("_", "-") + equals + value)
         else:
-            words.append(_hyphened(word))
-    return words
-
-
-def _hyphened(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
+            result.append(argument)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,102 +157,136 @@ class TrainArguments:
 
 def train_parser() -> Parser:
     """The parser of `train_patch_dual.py`."""
+    schedules = "\n".join(f"  {form:34} {text}" for form, text in SCHEDULES.items())
     parser = Parser(
         prog="train_patch_dual.py",
         usage="%(prog)s --exp-id NAME [--preset NAME] [flags]",
         description="Overfit a patch-based dual-head HNeRV (RGB and CLIP) to one video. "
         "The same command resumes a run that was stopped. Defaults are in parentheses.",
-        epilog="\n\n".join(
-            (
-                "pixel losses:\n" + pixel_loss_help(),
-                "learning-rate schedules (factor of --lr at progress x, y = (x - UP)/(1 - UP)):\n" + _schedule_help(),
-                "presets:\n" + _preset_help(),
-            )
-        ),
+        epilog=f"pixel losses:\n{pixel_loss_help()}\n\n"
+        f"learning-rate schedules (factor of --lr at progress x, y = (x - UP)/(1 - UP)):\n{schedules}\n\n"
+        f"presets:\n{_preset_help()}",
     )
     run = parser.add_argument_group("run")
-    run.add_argument(
+    _add_run_folder(run)
+    _add_execution(run)
+    run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start over")
+    add_segments(run)
+    _add_limits(run)
+    add_debug(run)
+    add_config_flags(parser)
+    return parser
+
+
+def _add_run_folder(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--exp-id",
         required=True,
         metavar="NAME",
         help="run name and folder under --output; may contain / and {params} (preset and changed settings)",
     )
-    run.add_argument("--preset", default="", metavar="NAME", help=f"one of {', '.join(PRESETS)}; flags override it")
-    run.add_argument(
+    group.add_argument("--preset", default="", metavar="NAME", help=f"one of {', '.join(PRESETS)}; flags override it")
+    group.add_argument(
         "--output", type=Path, default=Path("output"), metavar="FOLDER", help="folder that holds all runs (output)"
     )
-    run.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
-    run.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of torch; 0: chosen by torch (0)")
-    run.add_argument(
-        "--deterministic", action="store_true",
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    add_device(group)
+    add_threads(group)
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
         help="bit-identical results on CUDA too, with the same GPU and versions; slower on CUDA, no effect on the CPU",
-    )  # fmt: skip
-    run.add_argument(
+    )
+    group.add_argument(
         "--compile",
         action="store_true",
         help="torch.compile the network: a minute at each start, then less work per step",
     )
-    run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start over")
-    add_segments(run)
-    run.add_argument(
-        "--max-minutes", type=_minutes, default=0.0, metavar="N",
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    """Flags that end a run early or handle its divergence."""
+    group.add_argument(
+        "--max-minutes",
+        type=_minutes,
+        default=0.0,
+        metavar="N",
         help="save and exit with status 124 after N minutes; run the same command to resume; 0: no limit (0)",
-    )  # fmt: skip
-    run.add_argument(
-        "--on-divergence", default="stop", choices=("stop", "rollback"),
+    )
+    group.add_argument(
+        "--on-divergence",
+        default="stop",
+        choices=("stop", "rollback"),
         help="on a non-finite value, stop the run or roll back to the last good checkpoint and halve the learning "
         "rate, at most three times; rollback also reacts to a drop of Train/PSNR by 6 dB (stop)",
-    )  # fmt: skip
-    run.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    for name, section in SECTIONS.items():
-        _add_section(parser.add_argument_group(TITLES[name]), section)
-    return parser
+    )
 
 
 def add_segments(run: argparse._ArgumentGroup) -> None:
     """The --segment- flags."""
-
     run.add_argument(
-        "--segment-frames", type=int, default=0, metavar="N",
+        "--segment-frames",
+        type=int,
+        default=0,
+        metavar="N",
         help="split the video into segments of at most N frames, each with its own network; 0: no limit (0)",
-    )  # fmt: skip
+    )
     run.add_argument(
         "--segment-scenes",
         action="store_true",
         help="start a new segment at every scene cut, detected from frame differences",
     )
     run.add_argument(
-        "--segment-init", default="none", choices=CHUNK_INITS,
+        "--segment-init",
+        default="none",
+        choices=CHUNK_INITS,
         help="previous: initialise each segment from the trained weights of the previous one (none)",
-    )  # fmt: skip
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """`--device`, for commands that compute."""
+    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
+
+
+def add_threads(parser: argparse._ActionsContainer, help: str = THREADS_HELP) -> None:
+    """`--threads`, for every command."""
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help=help)
+
+
+def add_debug(parser: argparse._ActionsContainer) -> None:
+    """`--debug`, for every command."""
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
 def parse_train(argv: list[str] | None = None) -> TrainArguments:
     """The command line of `train_patch_dual.py`. Exits with status 2 and one line when it is malformed."""
-    given = vars(train_parser().parse_args(argv))
-    own = {f.name: given.pop(f.name) for f in dataclasses.fields(TrainArguments) if f.name in given}
-    logging = {f.name: given.pop(f.name) for f in dataclasses.fields(LogConfig) if f.name in given}
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    values = vars(train_parser().parse_args(argv))
+    own = {f.name: values[f.name] for f in dataclasses.fields(TrainArguments) if f.name in values}
+    settings, logging = split_settings(values)
     return TrainArguments(settings=settings, logging=logging, **own)
 
 
-def add_configuration(parser: Parser, without: dict[str, str]) -> None:
-    """The flags of a configuration and of what is logged, for another command; inverse: `settings_of`.
+def add_config_flags(parser: Parser, rejected: dict[str, str] | None = None) -> None:
+    """The flags of `Config` and `LogConfig`, one group per section; `split_settings` reads their values.
 
-    Those `without` which it does are refused, with what to give instead: {name of the field: that}.
+    `rejected` are fields that the command sets itself, {field: alternative}: their flags end with that hint.
     """
-    for name, instead in without.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action=LeftOut, instead=instead)
+    rejected = rejected or {}
+    for name, hint in rejected.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action=RejectedFlag, hint=hint)
     for name, section in SECTIONS.items():
-        _add_section(parser.add_argument_group(TITLES[name]), section, without)
+        _add_section(parser.add_argument_group(TITLES[name]), section, rejected)
 
 
-def settings_of(given: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """What was given of `Config` and of `LogConfig`, among the values of a command line."""
+def split_settings(values: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """Parsed values -> (fields of `Config` that were given, fields of `LogConfig` that were given)."""
     logged = {field.name for field in dataclasses.fields(LogConfig)}
     known = set(Config().flat())
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
-    return settings, {key: value for key, value in given.items() if key in logged}
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known}
+    return settings, {key: value for key, value in values.items() if key in logged}
 
 
 def _minutes(text: str) -> float:
@@ -303,48 +319,42 @@ def eval_parser() -> Parser:
         "--unseen", default="", choices=("interpolate", "encode"), help="encoder: override the run's --unseen"
     )
     parser.add_argument(
-        "--positions", default="trained", choices=("trained", "fractional"),
+        "--positions",
+        default="trained",
+        choices=("trained", "fractional"),
         help="fractional: also measure PSNR of patches shifted by half a patch to the right, down, and both (trained)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
-    parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads of torch; 0: chosen by torch (0)"
     )
+    add_device(parser)
+    add_threads(parser)
     parser.add_argument("--images", action="store_true", help="write images of source and reconstruction side by side")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    add_debug(parser)
     return parser
 
 
-def _add_section(group: argparse._ArgumentGroup, section: type, without: Container[str] = ()) -> None:
-    hints = typing.get_type_hints(section)
+def _add_section(group: argparse._ArgumentGroup, section: type, rejected: Container[str]) -> None:
     for knob in dataclasses.fields(section):
-        if knob.name in without:
+        if knob.name in rejected:
             continue
         flag = f"--{knob.name.replace('_', '-')}"
-        text = f"{knob.metadata['help']} ({_shown(knob.default)})".replace("%", "%%")
-        settings: dict = {"dest": knob.name, "default": argparse.SUPPRESS, "help": text}
-        if hints[knob.name] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
-            continue
-        settings |= {"choices": knob.metadata["choices"], "metavar": knob.metadata["metavar"]}
-        if hints[knob.name] == tuple[int, ...]:
-            settings |= {"type": int, "nargs": "+", "metavar": "S"}
+        text = f"{knob.metadata['help']} ({_formatted(knob.default)})".replace("%", "%%")
+        options: dict = {"dest": knob.name, "default": argparse.SUPPRESS, "help": text}
+        kind = type(knob.default)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            options |= {"type": int, "nargs": "+", "metavar": "S"}
         else:
-            settings["type"] = hints[knob.name]
-        group.add_argument(flag, **settings)
+            options |= {"type": kind, "choices": knob.metadata["choices"], "metavar": knob.metadata["metavar"]}
+        group.add_argument(flag, **options)
 
 
-def _shown(value: object) -> str:
+def _formatted(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "not set" if value == "" else str(value)
 
 
-def _schedule_help() -> str:
-    return "\n".join(f"  {form:34} {text}" for form, text in SCHEDULES.items())
-
-
 def _preset_help() -> str:
-    rows = ((name, " ".join(f"{k}={_shown(v)}" for k, v in row.items())) for name, row in PRESETS.items())
+    rows = ((name, " ".join(f"{k}={_formatted(v)}" for k, v in row.items())) for name, row in PRESETS.items())
     return "\n".join(f"  {name:14} {text}" for name, text in rows)

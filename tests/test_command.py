@@ -1,8 +1,7 @@
-"""What ends a command: one line on stderr and an exit status; what device it runs on."""
+"""How a command ends (one line on stderr, an exit status), its device, and the set-up of torch."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import platform
@@ -16,16 +15,12 @@ import pytest
 import torch
 
 from hnerv.command import next_commands, one_line_errors, pick_device, set_up_torch
-from hnerv.errors import Diverged, Interrupted, RunError, TimeUp, UserError
-
-
-class Special(UserError):
-    pass
+from hnerv.errors import Diverged, Interrupted, OtherRun, RunError, TimeUp, UserError
 
 
 @pytest.fixture(autouse=True)
 def _root_logger():
-    """`one_line_errors` sets up the root logger once for its process; these tests hand it back."""
+    """Restore the root logger, which `one_line_errors` configures."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -34,7 +29,7 @@ def _root_logger():
 
 ENDINGS = [
     (UserError("no such file: give another"), 2),
-    (Special("no such file: give another"), 2),
+    (OtherRun("the run has other settings: pass them"), 2),
     (RunError("loss is nan"), 1),
     (Diverged("loss is nan", ": lower --lr"), 1),
     (TimeUp("saved at step 3"), 124),
@@ -43,22 +38,14 @@ ENDINGS = [
 ]
 
 
+@pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize(("error", "status"), ENDINGS)
-def test_an_error_is_one_line_and_a_status(capsys, error, status):
-    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug=False):
-        raise error
-    assert stop.value.code == status
-    assert tuple(capsys.readouterr()) == ("", f"prog.py: {error}\n")
-
-
-@pytest.mark.parametrize(("error", "status"), ENDINGS)
-def test_debug_shows_the_traceback_and_then_the_line(capsys, error, status):
-    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug=True):
+def test_an_error_is_one_line_and_a_status(capsys, error, status, debug):
+    with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug):
         raise error
     out, err = capsys.readouterr()
-    assert stop.value.code == status and out == ""
-    assert err.startswith("Traceback") and "test_command.py" in err
-    assert err.splitlines()[-1] == f"prog.py: {error}"
+    assert stop.value.code == status and out == "" and err.splitlines()[-1] == f"prog.py: {error}"
+    assert err.startswith("Traceback") == debug and (debug or err.count("\n") == 1)
 
 
 def test_a_message_of_several_lines_becomes_one(capsys):
@@ -67,29 +54,32 @@ def test_a_message_of_several_lines_becomes_one(capsys):
     assert capsys.readouterr().err == "prog.py: cannot read: bad byte at 7\n"
 
 
-def test_ctrl_c_outside_a_run_is_130_and_no_traceback(capsys):
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; everything saved so far is intact"),
+        (FileNotFoundError(2, "No such file", "a.mp4"), 2, "a.mp4: No such file: use another path, or fix the cause"),
+        (OSError(28, "No space left"), 1, "No space left: use another path, or fix the cause"),
+    ],
+)
+def test_errors_of_the_system(capsys, error, status, line):
     with pytest.raises(SystemExit) as stop, one_line_errors("prog.py", debug=False):
-        raise KeyboardInterrupt
-    assert stop.value.code == 130
-    err = capsys.readouterr().err
-    assert err.startswith("prog.py: stopped; everything saved so far is intact") and err.count("\n") == 1
+        raise error
+    assert stop.value.code == status and capsys.readouterr().err == f"prog.py: {line}\n"
 
 
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+FREE = "stop other processes on the GPU, or pass --device cpu"
 GPU_FAULTS = [
     (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual"),
-        "out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): stop other processes on the GPU, or "
-        "pass --device cpu",
+        f"out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.): {FREE}",
     ),
     (
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-        "out of GPU memory (CUDA error: out of memory): stop other processes on the GPU, or pass --device cpu",
+        f"out of GPU memory (CUDA error: out of memory): {FREE}",
     ),
-    (
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        "out of GPU memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`): stop other "
-        "processes on the GPU, or pass --device cpu",
-    ),
+    (RuntimeError(CUBLAS), f"out of GPU memory ({CUBLAS}): {FREE}"),
     (
         torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"),
         "the GPU failed (CUDA error: unspecified launch failure): check nvidia-smi, or pass --device cpu",
@@ -137,7 +127,7 @@ def test_out_of_memory_in_every_command(
     assert status == 1 and capsys.readouterr().err.splitlines()[-1] == f"{prog}: {line}"
 
 
-def test_other_errors_are_faults_of_the_program_and_pass(capsys):
+def test_other_errors_pass(capsys):
     with pytest.raises(ZeroDivisionError), one_line_errors("prog.py", debug=False):
         raise ZeroDivisionError
     with one_line_errors("prog.py", debug=False):
@@ -156,27 +146,23 @@ def test_warnings_go_to_stderr_bare(capsys):
     assert tuple(capsys.readouterr()) == ("", "NOT CLIP: 3\n")
 
 
-def said(name: str) -> str:
+def refusal(name: str) -> str:
     with pytest.raises(UserError) as error:
         pick_device(name)
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:x", "cuda:-1", "0"])
-def test_what_is_no_device(name):
-    assert said(name) == f"--device {name!r} is not a device: use auto, cpu, cuda or cuda:N"
-
-
-@pytest.mark.parametrize("name", ["mps", "meta", "xpu"])
-def test_devices_that_are_not_supported(name):
-    assert said(name) == f"--device {name!r} is not supported: use auto, cpu, cuda or cuda:N"
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "cuda:x", "cuda:-1", "0", "mps", "meta"])
+def test_an_unknown_device(name):
+    reason = "supported" if name in ("mps", "meta") else "a device"
+    assert refusal(name) == f"--device {name!r} is not {reason}: use auto, cpu, cuda or cuda:N"
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
 def test_cuda_where_there_is_none(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert said(name) == (
+    assert refusal(name) == (
         f"--device {name}: torch {torch.__version__} finds no CUDA device: use --device cpu, or fix the driver"
     )
     assert pick_device("auto") == torch.device("cpu")
@@ -189,23 +175,22 @@ def test_cuda_where_there_are_two(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda") and not chosen
     assert pick_device("cuda:1") == torch.device("cuda:1")
-    assert said("cuda:2").startswith(f"--device cuda:2: torch {torch.__version__} finds 2 CUDA devices: ")
+    assert refusal("cuda:2").startswith(f"--device cuda:2: torch {torch.__version__} finds 2 CUDA devices: ")
     assert pick_device("cpu") == torch.device("cpu")
 
 
 def test_threads():
     before = torch.get_num_threads()
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_num_threads, before)
+    try:
         set_up_torch(0)
         assert torch.get_num_threads() == before
         set_up_torch(2)
         assert torch.get_num_threads() == 2
-    with pytest.raises(UserError, match="^--threads -1 must be at least 0$"):
-        set_up_torch(-1)
-    for many in (1 << 17, 1 << 31, 10**30):
-        with pytest.raises(UserError, match=f"^--threads {many} is above "):
-            set_up_torch(many)
+    finally:
+        torch.set_num_threads(before)
+    for threads, message in ((-1, "must be at least 0$"), (1 << 17, "is above "), (10**30, "is above ")):
+        with pytest.raises(UserError, match=f"^--threads {threads} {message}"):
+            set_up_torch(threads)
 
 
 def test_the_next_commands_can_be_pasted_into_a_shell():
@@ -217,9 +202,9 @@ def test_the_next_commands_can_be_pasted_into_a_shell():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept_for_the_next_step():
     script = (
-        "import torch, pathlib; from hnerv.command import keep_freed_memory; {}\n"
+        "import pathlib; from hnerv.command import keep_freed_memory; {}\n"
         "held = lambda: int(pathlib.Path('/proc/self/statm').read_text().split()[1])\n"
-        "before = held(); torch.ones(16, 1 << 20); print(held() - before)"  # 64 MB
+        "before = held(); b'x' * (64 << 20); print(held() - before)"
     )
     calls = ["pass", "keep_freed_memory()"]
     given_back, kept = (
@@ -229,7 +214,7 @@ def test_freed_memory_is_kept_for_the_next_step():
     assert given_back < 4000 < 16_000 < kept  # pages of 4 kB
 
 
-def test_deterministic_until_it_is_no_longer_asked_for(monkeypatch):
+def test_deterministic_mode_is_set_and_reset(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     set_up_torch(0)
     assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
@@ -256,19 +241,19 @@ def test_only_training_lets_cudnn_choose_its_algorithms(finished, tmp_path, trai
 
 
 @pytest.mark.parametrize("words", [["9" * 5000], ["--threads", "9" * 5000 + "x"], ["--" + "9" * 5000]], ids=len)
-def test_a_word_of_pages_is_not_repeated_whole(words, run_script, hnerv_main, capsys):
+def test_a_huge_argument_is_shortened(words, run_script, hnerv_main, capsys):
     assert run_script("eval", words) == run_script("train_patch_dual", ["--exp-id", "x", *words]) == 2
     assert hnerv_main("info", *words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(30 < len(line) < 2200 for line in lines)
 
 
-def test_a_sentence_that_quotes_pages_keeps_its_ends():
+def test_a_huge_message_keeps_its_ends():
     text = str(UserError(f"the format is {'9' * 100_000}: update hnerv"))
     assert len(text) < 2100 and text.startswith("the format is 9") and text.endswith("9: update hnerv")
 
 
-def test_products_are_true_fp32_whatever_the_environment_asks_for():
+def test_products_are_true_fp32_despite_the_environment():
     script = "from hnerv.command import set_up_torch; set_up_torch(1); import torch; "
     script += "print(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32)"
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}

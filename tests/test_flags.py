@@ -1,4 +1,4 @@
-"""The command line: every knob is a flag, errors are one line, --help answers without torch."""
+"""The command line: every field is a flag, errors are one line, --help imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from hnerv.config import Config, LogConfig
 from hnerv.errors import UserError
-from hnerv.flags import SECTIONS, Parser, eval_parser, parse_train, train_parser
+from hnerv.flags import SECTIONS, eval_parser, parse_train, train_parser
 from hnerv.losses import LOSSES, formula
 from hnerv.presets import PRESETS
 from hnerv.schedule import SCHEDULES
@@ -27,7 +27,7 @@ def words(value: object) -> list[str]:
 
 
 def refused(capsys, argv: list[str], parse=parse_train) -> str:
-    """The one line on stderr with which a command line is refused."""
+    """The line on stderr that refuses a command line."""
     with pytest.raises(SystemExit) as stop:
         parse(argv)
     out, err = capsys.readouterr()
@@ -41,47 +41,43 @@ def help_of(parser) -> str:
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_field_is_a_flag_with_help(field):
-    flags = {action.dest: action for action in train_parser()._actions}
-    action = flags[field.name]
-    assert f"--{field.name.replace('_', '-')}" in action.option_strings
-    assert field.metadata["help"] in action.help % {}
-    assert action.choices == field.metadata["choices"]
+def test_every_field_is_a_flag(field):
+    """Its help has the text and the default of the field; it sets this field and no other."""
+    (action,) = [action for action in train_parser()._actions if action.dest == field.name]
+    hyphens = f"--{field.name.replace('_', '-')}"
+    default = "not set" if field.default == "" else " ".join(words(field.default))
+    assert hyphens in action.option_strings and action.choices == field.metadata["choices"]
+    assert f"{field.metadata['help']} ({default})" in action.help % {}
+    for flag in (hyphens, f"--{field.name}"):
+        if isinstance(field.default, bool):
+            value, argv = not field.default, [flag.replace("--", "--no-", 1) if field.default else flag]
+        else:
+            choices = field.metadata["choices"]
+            value = choices[-1] if choices else field.default if field.default != "" else "some_text"
+            argv = [flag, *words(value)]
+        args = parse_train(["--exp-id", "a", *argv])
+        settings, others = (args.logging, args.settings) if field.name in LOGGING else (args.settings, args.logging)
+        assert settings == {field.name: value} and others == {}
+        assert type(settings[field.name]) is type(field.default)
 
 
-def test_no_value_repeats_its_flag():
+def test_no_metavar_repeats_its_flag():
     for parser in (train_parser(), eval_parser()):
         taking = [a for a in parser._actions if a.nargs != 0 and not a.choices and a.dest != "device"]
         assert all(a.metavar or isinstance(a, argparse.BooleanOptionalAction) for a in taking)
         assert not [a.dest for a in taking if str(a.metavar).lower() == a.dest != "path"]
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-@pytest.mark.parametrize("style", ["hyphens", "underscores"])
-def test_a_flag_sets_its_field_and_no_other(field, style):
-    name = field.name.replace("_", "-") if style == "hyphens" else field.name
-    if isinstance(field.default, bool):
-        argv, value = [f"--{name}" if not field.default else f"--no-{name}"], not field.default
-    else:
-        choices = field.metadata["choices"]
-        value = choices[-1] if choices else field.default if field.default != "" else "some_text"
-        argv = [f"--{name}", *words(value)]
-    ask = parse_train(["--exp-id", "a", *argv])
-    settings, others = (ask.logging, ask.settings) if field.name in LOGGING else (ask.settings, ask.logging)
-    assert settings == {field.name: value} and others == {}
-    assert type(settings[field.name]) is type(field.default)
-
-
-def test_what_is_logged_is_no_part_of_the_configuration():
-    """So it may change when a run is resumed, and `{params}` does not name it."""
+def test_logging_is_not_part_of_the_configuration():
+    """It may change on resume, and `{params}` does not include it."""
     words = ["--report-to", "none", "--images-freq", "3", "--no-projector", "--profile", "2:4", "--histogram-freq", "5"]
-    ask = parse_train(["--exp-id", "a", "--graph", *words])
-    assert ask.resolve(cuda=False) == parse_train(["--exp-id", "a"]).resolve(cuda=False)
-    assert ask.log == LogConfig("none", 3, 5, projector=False, graph=True, profile="2:4")
+    args = parse_train(["--exp-id", "a", "--graph", *words])
+    assert args.resolve(cuda=False) == parse_train(["--exp-id", "a"]).resolve(cuda=False)
+    assert args.log == LogConfig("none", 3, 5, projector=False, graph=True, profile="2:4")
     assert not LOGGING & set(Config().flat())
 
 
-def test_every_section_has_a_title_and_what_costs_time_says_so():
+def test_every_section_has_a_title_and_slow_flags_have_a_note():
     assert set(SECTIONS) == {f.name for f in dataclasses.fields(Config)} | {"log"}
     flat = help_of(train_parser())
     for words in ("every N epochs (slow)", "tracing the model takes seconds", "they take several times as long"):
@@ -89,27 +85,22 @@ def test_every_section_has_a_title_and_what_costs_time_says_so():
 
 
 def test_hyphens_and_underscores_also_before_an_equals_sign():
-    ask = parse_train(["--exp_id=a_b/{params}", "--data_split=1_1_2", "--pixel-loss_warmup-epochs", "3"])
-    assert ask.exp_id == "a_b/{params}"
-    assert ask.settings == {"data_split": "1_1_2", "pixel_loss_warmup_epochs": 3}
+    args = parse_train(["--exp_id=a_b/{params}", "--data_split=1_1_2", "--pixel-loss_warmup-epochs", "3"])
+    assert args.exp_id == "a_b/{params}"
+    assert args.settings == {"data_split": "1_1_2", "pixel_loss_warmup_epochs": 3}
 
 
 def test_only_flags_that_were_given_are_settings():
-    ask = parse_train(["--exp-id", "a"])
-    assert ask.settings == {}
-    assert (ask.preset, ask.output, ask.device, ask.threads) == ("", Path("output"), "auto", 0)
-    assert not ask.overwrite and not ask.debug
-
-
-def test_no_abbreviations(capsys):
-    assert refused(capsys, ["--exp-id", "a", "--epoch", "3"]) == (
-        "train_patch_dual.py: error: unknown argument '--epoch', did you mean --epochs? (see --help)"
-    )
+    args = parse_train(["--exp-id", "a"])
+    assert args.settings == {}
+    assert (args.preset, args.output, args.device, args.threads) == ("", Path("output"), "auto", 0)
+    assert not args.overwrite and not args.debug
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--epoch", "3"], "unknown argument '--epoch', did you mean --epochs?"),
         (["--epocs", "3"], "unknown argument '--epocs', did you mean --epochs?"),
         (["--data_splt=1_1_2"], "unknown argument '--data-splt=1_1_2', did you mean --data-split?"),
         (["--zzzzzzzz"], "unknown argument '--zzzzzzzz'"),
@@ -127,18 +118,12 @@ def test_a_malformed_line_gets_one_line(capsys, argv, message):
     assert refused(capsys, ["--exp-id", "a", *argv]) == f"train_patch_dual.py: error: {message} (see --help)"
 
 
-@pytest.mark.parametrize("word", ["--epochs=--", "--lr=--", "--dec-strides=--"])
-def test_two_hyphens_are_no_number(capsys, word):
-    """Of which argparse, up to Python 3.12, makes an empty list."""
-    line = refused(capsys, ["--exp-id", "a", word])
-    assert line.startswith(f"train_patch_dual.py: error: argument {word.split('=')[0]}: ") and "'--'" in line
-
-
-@pytest.mark.parametrize("flag", ["--embedding", "--pixel-loss", "--act", "--optimizer", "--precision", "--unseen"])
-def test_an_unknown_choice_lists_the_choices(capsys, flag):
-    line = refused(capsys, ["--exp-id", "a", flag, "nonsense"])
-    field = next(field for field in FIELDS if field.name == flag[2:].replace("-", "_"))
-    assert flag in line and "'nonsense'" in line
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS if field.metadata["choices"]], ids=lambda field: field.name
+)
+def test_an_unknown_choice_lists_the_choices(capsys, field):
+    line = refused(capsys, ["--exp-id", "a", f"--{field.name}", "nonsense"])
+    assert f"argument --{field.name.replace('_', '-')}: " in line and "'nonsense'" in line
     assert all(choice in line for choice in field.metadata["choices"])
 
 
@@ -160,13 +145,6 @@ def test_help_shows_every_loss_preset_and_schedule(capsys):
     assert all(f"{form} {formula}" in lines for form, formula in SCHEDULES.items())
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_help_shows_every_default(field):
-    default = "not set" if field.default == "" else " ".join(words(field.default))
-    flat = help_of(train_parser())
-    assert " ".join(f"{field.metadata['help']} ({default})".split()) in flat
-
-
 @pytest.mark.parametrize("script", ["train_patch_dual.py", "eval.py"])
 def test_help_imports_nothing_heavy(script):
     code = (
@@ -183,31 +161,26 @@ def test_help_imports_nothing_heavy(script):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_changes_the_defaults_and_flags_change_the_preset(name):
-    ask = parse_train(["--exp-id", "a", "--preset", name, "--modelsize", "0.123", "--seed", "5"])
-    assert ask.preset == name
-    choice = ask.resolve(cuda=False)
+    args = parse_train(["--exp-id", "a", "--preset", name, "--modelsize", "0.123", "--seed", "5"])
+    assert args.preset == name
+    choice = args.resolve(cuda=False)
     assert choice.preset == name
     assert choice.config.flat() == Config().flat() | PRESETS[name] | {"modelsize": 0.123, "seed": 5}
     assert choice.base.flat() == Config().flat() | PRESETS[name]
 
 
-def test_a_flag_that_repeats_a_default_overrides_the_preset():
+def test_a_flag_overrides_the_preset_even_with_a_default():
     default = Config().model.modelsize
-    ask = parse_train(["--exp-id", "a", "--preset", "bunny-3m", "--modelsize", str(default)])
-    assert PRESETS["bunny-3m"]["modelsize"] != default
-    assert ask.resolve(cuda=False).config.model.modelsize == default
-
-
-def test_no_preset_is_the_defaults():
+    args = parse_train(["--exp-id", "a", "--preset", "bunny-3m", "--modelsize", str(default)])
+    assert PRESETS["bunny-3m"]["modelsize"] != default == args.resolve(cuda=False).config.model.modelsize
     choice = parse_train(["--exp-id", "a", "--data", "a.mp4", "--lr", "0.5"]).resolve(cuda=False)
-    assert choice.base == Config()
-    assert choice.config == Config().replaced({"data": "a.mp4", "lr": 0.5})
+    assert choice.base == Config() and choice.config == Config().replaced({"data": "a.mp4", "lr": 0.5})
 
 
-def test_an_unknown_preset_is_refused():
-    ask = parse_train(["--exp-id", "a", "--preset", "huge"])
+def test_an_unknown_preset():
+    args = parse_train(["--exp-id", "a", "--preset", "huge"])
     with pytest.raises(UserError, match="--preset 'huge' does not exist: choose from demo"):
-        ask.resolve(cuda=False)
+        args.resolve(cuda=False)
 
 
 @pytest.mark.parametrize(
@@ -241,30 +214,16 @@ def test_a_slice_may_begin_with_a_minus(text):
     assert parse_train(["--exp-id", "a", "--frames", text]).settings == {"frames": text}
 
 
-def test_eval_needs_only_a_path(capsys):
-    ask = eval_parser().parse_args(["runs/a_b"])
-    assert ask.path == Path("runs/a_b")
-    assert (ask.data, ask.clip_targets, ask.unseen, ask.device, ask.threads) == ("", "", "", "auto", 0)
-    assert not (ask.images or ask.json or ask.debug)
-    assert eval_parser().parse_args(["a", "--clip_targets", "t"]).clip_targets == "t"
-    assert "required: PATH" in refused(capsys, [], eval_parser().parse_args)
-    assert refused(capsys, ["a", "--jsn"], eval_parser().parse_args) == (
+def test_the_parser_of_eval(capsys):
+    parse = eval_parser().parse_args
+    args = parse(["runs/a_b"])
+    assert args.path == Path("runs/a_b") and args.positions == "trained"
+    assert (args.data, args.clip_targets, args.unseen, args.device, args.threads) == ("", "", "", "auto", 0)
+    assert not (args.images or args.json or args.debug)
+    assert parse(["a", "--clip_targets", "t"]).clip_targets == "t"
+    assert parse(["a", "--positions", "fractional"]).positions == "fractional"
+    assert "invalid choice" in refused(capsys, ["a", "--positions", "half"], parse)
+    assert "required: PATH" in refused(capsys, [], parse)
+    assert refused(capsys, ["a", "--jsn"], parse) == (
         "eval.py: error: unknown argument '--jsn', did you mean --json? (see --help)"
     )
-
-
-def test_words_of_a_list_may_stand_behind_flags(capsys):
-    parser = Parser(prog="x")
-    parser.add_argument("path")
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--top")
-    assert parser.parse_args(["p", "a", "--top", "1", "b"]).words == ["a", "b"]
-    assert parser.parse_args(["p", "--top", "1", "b", "c"]).words == ["b", "c"]
-    assert parser.parse_args(["p"]).words == []
-    assert "'--tpo', did you mean --top" in refused(capsys, ["p", "--tpo", "1"], parser.parse_args)
-
-
-def test_positions_of_an_evaluation(capsys):
-    assert eval_parser().parse_args(["run"]).positions == "trained"
-    assert eval_parser().parse_args(["run", "--positions", "fractional"]).positions == "fractional"
-    assert "invalid choice" in refused(capsys, ["run", "--positions", "half"], eval_parser().parse_args)

@@ -1,6 +1,6 @@
-"""The console script `hnerv`: one verb a module, each with `add_arguments(parser)` and `run(ask)`.
+"""The console script `hnerv`: one module per verb, each with `add_arguments(parser)` and `run(args)`.
 
-Nothing heavy is imported before a verb runs: `hnerv --help` answers at once.
+A verb imports torch only when it runs, so that `hnerv --help` answers at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hnerv import __version__
 from hnerv.command import one_line_errors, set_up_torch
-from hnerv.flags import Parser
+from hnerv.flags import THREADS_HELP, Parser, add_debug, add_threads
+from hnerv.flags import add_device as add_device
 
 VERBS: dict[str, str] = {
     "encode": "compress a trained run into a .hnerv file",
@@ -25,17 +26,17 @@ VERBS: dict[str, str] = {
     "fleet": "train many videos on this machine or a Ray cluster, with retries after failures",
     "doctor": "check this machine and explain how to fix what does not work",
 }
-"""Verb -> its line of help; its module is `hnerv.cli.<verb>`."""
+"""Verb -> help; its module is `hnerv.cli.<verb>`."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exits with status 2 and one line for what cannot be done."""
-    ask = build_parser().parse_args(argv)
-    with one_line_errors(f"hnerv {ask.verb}", ask.debug):
-        module = module_of(ask.verb)
+    """Run one verb. Errors end with one line and a status (`hnerv.command`)."""
+    args = build_parser().parse_args(argv)
+    with one_line_errors(f"hnerv {args.verb}", args.debug):
+        module = module_of(args.verb)
         if getattr(module, "USES_TORCH", True):
-            set_up_torch(ask.threads)
-        module.run(ask)
+            set_up_torch(args.threads)
+        module.run(args)
 
 
 def build_parser() -> Parser:
@@ -47,29 +48,23 @@ def build_parser() -> Parser:
         sub = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
         module = module_of(verb)
         module.add_arguments(sub)
-        threads = getattr(module, "THREADS", "CPU threads of torch; 0: chosen by torch (0)")
-        sub.add_argument("--threads", type=int, default=0, metavar="N", help=threads)
-        sub.add_argument("--debug", action="store_true", help="print the traceback of an error")
+        add_threads(sub, getattr(module, "THREADS_HELP", THREADS_HELP))
+        add_debug(sub)
     return parser
 
 
 def module_of(verb: str):
-    """The module of a verb; importing it imports no torch."""
+    """The module of a verb. Importing it does not import torch."""
     return importlib.import_module(f"hnerv.cli.{verb}")
 
 
-def add_device(parser: Parser) -> None:
-    """`--device`, for verbs that compute."""
-    parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
-
-
 def add_model(parser: Parser, more: str = "") -> None:
-    """What holds a model: a verb reads it, and no video. `more` says what else the verb takes."""
+    """The model that a verb reads. `more` completes the help text."""
     parser.add_argument(
         "path", type=Path, metavar="PATH", help=f".hnerv file, checkpoint, or run folder (its latest.pt){more}"
     )
 
 
 def add_bitstream(parser: Parser) -> None:
-    """The .hnerv file that a verb reads."""
+    """The bitstream file that a verb reads."""
     parser.add_argument("file", type=Path, metavar="FILE.hnerv", help="file written by `hnerv encode`")

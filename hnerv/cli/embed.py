@@ -1,4 +1,4 @@
-"""`hnerv embed`."""
+"""`hnerv embed`: export the embeddings of the CLIP head."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
     add_model(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE.safetensors",
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
         help="file to write: tensors embeddings (N, P, D), frame (N,), patch (P,) and time (N,) in seconds",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_device(parser)
 
 
-def run(ask: argparse.Namespace) -> None:
-    """Writes the file. Raises UserError before anything is computed, where it can."""
-    if ask.output.suffix != ".safetensors":
-        raise UserError(f"-o {ask.output} does not end in .safetensors: choose a name that does")
-    check_output(ask.output, "-o", ask.overwrite)
+def run(args: argparse.Namespace) -> None:
+    """Write the file. Raises UserError, if possible before anything is computed."""
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"-o {args.output} does not end in .safetensors: choose a name that does")
+    check_output(args.output, "-o", args.overwrite)
     from hnerv.command import pick_device
     from hnerv.search import open_index, write_embeddings
 
-    index = open_index(ask.path, pick_device(ask.device), keep=False)
-    write_embeddings(ask.output, index)
+    index = open_index(args.path, pick_device(args.device), keep=False)
+    write_embeddings(args.output, index)
     frames, patches, dim = index.embeddings.shape
-    print(f"{frames} frames of {patches} patches, {dim} dimensions each, written to {ask.output}")
+    print(f"{frames} frames of {patches} patches, {dim} dimensions each, written to {args.output}")
     print(f"targets: {index.targets}")

@@ -1,4 +1,4 @@
-"""`hnerv fleet`: trains many videos on this machine or on a Ray cluster."""
+"""`hnerv fleet`: train many videos with Ray, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import re
 import sys
 from pathlib import Path
 
-from hnerv.command import MOST_THREADS, next_commands
+from hnerv.command import check_threads, next_commands
 from hnerv.config import LogConfig
 from hnerv.errors import UserError
-from hnerv.flags import Parser, add_configuration, add_segments, settings_of
+from hnerv.flags import Parser, add_config_flags, add_segments, split_settings
 
 USES_TORCH = False
-"""Only the workers use torch; each sets its own number of threads."""
-THREADS = "CPU threads of torch in each run; 0: --cpus-per-task, rounded down to at least 1 (0)"
-"""Help of --threads."""
+"""Only the workers use torch, and they set their own threads."""
+THREADS_HELP = "CPU threads of torch in each run; 0: --cpus-per-task, rounded down to at least 1 (0)"
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def add_arguments(parser: Parser) -> None:
-    """Flags of the fleet, and those of a training run."""
+    """The flags of the verb and of a training run."""
     parser.add_argument(
         "source",
         type=Path,
@@ -55,29 +54,25 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="how often a run is retried without a new checkpoint in between (3)",
     )
-    add(
-        "--deterministic",
-        action="store_true",
-        help="bit-identical results on CUDA too; slower",
-    )
+    add("--deterministic", action="store_true", help="bit-identical results on CUDA too; slower")
     add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and exit")
     add_segments(group)
-    without = {
+    rejected = {
         "data": "pass the videos as VIDEOS, a folder or a manifest, without a flag",
         "exp_id": "remove it; each run is named after its video",
         "compile": "remove it; each worker would compile on its own",
     }
-    add_configuration(parser, without=without)
+    add_config_flags(parser, rejected)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command. Invalid flags raise UserError before anything is written."""
+    """Train the videos, or print the table of a fleet. Raises UserError before anything is written."""
     if args.status:
         from hnerv.fleet import table
 
         print(table.format_rows(table.read_rows(args.source)))
         return
-    settings, logging = settings_of(vars(args))
+    settings, logging = split_settings(vars(args))
     check(args)
     log = LogConfig(**logging)
 
@@ -92,22 +87,21 @@ def run(args: argparse.Namespace) -> None:
     device = "cuda" if args.gpus_per_task else "cpu"
     share = min(args.gpus_per_task, 1.0) or 1.0
     options = TaskOptions(log, device, threads, args.retries, sys.argv, args.deterministic, share)
-    chunk_options = ChunkOptions(args.segment_frames, args.segment_scenes, args.segment_init)
-    defaults = FleetDefaults(args.preset, settings, chunk_options)
+    chunks = ChunkOptions(args.segment_frames, args.segment_scenes, args.segment_init)
+    defaults = FleetDefaults(args.preset, settings, chunks)
     run_fleet(args.source, args.output, defaults, options, RayOptions(args.address, resources, args.debug))
     print(next_commands(args.output / "NAME", args.output))
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError for invalid values and combinations of flags."""
+    """Raises UserError for values that are wrong or conflict."""
     if args.output is None:
         raise UserError("-o is missing: pass the fleet folder")
     if not all(math.isfinite(number) for number in (args.cpus_per_task, args.gpus_per_task)):
         raise UserError("--cpus-per-task and --gpus-per-task must be finite: pass numbers such as 1 or 0.25")
-    if args.cpus_per_task < 0 or args.gpus_per_task < 0 or args.retries < 0 or args.threads < 0:
-        raise UserError("--cpus-per-task, --gpus-per-task, --retries and --threads must be at least 0")
-    if args.threads > MOST_THREADS:
-        raise UserError(f"--threads {args.threads} is above {MOST_THREADS}: pass at most the number of cores, or 0")
+    if args.cpus_per_task < 0 or args.gpus_per_task < 0 or args.retries < 0:
+        raise UserError("--cpus-per-task, --gpus-per-task and --retries must be at least 0")
+    check_threads(args.threads)
     if args.cpus_per_task + args.gpus_per_task == 0:
         raise UserError("--cpus-per-task 0 would run all tasks at once: set --gpus-per-task")
     if args.gpus_per_task > 1 and args.gpus_per_task % 1:

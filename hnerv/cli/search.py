@@ -1,4 +1,4 @@
-"""`hnerv search`."""
+"""`hnerv search`: search one video, or all videos of a folder, with a model alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device, add_model
-from hnerv.cli.collection import answer_across, open_folder, tell_drawn
 from hnerv.errors import UserError
 from hnerv.files import check_output
 from hnerv.flags import Parser
@@ -18,7 +17,7 @@ from hnerv.flags import Parser
 if TYPE_CHECKING:
     import torch
 
-    from hnerv.search import Encoder, Index, Query
+    from hnerv.search import Collection, Encoder, Index, Query
 
 
 def add_arguments(parser: Parser) -> None:
@@ -26,29 +25,37 @@ def add_arguments(parser: Parser) -> None:
     add_model(parser, "; or a folder of many, searched together")
     add = parser.add_argument
     add(
-        "query", nargs="*", metavar="QUERY",
+        "query",
+        nargs="*",
+        metavar="QUERY",
         help="text to search for; several texts and images form one query (mean of their cosines); without any, "
         "queries are read from stdin, one per line",
-    )  # fmt: skip
+    )
     add(
-        "--not", dest="unwanted", action="append", default=[], metavar="TEXT",
+        "--not",
+        dest="unwanted",
+        action="append",
+        default=[],
+        metavar="TEXT",
         help="text to avoid: its cosine is subtracted; repeatable (mean of several)",
-    )  # fmt: skip
+    )
+    add("--image", action="append", type=Path, default=[], metavar="FILE", help="image file to search for; repeatable")
     add(
-        "--image", action="append", type=Path, default=[], metavar="FILE",
-        help="image file to search for; repeatable",
-    )  # fmt: skip
-    add(
-        "--embedding", action="append", default=[], metavar="FILE:FRAME,PATCH",
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE:FRAME,PATCH",
         help="an entry of 'embeddings' (N, P, D) in a safetensors file, or a file of one vector; needs no encoder; "
         "repeatable",
-    )  # fmt: skip
+    )
     add("--top", type=int, default=5, metavar="N", help="number of hits to list (5)")
     add("--per-patch", action="store_true", help="list every patch as its own hit, instead of one hit per shot")
     add(
-        "--prompts", default="plain", choices=("plain", "ensemble"),
+        "--prompts",
+        default="plain",
+        choices=("plain", "ensemble"),
         help="ensemble: mean embedding of several sentences built around the text (plain)",
-    )  # fmt: skip
+    )
     add("--clip-weights", default="", metavar="TAG|FILE", help="the run's CLIP weights, if they have moved")
     add("--json", action="store_true", help="print hits as JSON; for queries from stdin, one object per line")
     add("--save", type=Path, metavar="SHEET.png", help="draw the hits, patches outlined; decodes only their frames")
@@ -57,63 +64,67 @@ def add_arguments(parser: Parser) -> None:
     add_device(parser)
 
 
-def run(ask: argparse.Namespace) -> None:
-    """Answers the query of the command line, or those that are typed. Raises UserError."""
-    _check(ask)
+def run(args: argparse.Namespace) -> None:
+    """Search for the query of the command line, or for each line of stdin. Raises UserError."""
+    _check(args)
     from hnerv.command import pick_device
-    from hnerv.search import Encoder, is_collection, open_index
+    from hnerv.search import Encoder, is_collection, open_collection, open_index
 
-    device = pick_device(ask.device)
-    if is_collection(ask.path):
-        opened, answer = open_folder(ask, device), answer_across
-        index = opened.teacher(device)
+    device = pick_device(args.device)
+    if is_collection(args.path):
+        if args.heatmap:
+            raise UserError(
+                f"--heatmap draws one video, but {args.path} is a folder of videos: pass one, or use --save"
+            )
+        source, search = open_collection(args.path, device), _search_folder
+        index = source.teacher(device)
     else:
-        opened = index = open_index(ask.path, device)
-        answer = _answer
-    encoder = Encoder(index, ask.clip_weights, device)
-    if _asks(ask):
-        answer(ask, opened, _given(ask, index, encoder), encoder.texts(ask.unwanted, ask.prompts), device)
+        source = index = open_index(args.path, device)
+        search = _search_video
+    encoder = Encoder(index, args.clip_weights, device)
+    if _has_query(args):
+        wanted = _queries(args, index, encoder)
+        search(args, source, wanted, encoder.texts(args.unwanted, args.prompts), device)
         return
     encoder.check_text()
-    encoder.teacher()  # what is slow, or fails, comes before the first prompt
-    unwanted = encoder.texts(ask.unwanted, ask.prompts)
+    encoder.teacher()  # slow and may fail: load it before the first prompt
+    unwanted = encoder.texts(args.unwanted, args.prompts)
     for line in _lines():
-        answer(ask, opened, encoder.texts([line], ask.prompts), unwanted, device)
+        search(args, source, encoder.texts([line], args.prompts), unwanted, device)
 
 
-def _asks(ask: argparse.Namespace) -> bool:
-    """Whether the command line holds a query."""
-    return bool(ask.query or ask.image or ask.embedding)
+def _has_query(args: argparse.Namespace) -> bool:
+    return bool(args.query or args.image or args.embedding)
 
 
-def _check(ask: argparse.Namespace) -> None:
-    """Before anything heavy is loaded. Raises UserError."""
-    if ask.top < 1:
-        raise UserError(f"--top {ask.top} must be at least 1")
-    if any(not text.strip() for text in (*ask.query, *ask.unwanted)):
+def _check(args: argparse.Namespace) -> None:
+    """Check the flags before anything heavy is loaded. Raises UserError."""
+    if args.top < 1:
+        raise UserError(f"--top {args.top} must be at least 1")
+    if any(not text.strip() for text in (*args.query, *args.unwanted)):
         raise UserError("a query is empty: pass the text to search for")
-    for path, flag in ((ask.save, "--save"), (ask.heatmap, "--heatmap")):
+    for path, flag in ((args.save, "--save"), (args.heatmap, "--heatmap")):
         if path is None:
             continue
-        if not _asks(ask):
+        if not _has_query(args):
             raise UserError(f"{flag} draws a single query: pass it on the command line")
         if path.suffix.lower() != ".png":
             raise UserError(f"{flag} {path} does not end in .png: choose a name that does")
-        check_output(path, flag, ask.overwrite)
+        check_output(path, flag, args.overwrite)
 
 
-def _given(ask: argparse.Namespace, index: Index, encoder: Encoder) -> list[Query]:
+def _queries(args: argparse.Namespace, index: Index, encoder: Encoder) -> list[Query]:
     """The queries of the command line, texts first."""
     from hnerv.search import embedding_query, read_image
 
     dim = index.embeddings.shape[-1]
-    stored = [embedding_query(text, dim) for text in ask.embedding]
-    images = [(path.name, read_image(path)) for path in ask.image]
-    return [*encoder.texts(ask.query, ask.prompts), *encoder.images(images), *stored]
+    stored = [embedding_query(text, dim) for text in args.embedding]
+    images = [(path.name, read_image(path)) for path in args.image]
+    return [*encoder.texts(args.query, args.prompts), *encoder.images(images), *stored]
 
 
 def _lines() -> Iterator[str]:
-    """Queries from standard input, blank lines left out; on a terminal with a prompt."""
+    """Non-blank lines of stdin, with a prompt on a terminal."""
     terminal = sys.stdin.isatty()
     while True:
         if terminal:
@@ -126,34 +137,69 @@ def _lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(
-    ask: argparse.Namespace, index: Index, wanted: list[Query], unwanted: list[Query], device: torch.device
+def _search_video(
+    args: argparse.Namespace, index: Index, wanted: list[Query], unwanted: list[Query], device: torch.device
 ) -> None:
-    """Prints the hits of one query and draws what was asked for."""
-    import torch
-
+    """Print the hits of one query in one video; draw them and the scores of the best frame on request."""
     from hnerv.search import as_dict, contact_sheet, find_hits, heat_map, hits_table, score_patches
 
-    vectors = torch.stack([query.vector for query in wanted])
-    against = torch.stack([query.vector for query in unwanted]) if unwanted else None
-    scores = score_patches(index.embeddings, vectors, against).numpy()
-    hits = find_hits(scores, ask.top, ask.per_patch)
-    title = " + ".join(query.label for query in wanted) + "".join(f" - {query.label}" for query in unwanted)
-    if ask.json:
-        found = {
-            "query": [query.label for query in wanted],
-            "not": [query.label for query in unwanted],
-            "file": str(index.path),
-            "targets": index.targets,
-            "hits": [as_dict(hit, index.scene) for hit in hits],
-        }
-        print(json.dumps(found, indent=2 if _asks(ask) else None), flush=True)
+    scores = score_patches(index.embeddings, _vectors(wanted), _vectors(unwanted)).numpy()
+    hits = find_hits(scores, args.top, args.per_patch)
+    fields = {
+        "file": str(index.path),
+        "targets": index.targets,
+        "hits": [as_dict(hit, index.scene) for hit in hits],
+    }
+    title = _print_hits(args, wanted, unwanted, fields, hits_table(hits, index.scene))
+    if args.save:
+        contact_sheet(args.save, index, hits, title, device)
+        _print_drawn(args, "hits", args.save)
+    if args.heatmap:
+        heat_map(args.heatmap, index, scores, title, device)
+        _print_drawn(args, "scores of the best frame", args.heatmap)
+
+
+def _search_folder(
+    args: argparse.Namespace, videos: Collection, wanted: list[Query], unwanted: list[Query], device: torch.device
+) -> None:
+    """Print the hits of one query in all videos of a folder; draw them on request."""
+    from hnerv.search import contact_sheet_across, find_across, found_dict, found_table
+
+    hits = find_across(videos, _vectors(wanted), _vectors(unwanted), args.top, device)
+    fields = {
+        "folder": str(videos.folder),
+        "videos": len(videos.members),
+        "targets": hits[0].index.targets,
+        "hits": [found_dict(hit) for hit in hits],
+    }
+    title = _print_hits(args, wanted, unwanted, fields, found_table(hits))
+    if args.save:
+        drawn = [(found.member.path, found.index, found.hit) for found in hits]
+        contact_sheet_across(args.save, drawn, title, device)
+        _print_drawn(args, "hits", args.save)
+
+
+def _vectors(queries: list[Query]) -> torch.Tensor | None:
+    """Unit vectors (Q, D), or None without queries."""
+    import torch
+
+    return torch.stack([query.vector for query in queries]) if queries else None
+
+
+def _print_hits(
+    args: argparse.Namespace, wanted: list[Query], unwanted: list[Query], fields: dict[str, object], table: str
+) -> str:
+    """Print one answer, as JSON with `fields` or as a table -> its title."""
+    labels = [query.label for query in wanted], [query.label for query in unwanted]
+    title = " - ".join([" + ".join(labels[0]), *labels[1]])
+    if args.json:
+        record = {"query": labels[0], "not": labels[1], **fields}
+        print(json.dumps(record, indent=2 if _has_query(args) else None), flush=True)
     else:
-        targets = f"targets: {index.targets}"
-        print(f"{title}\n{hits_table(hits, index.scene)}\n{targets}", flush=True)
-    if ask.save:
-        contact_sheet(ask.save, index, hits, title, device)
-        tell_drawn(ask, "hits", ask.save)
-    if ask.heatmap:
-        heat_map(ask.heatmap, index, scores, title, device)
-        tell_drawn(ask, "scores of the best frame", ask.heatmap)
+        print(f"{title}\n{table}\ntargets: {fields['targets']}", flush=True)
+    return title
+
+
+def _print_drawn(args: argparse.Namespace, subject: str, path: Path) -> None:
+    """Print where a drawing is; on stderr if stdout is JSON."""
+    print(f"{subject} drawn to {path}", file=sys.stderr if args.json else sys.stdout, flush=True)

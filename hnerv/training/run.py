@@ -85,7 +85,6 @@ def fit(
     Raises UserError before anything is written, RunError when the run cannot continue, Interrupted when it was stopped.
     """
     config, folder, device = chunk.choice.config, chunk.folder, options.device
-    check_settings(config, options.log)
     check_scene(material.scene)
     if chunk.frames and material.scene.frames != chunk.frames:
         raise UserError(

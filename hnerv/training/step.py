@@ -27,6 +27,10 @@ from hnerv.training.timing import Clock
 
 COLUMNS = ("psnr", "pixel_loss", "clip_loss", "total_loss", "total_norm", *(f"{name}_norm" for name in MODEL_PARTS))
 """The columns of a step's record; the first four come with its losses."""
+COLUMN_TAGS = (
+    *(f"Train_Batch/{name}" for name in ("PSNR", *COLUMNS[1:4])),
+    *(f"Train/Gradients/{name}" for name in COLUMNS[4:]),
+)
 WARM_UP = 2
 """Eager steps of a kind before its graph is captured: they choose algorithms and create the optimiser state."""
 

@@ -26,15 +26,9 @@ from hnerv.tracking.console import Console
 from hnerv.training.divergence import DivergenceCheck
 from hnerv.training.pages import log_start
 from hnerv.training.signals import Limits, StopSignals
-from hnerv.training.stability import extended
-from hnerv.training.step import COLUMNS, Graphs, Kind, TrainingStep
+from hnerv.training.step import COLUMN_TAGS, COLUMNS, Graphs, Kind, TrainingStep
 from hnerv.training.timing import Clock, StepProfiler
-from hnerv.training.values import Objective, epoch_values, log_histograms, objective_of, parameter_values
-
-COLUMN_TAGS = (
-    *(f"Train_Batch/{name}" for name in ("PSNR", *COLUMNS[1:4])),
-    *(f"Train/Gradients/{name}" for name in COLUMNS[4:]),
-)
+from hnerv.training.values import Objective, epoch_values, extended, log_histograms, objective_of, parameter_values
 
 
 @dataclass

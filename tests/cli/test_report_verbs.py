@@ -149,7 +149,7 @@ def test_diagnose_writes_nothing(hnerv, run, snapshot):
 
 
 def test_doctor(hnerv, tmp_path, monkeypatch):
-    from hnerv.cli import doctoring as doctor
+    from hnerv.cli import doctor
 
     monkeypatch.setattr(doctor, "check_all", lambda output, online: [doctor.Check("torch", "ok", f"{output} {online}")])
     assert hnerv("doctor", "--output", tmp_path) == (0, f"ok      torch           {tmp_path} False\n", "")

@@ -1,4 +1,4 @@
-"""`hnerv search`: its flags, and what is refused before anything is loaded."""
+"""`hnerv search`: flags, refusals before anything is loaded, and the output for one video."""
 
 from __future__ import annotations
 
@@ -20,38 +20,31 @@ def parse(*words: str):
 
 
 def test_the_defaults():
-    ask = parse("a.hnerv")
-    assert (ask.path, ask.query, ask.unwanted, ask.image, ask.embedding) == (Path("a.hnerv"), [], [], [], [])
-    assert (ask.top, ask.prompts, ask.clip_weights, ask.json, ask.per_patch) == (5, "plain", "", False, False)
-    assert (ask.save, ask.heatmap, ask.device) == (None, None, "auto")
+    args = parse("a.hnerv")
+    assert (args.path, args.query, args.unwanted, args.image, args.embedding) == (Path("a.hnerv"), [], [], [], [])
+    assert (args.top, args.prompts, args.clip_weights, args.json, args.per_patch) == (5, "plain", "", False, False)
+    assert (args.save, args.heatmap, args.device) == (None, None, "auto")
 
 
 def test_all_flags():
-    ask = parse(
+    args = parse(
         *("a.hnerv", "a dog", "grass", "--not", "a cat", "--not", "water", "--image", "x.png", "--image", "y.png"),
         *("--embedding", "e:0,1", "--top", "3", "--prompts", "ensemble", "--clip-weights", "w", "--json"),
         *("--save", "s.png", "--heatmap", "h.png", "--device", "cpu"),
     )
-    assert (ask.query, ask.unwanted) == (["a dog", "grass"], ["a cat", "water"])
-    assert (ask.image, ask.embedding) == ([Path("x.png"), Path("y.png")], ["e:0,1"])
-    assert (ask.top, ask.prompts, ask.clip_weights, ask.json) == (3, "ensemble", "w", True)
-    assert (ask.save, ask.heatmap, ask.device) == (Path("s.png"), Path("h.png"), "cpu")
+    assert (args.query, args.unwanted) == (["a dog", "grass"], ["a cat", "water"])
+    assert (args.image, args.embedding) == ([Path("x.png"), Path("y.png")], ["e:0,1"])
+    assert (args.top, args.prompts, args.clip_weights, args.json) == (3, "ensemble", "w", True)
+    assert (args.save, args.heatmap, args.device) == (Path("s.png"), Path("h.png"), "cpu")
 
 
-def test_a_query_may_stand_behind_flags():
-    assert parse("a.hnerv", "--top", "3", "a dog").query == ["a dog"]
-    assert parse("--json", "a.hnerv", "a dog", "--top", "3", "grass").query == ["a dog", "grass"]
+def test_a_query_may_follow_flags():
+    assert parse("--json", "--top", "3", "a.hnerv", "a dog", "grass").query == ["a dog", "grass"]
 
 
 def test_two_calls_share_no_list():
     parse("a.hnerv", "--not", "a cat", "--image", "x.png")
     assert (parse("a.hnerv").unwanted, parse("a.hnerv").image) == ([], [])
-
-
-def test_an_unknown_flag_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse("a.hnerv", "a dog", "--tpo", "3")
-    assert stop.value.code == 2 and "unknown argument '--tpo'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -68,7 +61,7 @@ def test_an_unknown_flag_is_refused(capsys):
         (["a dog"], "gone.hnerv: no such file"),
     ],
 )
-def test_what_cannot_be_is_refused(words, match, tmp_path, monkeypatch):
+def test_refusals(words, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder.png").mkdir()
     with pytest.raises(UserError, match=match):
@@ -82,15 +75,18 @@ def test_a_run_is_searched_and_drawn(finished, targets_file, tmp_path, capsys):
     drawn = ["--save", str(tmp_path / "sheet.png"), "--heatmap", str(tmp_path / "heat.png")]
     main(["search", *words, *drawn])
     out = capsys.readouterr().out.splitlines()
-    told = [f"hits drawn to {tmp_path / 'sheet.png'}", f"scores of the best frame drawn to {tmp_path / 'heat.png'}"]
-    assert out[-2:] == told
+    drawn_lines = [
+        f"hits drawn to {tmp_path / 'sheet.png'}",
+        f"scores of the best frame drawn to {tmp_path / 'heat.png'}",
+    ]
+    assert out[-2:] == drawn_lines
     del out[-2:]
     assert out[0] == "targets.safetensors:3,2"
     assert out[-1] == "targets: file targets.safetensors"
     assert all(np.array(Image.open(tmp_path / name)).std() > 5 for name in ("sheet.png", "heat.png"))
     main(["search", *words, "--json", *drawn, "--overwrite"])
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-2:] == told
+    assert printed.err.splitlines()[-2:] == drawn_lines
     hits = json.loads(printed.out)["hits"]
     assert [str(hit["frame"]) for hit in hits] == [line.split()[2] for line in out[2:-1]]
     main(["search", *words, "--json", "--per-patch", "--top", "100"])

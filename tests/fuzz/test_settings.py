@@ -1,4 +1,4 @@
-"""Configurations, command lines and tables from strangers."""
+"""Random configurations, command lines and tags."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCENE = Scene(12, 32, 64, 2, 4, 25.0, tuple(range(11)), (11,), 8)
 
 
 def test_configurations(hunt, mutated, settled, refused) -> None:
-    """What is accepted comes back the same, and every reader of it takes it or refuses it in words."""
+    """A configuration is refused with a message, or survives JSON and is accepted or refused by every reader."""
 
     def check(data: dict) -> None:
         config = settled(lambda: Config.from_dict(data))
@@ -53,7 +53,7 @@ def test_configurations(hunt, mutated, settled, refused) -> None:
     hunt(st.sampled_from([*PRESETS]).flatmap(of_preset), check, fast=130, campaign=2500)
 
 
-def test_what_is_no_configuration_at_all(hunt, junk, settled, refused) -> None:
+def test_trees_that_are_no_configuration(hunt, junk, settled, refused) -> None:
     trees = st.recursive(junk, lambda inner: st.dictionaries(st.sampled_from([*Config().to_dict(), "x"]), inner))
     hunt(trees, lambda data: _is(settled(lambda: Config.from_dict(data)), refused), fast=50, campaign=500)
 
@@ -63,56 +63,32 @@ def _is(found: object, expected: object) -> None:
 
 
 def words_of(parser, junk: st.SearchStrategy) -> st.SearchStrategy:
-    """Flags of a parser, misspelt ones among them, with values that fit, values of other flags, and junk."""
+    """Flags of a parser, some misspelt, with valid values, values of other flags, and junk."""
     flags = [flag for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")]
     flags = [flag for flag in flags if not flag.startswith("--debug")]
-    fits = st.sampled_from(
-        [
-            "0",
-            "1",
-            "-1",
-            "2",
-            "0.5",
-            "1e9",
-            "nan",
-            "2x4",
-            "32x64",
-            "::2",
-            "-3:",
-            "1_2_3",
-            "0_3_3",
-            "demo",
-            "grid",
-            "random",
-            "none",
-            "cpu",
-            "-o",
-            "a,b",
-        ]
-    )
+    numbers = ["0", "1", "-1", "2", "0.5", "1e9", "nan", "2x4", "32x64", "::2", "-3:", "1_2_3", "0_3_3"]
+    fits = st.sampled_from([*numbers, "demo", "grid", "random", "none", "cpu", "-o", "a,b"])
     value = st.one_of(fits, junk.map(str).map(as_argument))
     pair = st.tuples(st.sampled_from(flags), value).map("=".join)
-    word = st.one_of(
-        pair, pair, pair,
-        st.sampled_from(flags), value, st.sampled_from(flags).map(lambda flag: flag[:-1]),
-    )  # fmt: skip
+    misspelt = st.sampled_from(flags).map(lambda flag: flag[:-1])
+    word = st.one_of(pair, pair, pair, st.sampled_from(flags), value, misspelt)
     return st.lists(word, max_size=8)
 
 
 def as_argument(text: str) -> str:
-    """What the operating system would hand over: no zero byte, nothing that is not UTF-8."""
+    """An argument that the operating system would pass: UTF-8 without zero bytes."""
     return text.replace("\0", "").encode(errors="ignore").decode()[:6000]
 
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory; what a case leaves there is an error."""
+    """An empty working directory, which must stay empty."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_command_lines_of_training(hunt, junk, ended, nowhere, run_script) -> None:
-    """The video is missing, so that a command line without a fault ends with status 2 as well."""
+    """The video is missing, so that a valid command line has status 2 as well."""
 
     def check(words: list[str]) -> None:
         gone = ["--exp-id", "x", "--data", "gone.mp4", *words]
@@ -145,7 +121,7 @@ def test_command_lines_of_evaluation(hunt, junk, ended, nowhere, run_script) -> 
 
 
 def test_command_lines_of_the_verbs(hunt, junk, ended, nowhere) -> None:
-    """`doctor` needs no file: only what it refuses is asked of it."""
+    """Without `doctor`, which succeeds without a file."""
     from hnerv.cli import build_parser
 
     verbs = build_parser()._subparsers._group_actions[0].choices
@@ -160,7 +136,7 @@ def test_command_lines_of_the_verbs(hunt, junk, ended, nowhere) -> None:
     hunt(lines, check, fast=100, campaign=1500)
 
 
-def test_what_is_shown(hunt, junk, settled) -> None:
+def test_logging(hunt, junk, settled) -> None:
     def check(given: tuple) -> None:
         settled(lambda: LogConfig(profile=given[0], images_freq=given[1]))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hnerv.training.stability import WINDOW, extended, slope, stability_values
+from hnerv.training.values import WINDOW, extended, slope, stability_values
 
 
 def window(*values):

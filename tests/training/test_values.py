@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hnerv.training.stability import stability_values
-from hnerv.training.values import Objective, clip_values, clipping_values, log_histograms, loss_values
+from hnerv.training.values import Objective, clip_values, clipping_values, log_histograms, loss_values, stability_values
 
 MEANS = {
     "psnr": 30.0, "pixel_loss": 0.03, "clip_loss": 0.5, "total_loss": 0.04, "total_norm": 1.0, "rgb_head_norm": 0.6,

@@ -93,7 +93,7 @@ def test_truncated_variable_rate_has_one_rate_in_all_segments(encode, plan, tmp_
     advice = advised_frames(refusal(path, "is truncated"))
     division = plan(path, advice, 5)
     assert division.count == int(advice.split(":")[1]) > 10
-    assert len({load_video(str(path), frames=segment.frames).fps for segment in division.segments}) == 1
+    assert len({load_video(str(path), frames=segment.frames).fps for segment in division.chunks}) == 1
 
 
 # Damage in the middle

@@ -150,7 +150,7 @@ def _check_slices(plan, path: Path, count: int) -> Video:
         assert seconds_of(part)[0] == pytest.approx(seconds_of(full)[start])
     assert load_video(str(path), frames="-3:").frames.equal(full.frames[-3:])
     division = plan(path)
-    parts = [load_video(str(path), frames=segment.frames).frames for segment in division.segments]
+    parts = [load_video(str(path), frames=segment.frames).frames for segment in division.chunks]
     assert division.count == count and max(map(len, parts)) <= 8 and torch.cat(parts).equal(full.frames)
     return full
 
