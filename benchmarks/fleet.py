@@ -27,7 +27,7 @@ from hnerv.flags import Parser
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 CLIPS = {"bunny": "640x1280", "bikes": "256x512", "carphone": "88x176"}
-"""Named clip -> its crop; pieces are cut from it that begin at STARTS."""
+"""Named clip -> its crop; pieces starting at STARTS are cut from it."""
 STARTS = (0, 24, 48, 72)
 FRAMES, SIZE = 16, "64x128"
 FLAGS = """
@@ -109,7 +109,7 @@ def faults(folder: Path, epochs: int = 60) -> dict[str, object]:
 
 
 def cut_clips(folder: Path) -> None:
-    """12 folders of images, pieces of the named clips."""
+    """12 folders of images: pieces of the named clips."""
     from PIL import Image
 
     from hnerv.data.video import load_video
@@ -125,23 +125,23 @@ def cut_clips(folder: Path) -> None:
 
 def cause_faults(nodes, others: list, command: list[str], folder: Path) -> list[str]:
     """Start the fleet and break it three times -> descriptions of the faults."""
-    from hnerv.fleet.ledger import read_marks, read_standing
+    from hnerv.fleet.ledger import read_progress, read_states
 
     seen = []
     raylets = {process.process.pid: node for node in others for process in node.all_processes["raylet"]}
 
     def finished() -> int:
-        standing = read_standing(folder / "faults" / "fleet.jsonl").values()
-        return sum(one.state == "finished" for one in standing)
+        states = read_states(folder / "faults" / "fleet.jsonl").values()
+        return sum(one.state == "finished" for one in states)
 
     def training() -> int:
-        marks = read_marks(folder / "faults" / "running.json").values()
-        return sum(0 < mark.step < mark.steps for mark in marks)
+        progress = read_progress(folder / "faults" / "running.json").values()
+        return sum(0 < job.step < job.steps for job in progress)
 
     def losing_steps() -> set[str]:
         """Clips that have trained beyond their last checkpoint: a kill now costs steps."""
-        marks = read_marks(folder / "faults" / "running.json")
-        return {name for name, mark in marks.items() if 0 < mark.saved < mark.step < mark.steps}
+        progress = read_progress(folder / "faults" / "running.json")
+        return {name for name, job in progress.items() if 0 < job.saved < job.step < job.steps}
 
     def wait_for(condition: Callable[[], object], seconds: float = 600):
         """The first true value of the condition. Raises AssertionError if the driver or the time ends first."""
@@ -246,31 +246,31 @@ def rehearsal(folder: Path, count: int = 10_000) -> dict[str, object]:
     """`count` videos with empty tasks, through the driver with its ledger and its table -> time and memory."""
     from hnerv.config import Config, LogConfig
     from hnerv.fleet import table
-    from hnerv.fleet.driving import Driver, Orders
-    from hnerv.fleet.engine import Needs, connected
-    from hnerv.fleet.manifest import Video, write_manifest
+    from hnerv.fleet.driver import Driver, TaskOptions
+    from hnerv.fleet.engine import TaskResources, connected
+    from hnerv.fleet.manifest import FleetVideo, write_manifest
     from hnerv.presets import Choice
     from hnerv.runs import ChunkOptions
 
     class Rehearsal(Driver):
         def settle(self, attempt, result) -> None:
             # Empty tasks write no checkpoint, and the driver repeats a task until it has the last one.
-            attempt.mark = attempt.mark._replace(saved=1, steps=1)
+            attempt.progress = attempt.progress._replace(saved=1, steps=1)
             super().settle(attempt, result)
 
         def finish(self, job, outcome) -> None:
             self.open.pop(job.video.name)
-            self.ledger.note(job.name, "finished")
+            self.ledger.record(job.name, "finished")
 
     folder.mkdir(parents=True)
     config = Config()
     choice = Choice("", config, config.replaced({"data": "bunny"}))
-    videos = [Video(f"clip{number:06d}", "bunny", choice, ChunkOptions()) for number in range(count)]
+    videos = [FleetVideo(f"clip{number:06d}", "bunny", choice, ChunkOptions()) for number in range(count)]
     start = time.monotonic()
     write_manifest(folder / table.MANIFEST, videos)
-    with connected("", Needs()) as cluster:
+    with connected("", TaskResources()) as cluster:
         up = time.monotonic()
-        driver = Rehearsal(Emptied(cluster), folder, videos, Orders(LogConfig(), "cpu", 1, 0, ["rehearsal"]))
+        driver = Rehearsal(Emptied(cluster), folder, videos, TaskOptions(LogConfig(), "cpu", 1, 0, ["rehearsal"]))
         driver.run()
         done = time.monotonic()
         ray_bytes = memory_of_ray()
@@ -299,8 +299,8 @@ class Emptied:
     def __getattr__(self, name: str):
         return getattr(self._cluster, name)
 
-    def submit(self, entry: str, task, *given):
-        return self._cluster.submit("nothing", task, *given)
+    def submit(self, entry: str, task, *inputs):
+        return self._cluster.submit("no_op", task, *inputs)
 
 
 def memory_of_ray() -> Counter[str]:

@@ -70,26 +70,26 @@ def run(args: argparse.Namespace) -> None:
     if args.status:
         from hnerv.fleet import table
 
-        print(table.lines(table.read_rows(args.source)))
+        print(table.format_rows(table.read_rows(args.source)))
         return
     settings, logging = split_settings(vars(args))
     check(args)
     log = LogConfig(**logging)
 
-    from hnerv.fleet.driving import Orders
-    from hnerv.fleet.engine import Needs
-    from hnerv.fleet.manifest import Defaults
-    from hnerv.fleet.running import Where, run_fleet
+    from hnerv.fleet.driver import TaskOptions
+    from hnerv.fleet.engine import TaskResources
+    from hnerv.fleet.lifecycle import RayOptions, run_fleet
+    from hnerv.fleet.manifest import FleetDefaults
     from hnerv.runs import ChunkOptions
 
-    needs = Needs(args.cpus_per_task, args.gpus_per_task, bytes_of(args.memory_per_task))
+    resources = TaskResources(args.cpus_per_task, args.gpus_per_task, bytes_of(args.memory_per_task))
     threads = args.threads or max(int(args.cpus_per_task), 1)
     device = "cuda" if args.gpus_per_task else "cpu"
     share = min(args.gpus_per_task, 1.0) or 1.0
-    orders = Orders(log, device, threads, args.retries, sys.argv, args.deterministic, share)
+    options = TaskOptions(log, device, threads, args.retries, sys.argv, args.deterministic, share)
     chunks = ChunkOptions(args.segment_frames, args.segment_scenes, args.segment_init)
-    defaults = Defaults(args.preset, settings, chunks)
-    run_fleet(args.source, args.output, defaults, orders, Where(args.address, needs, args.debug))
+    defaults = FleetDefaults(args.preset, settings, chunks)
+    run_fleet(args.source, args.output, defaults, options, RayOptions(args.address, resources, args.debug))
     print(next_commands(args.output / "NAME", args.output))
 
 

@@ -1,1 +1,1 @@
-"""Many videos on many machines: a manifest, a Ray task for each run, their run folders under one output folder."""
+"""Training many videos on many machines: a manifest, one Ray task per run, all run folders in one fleet folder."""

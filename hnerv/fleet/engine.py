@@ -1,7 +1,7 @@
-"""Ray, and nothing of Ray elsewhere: a cluster, its tasks, and the box through which workers reach the driver.
+"""Everything that uses Ray: a cluster, its tasks, and the mailbox through which workers reach the driver.
 
-Workers share no file system with the driver, nor does the driver of a ray:// address with any node; so what a worker
-hands over lies in the box, an actor in the cluster, until the driver fetches it.
+Workers share no file system with the driver, and the driver of a ray:// address is not a node of the cluster. Updates
+of workers are therefore stored in the mailbox, an actor in the cluster, until the driver fetches them.
 """
 
 from __future__ import annotations
@@ -16,201 +16,202 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hnerv.errors import RunError, UserError
-from hnerv.fleet.parcels import Parcel, merged
-from hnerv.fleet.work import Outcome, Task, nothing, plan, train
+from hnerv.fleet.transfers import FolderUpdate, merge_updates
+from hnerv.fleet.worker import Outcome, Task, no_op, plan_segments, train_run
 
-ENTRIES = {"train": train, "plan": plan, "nothing": nothing}
-
-
+ENTRIES = {"train": train_run, "plan": plan_segments, "no_op": no_op}
 TRIES = 3
-"""To connect to a ray:// address."""
+"""Attempts to connect to a ray:// address."""
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
-"""Bytes: Linux allows 107 for the path of a socket, and this is the longest that Ray puts below TMPDIR."""
+"""Bytes: Linux allows 107 for the path of a socket, and this is the longest path that Ray creates below TMPDIR."""
 
 
-class Needs(NamedTuple):
-    """What one task takes of a node: CPUs, GPUs (a fraction shares one), bytes of memory (0: not looked at)."""
+class TaskResources(NamedTuple):
+    """Resources of one task: CPUs, GPUs (a fraction shares one), bytes of memory (0: no reservation)."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory: int = 0
 
 
-class Fault(NamedTuple):
-    """A task that ended by no doing of its own: its worker, its node or the box is gone."""
+class LostTask(NamedTuple):
+    """Result of a task that ended because its worker, node or mailbox failed."""
 
     cause: str
 
 
-class News(NamedTuple):
-    """Of an attempt at a job since the last time: what it handed over, and how far it is."""
+class WorkerReport(NamedTuple):
+    """Changes and progress of an attempt since the last report; `saved` is the step of the sent checkpoint."""
 
-    parcel: Parcel | None
+    update: FolderUpdate | None
     step: int
     steps: int
     saved: int
 
 
-class Box:
-    """The actor: news by (job, attempt), merged until they are fetched."""
+class Mailbox:
+    """The actor: reports by (job, attempt), merged until the driver takes them."""
 
     def __init__(self) -> None:
-        self._news: dict[tuple[str, int], News] = {}
+        self._reports: dict[tuple[str, int], WorkerReport] = {}
 
-    async def hand(self, key: tuple[str, int], parcel: Parcel, saved: int) -> None:
-        """Of a worker, which waits until this returns."""
-        before = self._news.get(key, News(None, 0, 0, 0))
-        parcel = merged(before.parcel, parcel) if before.parcel else parcel
-        self._news[key] = before._replace(parcel=parcel, saved=saved, step=max(before.step, saved))
+    async def send(self, key: tuple[str, int], update: FolderUpdate, saved: int) -> None:
+        """Called by a worker, which waits until this returns."""
+        before = self._reports.get(key, WorkerReport(None, 0, 0, 0))
+        update = merge_updates(before.update, update) if before.update else update
+        self._reports[key] = before._replace(update=update, saved=saved, step=max(before.step, saved))
 
-    async def tell(self, key: tuple[str, int], step: int, steps: int, saved: int) -> None:
-        """Of a worker, which does not wait."""
-        before = self._news.get(key, News(None, 0, 0, 0))
-        self._news[key] = News(before.parcel, max(before.step, step), steps, max(before.saved, saved))
+    async def report(self, key: tuple[str, int], step: int, steps: int, saved: int) -> None:
+        """Called by a worker, which does not wait."""
+        before = self._reports.get(key, WorkerReport(None, 0, 0, 0))
+        self._reports[key] = WorkerReport(before.update, max(before.step, step), steps, max(before.saved, saved))
 
-    async def take(self) -> dict[tuple[str, int], News]:
-        """All of it, to the driver; the box is empty then."""
-        news, self._news = self._news, {}
-        return news
-
-
-class Courier:
-    """A worker's end of the box."""
-
-    def __init__(self, box, key: tuple[str, int]) -> None:
-        self._box, self._key = box, key
-
-    def hand(self, parcel: Parcel, saved: int) -> None:
-        # Not ray.get: a task that waits in it gives its CPUs to another one, and both would then train on them.
-        self._box.hand.remote(self._key, parcel, saved).future().result()
-
-    def tell(self, step: int, steps: int, saved: int) -> None:
-        self._box.tell.remote(self._key, step, steps, saved)
+    async def take(self) -> dict[tuple[str, int], WorkerReport]:
+        """Called by the driver: all reports, which are removed."""
+        reports, self._reports = self._reports, {}
+        return reports
 
 
-def _run(entry: str, box, task: Task, *given) -> Outcome:
-    """In the worker."""
+class MailboxChannel:
+    """The `Channel` of a worker to the mailbox."""
+
+    def __init__(self, mailbox, key: tuple[str, int]) -> None:
+        self._mailbox, self._key = mailbox, key
+
+    def send(self, update: FolderUpdate, saved: int) -> None:
+        # Not ray.get: a task that waits in it releases its CPUs, and another task would then train on them as well.
+        self._mailbox.send.remote(self._key, update, saved).future().result()
+
+    def report(self, step: int, steps: int, saved: int) -> None:
+        self._mailbox.report.remote(self._key, step, steps, saved)
+
+
+def _run(entry: str, mailbox, task: Task, *inputs) -> Outcome:
+    """The remote function."""
     if entry == "train":
-        return train(task, *given, Courier(box, (task.job, task.attempt)))
-    return ENTRIES[entry](task, *given)
+        return train_run(task, *inputs, MailboxChannel(mailbox, (task.job, task.attempt)))
+    return ENTRIES[entry](task, *inputs)
 
 
 class Cluster:
-    """A Ray that is connected: submits tasks and says how they ended."""
+    """A connected Ray: submits tasks and returns their results."""
 
-    def __init__(self, ray, needs: Needs) -> None:
-        self._ray, self.needs = ray, needs
-        options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
-        self._options = options | ({"memory": needs.memory} if needs.memory else {})
-        # A process keeps its part of a GPU's memory until it ends.
-        self._remote = ray.remote(max_calls=1)(_run) if needs.gpus else ray.remote(_run)
-        self._box = self._new_box()
+    def __init__(self, ray, resources: TaskResources) -> None:
+        self._ray, self.resources = ray, resources
+        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
+        self._options = options | ({"memory": resources.memory} if resources.memory else {})
+        # A process keeps its GPU memory until it exits, so one process runs one task.
+        self._remote = ray.remote(max_calls=1)(_run) if resources.gpus else ray.remote(_run)
+        self._mailbox = self._new_mailbox()
         self._slots, self._counted = 1, -math.inf
 
-    def submit(self, entry: str, task: Task, *given):
-        """A task on its way -> what `ended` and `cancel` know it by. An object of `put` may be among `given`."""
-        return self._remote.options(**self._options, name=f"hnerv {task.job}").remote(entry, self._box, task, *given)
+    def submit(self, entry: str, task: Task, *inputs):
+        """Start a task and return its handle. `inputs` may contain objects of `put`."""
+        remote = self._remote.options(**self._options, name=f"hnerv {task.job}")
+        return remote.remote(entry, self._mailbox, task, *inputs)
 
     def put(self, data: object):
-        """Into the object store, once for many tasks."""
+        """Store an object once for many tasks."""
         return self._ray.put(data)
 
-    def ended(self, refs: list, seconds: float) -> list[tuple[object, Outcome | Fault]]:
-        """The tasks among `refs` that have ended, waited for at most so long."""
-        if not refs:
+    def ended(self, handles: list, seconds: float) -> list[tuple[object, Outcome | LostTask]]:
+        """The tasks that have ended, with their results; waits at most `seconds` for the first one."""
+        if not handles:
             return []
-        found, _ = self._ray.wait(refs, num_returns=1, timeout=seconds)
+        found, _ = self._ray.wait(handles, num_returns=1, timeout=seconds)
         if found:
-            found, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        return [(ref, self._result(ref)) for ref in found]
+            found, _ = self._ray.wait(handles, num_returns=len(handles), timeout=0)
+        return [(handle, self._result(handle)) for handle in found]
 
-    def news(self) -> dict[tuple[str, int], News]:
-        """What the workers have handed over since the last call. A lost box is replaced; what was in it is lost."""
+    def fetch_reports(self) -> dict[tuple[str, int], WorkerReport]:
+        """Reports of the workers since the last call. A lost mailbox is replaced; its reports are lost."""
         from ray.exceptions import RayError
 
         try:
-            return self._ray.get(self._box.take.remote(), timeout=300)
+            return self._ray.get(self._mailbox.take.remote(), timeout=300)
         except RayError as error:
             logging.getLogger("hnerv").warning(
                 "lost the actor that collects results (%s); starting another", type(error).__name__
             )
-            with contextlib.suppress(Exception):  # whoever still has it is to hear of it
-                self._ray.kill(self._box)
-            self._box = self._new_box()
+            with contextlib.suppress(Exception):  # workers that still reach it must get an error
+                self._ray.kill(self._mailbox)
+            self._mailbox = self._new_mailbox()
             return {}
 
-    def cancel(self, refs: list) -> None:
-        """Asks tasks to end: one that trains saves, hands over and ends."""
-        for ref in refs:
-            with contextlib.suppress(Exception):  # it may be gone
-                self._ray.cancel(ref, force=False)
+    def cancel(self, handles: list) -> None:
+        """Ask tasks to end. A task that trains saves its run and sends it first."""
+        for handle in handles:
+            with contextlib.suppress(Exception):  # the task may have ended
+                self._ray.cancel(handle, force=False)
 
     def slots(self) -> int:
-        """How many tasks the nodes that are there now can run at a time, 0 for none."""
+        """Number of tasks that the present nodes can run at a time."""
         now = time.monotonic()
         if now - self._counted > 5:
-            self._slots, self._counted = sum(map(self._fitting, self._ray.nodes())), now
+            self._slots, self._counted = sum(map(self._node_slots, self._ray.nodes())), now
         return self._slots
 
-    def _fitting(self, node: dict) -> int:
+    def _node_slots(self, node: dict) -> int:
         if not node["Alive"]:
             return 0
-        has = node["Resources"]
-        wanted = {"CPU": self.needs.cpus, "GPU": self.needs.gpus, "memory": self.needs.memory}
-        shares = [has.get(name, 0) / need for name, need in wanted.items() if need]
+        available = node["Resources"]
+        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus, "memory": self.resources.memory}
+        shares = [available.get(name, 0) / amount for name, amount in wanted.items() if amount]
         return int(min(shares, default=1) + 1e-9)
 
-    def _result(self, ref) -> Outcome | Fault:
+    def _result(self, handle) -> Outcome | LostTask:
         from ray import exceptions
 
         try:
-            return self._ray.get(ref)
+            return self._ray.get(handle)
         except exceptions.TaskCancelledError:
             return Outcome("stopped")
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
             if isinstance(cause, exceptions.RayError) and not isinstance(cause, exceptions.RayTaskError):
-                return Fault(_told(cause))
+                return LostTask(_error_line(cause))
             if isinstance(cause, KeyboardInterrupt):
                 return Outcome("stopped")
             last = str(cause).strip().splitlines()[-1:] or [""]
             return Outcome("failed", f"{type(cause).__name__}: {last[0][:500]}")
         except exceptions.RayError as error:
-            return Fault(_told(error))
+            return LostTask(_error_line(error))
 
-    def _new_box(self):
+    def _new_mailbox(self):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=True)
-        return self._ray.remote(Box).options(num_cpus=0, scheduling_strategy=here).remote()
+        return self._ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager
-def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Cluster]:
-    """A Ray of this machine, started and stopped; or the one at `address`. Raises UserError, RunError."""
+def connected(address: str, resources: TaskResources, debug: bool = False) -> Iterator[Cluster]:
+    """Connect to the Ray at `address`, or start one on this machine for the block. Raises UserError, RunError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
         raise UserError("hnerv fleet needs Ray, which is not installed: pip install -e '.[fleet]'") from None
-    quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
-    where = {"address": address} if address else {"address": "local", "include_dashboard": False, **short_folder()}
+    output = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.CRITICAL}
+    target = {"address": address} if address else {"address": "local", "include_dashboard": False, **ray_folder()}
     try:
-        _init(ray, TRIES if address.startswith("ray://") else 1, **where, **quiet)
+        _init(ray, TRIES if address.startswith("ray://") else 1, **target, **output)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
-        fix = "check --address and that Ray is running there" if address else "check the installation of Ray"
-        raise UserError(f"cannot {doing} ({cause[0][:300]}): {fix}") from error
+        action = f"connect to Ray at {address}" if address else "start Ray on this machine"
+        hint = "check --address and that Ray is running there" if address else "check the installation of Ray"
+        raise UserError(f"cannot {action} ({cause[0][:300]}): {hint}") from error
     try:
-        cluster = Cluster(ray, needs)
+        cluster = Cluster(ray, resources)
         if not cluster.slots() and not address:
-            raise UserError(f"this machine does not have {_wanted(needs)} for a task: lower the --*-per-task flags")
+            raise UserError(
+                f"this machine does not have {_describe(resources)} for a task: lower the --*-per-task flags"
+            )
         if not cluster.slots():
-            logging.getLogger("hnerv").warning("no node has %s for a task yet; waiting for one", _wanted(needs))
+            logging.getLogger("hnerv").warning("no node has %s for a task yet; waiting for one", _describe(resources))
         yield cluster
-    except BrokenPipeError:  # of whoever reads our lines, not of the cluster
+    except BrokenPipeError:  # our own stdout was closed; the cluster is fine
         raise
     except ConnectionError as error:
         raise RunError(f"lost the cluster ({error}): run the same command to resume once it is back") from error
@@ -218,24 +219,27 @@ def connected(address: str, needs: Needs, debug: bool = False) -> Iterator[Clust
         ray.shutdown()
 
 
-def short_folder() -> dict[str, str]:
-    """What ray.init is given besides: a folder in /tmp, where TMPDIR is too long for Ray's sockets, else nothing."""
+def ray_folder() -> dict[str, str]:
+    """Argument of ray.init that moves Ray's files to /tmp/ray if TMPDIR is too long for its sockets; else empty."""
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     size = len(os.fsencode(os.environ.get(name, "")))
     if sys.platform != "linux" or size <= LONGEST_TMPDIR:
         return {}
     logging.getLogger("hnerv").warning(
         "%s has %d bytes, too long for Ray's sockets (at most %d): Ray's own files go to /tmp/ray; for another place, "
-        "set RAY_TMPDIR to a shorter path", name, size, LONGEST_TMPDIR,
-    )  # fmt: skip
+        "set RAY_TMPDIR to a shorter path",
+        name,
+        size,
+        LONGEST_TMPDIR,
+    )
     return {"_temp_dir": "/tmp/ray"}
 
 
-def _init(ray, tries: int, **words: object) -> None:
-    """ray.init, begun again where the server of a ray:// address could not start its process for this client."""
+def _init(ray, tries: int, **arguments: object) -> None:
+    """ray.init, retried because the server of a ray:// address may fail to start its process for this client."""
     for left in reversed(range(tries)):
         try:
-            ray.init(**words)
+            ray.init(**arguments)
             return
         except ConnectionError:
             ray.shutdown()
@@ -243,11 +247,11 @@ def _init(ray, tries: int, **words: object) -> None:
                 raise
 
 
-def _wanted(needs: Needs) -> str:
-    words = [f"{needs.cpus:g} CPUs"] * bool(needs.cpus) + [f"{needs.gpus:g} GPUs"] * bool(needs.gpus)
-    return ", ".join(words + [f"{needs.memory / 1e9:g} GB of memory"] * bool(needs.memory))
+def _describe(resources: TaskResources) -> str:
+    parts = [f"{resources.cpus:g} CPUs"] * bool(resources.cpus) + [f"{resources.gpus:g} GPUs"] * bool(resources.gpus)
+    return ", ".join(parts + [f"{resources.memory / 1e9:g} GB of memory"] * bool(resources.memory))
 
 
-def _told(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     first = str(error).strip().splitlines()[:1] or [""]
     return f"{type(error).__name__}: {first[0][:200]}"

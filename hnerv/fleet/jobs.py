@@ -1,14 +1,15 @@
-"""Videos -> jobs, one for each run: which are still to be done, and which wait for another."""
+"""Jobs of a video, one per run: which are done, and which wait for another job."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import OtherRun, UserError
-from hnerv.fleet.ledger import Standing
-from hnerv.fleet.manifest import Video
-from hnerv.fleet.parcels import LATEST
+from hnerv.fleet.ledger import JobProgress, JobState
+from hnerv.fleet.manifest import FleetVideo
+from hnerv.fleet.transfers import LATEST
 from hnerv.presets import Choice
 from hnerv.runs import ChunkedFolder, ChunkPlan, read_plan
 from hnerv.runs.folder import RunFolder
@@ -17,63 +18,83 @@ from hnerv.training.chunks import chunk_choice
 
 
 class Job(NamedTuple):
-    """One task: to train a run, or to plan the segments of a video. `name` is its folder inside the fleet's.
+    """One task: train a run, or plan the segments of a video. `name` is its folder relative to the fleet folder.
 
-    `first` and `before` are the folders of a video's first segment and of the one in front, '' where there is none.
+    `first` and `previous` are the folders of the video's first segment and of the preceding one, '' if there is none.
     """
 
     name: str
-    video: Video
+    video: FleetVideo
     choice: Choice
     entry: str = "train"
     first: str = ""
-    before: str = ""
+    previous: str = ""
     frames: int = 0
-    """How many the video has to give for it; 0: any number."""
+    """Number of frames that the video must have for this job; 0: any number."""
 
     @property
-    def standing_as(self) -> str:
-        """Under what the ledger keeps it: a plan is no run, so it has a line of its own."""
+    def key(self) -> str:
+        """Name of the job in the ledger. A plan is not a run, so it has a line of its own."""
         return self.name if self.entry == "train" else f"{self.name}/segments/plan"
 
     @property
-    def follows(self) -> bool:
-        """Whether its weights begin as those of the segment in front."""
-        return bool(self.before) and self.video.wishes.init == "previous"
+    def continues(self) -> bool:
+        """Whether its weights are initialised from the preceding segment."""
+        return bool(self.previous) and self.video.chunk_options.init == "previous"
+
+    @property
+    def shares_targets(self) -> bool:
+        """Whether the first segment's run decides which targets this segment is trained on."""
+        clip = self.choice.config.clip
+        return bool(self.first) and clip.clip_weights == "auto" and not clip.clip_targets
 
 
-def first_jobs(video: Video, output: Path) -> list[Job]:
-    """What can be begun of a video: its run, its segments, or the plan of these. Raises UserError."""
-    if not in_segments(video):
+@dataclass
+class Attempt:
+    """A job that waits or runs. `fruitless` counts consecutive lost attempts without a newer checkpoint.
+
+    `number` counts all attempts; `best_saved` is the step of the newest checkpoint received from any of them.
+    """
+
+    job: Job
+    number: int = 0
+    fruitless: int = 0
+    best_saved: int = 0
+    progress: JobProgress = JobProgress(0, 0, 0)
+    handle: object = None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the last checkpoint is missing on the driver's disk, although the worker has finished the run."""
+        return self.progress.saved < self.progress.steps or not self.progress.steps
+
+
+def first_jobs(video: FleetVideo, output: Path) -> list[Job]:
+    """The jobs of a video that are known now: its run, its segments, or their plan. Raises UserError."""
+    if not video.chunk_options.divides:
         return [Job(video.name, video, video.choice)]
     folder = ChunkedFolder(output / video.name)
     if folder.plan.is_file():
-        return segment_jobs(video, known_plan(video, folder))
+        return segment_jobs(video, _existing_plan(video, folder))
     if folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise OtherRun(f"{folder.path} is not a segmented run: move it aside, or give the video another name")
     return [Job(video.name, video, video.choice, "plan")]
 
 
-def in_segments(video: Video) -> bool:
-    """Whether it is divided."""
-    return video.wishes.divides
-
-
-def segment_jobs(video: Video, plan: ChunkPlan) -> list[Job]:
-    """A run for each segment."""
+def segment_jobs(video: FleetVideo, plan: ChunkPlan) -> list[Job]:
+    """One training job per segment."""
     names = [f"{video.name}/segments/{segment.name}" for segment in plan.chunks]
     choices = [chunk_choice(segment, video.choice) for segment in plan.chunks]
-    befores = ["", *names]
     return [
-        Job(name, video, choice, "train", "" if name == names[0] else names[0], before, segment.count)
-        for name, choice, before, segment in zip(names, choices, befores, plan.chunks, strict=False)
+        Job(name, video, choice, "train", "" if name == names[0] else names[0], previous, segment.count)
+        for name, choice, previous, segment in zip(names, choices, ["", *names], plan.chunks, strict=False)
     ]
 
 
-def known_plan(video: Video, folder: ChunkedFolder) -> ChunkPlan:
-    """The plan that is there. Raises UserError for one that was made by other flags."""
+def _existing_plan(video: FleetVideo, folder: ChunkedFolder) -> ChunkPlan:
+    """The plan on disk. Raises OtherRun if it was made with other flags."""
     plan = read_plan(folder.plan)
-    if plan.options != video.wishes or plan.frames != video.choice.config.video.frames:
+    if plan.options != video.chunk_options or plan.frames != video.choice.config.video.frames:
         raise OtherRun(
             f"{folder.path} was divided with different --segment-* flags or --frames: pass those, move it aside, or "
             "choose another name"
@@ -81,33 +102,28 @@ def known_plan(video: Video, folder: ChunkedFolder) -> ChunkPlan:
     return plan
 
 
-def is_done(name: str, standing: dict[str, Standing], output: Path) -> bool:
-    """Whether a job is finished, and its run is still there."""
-    return name in standing and standing[name].state == "finished" and (output / name / LATEST).is_file()
+def is_done(name: str, states: dict[str, JobState], output: Path) -> bool:
+    """Whether a job is finished and its run still exists."""
+    return name in states and states[name].state == "finished" and (output / name / LATEST).is_file()
 
 
-def is_ready(job: Job, standing: dict[str, Standing], output: Path) -> bool:
-    """Whether what it needs of other segments is there: the targets that the first one found, weights to begin with."""
-    if job.follows and not is_done(job.before, standing, output):
+def is_ready(job: Job, states: dict[str, JobState], output: Path) -> bool:
+    """Whether the inputs from other segments exist: initial weights, and the targets found by the first segment."""
+    if job.continues and not is_done(job.previous, states, output):
         return False
-    return not (job.first and finds_targets(job.choice)) or (output / job.first / "config.json").is_file()
-
-
-def finds_targets(choice: Choice) -> bool:
-    """Whether the first run decides on what targets the others are trained."""
-    return choice.config.clip.clip_weights == "auto" and not choice.config.clip.clip_targets
+    return not job.shares_targets or (output / job.first / "config.json").is_file()
 
 
 def with_width(job: Job, output: Path) -> Choice:
-    """Its choice, of the same width as the run whose weights it begins with."""
-    if not job.follows:
+    """The job's choice, with the decoder width of the run that provides its initial weights."""
+    if not job.continues:
         return job.choice
-    width = read_record(output / job.before / "config.json").width
+    width = read_record(output / job.previous / "config.json").width
     return job.choice._replace(config=job.choice.config.replaced({"dec_width": width}))
 
 
 def run_folder(job: Job, output: Path) -> RunFolder:
-    """Where its run is kept. Raises UserError where another run is there."""
+    """The folder of the job's run. Raises UserError if it contains another run."""
     try:
         return RunFolder.at(output, job.name, with_width(job, output), False, same_path=True)
     except UserError as error:
@@ -115,10 +131,10 @@ def run_folder(job: Job, output: Path) -> RunFolder:
         raise type(error)(error.cause, f"{settings}choose another name, or move it aside") from error
 
 
-def check_runs(videos: list[Video], output: Path) -> None:
-    """Raises UserError where all that has begun was made by other settings: the command is another fleet's.
+def check_runs(videos: list[FleetVideo], output: Path) -> None:
+    """Raise UserError if every started run has other settings: the output folder belongs to another command.
 
-    A video that cannot be gone on with for another reason says nothing of that; it fails alone, in its turn.
+    A video that cannot be resumed for another reason does not count here; it fails alone when it is submitted.
     """
     differing = []
     for video in videos:
@@ -126,7 +142,7 @@ def check_runs(videos: list[Video], output: Path) -> None:
             continue
         try:
             for job in first_jobs(video, output):
-                if not in_segments(video) or (output / job.name / "config.json").is_file():
+                if not video.chunk_options.divides or (output / job.name / "config.json").is_file():
                     run_folder(job, output)
             return
         except OtherRun as error:

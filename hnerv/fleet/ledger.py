@@ -1,4 +1,4 @@
-"""What became of each job: fleet.jsonl, one line an event, and running.json, how far those at work are."""
+"""State of all jobs on disk: fleet.jsonl has one line per event, running.json the progress of running jobs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hnerv.errors import RunError
 from hnerv.files import read_json
 
 EVENTS = ("finished", "failed", "lost", "stopped")
-"""How an attempt at a job ends. `lost`: by a fault of its worker, node or driver."""
-THEN_RESUME = "fix the cause, then run the same command to resume"
+"""Ends of an attempt at a job. `lost`: its worker, node or driver failed."""
+RESUME_HINT = "fix the cause, then run the same command to resume"
 
 
-class Standing(NamedTuple):
-    """Of one job. `state` is finished, failed or begun; `values` is what was measured of a finished one."""
+class JobState(NamedTuple):
+    """State of one job. `state` is finished, failed or begun; `values` are the results of a finished job."""
 
     state: str = "begun"
     cause: str = ""
@@ -26,94 +26,94 @@ class Standing(NamedTuple):
     """Steps that were trained, lost, and trained again."""
     values: dict[str, float] = {}  # noqa: RUF012 (never changed)
     progress: float = 0.0
-    """Share of its steps that the newest checkpoint on the driver's disk has behind it, 0 to 1."""
+    """Share of the steps that the newest checkpoint on the driver's disk contains, 0 to 1."""
 
-    def after(self, line: dict) -> Standing:
-        """That after an event."""
-        what = line["what"]
-        state = what if what in ("finished", "failed") else "begun"
-        lost = what == "lost"
-        repeated = self.repeated + int(line.get("repeated", 0))
-        steps = line.get("steps", 0)
-        share = line["saved"] / steps if steps else self.progress
-        progress = 1.0 if what == "finished" else share if 0 <= share <= 1 else 0.0
-        return Standing(state, line.get("cause", ""), self.retries + lost, repeated, line.get("values", {}), progress)
+    def after(self, event: dict) -> JobState:
+        """The state after an event of fleet.jsonl."""
+        kind = event["what"]
+        state = kind if kind in ("finished", "failed") else "begun"
+        lost = kind == "lost"
+        repeated = self.repeated + int(event.get("repeated", 0))
+        steps = event.get("steps", 0)
+        share = event["saved"] / steps if steps else self.progress
+        progress = 1.0 if kind == "finished" else share if 0 <= share <= 1 else 0.0
+        return JobState(state, event.get("cause", ""), self.retries + lost, repeated, event.get("values", {}), progress)
 
 
-class Mark(NamedTuple):
-    """How far a job at work is: the last step heard of, that of the checkpoint on the driver's disk, all of them."""
+class JobProgress(NamedTuple):
+    """Progress of a running job: last reported step, step of the checkpoint on the driver's disk, number of steps."""
 
     step: int
     saved: int
     steps: int
 
-    def facts(self) -> dict[str, int]:
-        """What the event that ends an attempt tells of it: the steps that are done again, those saved, all of them."""
+    def event_fields(self) -> dict[str, int]:
+        """Fields of the event that ends an attempt: steps to repeat, steps saved, all steps."""
         return {"repeated": max(self.step - self.saved, 0), "saved": self.saved, "steps": self.steps}
 
 
 class Ledger:
-    """The two files of a fleet's folder."""
+    """Reads and writes both files of a fleet folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.running = folder / "fleet.jsonl", folder / "running.json"
-        self.standing = read_standing(self.path)
-        self._marked = read_marks(self.running)
-        self._looked = 0.0
+        self.path, self.progress_path = folder / "fleet.jsonl", folder / "running.json"
+        self.states = read_states(self.path)
+        self._written = read_progress(self.progress_path)
+        self._written_at = 0.0
 
-    def note(self, job: str, what: str, **facts: object) -> None:
-        """Adds an event; what is told of it is on the disk when this returns, as far as the system goes."""
-        assert what in EVENTS
-        line = {"time": round(time.time(), 3), "job": job, "what": what, **facts}
+    def record(self, job: str, kind: str, **fields: object) -> None:
+        """Append an event. Raises RunError if it cannot be written."""
+        assert kind in EVENTS
+        event = {"time": round(time.time(), 3), "job": job, "what": kind, **fields}
         try:
             with self.path.open("ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(json.dumps(event).encode() + b"\n")
         except OSError as error:
-            raise RunError(f"cannot write {self.path} ({error}): {THEN_RESUME}") from error
-        self.standing[job] = self.standing.get(job, Standing()).after(line)
+            raise RunError(f"cannot write {self.path} ({error}): {RESUME_HINT}") from error
+        self.states[job] = self.states.get(job, JobState()).after(event)
 
-    def mark(self, marks: dict[str, Mark], every: float = 1.0) -> None:
-        """Keeps how far the jobs at work are, at most once in `every` seconds. A reader sees all of it or the last."""
+    def write_progress(self, progress: dict[str, JobProgress], every: float = 1.0) -> None:
+        """Replace running.json, at most once in `every` seconds unless `progress` is empty."""
         now = time.monotonic()
-        if marks == self._marked or (now - self._looked < every and marks):
+        if progress == self._written or (now - self._written_at < every and progress):
             return
-        self._marked, self._looked = dict(marks), now
-        temporary = self.running.with_name(f".{self.running.name}.tmp")
-        try:  # not forced to the disk: a lost machine costs a count, not a run
-            temporary.write_text(json.dumps(marks))
-            os.replace(temporary, self.running)
+        self._written, self._written_at = dict(progress), now
+        temporary = self.progress_path.with_name(f".{self.progress_path.name}.tmp")
+        try:  # without fsync: losing the file costs a count of steps, not a run
+            temporary.write_text(json.dumps(progress))
+            os.replace(temporary, self.progress_path)
         except OSError as error:
-            raise RunError(f"cannot write {self.running} ({error}): {THEN_RESUME}") from error
+            raise RunError(f"cannot write {self.progress_path} ({error}): {RESUME_HINT}") from error
 
-    def left(self) -> dict[str, Mark]:
-        """The jobs that a driver which was killed left at work."""
-        return read_marks(self.running)
+    def unfinished(self) -> dict[str, JobProgress]:
+        """The jobs that were running when the last driver was killed."""
+        return read_progress(self.progress_path)
 
 
-def read_standing(path: Path) -> dict[str, Standing]:
-    """{job: standing}; a line that is no event, such as the last of a driver that was killed, counts for nothing."""
-    standing: dict[str, Standing] = {}
+def read_states(path: Path) -> dict[str, JobState]:
+    """{job: state} from fleet.jsonl. Invalid lines, such as the last one of a killed driver, are skipped."""
+    states: dict[str, JobState] = {}
     if not path.is_file():
-        return standing
+        return states
     with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
+        for line in file:
             try:
-                line = json.loads(text)
-                job = line["job"]
-                standing[job] = standing.get(job, Standing()).after(line)
+                event = json.loads(line)
+                job = event["job"]
+                states[job] = states.get(job, JobState()).after(event)
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue
-    return standing
+    return states
 
 
-def read_marks(path: Path) -> dict[str, Mark]:
-    """running.json; empty where there is none."""
+def read_progress(path: Path) -> dict[str, JobProgress]:
+    """{job: progress} from running.json; empty if there is none."""
     found = read_json(path) if path.is_file() else {}
-    return {job: Mark(*mark) for job, mark in found.items()} if isinstance(found, dict) else {}
+    return {job: JobProgress(*numbers) for job, numbers in found.items()} if isinstance(found, dict) else {}
 
 
-def mend_end(path: Path) -> None:
-    """Ends a last line that a killed driver left without its end, so that the next event is a line of its own."""
+def end_last_line(path: Path) -> None:
+    """Add the newline that a killed driver did not write, so that the next event starts a new line."""
     if path.is_file() and path.stat().st_size:
         with path.open("r+b") as file:
             file.seek(-1, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""The table of a fleet as one HTML page, whole in itself: no request leaves it, every text in it is escaped."""
+"""The table of a fleet as one self-contained HTML page: it makes no requests, and all text is escaped."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ from hnerv import __version__
 from hnerv.fleet.table import Row, summary
 from hnerv.report.page import save_page
 
-HEADS = (
-    "video", "state", "PSNR, dB", "unseen, dB", "rate, bpp (estimate)", "similarity", "seconds", "retries",
-    "steps repeated", "cause",
-)  # fmt: skip
-MOST = 5000
-"""Rows of a page; a browser takes its time over more."""
+HEADINGS = ("video", "state", "PSNR, dB", "unseen, dB", "rate, bpp (estimate)", "similarity", "seconds")
+HEADINGS += ("retries", "steps repeated", "cause")
+MAX_ROWS = 5000
+"""Browsers are slow with larger tables."""
 
 
 def write_page(path: Path, title: str, rows: list[Row]) -> int:
-    """Writes the page, whole or not at all; returns its bytes. Raises UserError."""
+    """Write the page atomically; returns its size in bytes. Raises UserError."""
     return save_page(path, render(title, rows))
 
 
 def render(title: str, rows: list[Row]) -> str:
-    """The page."""
+    """HTML of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    engine = Environment(loader=PackageLoader("hnerv.fleet", "."), autoescape=True, undefined=StrictUndefined)
-    return engine.get_template("page.html").render(
+    environment = Environment(loader=PackageLoader("hnerv.fleet", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("page.html").render(
         title=title,
         style=resources.files("hnerv.report").joinpath("page.css").read_text(encoding="utf-8"),
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
         summary=summary(rows),
         targets=sorted({row.targets for row in rows if row.targets}),
-        heads=HEADS,
-        rows=[{"name": row.name, "cells": _cells(row), "cause": row.cause} for row in rows[:MOST]],
-        more=max(len(rows) - MOST, 0),
+        headings=HEADINGS,
+        rows=[{"name": row.name, "cells": _cells(row), "cause": row.cause} for row in rows[:MAX_ROWS]],
+        more=max(len(rows) - MAX_ROWS, 0),
     )
 
 

@@ -1,4 +1,4 @@
-"""The fleet as one table: fleet.csv, and lines for people. Read from the fleet's folder alone, without Ray."""
+"""The table of a fleet: fleet.csv and terminal output. Reads only the fleet folder, without Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.fleet.ledger import Mark, Standing, read_marks, read_standing
+from hnerv.fleet.ledger import JobProgress, JobState, read_progress, read_states
 from hnerv.tables import Column, format_row
 
 MANIFEST, TABLE = "manifest.jsonl", "fleet.csv"
@@ -19,8 +19,8 @@ STATES = ("finished", "failed", "begun", "waiting")
 
 
 class Row(NamedTuple):
-    """A video. `psnr` is that of the frame over training frames, `psnr_unseen` over the others, in dB; the rate, in
-    bits per pixel, is an estimate at 8 bits a parameter; `seconds` of training; numbers are None where there are none.
+    """One video. `psnr`: full-frame PSNR of training frames in dB, `psnr_unseen`: of the other frames; the rate is an
+    estimate in bits per pixel at 8 bits per parameter; `seconds` of training. Numbers are None if not measured.
     """
 
     name: str
@@ -33,22 +33,22 @@ class Row(NamedTuple):
     retries: int = 0
     repeated_steps: int = 0
     progress: float = 0.0
-    """Share of its steps that are trained, 0 to 1."""
+    """Share of all steps that are trained, 0 to 1."""
     cause: str = ""
     targets: str = ""
-    """What the similarity is to."""
+    """The targets that `clip_sim` is measured against."""
 
 
 VALUES = ("psnr", "psnr_unseen", "bpp_estimate_8bit", "clip_sim", "seconds")
 
 
 def is_fleet(folder: Path) -> bool:
-    """Whether it is the output folder of a fleet."""
+    """Whether `folder` is the output folder of a fleet."""
     return (folder / MANIFEST).is_file() and (folder / "fleet.jsonl").is_file()
 
 
 def check_no_fleet(folder: Path) -> None:
-    """Raises UserError for the output folder of a fleet, where one run is wanted."""
+    """Raise UserError if `folder`, expected to be a run folder, is a fleet folder."""
     if is_fleet(folder):
         name = next((row.name for row in read_rows(folder) if _is_begun(folder / row.name)), "NAME")
         raise UserError(f"{folder} is a fleet folder, not a run folder: pass one of its runs, such as {folder / name}")
@@ -59,12 +59,13 @@ def _is_begun(run: Path) -> bool:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Of every video, in the order of the manifest. Raises UserError for a folder that holds no fleet."""
-    return rows_of(folder, names_of(folder), read_standing(folder / "fleet.jsonl"), read_marks(folder / "running.json"))
+    """Rows of all videos in the order of the manifest. Raises UserError if `folder` is not a fleet folder."""
+    states, progress = read_states(folder / "fleet.jsonl"), read_progress(folder / "running.json")
+    return build_rows(folder, read_names(folder), states, progress)
 
 
-def names_of(folder: Path) -> list[str]:
-    """Of its videos, by the manifest. Raises UserError for a folder that holds no fleet."""
+def read_names(folder: Path) -> list[str]:
+    """Names of the videos in the manifest. Raises UserError if `folder` is not a fleet folder."""
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not a fleet folder (no {MANIFEST}): pass the folder set with -o")
     try:
@@ -77,44 +78,52 @@ def names_of(folder: Path) -> list[str]:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): run the fleet's command again") from error
 
 
-def rows_of(folder: Path, names: Iterable[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> list[Row]:
-    """Videos, by name; a job is the video itself, or NAME/segments/00000, which count for their video."""
-    inner: dict[str, list[str]] = {}
-    for job in {**standing, **marks}:
-        inner.setdefault(job.split("/segments/")[0], []).append(job)
-    return [_row(folder, name, inner.get(name, []), standing, marks) for name in names]
+def build_rows(
+    folder: Path, names: Iterable[str], states: dict[str, JobState], progress: dict[str, JobProgress]
+) -> list[Row]:
+    """One row per video. Jobs are named after their video: NAME, or NAME/segments/00000 for a segment."""
+    jobs: dict[str, list[str]] = {}
+    for job in {**states, **progress}:
+        jobs.setdefault(job.split("/segments/")[0], []).append(job)
+    return [_build_row(folder, name, jobs.get(name, []), states, progress) for name in names]
 
 
-def _row(folder: Path, name: str, jobs: list[str], standing: dict[str, Standing], marks: dict[str, Mark]) -> Row:
-    own = standing.get(name)
-    ours = [standing[job] for job in jobs if job in standing]
+def _build_row(
+    folder: Path, name: str, jobs: list[str], states: dict[str, JobState], progress: dict[str, JobProgress]
+) -> Row:
+    own = states.get(name)
+    job_states = [states[job] for job in jobs if job in states]
     state = "waiting" if not jobs else own.state if own else "begun"
     values = own.values if own and state == "finished" else {}
-    cause = own.cause if own else next((one.cause for one in ours if one.cause), "")
-    far = {job: standing[job].progress for job in jobs if job in standing}
-    far |= {job: marks[job].step / max(marks[job].steps, 1) for job in jobs if job in marks}
+    shares = {job: states[job].progress for job in jobs if job in states}
+    shares |= {job: progress[job].step / max(progress[job].steps, 1) for job in jobs if job in progress}
     return Row(
-        name, state, *(values.get(key) for key in VALUES), sum(one.retries for one in ours),
-        sum(one.repeated for one in ours), 1.0 if state == "finished" else _progress(folder, name, far), cause,
-        values.get("targets", ""),
-    )  # fmt: skip
+        name,
+        state,
+        *(values.get(key) for key in VALUES),
+        retries=sum(job.retries for job in job_states),
+        repeated_steps=sum(job.repeated for job in job_states),
+        progress=1.0 if state == "finished" else _video_progress(folder, name, shares),
+        cause=own.cause if own else next((job.cause for job in job_states if job.cause), ""),
+        targets=values.get("targets", ""),
+    )
 
 
-def _progress(folder: Path, name: str, far: dict[str, float]) -> float:
-    """Of a video whose jobs have come so `far`; a segment counts by its frames, as its steps do."""
-    if not any("/segments/" in job for job in far):
-        return far.get(name, 0.0)
-    from hnerv.runs import chunks_of  # imports torch, which the table of other videos does without
+def _video_progress(folder: Path, name: str, shares: dict[str, float]) -> float:
+    """Progress of a video from that of its jobs. Segments are weighted by frames, which their steps depend on."""
+    if not any("/segments/" in job for job in shares):
+        return shares.get(name, 0.0)
+    from hnerv.runs import chunks_of  # imports torch, which tables without segments do not need
 
     try:
         frames = {f"{name}/segments/{chunk.path.name}": chunk.frames for chunk in chunks_of(folder / name)}
-    except UserError:  # of a plan that is damaged: the fleet's command says so
+    except UserError:  # the plan is damaged, which `hnerv fleet` reports
         return 0.0
-    return sum(far.get(job, 0.0) * count for job, count in frames.items()) / max(sum(frames.values()), 1)
+    return sum(shares.get(job, 0.0) * count for job, count in frames.items()) / max(sum(frames.values()), 1)
 
 
 def write_table(folder: Path, rows: list[Row]) -> Path:
-    """fleet.csv, whole or not at all; an empty cell where there is no number."""
+    """Write fleet.csv atomically; cells without a value are empty. Raises UserError."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
@@ -129,21 +138,21 @@ def write_table(folder: Path, rows: list[Row]) -> Path:
 
 
 def summary(rows: list[Row]) -> str:
-    """One line: how many are in which state, and what the faults cost."""
+    """One line: number of videos per state, retries and repeated steps."""
     counts = {state: sum(row.state == state for row in rows) for state in STATES}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     retries, repeated = sum(row.retries for row in rows), sum(row.repeated_steps for row in rows)
     videos = "1 video" if len(rows) == 1 else f"{len(rows)} videos"
     again = "1 retry" if retries == 1 else f"{retries} retries"
-    return f"{videos}: {told}; {again}, {repeated} steps repeated"
+    return f"{videos}: {shown}; {again}, {repeated} steps repeated"
 
 
-def lines(rows: list[Row], most: int = 60) -> str:
-    """The table for a terminal; of a large fleet those that failed and those at work come first."""
+def format_rows(rows: list[Row], most: int = 60) -> str:
+    """The table for a terminal. If there are more than `most` videos, failed and running ones are shown first."""
     urgent = sorted(rows, key=lambda row: ("failed", "begun", "finished", "waiting").index(row.state))
     shown = rows if len(rows) <= most else urgent[:most]
     width = max([len(row.name) for row in shown] + [5])
-    body = [line(row, width) for row in shown]
+    body = [format_video(row, width) for row in shown]
     more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
     targets = sorted({row.targets for row in rows if row.targets})
     meaning = [
@@ -154,12 +163,12 @@ def lines(rows: list[Row], most: int = 60) -> str:
 
 
 def heading(width: int) -> str:
-    """Of the columns of `line`; `width` is that of the names."""
+    """Heading of the columns of `format_video`; `width` is that of the names."""
     return f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
 
 
-def line(row: Row, width: int = 0) -> str:
-    """One video."""
+def format_video(row: Row, width: int = 0) -> str:
+    """One line of the table."""
     columns = [
         Column("video", str(width)),
         Column("state", "9", gap=2),

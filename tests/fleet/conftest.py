@@ -1,4 +1,4 @@
-"""A Ray of one node for the tests of a whole fleet; each command connects to it, as to any cluster."""
+"""A Ray of one node for tests of complete fleets; each command connects to it as to any cluster."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ print(json.dumps([nodes.address, [one.process.pid for one in nodes.head_node.all
 sys.stdin.read()
 nodes.shutdown()
 """
-"""A process of its own: what Ray leaves open there is no warning here."""
+"""Runs in a separate process, so that resources left open by Ray cause no warnings here."""
 
 
 class Ray(NamedTuple):
-    """A cluster's address for a driver on one of its nodes, that for clients, its raylets."""
+    """Address for a driver on a node of the cluster, address for clients, process ids of the raylets."""
 
     address: str
     for_clients: str
@@ -51,7 +51,7 @@ class Ray(NamedTuple):
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Ray]:
-    """One node of two CPUs. Its processes end with the tests."""
+    """One node with two CPUs. Its processes end with the tests."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
     pipe, environment = subprocess.PIPE, os.environ
@@ -69,24 +69,23 @@ def cluster() -> Iterator[Ray]:
 
 @pytest.fixture
 def fleet(cluster, hnerv_main, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """fleet(source, output, *flags) runs the command on `cluster` -> exit status. It forgets no handler of a signal."""
+    """fleet(source, output, *flags) runs the command on `cluster` -> exit status. Signal handlers are restored."""
 
     def run(source: Path, output: Path, *flags: str, address: str = "") -> int:
-        words = ["hnerv", "fleet", source, "-o", output, *flags]
-        monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        command = ["hnerv", "fleet", source, "-o", output, *flags]
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         hook = threading.excepthook, sys.excepthook
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-                warnings.filterwarnings(
-                    "ignore", category=ResourceWarning
-                )  # of sockets that Ray leaves to the collector
+                # Ray leaves sockets to the garbage collector
+                warnings.filterwarnings("ignore", category=ResourceWarning)
                 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
                 try:
                     return hnerv_main("fleet", source, "-o", output, "--address", address or cluster.address, *flags)
                 finally:
-                    gc.collect()  # here, where what Ray has left open is no error
+                    gc.collect()  # while warnings of Ray are ignored
         finally:
             threading.excepthook, sys.excepthook = hook
             for number, handler in before.items():
@@ -96,16 +95,16 @@ def fleet(cluster, hnerv_main, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 @pytest.fixture
-def films(tmp_path: Path, make_film) -> Path:
+def clips(tmp_path: Path, make_film) -> Path:
     """A folder of two videos."""
     for number in range(2):
-        make_film(tmp_path / "films" / f"film{number}", shift=number)
-    return tmp_path / "films"
+        make_film(tmp_path / "clips" / f"clip{number}", shift=number)
+    return tmp_path / "clips"
 
 
 @pytest.fixture
 def words(flags) -> Callable[..., list[str]]:
-    """words(epochs=3) -> the flags of the run in miniature, whose video the fleet names."""
+    """words(epochs=3) -> the flags of the miniature run without --data."""
     return lambda **changes: flags(**{"data": None, **changes})
 
 
@@ -121,7 +120,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def when() -> Iterator[Callable]:
-    """when(condition, action) does it in the background, once, as soon as the condition holds."""
+    """when(condition, action) calls the action once, in the background, as soon as the condition holds."""
     threads, ended = [], threading.Event()
 
     def start(condition: Callable[[], object], action: Callable[[object], None]) -> None:

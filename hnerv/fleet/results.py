@@ -1,4 +1,4 @@
-"""What a finished run says of itself, for the table of its fleet."""
+"""Results of a finished run for the table of its fleet."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hnerv.runs import ChunkedFolder, chunks_of
 from hnerv.training.chunks import log_chunks
 
 
-def numbers_of(folder: Path) -> dict[str, object]:
-    """The values of a row of the table, from config.json and metrics.jsonl. Raises UserError for a damaged one."""
-    return _numbers([read_run(folder)], None)
+def run_values(folder: Path) -> dict[str, object]:
+    """Values of a table row, from config.json and metrics.jsonl. Raises UserError if they are damaged."""
+    return _values([read_run(folder)], None)
 
 
 def close_segments(folder: Path, choice: Choice, report_to: str) -> dict[str, object]:
-    """Those of a video in segments, all of them trained; writes the values of the whole, as its own command does."""
+    """Values of a segmented video with all segments trained; logs the combined values as the single command does."""
     runs = [read_run(chunk.path) for chunk in chunks_of(folder)]
-    whole = combine([run.values for run in runs])
-    log_chunks(ChunkedFolder(folder), whole, choice.config.train.epochs, len(runs), report_to)
-    return _numbers(runs, whole)
+    combined = combine([run.values for run in runs])
+    log_chunks(ChunkedFolder(folder), combined, choice.config.train.epochs, len(runs), report_to)
+    return _values(runs, combined)
 
 
-def _numbers(runs: list[RunResults], whole: dict[str, float] | None) -> dict[str, object]:
-    measured, records = runs[0].values if whole is None else whole, [run.record for run in runs]
+def _values(runs: list[RunResults], combined: dict[str, float] | None) -> dict[str, object]:
+    measured, records = runs[0].values if combined is None else combined, [run.record for run in runs]
     unseen = measured.get("Eval/Frame/val_clip_sim")
     values = {
         "psnr": measured.get("Eval/Frame/train_psnr_frame"),
