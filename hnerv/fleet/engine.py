@@ -139,7 +139,7 @@ class Cluster:
             return {}
 
     def cancel(self, handles: list) -> None:
-        """Ask tasks to end. A task that trains saves its run and sends it first."""
+        """Request that tasks end. A task that trains saves its run and sends it first."""
         for handle in handles:
             with contextlib.suppress(Exception):  # the task may have ended
                 self._ray.cancel(handle, force=False)
