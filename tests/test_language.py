@@ -18,8 +18,8 @@ DIALECT = re.compile(
     re.I,
 )
 PACKAGE_DIALECT = re.compile(
-    r"(?<![a-z])(mend(s|ed|ing)?|anew|told|tells?|wish(es|ed)?|letters?(?!, digits)|harm\w*|films?|asks?|asked|whose|of which"
-    r"|beside|whole)(?![a-z])",
+    r"(?<![a-z])(mend(s|ed|ing)?|anew|told|tells?|wish(es|ed)?|letters?(?!, digits)|harm\w*|films?|asks?|asked|whose"
+    r"|of which|beside|whole)(?![a-z])",
     re.I,
 )
 """Also matches the parts of a name: `_told`, `mend_end`."""
