@@ -145,8 +145,10 @@ def test_out_of_memory_is_one_line(module, tmp_path, finished, coded, flags):
     code = f"{limited}; from {module} import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words), "--device", DEVICE],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "out of GPU memory (CUDA out of memory" in line

@@ -49,9 +49,12 @@ def board(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         log.open("w") as file,
         subprocess.Popen(
             [sys.executable, "-m", "tensorboard.main", *map(str, words)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         ) as process,
-    ):  # fmt: skip
+    ):
         try:
             for line in process.stderr:
                 file.write(line)

@@ -24,9 +24,18 @@ def world() -> Callable[..., SimpleNamespace]:
 
     def build(embedding: str = "grid", targets: bool = True, val: tuple[int, ...] = (3, 7)) -> SimpleNamespace:
         config = ModelConfig(
-            embedding=embedding, dec_strides=(2, 2, 2), enc_strides=(2, 2, 2), dec_width=8, embed_dim=4, enc_width=4,
-            clip_site=1, clip_hidden=8, lower_width=4, pe="1.25_4", pe_stem=8,
-        )  # fmt: skip
+            embedding=embedding,
+            dec_strides=(2, 2, 2),
+            enc_strides=(2, 2, 2),
+            dec_width=8,
+            embed_dim=4,
+            enc_width=4,
+            clip_site=1,
+            clip_hidden=8,
+            lower_width=4,
+            pe="1.25_4",
+            pe_stem=8,
+        )
         scene = Scene(8, 32, 64, 2, 4, 24.0, (0, 1, 2, 4, 5, 6), val, 6 if targets else 0)
         torch.manual_seed(0)
         model = build_model(config, scene)

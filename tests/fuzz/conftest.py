@@ -28,11 +28,41 @@ ROOM, SECONDS = 2 << 30, 20
 
 REFUSED = object()
 SHAPES_OF_TROUBLE = (
-    "", " ", "..", "../x", "/etc/passwd", "~nobody-there/x", "a\0b", "\ud800", "9" * 5000, "x" * 300, "-1", "--", "nan",
-    "inf", "0x0", "1_1_1", "0_3_3", "1_" + "9" * 5000, f"{'9' * 400}_1", "1_1000000000000", "0.5_99999999999", "9" * 30,
-    "9" * 30 + "x1", "1:2:0", "9" * 5000 + ":", "٣x٣", "²", "{params}", "\x1b[31m", "grid", "pe", "cosine_1e400_1_0",
-    "cosine_0.5_1e308_0.1", "1e400",
-)  # fmt: skip
+    "",
+    " ",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "~nobody-there/x",
+    "a\0b",
+    "\ud800",
+    "9" * 5000,
+    "x" * 300,
+    "-1",
+    "--",
+    "nan",
+    "inf",
+    "0x0",
+    "1_1_1",
+    "0_3_3",
+    "1_" + "9" * 5000,
+    f"{'9' * 400}_1",
+    "1_1000000000000",
+    "0.5_99999999999",
+    "9" * 30,
+    "9" * 30 + "x1",
+    "1:2:0",
+    "9" * 5000 + ":",
+    "٣x٣",
+    "²",
+    "{params}",
+    "\x1b[31m",
+    "grid",
+    "pe",
+    "cosine_1e400_1_0",
+    "cosine_0.5_1e308_0.1",
+    "1e400",
+)
 JUNK = st.one_of(
     st.sampled_from(SHAPES_OF_TROUBLE),
     st.none(),
@@ -197,9 +227,13 @@ def hunt(request: pytest.FixtureRequest) -> Callable[..., None]:
 
         long = request.param == "campaign"
         options = settings(
-            max_examples=count, deadline=None, database=None, derandomize=not long, print_blob=True,
+            max_examples=count,
+            deadline=None,
+            database=None,
+            derandomize=not long,
+            print_blob=True,
             suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+        )
         test = options(given(strategy)(case))
         if long:
             test = seed(int(os.environ.get("HNERV_FUZZ_SEED", "0")))(test)

@@ -175,9 +175,11 @@ def test_a_pickle_is_never_executed(hunt, tmp_path, checkpoint, settled, refused
         assert not mark.exists()
 
     cases = st.tuples(
-        st.sampled_from([*CALLS]), st.sampled_from(places), st.sampled_from(["zip", "zip", "old", "bare"]),
+        st.sampled_from([*CALLS]),
+        st.sampled_from(places),
+        st.sampled_from(["zip", "zip", "old", "bare"]),
         st.sampled_from([2, 3, 4]),
-    )  # fmt: skip
+    )
     hunt(cases, check, fast=60, campaign=400)
 
 

@@ -23,8 +23,11 @@ def command(tmp_path_factory, flags):
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         done = subprocess.run(
             [sys.executable, ROOT / "train_patch_dual.py", *words],
-            env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         state = torch.load(output / "run" / "checkpoints" / "latest.pt", map_location="cpu")
         return state["model"], state["evaluation"]

@@ -60,9 +60,12 @@ def test_training_takes_less_than_the_frames(tmp_path, flags, long_video, held):
     words = flags(data=long_video, clip_targets=None, clip_weights="random", grid="1x2", batch_size=1, blend_freq=0)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tmp_path, str(held), str(ROOM), *words, "--threads", "1", "--device", "cpu"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"HNERV_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+    )
     if held:
         assert done.returncode not in (0, 124) and "memory" in done.stderr.lower(), done.stderr
     else:

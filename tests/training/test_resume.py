@@ -149,8 +149,10 @@ def test_killed_anywhere(tmp_path, flags, assert_same, seed, embedding, epochs, 
     script = Path(__file__).with_name("kill_anywhere.py")
     done = subprocess.run(
         [sys.executable, script, tmp_path, str(seed), str(kills), str(share), *words],
-        capture_output=True, text=True, timeout=60 + 15 * kills,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60 + 15 * kills,
+    )
     tries = [line.split() for line in done.stdout.splitlines() if line.startswith("try ")]
     statuses = [int(status) for _, status, _ in tries]
     assert done.returncode == statuses[0] == statuses[-1] == 0, done.stderr
@@ -191,8 +193,14 @@ def test_torn_logs_are_mended(tmp_path, train, flags, monkeypatch, lines_of, eve
         path.write_bytes(path.read_bytes()[:-5])
     assert train(tmp_path, words) == 0
     assert [(line["kind"], line["epoch"]) for line in lines_of(run)] == [
-        ("train", 1), ("train", 2), ("train", 3), ("train", 4), ("eval", 4), ("train", 5), ("eval", 5),
-    ]  # fmt: skip
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+        ("train", 4),
+        ("eval", 4),
+        ("train", 5),
+        ("eval", 5),
+    ]
     assert [step for step, _ in events_of(run / "tensorboard")["Train/PSNR"]] == [1, 2, 3, 4, 5]
 
 
@@ -214,9 +222,11 @@ def test_a_second_signal_ends_the_process_at_once():
         "    signal.raise_signal(signal.SIGTERM); print('twice', flush=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60,
-        
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "once\n")
 
 

@@ -8,9 +8,16 @@ import torch
 from hnerv.training.values import Objective, clip_values, clipping_values, log_histograms, loss_values, stability_values
 
 MEANS = {
-    "psnr": 30.0, "pixel_loss": 0.03, "clip_loss": 0.5, "total_loss": 0.04, "total_norm": 1.0, "rgb_head_norm": 0.6,
-    "clip_head_norm": 0.3, "decoder_norm": 0.5, "embedding_norm": 0.1,
-}  # fmt: skip
+    "psnr": 30.0,
+    "pixel_loss": 0.03,
+    "clip_loss": 0.5,
+    "total_loss": 0.04,
+    "total_norm": 1.0,
+    "rgb_head_norm": 0.6,
+    "clip_head_norm": 0.3,
+    "decoder_norm": 0.5,
+    "embedding_norm": 0.1,
+}
 
 
 def test_shares_are_percent_of_the_total():
