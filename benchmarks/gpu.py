@@ -19,7 +19,7 @@ left does not count as failed.
 Nothing is installed or downloaded. A machine with torch 2.11, torchvision, triton, tensorboard, timm, huggingface_hub,
 regex, scipy, scikit-image, torchmetrics, matplotlib, jinja2, safetensors, tqdm, pytest and hypothesis also needs these
 wheels (Linux, Python 3.12; under 64 MiB together with the checkout): av 18.1.0, scikit-video 1.1.11, open_clip_torch
-3.3.0, wcwidth 0.9.4, pytorch-msssim 1.0.0, constriction 0.5.0, ftfy 6.3.1, and decord 0.6.0 if it should be tested.
+3.3.0, wcwidth 0.9.4, pytorch-msssim 1.0.0, constriction 0.5.0, ftfy 6.3.1, filelock 4.3.1; decord 0.6.0 to test it too.
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
