@@ -329,7 +329,7 @@ def packed() -> Callable[[dict, dict[str, bytes]], bytes]:
     """
 
     def pack(header: dict, sections: dict[str, bytes]) -> bytes:
-        from hnerv.codec.container import serialize_index
+        from hnerv.codec.format import serialize_index
 
         table = [[name, len(data), zlib.crc32(data)] for name, data in sections.items()]
         own = {key: value for key, value in header.items() if key != "record"}

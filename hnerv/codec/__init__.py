@@ -8,7 +8,6 @@ from hnerv.codec.chunks import (
     open_chunks,
     open_coded_run,
 )
-from hnerv.codec.container import ChunkEntry, is_container, write_bitstream
 from hnerv.codec.encoding import Options, check_options, encode_run
 from hnerv.codec.file import (
     BitstreamFile,
@@ -20,6 +19,7 @@ from hnerv.codec.file import (
     open_single_chunk,
     summed_by_part,
 )
+from hnerv.codec.format import ChunkEntry, is_container, write_bitstream
 from hnerv.codec.playback import frame_times, play, play_file, play_patch
 
 __all__ = [

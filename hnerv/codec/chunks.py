@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from hnerv.codec.container import is_container
 from hnerv.codec.file import BitstreamFile, CodedChunk, open_single_chunk, summed_by_part
+from hnerv.codec.format import is_container
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
 from hnerv.runs import Chunk, chunks_of, targets_of

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hnerv
 from hnerv.codec.bitstream import Section, part_of, read_tensors, section_layout, write_sections
-from hnerv.codec.container import (
+from hnerv.codec.format import (
     ChunkEntry,
     content_of,
     read_header,

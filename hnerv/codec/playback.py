@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from hnerv.codec.container import ChunkEntry
 from hnerv.codec.file import BitstreamFile
+from hnerv.codec.format import ChunkEntry
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV
 from hnerv.model.predict import FRAMES_AT_ONCE, predict, predict_patch, to_uint8

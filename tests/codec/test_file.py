@@ -27,7 +27,7 @@ from hnerv.codec import (
 from hnerv.codec import file as file_module
 from hnerv.codec.allocation import Bits, range_scales
 from hnerv.codec.bitstream import coded_values, read_tensors, section_layout, write_sections
-from hnerv.codec.container import read_section
+from hnerv.codec.format import read_section
 from hnerv.errors import UserError
 from hnerv.runs.models import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord

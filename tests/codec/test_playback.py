@@ -23,7 +23,7 @@ from hnerv.codec import (
     write_bitstream,
 )
 from hnerv.codec import file as file_module
-from hnerv.codec.container import content_of, read_index, read_section, serialize, serialize_index
+from hnerv.codec.format import content_of, read_index, read_section, serialize, serialize_index
 from hnerv.errors import UserError
 from hnerv.model.predict import predict
 from hnerv.runs.models import open_checkpoint
@@ -173,7 +173,7 @@ def test_common_facts_are_stored_once(coded, tmp_path):
 
 
 def test_joining_takes_a_buffer_of_memory(coded, tmp_path, monkeypatch):
-    monkeypatch.setattr("hnerv.codec.container.BUFFER", 1 << 14)
+    monkeypatch.setattr("hnerv.codec.format.BUFFER", 1 << 14)
     sections = {"a": bytes(20 << 20)}
     record = open_single_chunk(coded("grid")).header.record
     write_bitstream(tmp_path / "a.hnerv", serialize([content_of(12, record, {}, sections)]))

@@ -19,8 +19,8 @@ import torch
 from hypothesis import strategies as st
 
 from hnerv.codec import BitstreamFile, open_single_chunk, play
-from hnerv.codec.container import read_section
 from hnerv.codec.description import info_dict, origin_lines, parts_table
+from hnerv.codec.format import read_section
 from hnerv.data.clip.targets import read_targets_file
 from hnerv.geometry import PatchGrid
 from hnerv.runs.checkpoint import load_checkpoint

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hnerv.codec.chunks import open_coded_run
+from hnerv.codec.comparison.bd_rate import Clip, RatePoint, quality
 from hnerv.codec.comparison.codecs import Stopwatch, VideoCodec, check_codecs, conversion_psnr, measure_codec
-from hnerv.codec.comparison.rates import Clip, RatePoint, quality
 from hnerv.codec.comparison.table import Comparison
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun

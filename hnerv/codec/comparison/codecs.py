@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnerv.codec.comparison.rates import RatePoint, quality
+from hnerv.codec.comparison.bd_rate import RatePoint, quality
 from hnerv.data.video.colour import to_rgb, to_yuv420
 from hnerv.errors import UserError
 from hnerv.timeline import exact_rate

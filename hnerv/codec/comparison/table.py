@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.codec.comparison.rates import LEAST_POINTS, Clip, RatePoint, bd_rate
+from hnerv.codec.comparison.bd_rate import LEAST_POINTS, Clip, RatePoint, bd_rate
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnerv.codec.comparison.rates import Clip, RatePoint
+from hnerv.codec.comparison.bd_rate import Clip, RatePoint
 from hnerv.codec.comparison.table import Comparison
 
 torch.set_num_threads(1)

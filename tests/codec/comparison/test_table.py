@@ -10,7 +10,7 @@ import math
 import pytest
 from PIL import Image
 
-from hnerv.codec.comparison.rates import RatePoint
+from hnerv.codec.comparison.bd_rate import RatePoint
 from hnerv.codec.comparison.table import bytes_at_our_psnr, text_table, to_dict, verdict, write_comparison
 from hnerv.errors import UserError
 

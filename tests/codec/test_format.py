@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnerv.codec.container import (
+from hnerv.codec.format import (
     MAGIC,
     PROLOGUE,
     VERSION,

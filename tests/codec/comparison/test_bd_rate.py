@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from hnerv.codec.comparison.rates import bd_rate, quality
+from hnerv.codec.comparison.bd_rate import bd_rate, quality
 from hnerv.metrics import ms_ssim
 
 SIZES, PSNRS = [1000, 2100, 4300, 9000, 20000], [28.0, 31.1, 34.0, 36.6, 38.9]
