@@ -47,11 +47,12 @@ def train_chunk(chunk: ChunkRun, options: RuntimeOptions) -> Result:
     from hnerv.data.store import load_material
     from hnerv.model import build_model
     from hnerv.training.optim import build_optimizer
-    from hnerv.training.run import device_errors, fit
+    from hnerv.training.run import check_material, device_errors, fit
 
     config, device = chunk.config, options.device
     # The frames, their split into training and unseen ones, and the CLIP embedding of every patch.
     material = load_material(config, device, progress=True)
+    check_material(chunk, material)
     with device_errors(config, chunk.folder.latest):
         # Embedding of a frame's time -> decoder stages -> RGB head; the CLIP head reads the features of one stage.
         torch.manual_seed(config.train.seed)

@@ -1,6 +1,6 @@
 """Shared by the benchmarks: trainers, timing in alternating rounds, processes of this checkout, Markdown tables.
 
-Whatever the benchmarks use of `hnerv.training.Trainer` beyond single steps is in this module. Imports no torch.
+Whatever the benchmarks use of `hnerv.training.trainer.Trainer` beyond single steps is in this module. Imports no torch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ TIERS = (
     "command",
     "model",
     "data",
-    "flags",
     "tracking",
     "runs",
     "evaluation",
@@ -33,6 +32,7 @@ TIERS = (
     "train_patch_dual eval",
 )
 ROOMS = [room for tier in TIERS for room in tier.split()]
+assert len(ROOMS) == len(set(ROOMS))
 LIGHT = [
     *("errors", "files", "geometry", "timeline", "losses", "schedule", "config", "presets", "flags", "command"),
     *("data/__init__", "data/chunks"),

@@ -46,6 +46,7 @@ def play_file(
         with _frames_in_errors(file, entry):
             model = chunk.model(("rgb_head",), span if len(span) < SPARSE * len(inner) else inner).to(device)
         yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
+        del model  # before the next chunk is read
 
 
 def frame_times(file: BitstreamFile, frames: Sequence[int]) -> Timeline:

@@ -20,11 +20,11 @@ from hnerv.config import LogConfig
 from hnerv.errors import Interrupted, RunError, UserError
 from hnerv.fleet.transfers import LATEST, ChangeTracker, FolderUpdate, apply_update
 from hnerv.presets import Choice
-from hnerv.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from hnerv.fleet.locations import VideoLocation
     from hnerv.runs import ChunkOptions, ChunkPlan
+    from hnerv.runs.record import RunRecord
     from hnerv.training.trainer import Trainer
 
 FREE_SECONDS, TIME_SHARE = 2.0, 0.01
@@ -124,17 +124,18 @@ def _train(task: Task, folder: Path, archive: bytes | None, sender: CheckpointSe
     from hnerv.model import build_model
     from hnerv.runs.folder import RunFolder
     from hnerv.training.optim import build_optimizer
-    from hnerv.training.run import ChunkRun, RuntimeOptions, check_settings, device_errors, fit
+    from hnerv.training.run import ChunkRun, RuntimeOptions, check_material, check_settings, device_errors, fit
 
     path, device = worker_path(task.location, archive), pick_device(task.device)
     options = RuntimeOptions(device, task.log, gpu_share=task.gpu_share, on_save=sender.on_save)
     check_settings(task.choice.config, task.log)
     chunk = ChunkRun(task.choice, RunFolder(folder, False), task.frames, _initial(task, folder.parent), task.like)
     config = chunk.config
+    material = load_material(config.replaced({"data": str(path)}) if path else config, device, progress=True)
+    if path:  # the record contains the driver's path of the video
+        material = material._replace(video=material.video._replace(source=task.location.source))
+    check_material(chunk, material)
     with device_errors(config, chunk.folder.latest):
-        material = load_material(config.replaced({"data": str(path)}) if path else config, device, progress=True)
-        if path:  # the record contains the driver's path of the video
-            material = material._replace(video=material.video._replace(source=task.location.source))
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
         fit(chunk, material, model, build_optimizer(model, config.train), options)

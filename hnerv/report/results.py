@@ -17,6 +17,7 @@ from hnerv.evaluation import combine
 from hnerv.files import read_json
 from hnerv.model import joined_scene
 from hnerv.runs import chunks_of
+from hnerv.runs.environment import last_start
 from hnerv.runs.record import RunRecord, read_record
 
 Curve = list[tuple[int, float]]
@@ -99,7 +100,7 @@ def read_run(folder: Path, name: str = "") -> RunResults:
     Raises UserError where it is no run folder, where no chunk has been started, or where a file is damaged.
     """
     parts = chunks_of(folder)
-    started = [part for part in parts if len(parts) == 1 or (part.path / "config.json").is_file()]
+    started = [part for part in parts if not part.is_part or (part.path / "config.json").is_file()]
     if not started:
         raise UserError(f"no segment of {folder} has been started: run the training command first")
     chunks = tuple(_read_chunk(part.path)._replace(first=part.first) for part in started)
@@ -112,7 +113,6 @@ def _read_chunk(folder: Path) -> RunResults:
         raise UserError(f"{folder} is not a run folder (it has no config.json): pass output/NAME")
     curves, summary = read_curves(folder / "metrics.jsonl"), _read_summary(folder / "eval" / "summary.json")
     values, epoch = _last_evaluation(curves, summary)
-    starts = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else []
     return RunResults(
         folder=folder,
         name=folder.resolve().name,
@@ -123,7 +123,7 @@ def _read_chunk(folder: Path) -> RunResults:
         summary=summary,
         frames=_measurements(folder / "eval" / "per_frame.csv"),
         patches=_measurements(folder / "eval" / "per_patch.csv"),
-        environment=starts[-1] if starts else {},
+        environment=last_start(folder / "environment.json"),
         baselines=_baselines(folder / "eval" / "summary.json", summary),
     )
 
@@ -193,6 +193,8 @@ def read_curves(path: Path) -> dict[str, Curve]:
         try:
             record = json.loads(line)
             epoch = record["epoch"]
+            if type(epoch) is not int:
+                raise TypeError("invalid epoch")
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is damaged at line {number}: delete that line") from error
         for tag, value in record.items():
@@ -213,7 +215,7 @@ def is_current(folder: Path, epoch: int, checkpoint: Path) -> bool:
 
 def _read_summary(path: Path) -> dict:
     summary = read_json(path) if path.is_file() else {}
-    if not isinstance(summary, dict):
+    if not isinstance(summary, dict) or type(summary.get("epoch", 0)) is not int:
         raise UserError(f"{path} is not a summary written by eval.py: delete it and run eval.py again")
     return summary
 

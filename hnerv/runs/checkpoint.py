@@ -80,11 +80,12 @@ def _invalid_part(state: dict) -> str:
     """
     progress = state["progress"]
     checks = {
-        "model": _is_dict_of(state["model"], torch.Tensor),
+        "model": _is_dict_of(state["model"], torch.Tensor) and not any(v.is_complex() for v in state["model"].values()),
         "optimizer": isinstance(state["optimizer"], dict),
         "progress": isinstance(progress, dict)
         and progress.keys() >= PROGRESS_KEYS
         and all(type(progress[key]) is int and progress[key] >= 0 for key in COUNTS)
+        and all(isinstance(progress[key], float | int) for key in ("best", "peak", "lr_scale"))
         and _is_dict_of(progress["logs"], int),
         "evaluation": _is_dict_of(state["evaluation"], (int, float)),
     }

@@ -19,8 +19,19 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "tensorboard", "numpy", "
 
 def append_environment(path: Path, device: torch.device, precision: str) -> None:
     """environment.json is a list with one entry per start of the run."""
-    starts = read_json(path) if path.exists() else []
-    write_json(path, [*starts, environment(device, precision)])
+    write_json(path, [*_starts(path), environment(device, precision)])
+
+
+def last_start(path: Path) -> dict[str, object]:
+    """The last entry of an environment.json; {} without one. Raises UserError for a file that is no JSON."""
+    starts = _starts(path)
+    return starts[-1] if starts and isinstance(starts[-1], dict) else {}
+
+
+def _starts(path: Path) -> list:
+    """Its entries; none in a file of another form: a damaged note of provenance must not stop a run."""
+    starts = read_json(path) if path.is_file() else []
+    return starts if isinstance(starts, list) else []
 
 
 def environment(device: torch.device | None = None, precision: str | None = None) -> dict[str, object]:

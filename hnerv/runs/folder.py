@@ -19,11 +19,11 @@ from hnerv.data.clip.targets import is_same_file
 from hnerv.data.store import load_material
 from hnerv.data.video import CLIPS, is_remote
 from hnerv.errors import OtherRun, UserError
-from hnerv.files import move_aside, read_json, replacing, write_json
+from hnerv.files import move_aside, replacing, write_json
 from hnerv.presets import Choice
 from hnerv.runs import PLAN
 from hnerv.runs.checkpoint import load_checkpoint
-from hnerv.runs.environment import append_environment
+from hnerv.runs.environment import append_environment, last_start
 from hnerv.runs.lock import locked
 from hnerv.runs.record import RunRecord, read_record
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
@@ -108,9 +108,7 @@ class RunFolder:
 
     def last_precision(self) -> str | None:
         """The precision of the start before this one, None for the first. Raises UserError."""
-        path = self.path / "environment.json"
-        starts = read_json(path) if path.exists() else []
-        return starts[-1]["precision"] if starts else None
+        return last_start(self.path / "environment.json").get("precision")
 
     def claim(
         self,
@@ -212,7 +210,8 @@ def _check_settings(path: Path, theirs: RunRecord, ours: Config, same_path: bool
         del differing["clip_targets"]
     if differing:
         pairs = (
-            f"{key} is {_value_text(old)}, this command has {_value_text(new)}" for key, (old, new) in differing.items()
+            f"{key} is {_value_text(old) or 'not set'}, this command has {_value_text(new) or 'not set'}"
+            for key, (old, new) in differing.items()
         )
         raise OtherRun(
             f"{path} holds a run with another configuration ({'; '.join(pairs)})",

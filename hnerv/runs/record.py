@@ -176,6 +176,8 @@ class RunRecord:
             part = "model"
             width = data["model"]["width"]
             parameters = dict(data["model"].get("coded_parameters", {}))
+            if any(type(count) is not int for count in parameters.values()):
+                raise TypeError("invalid number of parameters")
             if type(width) is not int or not 0 < width <= MAX_WIDTH:
                 raise ValueError(f"invalid width {width}")
             part = "preset"

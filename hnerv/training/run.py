@@ -17,7 +17,7 @@ from hnerv.data.store import FrameStore, Material
 from hnerv.errors import Diverged, RunError, UserError, first_line, is_gpu_lost, is_out_of_memory
 from hnerv.files import sha256_of
 from hnerv.metrics import SSIM_WINDOW, ms_ssim_scales
-from hnerv.model import LATENTS, DualHeadHNeRV, Scene
+from hnerv.model import LATENTS, DualHeadHNeRV
 from hnerv.presets import Choice
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.folder import RunFolder
@@ -85,12 +85,6 @@ def fit(
     Raises UserError before anything is written, RunError when the run cannot continue, Interrupted when it was stopped.
     """
     config, folder, device = chunk.choice.config, chunk.folder, options.device
-    check_scene(material.scene)
-    if chunk.frames and material.scene.frames != chunk.frames:
-        raise UserError(
-            f"{config.video.data} has {material.scene.frames} frames in --frames {config.video.frames}, but "
-            f"{chunk.frames} were planned: repair the file, or pass an intact range under another --exp-id"
-        )
     record = RunRecord.of(chunk.choice.preset, config, material, model)
     if chunk.initial:
         record = dataclasses.replace(record, initial=initialise_from(model, chunk.initial))
@@ -135,12 +129,18 @@ def check_settings(config: Config, log: LogConfig) -> None:
         raise UserError("--report-to wandb needs wandb, which is not installed: pip install wandb, or remove the flag")
 
 
-def check_scene(scene: Scene) -> None:
-    """Raises UserError for frames on which MS-SSIM, and so every evaluation, is not defined."""
+def check_material(chunk: ChunkRun, material: Material) -> None:
+    """Raises UserError for frames on which MS-SSIM is not defined, and for another number of them than planned."""
+    scene, video = material.scene, chunk.choice.config.video
     if not ms_ssim_scales(scene.height, scene.width):
         raise UserError(
             f"frames of {scene.height}x{scene.width} are too small for MS-SSIM, which needs "
             f"{SSIM_WINDOW}x{SSIM_WINDOW} pixels: choose a larger --crop or --resize"
+        )
+    if chunk.frames and scene.frames != chunk.frames:
+        raise UserError(
+            f"{video.data} has {scene.frames} frames in --frames {video.frames}, but {chunk.frames} were planned: "
+            "repair the file, or pass an intact range under another --exp-id"
         )
 
 
@@ -205,10 +205,13 @@ def roll_back(trainer: Trainer, fault: Diverged, console: Console, report_to: st
     )
     logger = trainer.folder.reopen(checkpoint, report_to)
     detail = {"number": number, "from_epoch": wrong[0], "from_step": wrong[1], "lr_scale": scale}
-    logger.record("rollback", {"epoch": epoch, "step": step, "cause": fault.cause, "detail": detail})
-    logger.text("Model/Info/rollback", message, step)
-    console.print_line(message)
-    console.set_step(step)
+    with contextlib.ExitStack() as on_error:
+        on_error.enter_context(logger)
+        logger.record("rollback", {"epoch": epoch, "step": step, "cause": fault.cause, "detail": detail})
+        logger.text("Model/Info/rollback", message, step)
+        console.print_line(message)
+        console.set_step(step)
+        on_error.pop_all()
     return logger
 
 

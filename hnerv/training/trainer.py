@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NoReturn
 
 import torch
@@ -338,7 +338,8 @@ class Trainer:
             raise UserError(
                 f"{self.folder.latest}: its optimiser state does not fit ({error}): delete it to resume from best.pt"
             ) from error
-        progress = {name: value for name, value in checkpoint["progress"].items() if name != "step"}
+        known = {field.name for field in fields(TrainState)}
+        progress = {name: value for name, value in checkpoint["progress"].items() if name in known}
         self.training_step.records.copy_(progress["records"])
         progress |= {"records": self.training_step.records, "times": list(progress["times"])}
         self.state = TrainState(**progress, evaluation=checkpoint["evaluation"])

@@ -10,7 +10,6 @@ from hnerv.evaluation import eval_values, evaluate
 from hnerv.evaluation.measure import clip_measures
 from hnerv.evaluation.summary import CLIP_COLUMNS, eval_histograms
 from hnerv.metrics import ms_ssim
-from hnerv.model.predict import FRAMES_AT_ONCE, predict
 
 SPLITS = {"train": (0, 1, 2, 4, 5, 6), "val": (3, 7)}
 
@@ -175,35 +174,3 @@ def test_the_mode_of_the_model_is_restored(world, training):
     here = world()
     evaluate(here.model.train(training), here.store)
     assert here.model.training == training
-
-
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_a_prediction_does_not_depend_on_what_is_decoded_beside_it(world, embedding):
-    here = world(embedding)
-    together = predict(here.model, torch.arange(4.0))
-    for times in ([0.0], [3.0], [2.0, 1.0], [3.0, 0.0, 2.0], [1.0, 1.0, 1.0, 1.0]):
-        found = predict(here.model, torch.tensor(times))
-        where = torch.tensor(times).long()
-        assert torch.equal(found.rgb, together.rgb[where]) and torch.equal(found.clip, together.clip[where])
-        assert not found.rgb.requires_grad
-    assert predict(here.model, torch.zeros(1), clip=False).clip is None
-
-
-def test_a_prediction_is_that_of_the_model(world):
-    here = world("encoder")
-    times = torch.tensor([5.0, 2.0, 6.0])
-    seen = here.store.frames(times.long())
-    with torch.no_grad():
-        assert torch.allclose(predict(here.model, times).rgb, here.model(times).rgb, atol=1e-6)
-        assert torch.allclose(predict(here.model, times, seen).rgb, here.model(times, seen).rgb, atol=1e-6)
-        assert torch.allclose(predict(here.model, times).clip, here.model(times).clip, atol=1e-6)
-
-
-def test_every_prediction_is_computed_as_one_full_batch(world):
-    here = world()
-    sizes = []
-    here.model.embedding.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    for count in range(1, FRAMES_AT_ONCE + 1):
-        assert len(predict(here.model, torch.arange(float(count))).rgb) == count
-    evaluate(here.model, here.store)
-    assert set(sizes) == {FRAMES_AT_ONCE}
