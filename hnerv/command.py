@@ -46,7 +46,7 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
         sys.stderr.write(f"{prog}: stopped; everything saved so far is intact\n")
         sys.exit(130)
     except Exception as error:
-        expected = _line_and_status(error)
+        expected = line_and_status(error)
         if expected is None:
             raise
         if debug:
@@ -55,7 +55,7 @@ def one_line_errors(prog: str, debug: bool) -> Iterator[None]:
         sys.exit(expected[1])
 
 
-def _line_and_status(error: Exception) -> tuple[str, int] | None:
+def line_and_status(error: Exception) -> tuple[str, int] | None:
     """The message of an expected error, in one line, and its exit status; None for a fault of the program."""
     if isinstance(error, UserError | RunError | Interrupted):
         status = error.status if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1

@@ -65,8 +65,11 @@ class Interrupted(Exception):
     """A signal ended the run after its state was saved. Exit status 128 + the number of the signal."""
 
     def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(signal_number, message)  # what pickle passes to this method
         self.status = 128 + signal_number
+
+    def __str__(self) -> str:
+        return self.args[-1]
 
 
 class TimeUp(Interrupted):

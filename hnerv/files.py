@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from hnerv.errors import UserError
 
@@ -17,13 +26,13 @@ from hnerv.errors import UserError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write, which replaces `path` at the end of a block that succeeds.
 
-    Until then it is `.NAME.PID.tmp` in the same folder, which is created if needed; a long NAME is cut. No reader sees
-    half a file: if the block, the disk or the rename fails, the old file stays, the temporary one is removed, and the
-    error is passed on.
+    Until then it is `.NAME.*.tmp` in the same folder, which is created if needed; a long NAME is cut. Its name is
+    unique also where machines share a disk. No reader sees half a file: if the block, the disk or the rename fails,
+    the old file stays, the temporary one is removed, and the error is passed on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = os.fsdecode(os.fsencode(path.name)[:200])
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -90,6 +99,52 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or move its folder aside") from error
+
+
+def scratch_folder(prefix: str) -> Path:
+    """A new temporary folder, removed when this process ends."""
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=_scratch_root()))
+
+
+@functools.cache
+def _scratch_root() -> Path:
+    """The folder of all temporary folders of this process. It is locked: those of killed processes are removed first.
+
+    Process numbers are no proof where several machines or containers share the folder.
+    """
+    for old in Path(tempfile.gettempdir()).glob("hnerv-scratch-*"):
+        with contextlib.suppress(OSError, Timeout):
+            if old.stat().st_mtime < time.time() - 60:  # not one that is about to be locked
+                with FileLock(old / ".lock", timeout=0, fallback_to_soft=False):
+                    shutil.rmtree(old, ignore_errors=True)
+    root = tempfile.mkdtemp(prefix="hnerv-scratch-")
+    lock = FileLock(os.path.join(root, ".lock"), fallback_to_soft=False)
+    with contextlib.suppress(OSError):  # a file system without locks
+        lock.acquire()
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    atexit.register(lock.release)  # before that: the last one registered is the first to be called
+    return Path(root)
+
+
+def machine() -> str:
+    """The host and its PID namespace (containers have their own): the scope of a process number."""
+    try:
+        return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not on Linux
+        return socket.gethostname()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine exists. True where that is unknown: on Windows, signal 0 is Ctrl-C."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def memory_bytes() -> int:

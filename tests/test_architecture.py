@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TIERS = (
     "errors files",
+    "storage",
     "geometry timeline tables",
     "losses schedule metrics motion quantise",
     "viz",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +37,8 @@ def test_the_old_file_stays_until_the_new_one_is_complete(old, monkeypatch):
     with replacing(old) as file:
         file.write(b"new")
         assert read_json(old) == [1]
-        assert names(old.parent) == sorted([f".a.json.{os.getpid()}.tmp", "a.json"])
+        temporary, name = names(old.parent)
+        assert temporary.startswith(".a.json.") and temporary.endswith(".tmp") and name == "a.json"
     assert old.read_bytes() == b"new" and names(old.parent) == ["a.json"]
     assert calls == ["fsync", "replace"]
 
@@ -120,3 +124,22 @@ def test_an_output_that_cannot_be_written_is_refused_early(old, name, message):
     check_output(old, "-o", overwrite=True)
     with pytest.raises(UserError, match=message):
         check_output(old.parent / name, "-o", overwrite=False)
+
+
+def test_scratch_folders_of_killed_processes_are_removed(tmp_path):
+    def run(code: str) -> str:
+        code = f"from hnerv.files import scratch_folder; folder = scratch_folder('run'); {code}"
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+
+    killed = Path(run("print(folder, flush=True); import os; os.kill(os.getpid(), 9)").strip())
+    assert killed.is_dir() and killed.parent.parent == tmp_path
+    fresh, alive, other = (tmp_path / name for name in ("hnerv-scratch-fresh", "hnerv-scratch-alive", "other"))
+    for folder in (fresh, alive, other):
+        folder.mkdir()
+    for folder in (killed.parent, alive):
+        os.utime(folder, (0, 0))
+    with FileLock(alive / ".lock"):
+        os.utime(alive, (0, 0))
+        assert run("print(folder.is_dir(), folder.name[:4])") == "True run-\n"
+    assert names(tmp_path) == sorted([fresh.name, alive.name, other.name])

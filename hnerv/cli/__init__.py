@@ -5,6 +5,7 @@ A verb imports torch only when it runs, so that `hnerv --help` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hnerv import __version__
 from hnerv.command import one_line_errors, set_up_torch
 from hnerv.flags import THREADS_HELP, Parser, add_debug, add_threads
 from hnerv.flags import add_device as add_device
+from hnerv.storage import is_remote
 
 VERBS: dict[str, str] = {
     "encode": "compress a trained run into a .hnerv file",
@@ -61,10 +63,22 @@ def module_of(verb: str):
 def add_model(parser: Parser, more: str = "") -> None:
     """The model that a verb reads. `more` completes the help text."""
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help=f".hnerv file, checkpoint, or run folder (its latest.pt){more}"
+        "path", type=local, metavar="PATH", help=f".hnerv file, checkpoint, or run folder (its latest.pt){more}"
     )
+
+
+def place(text: str) -> Path | str:
+    """The type of an argument that is a path, or an address, which a Path would change."""
+    return text if is_remote(text) else Path(text)
+
+
+def local(text: str) -> Path:
+    """The type of an argument that is a path only."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address: copy it to this machine and pass the copy")
+    return Path(text)
 
 
 def add_bitstream(parser: Parser) -> None:
     """The bitstream file that a verb reads."""
-    parser.add_argument("file", type=Path, metavar="FILE.hnerv", help="file written by `hnerv encode`")
+    parser.add_argument("file", type=local, metavar="FILE.hnerv", help="file written by `hnerv encode`")

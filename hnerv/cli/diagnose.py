@@ -18,11 +18,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads the files of training and eval.py; exit status 1 if one of the findings is a warning."""
-    from hnerv.fleet.table import check_no_fleet
+    from hnerv.errors import UserError
+    from hnerv.fleet.status import is_fleet
     from hnerv.report.findings import findings_of, has_warning
     from hnerv.report.results import read_run
 
-    check_no_fleet(args.run)
+    if is_fleet(args.run):
+        raise UserError(f"{args.run} is a fleet folder: pass the folder of one of its runs")
     data = read_run(args.run)
     findings = findings_of(data)
     if args.json:

@@ -18,7 +18,7 @@ from hnerv.flags import Parser
 
 USES_TORCH = False
 """A torch that cannot be imported is one of the faults to report."""
-EXTRAS = {"compare": ("bjontegaard",), "fleet": ("ray", "fsspec", "faiss-cpu")}
+EXTRAS = {"compare": ("bjontegaard",), "fleet": ("ray", "faiss-cpu")}
 """Optional distributions by the extra of pyproject.toml that installs them."""
 LOW_DISK = 5e9
 """Bytes below which the cached frames and targets of a run may not fit."""

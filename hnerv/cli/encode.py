@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hnerv.cli import add_device
-from hnerv.errors import UserError
+from hnerv.cli import add_device, place
+from hnerv.command import line_and_status
+from hnerv.errors import RunError, UserError
 from hnerv.files import check_output
 from hnerv.flags import Parser
 
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 
     from hnerv.codec import Options
     from hnerv.runs import Chunk
+    from hnerv.storage import Storage
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder (its latest.pt) or checkpoint")
-    add("-o", "--output", type=Path, required=True, metavar="FILE.hnerv", help="file to write")
+    runs = "run folder (its latest.pt) or checkpoint; or a fleet folder, at a path or an address: all its finished runs"
+    add("run", type=place, metavar="RUN", help=runs)
+    output = "file to write; of a fleet, each run's is next to its folder"
+    add("-o", "--output", type=Path, metavar="FILE.hnerv", help=output)
     bits = "bits per weight: 2 to 8, or 16 for half precision (8)"
     add("--weight-bits", type=int, default=8, metavar="BITS", help=bits)
     add("--latent-bits", type=int, default=8, metavar="BITS", help="bits per value of the stored embeddings (8)")
@@ -54,28 +58,85 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures it. Raises UserError before anything is written."""
-    from hnerv.codec import check_options, check_trained, join_files
+    from hnerv.codec import check_options
     from hnerv.command import pick_device
-    from hnerv.data.clip import warned_once
-    from hnerv.runs import chunks_of
+    from hnerv.fleet.status import is_fleet
 
     device, options = pick_device(args.device), options_of(args)
     check_options(options)
+    if args.clip_targets == "none":
+        raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
+    if is_fleet(args.run):
+        for flag, value in (("-o", args.output), ("--data", args.data), ("--clip-targets", args.clip_targets)):
+            if value:
+                raise UserError(f"{flag} is for a single run: remove it, or pass a run of the fleet")
+        encode_fleet(args, options, device)
+        return
+    if not args.output:
+        raise UserError("-o is missing: pass the file to write, FILE.hnerv")
     if args.output.suffix != ".hnerv":
         raise UserError(f"-o {args.output} does not end in .hnerv: choose a name that does")
     check_output(args.output, "-o", args.overwrite)
-    if args.clip_targets == "none":
-        raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
-    chunks = chunks_of(args.run)
-    check_trained(chunks)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".hnerv-", dir=args.output.parent) as folder, warned_once():
-        files = [Path(folder, f"{number:05d}.hnerv") for number in range(len(chunks))]
-        measures = [encode_chunk(args, chunk, options, device, file) for chunk, file in zip(chunks, files, strict=True)]
-        join_files(args.output, files)
-    print_result(args.output, measures)
+    print_result(args.output, encode_run_folder(args, args.run, args.output, options, device))
     decoded = args.output.with_name(f"{args.output.stem}_decoded.mp4")
     print(f"play it:   {shlex.join(['hnerv', 'decode', str(args.output), '-o', str(decoded)])}")
+
+
+def encode_fleet(args: argparse.Namespace, options: Options, device: torch.device) -> None:
+    """A file for each finished run that has none yet. Raises RunError if some could not be encoded."""
+    from hnerv.fleet.status import fleet_statuses
+    from hnerv.storage import Storage
+
+    storage, failed = Storage(str(args.run)), {}
+    names = [name for name, status in fleet_statuses(storage).items() if status.state == "finished"]
+    if not names:
+        raise UserError(f"{storage.address} has no finished run yet: see hnerv fleet --status")
+    for name in names:
+        try:
+            result = encode_member(args, storage, name, options, device)
+        except (UserError, RunError, OSError) as error:
+            failed[name] = line_and_status(error)[0]
+            result = f"failed: {failed[name]}"
+        print(f"{name}.hnerv  {result}", flush=True)
+    if failed:
+        name, cause = next(iter(failed.items()))
+        raise RunError(f"{len(failed)} of {len(names)} runs could not be encoded, for example {name}: {cause}")
+
+
+def encode_member(args: argparse.Namespace, storage: Storage, name: str, options: Options, device: torch.device) -> str:
+    """Writes NAME.hnerv next to the run folder NAME of a fleet, unless it exists -> a line on it. Raises UserError."""
+    from hnerv.evaluation import combine
+    from hnerv.runs import RUN_FILES
+
+    if not args.overwrite and storage.exists(f"{name}.hnerv"):
+        return "exists: --overwrite replaces it"
+    with tempfile.TemporaryDirectory(prefix="hnerv-") as scratch:
+        folder = storage.path / name if storage.path else storage.fetch(name, RUN_FILES, Path(scratch))
+        output = Path(scratch, "coded.hnerv")
+        measures = encode_run_folder(args, folder, output, options, device)
+        storage.write(f"{name}.hnerv", output.read_bytes())
+        size = f"{output.stat().st_size} bytes"
+    if not measures[0].before:
+        return size
+    return f"{size}  {psnr_change(combine([m.before for m in measures]), combine([m.after for m in measures]))}"
+
+
+def encode_run_folder(
+    args: argparse.Namespace, run: Path, output: Path, options: Options, device: torch.device
+) -> list[ChunkMeasures]:
+    """Writes the file of a run. Raises UserError."""
+    from hnerv.codec import check_trained, join_files
+    from hnerv.data.clip import warned_once
+    from hnerv.runs import chunks_of
+
+    chunks = chunks_of(run)
+    check_trained(chunks)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".hnerv-", dir=output.parent) as folder, warned_once():
+        files = [Path(folder, f"{number:05d}.hnerv") for number in range(len(chunks))]
+        measures = [encode_chunk(args, chunk, options, device, file) for chunk, file in zip(chunks, files, strict=True)]
+        join_files(output, files)
+    return measures
 
 
 def options_of(args: argparse.Namespace) -> Options:

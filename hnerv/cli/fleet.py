@@ -1,4 +1,4 @@
-"""`hnerv fleet`: train many videos with Ray, on this machine or on a cluster."""
+"""`hnerv fleet`: train many videos with Ray, on this machine or on a cluster, or as a job array without it."""
 
 from __future__ import annotations
 
@@ -6,54 +6,38 @@ import argparse
 import math
 import re
 import sys
-from pathlib import Path
 
-from hnerv.command import check_threads, next_commands
+from hnerv.command import check_threads
 from hnerv.config import LogConfig
 from hnerv.errors import UserError
 from hnerv.flags import Parser, add_config_flags, add_segments, split_settings
 
 USES_TORCH = False
-"""Only the workers use torch, and they set their own threads."""
+"""Only the tasks use torch, and they set their own threads."""
 THREADS_HELP = "CPU threads of torch in each run; 0: --cpus-per-task, rounded down to at least 1 (0)"
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb and of a training run."""
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="VIDEOS",
-        help="folder of videos or JSON Lines manifest; with --status, a fleet folder",
-    )
+    videos = "folder of videos, or JSON Lines manifest at a path or an address; with --status, a fleet folder"
+    parser.add_argument("source", metavar="VIDEOS", help=videos)
     group = parser.add_argument_group("fleet")
     add = group.add_argument
-    add("-o", "--output", type=Path, metavar="FOLDER", help="fleet folder, with a run folder for each video")
-    add(
-        "--preset",
-        default="",
-        metavar="NAME",
-        help="preset of every video; the flags below and the manifest override it",
-    )
-    add(
-        "--address",
-        default="",
-        metavar="RAY",
-        help="Ray cluster, as in ray://head:10001 or head:6379; empty: start Ray here",
-    )
+    output = "fleet folder, with a run folder for each video: a path that all nodes share, or an address (s3://)"
+    add("-o", "--output", metavar="FOLDER", help=output)
+    preset = "preset of every video; the flags below and the manifest override it"
+    add("--preset", default="", metavar="NAME", help=preset)
+    address = "Ray cluster, as in ray://head:10001 or head:6379; empty: start Ray here"
+    add("--address", default="", metavar="RAY", help=address)
     add("--cpus-per-task", type=float, default=1.0, metavar="N", help="CPUs per run (1)")
     add("--gpus-per-task", type=float, default=0.0, metavar="N", help="GPUs per run; 0.25: four runs share one (0)")
-    add(
-        "--memory-per-task", default="", metavar="SIZE", help="memory reserved per run, as in 4G; empty: no reservation"
-    )
-    add(
-        "--retries",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often a run is retried without a new checkpoint in between (3)",
-    )
+    memory = "memory reserved per run, as in 4G; empty: no reservation"
+    add("--memory-per-task", default="", metavar="SIZE", help=memory)
+    retries = "how often a run is repeated after its worker, node or storage failed (3)"
+    add("--retries", type=int, default=3, metavar="N", help=retries)
+    task = "train the I-th of N parts of the videos in this process, without Ray, as in a SLURM array"
+    add("--task", default="", metavar="I/N", help=task)
     add("--deterministic", action="store_true", help="bit-identical results on CUDA too; slower")
     add("--status", action="store_true", help="print the table of the fleet in VIDEOS, without Ray, and exit")
     add_segments(group)
@@ -68,29 +52,30 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train the videos, or print the table of a fleet. Raises UserError before anything is written."""
     if args.status:
-        from hnerv.fleet import table
+        from hnerv.fleet.status import fleet_statuses
+        from hnerv.fleet.table import fleet_table
+        from hnerv.storage import Storage
 
-        print(table.format_rows(table.read_rows(args.source)))
+        print(fleet_table(fleet_statuses(Storage(args.source))))
         return
     settings, logging = split_settings(vars(args))
     check(args)
-    log = LogConfig(**logging)
+    log, part = LogConfig(**logging), task_part(args.task)
 
-    from hnerv.fleet.driver import TaskOptions
-    from hnerv.fleet.engine import TaskResources
-    from hnerv.fleet.lifecycle import RayOptions, run_fleet
+    from hnerv.fleet.cluster import RayOptions
+    from hnerv.fleet.driver import run_fleet
     from hnerv.fleet.manifest import FleetDefaults
+    from hnerv.fleet.task import TaskOptions
     from hnerv.runs import ChunkOptions
 
-    resources = TaskResources(args.cpus_per_task, args.gpus_per_task, bytes_of(args.memory_per_task))
+    memory = bytes_of(args.memory_per_task)
+    ray = RayOptions(args.address, args.cpus_per_task, args.gpus_per_task, memory, args.retries, args.debug)
     threads = args.threads or max(int(args.cpus_per_task), 1)
     device = "cuda" if args.gpus_per_task else "cpu"
     share = min(args.gpus_per_task, 1.0) or 1.0
-    options = TaskOptions(log, device, threads, args.retries, sys.argv, args.deterministic, share)
+    options = TaskOptions(log, device, threads, sys.argv, args.deterministic, share)
     chunks = ChunkOptions(args.segment_frames, args.segment_scenes, args.segment_init)
-    defaults = FleetDefaults(args.preset, settings, chunks)
-    run_fleet(args.source, args.output, defaults, options, RayOptions(args.address, resources, args.debug))
-    print(next_commands(args.output / "NAME", args.output))
+    run_fleet(args.source, args.output, FleetDefaults(args.preset, settings, chunks), options, ray, part)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -106,6 +91,16 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--cpus-per-task 0 would run all tasks at once: set --gpus-per-task")
     if args.gpus_per_task > 1 and args.gpus_per_task % 1:
         raise UserError(f"--gpus-per-task {args.gpus_per_task:g} must be an integer or a fraction below 1")
+    if args.task and args.address:
+        raise UserError("--task works without Ray: remove --address, or --task")
+
+
+def task_part(text: str) -> tuple[int, int] | None:
+    """'2/8' -> (2, 8), '' -> None. Raises UserError."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if text and (not found or not 1 <= int(found[1]) <= int(found[2])):
+        raise UserError(f"--task {text!r} is not a part: write it as I/N, with I from 1 to N")
+    return (int(found[1]), int(found[2])) if text else None
 
 
 def bytes_of(text: str) -> int:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.config import Config
-from hnerv.data.video import CLIPS, is_remote
+from hnerv.data.video import CLIPS
 from hnerv.data.video.images import SUFFIXES
 from hnerv.errors import UserError
-from hnerv.files import replacing
 from hnerv.presets import Choice, preset
 from hnerv.runs import ChunkOptions
+from hnerv.runs.names import check_name, check_unique, default_name
+from hnerv.storage import is_remote, local_path
 
+MANIFEST = "manifest.jsonl"
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".dv", ".y4m"}
 VIDEO_SUFFIXES |= {".yuv", ".ogv", ".wmv", ".flv"}
 """Files of a folder with these suffixes are videos."""
-RESERVED = {"fleet.csv", "fleet.jsonl", "report.html", "manifest.jsonl", "running.json"}
-RESERVED |= {"segments", "checkpoints", "tensorboard", "eval"}
-"""Other files and folders in a fleet folder or run folder; no part of a video's name may be one of them."""
-_PART = re.compile(r"[^\W_][\w.,=+@ -]*", re.ASCII)
-_MOVED_ASIDE = re.compile(r"\.(old\d+)$", re.ASCII)
-"""End of the name of a run that was moved aside; searches ignore such runs."""
 _SEGMENT_KEYS = {f"segment_{name}": name for name in ChunkOptions._fields}
 
 
@@ -46,139 +41,94 @@ class FleetDefaults(NamedTuple):
     chunk_options: ChunkOptions = ChunkOptions()
 
 
-def read_videos(source: Path, defaults: FleetDefaults) -> list[FleetVideo]:
-    """The videos of a folder or a manifest, in order. Raises UserError with the number of the line."""
-    if source.is_dir():
-        rows: Iterator[tuple[str, dict]] = ((str(path), {"data": str(path)}) for path in _videos_in_folder(source))
-    elif source.is_file():
-        rows = _read_lines(source)
+def read_videos(source: str, defaults: FleetDefaults) -> list[FleetVideo]:
+    """The videos of a folder, or of a manifest at a path or an address, in order.
+
+    Paths become absolute. In a manifest they are relative to its folder. Raises UserError with the number of the line.
+    """
+    if os.path.isdir(source):
+        folder, rows, hint = source, _rows_of_folder(Path(source)), "rename one, or write a manifest"
     else:
-        raise UserError(f"{source} is neither a folder of videos nor a JSON Lines manifest: check the path")
+        folder, rows, hint = os.path.split(source)[0], _rows_of_manifest(source), 'give each its own "name"'
     videos, seen = [], {}
     for where, row in rows:
-        video = _build_video(where, row, defaults, source)
-        _check_unique(where, video.name, seen, source.is_dir())
-        videos.append(video)
+        try:
+            videos.append(_video(row, defaults, folder))
+            check_unique(videos[-1].name, where, seen, hint)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     if not videos:
-        suffixes = ", ".join(sorted(VIDEO_SUFFIXES)[:4])
-        raise UserError(f"{source} has no videos: pass a folder with {suffixes}, ... files, or a manifest")
+        raise UserError(f"{source} has no videos: pass a folder with .mp4, .mkv, … files, or a manifest")
     return videos
 
 
-def write_manifest(path: Path, videos: list[FleetVideo]) -> None:
-    """Write a manifest with absolute paths and all settings. Inverse of `read_videos` without defaults."""
-    with replacing(path) as file:
-        for video in videos:
-            data = video.data if video.data in CLIPS or is_remote(video.data) else os.path.abspath(video.data)
-            row = {"name": video.name, "data": data, "preset": video.choice.preset}
-            row |= {key: value for key, value in video.choice.config.flat().items() if key != "data"}
-            row |= {key: getattr(video.chunk_options, name) for key, name in _SEGMENT_KEYS.items()}
-            file.write(json.dumps(row).encode() + b"\n")
+def manifest_text(videos: list[FleetVideo]) -> bytes:
+    """A manifest with absolute paths and all settings. Inverse of `read_videos` without defaults."""
+    lines = []
+    for video in videos:
+        row = video.choice.config.flat() | {"name": video.name, "data": video.data, "preset": video.choice.preset}
+        row |= {key: getattr(video.chunk_options, name) for key, name in _SEGMENT_KEYS.items()}
+        lines.append(json.dumps(row).encode() + b"\n")
+    return b"".join(lines)
 
 
-def default_name(data: str) -> str:
-    """The stem of a path or an address as a name; characters that are not allowed become hyphens."""
-    last = PurePosixPath(data.rstrip("/").replace(os.sep, "/")).name
-    stem = last.rsplit(".", 1)[0] if "." in last.lstrip(".") else last
-    name = re.sub(r"^[^A-Za-z0-9]+", "", re.sub(r"[^A-Za-z0-9_.,=+@ -]", "-", stem))[:200] or "video"
-    return _MOVED_ASIDE.sub(r"-\1", name)
+def rows_of(text: bytes | None) -> dict[str, dict]:
+    """{name: row} of a text that `manifest_text` wrote; empty without one, or for a damaged one."""
+    try:
+        rows = map(json.loads, (text or b"").splitlines())
+        return {row["name"]: row for row in rows if isinstance(row["name"], str)}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
-def check_name(name: object) -> None:
-    """Raise UserError for a name that is not a safe relative path: parts of letters, digits and `_.,=+@ -`."""
-    if not isinstance(name, str) or not name:
-        raise UserError(f"the name {str(name)[:60]!r} must be a non-empty string")
-    for part in name.split("/"):
-        if not _PART.fullmatch(part) or part[-1] in ". " or len(part) > 200:
-            raise UserError(
-                f"the name {name[:60]!r} is not valid: use letters, digits, spaces and _.,=+@- in parts of at most 200 "
-                "characters, separated by /, each starting with a letter or digit"
-            )
-        if _MOVED_ASIDE.search(part):
-            raise UserError(f"the name {name[:60]!r} ends like that of a run moved aside: choose another")
-        if part.casefold() in RESERVED:
-            raise UserError(f"the name {name[:60]!r} contains the reserved name {part!r}: choose another")
-
-
-def _videos_in_folder(folder: Path) -> list[Path]:
+def _rows_of_folder(folder: Path) -> Iterator[tuple[str, dict]]:
     """Video files, and folders with images. Hidden ones are left out."""
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES or _has_images(path)]
+    for path in sorted(folder.iterdir()):
+        images = path.is_dir() and any(inner.suffix.lower() in SUFFIXES for inner in path.iterdir())
+        if not path.name.startswith(".") and (images or path.suffix.lower() in VIDEO_SUFFIXES):
+            yield str(path), {"data": path.name}
 
 
-def _has_images(path: Path) -> bool:
-    return path.is_dir() and any(inner.suffix.lower() in SUFFIXES for inner in path.iterdir())
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, dict]]:
+def _rows_of_manifest(source: str) -> Iterator[tuple[str, dict]]:
     """(position for error messages, content) of each line that is not empty."""
+    path = local_path(source)
+    if not path.is_file():
+        raise UserError(f"{source} is neither a folder of videos nor a JSON Lines manifest: check the path")
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", _parse_row(f"{path}, line {number}", line)
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: pass a JSON Lines manifest, or a folder of videos") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): pass a JSON Lines manifest") from error
+        raise UserError(f"{source} is not a text file: pass a JSON Lines manifest, or a folder of videos") from error
+    hint = 'write one object per line, as in {"data": "a.mp4"}, with flags as further keys'
+    for number, line in enumerate(lines, start=1):
+        where = f"{source}, line {number}"
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not valid JSON ({error}): {hint}") from error
+        if line.strip():
+            found = {key.removeprefix("--").replace("-", "_"): row[key] for key in row} if type(row) is dict else {}
+            if found and len(found) < len(row):
+                raise UserError(f"{where}: a key appears twice, in two spellings: remove one")
+            if not isinstance(found.get("data"), str) or not found["data"]:
+                raise UserError(f'{where}: not an object with a string "data": {hint}')
+            yield where, found
 
 
-def _parse_row(where: str, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f'{where}: not valid JSON ({error}): write one object per line, as in {{"data": "a.mp4"}}'
-        ) from error
-    message = f'{where}: not an object with a string "data": write {{"data": "a.mp4"}}, with flags as further keys'
-    if not isinstance(row, dict):
-        raise UserError(message)
-    found = {key.removeprefix("--").replace("-", "_"): value for key, value in row.items()}
-    if len(found) < len(row):
-        raise UserError(f"{where}: a key appears twice, in two spellings: remove one")
-    if not isinstance(found.get("data"), str) or not found["data"]:
-        raise UserError(message)
-    if not found["data"].isprintable():
-        raise UserError(
-            f'{where}: "data" {found["data"][:60]!r} has unprintable characters: write a path or an address'
-        )
-    return found
+def _video(row: dict, defaults: FleetDefaults, folder: str) -> FleetVideo:
+    given = row.pop("data")
+    data = given if given in CLIPS else _resolved(given, folder)
+    if not data.isprintable():
+        raise UserError(f'"data" {given[:60]!r} has unprintable characters: rename it, or write another path')
+    check_name(name := row.pop("name", None) or default_name(data))
+    chunks = {part: row.pop(key) for key, part in _SEGMENT_KEYS.items() if key in row}
+    for part, value in chunks.items():
+        if type(value) is not (kind := type(getattr(defaults.chunk_options, part))):
+            raise UserError(f"segment_{part} {str(value)[:60]!r} must be of type {kind.__name__}")
+    chunk_options = defaults.chunk_options._replace(**chunks).checked()
+    return FleetVideo(name, data, _choice(row, data, defaults, folder), chunk_options)
 
 
-def _build_video(where: str, row: dict, defaults: FleetDefaults, source: Path) -> FleetVideo:
-    try:
-        data = _resolved(row.pop("data"), source)
-        name = row.pop("name", None) or default_name(data)
-        check_name(name)
-        chunk_options = _chunk_options(row, defaults.chunk_options)
-        return FleetVideo(name, data, _choice(row, data, defaults), chunk_options)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _resolved(data: str, source: Path) -> str:
-    """A relative path in a manifest is relative to the folder of the manifest."""
-    if data in CLIPS or is_remote(data) or source.is_dir():
-        return data
-    try:
-        return str(source.parent / Path(data).expanduser())
-    except RuntimeError as error:
-        raise UserError(
-            f'the home folder in "data" {data[:60]!r} does not exist ({error}): write the full path'
-        ) from error
-
-
-def _chunk_options(row: dict, defaults: ChunkOptions) -> ChunkOptions:
-    given = {name: row.pop(key) for key, name in _SEGMENT_KEYS.items() if key in row}
-    for name, value in given.items():
-        if type(value) is not type(getattr(defaults, name)):
-            raise UserError(
-                f"segment_{name} {str(value)[:60]!r} must be of type {type(getattr(defaults, name)).__name__}"
-            )
-    return defaults._replace(**given).checked()
-
-
-def _choice(row: dict, data: str, defaults: FleetDefaults) -> Choice:
+def _choice(row: dict, data: str, defaults: FleetDefaults, folder: str) -> Choice:
     """Settings from the preset, overridden by the command line, overridden by the row."""
     name = row.pop("preset", defaults.preset)
     if not isinstance(name, str):
@@ -189,16 +139,22 @@ def _choice(row: dict, data: str, defaults: FleetDefaults) -> Choice:
         raise UserError(f"unknown keys {', '.join(sorted(unknown))[:200]}: use the flags of train_patch_dual.py")
     sections = config.to_dict()
     changed = {part: {key: row.get(key, value) for key, value in flags.items()} for part, flags in sections.items()}
-    return Choice(name, base, Config.from_dict(changed))
+    config = Config.from_dict(changed)
+    # Nodes have other working directories than the driver. --clip-weights may also be a tag, which has no dot.
+    given = {"clip_targets": config.clip.clip_targets, "clip_weights": config.clip.clip_weights}
+    paths = {key: _resolved(file, folder if key in row else os.getcwd()) for key, file in given.items() if file}
+    files = {
+        key: path for key, path in paths.items() if key == "clip_targets" or "." in given[key] or os.path.isdir(path)
+    }
+    return Choice(name, base, config.replaced(files))
 
 
-def _check_unique(where: str, name: str, seen: dict[str, str], in_folder: bool) -> None:
-    """Raise UserError if a run folder would be equal to or inside another one, ignoring case."""
-    key = name.casefold()
-    parents = ["/".join(key.split("/")[:depth]) for depth in range(1, key.count("/") + 2)]
-    clash = next((seen[parent] for parent in parents if parent in seen), None) or seen.get(f"{key}/")
-    if clash:
-        hint = "rename one, or write a manifest" if in_folder else 'give each its own "name"'
-        raise UserError(f"{where}: the name {name!r} is already used by {clash}: {hint}")
-    seen[key] = where
-    seen.update({f"{parent}/": where for parent in parents[:-1]})
+def _resolved(name: str, folder: str) -> str:
+    """A path or an address, relative to a folder at a path or an address, as an absolute one."""
+    try:
+        name = str(Path(name).expanduser()) if name.startswith("~") else name
+    except RuntimeError as error:
+        raise UserError(f"the home folder in {name[:60]!r} does not exist ({error}): write the full path") from error
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    return f"{folder}/{name}" if is_remote(folder) else os.path.abspath(os.path.join(folder, name))

@@ -1,185 +1,91 @@
-"""The table of a fleet: fleet.csv and terminal output. Reads only the fleet folder, without Ray."""
+"""The table of a fleet: fleet.csv, terminal and page."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+import time
+from collections.abc import Mapping
 
-from hnerv.errors import UserError
-from hnerv.files import replacing
-from hnerv.fleet.ledger import JobProgress, JobState, read_progress, read_states
+from hnerv.fleet.status import STATES, Status
+from hnerv.storage import Storage
 from hnerv.tables import Column, format_row
 
-MANIFEST, TABLE = "manifest.jsonl", "fleet.csv"
-STATES = ("finished", "failed", "begun", "waiting")
-
-
-class Row(NamedTuple):
-    """One video. `psnr`: full-frame PSNR of training frames in dB, `psnr_unseen`: of the other frames; the rate is an
-    estimate in bits per pixel at 8 bits per parameter; `seconds` of training. Numbers are None if not measured.
-    """
-
-    name: str
-    state: str
-    psnr: float | None = None
-    psnr_unseen: float | None = None
-    bpp_estimate_8bit: float | None = None
-    clip_sim: float | None = None
-    seconds: float | None = None
-    retries: int = 0
-    repeated_steps: int = 0
-    progress: float = 0.0
-    """Share of all steps that are trained, 0 to 1."""
-    cause: str = ""
-    targets: str = ""
-    """The targets that `clip_sim` is measured against."""
-
-
+TABLE = "fleet.csv"
 VALUES = ("psnr", "psnr_unseen", "bpp_estimate_8bit", "clip_sim", "seconds")
+"""See `hnerv.report.results.headline_values`."""
+COUNTS = ("retries", "repeated_steps", "progress", "cause")
+COLUMNS = (
+    Column("video", "", gap=0),
+    Column("state", "12", gap=2),
+    Column("PSNR", ">6", ".2f", gap=1),
+    Column("unseen", ">6", ".2f", gap=2),
+    Column("bpp*", ">7", ".4f", gap=2),
+    Column("sim", ">5", ".3f", gap=2),
+    Column("seconds", ">7", ".0f", gap=2),
+    Column("retries", ">7", gap=2),
+    Column("", "", gap=2),  # the cause
+)
+SILENT_SECONDS = 60.0
+"""A running task writes its status more often than this."""
 
 
-def is_fleet(folder: Path) -> bool:
-    """Whether `folder` is the output folder of a fleet."""
-    return (folder / MANIFEST).is_file() and (folder / "fleet.jsonl").is_file()
-
-
-def check_no_fleet(folder: Path) -> None:
-    """Raise UserError if `folder`, expected to be a run folder, is a fleet folder."""
-    if is_fleet(folder):
-        name = next((row.name for row in read_rows(folder) if _is_begun(folder / row.name)), "NAME")
-        raise UserError(f"{folder} is a fleet folder, not a run folder: pass one of its runs, such as {folder / name}")
-
-
-def _is_begun(run: Path) -> bool:
-    return (run / "config.json").is_file() or (run / "segments.json").is_file()
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """Rows of all videos in the order of the manifest. Raises UserError if `folder` is not a fleet folder."""
-    states, progress = read_states(folder / "fleet.jsonl"), read_progress(folder / "running.json")
-    return build_rows(folder, read_names(folder), states, progress)
-
-
-def read_names(folder: Path) -> list[str]:
-    """Names of the videos in the manifest. Raises UserError if `folder` is not a fleet folder."""
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} is not a fleet folder (no {MANIFEST}): pass the folder set with -o")
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-        names = [json.loads(line)["name"] for line in lines]
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("a name is not a string")
-        return names
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}): run the fleet's command again") from error
-
-
-def build_rows(
-    folder: Path, names: Iterable[str], states: dict[str, JobState], progress: dict[str, JobProgress]
-) -> list[Row]:
-    """One row per video. Jobs are named after their video: NAME, or NAME/segments/00000 for a segment."""
-    jobs: dict[str, list[str]] = {}
-    for job in {**states, **progress}:
-        jobs.setdefault(job.split("/segments/")[0], []).append(job)
-    return [_build_row(folder, name, jobs.get(name, []), states, progress) for name in names]
-
-
-def _build_row(
-    folder: Path, name: str, jobs: list[str], states: dict[str, JobState], progress: dict[str, JobProgress]
-) -> Row:
-    own = states.get(name)
-    job_states = [states[job] for job in jobs if job in states]
-    state = "waiting" if not jobs else own.state if own else "begun"
-    values = own.values if own and state == "finished" else {}
-    shares = {job: states[job].progress for job in jobs if job in states}
-    shares |= {job: progress[job].step / max(progress[job].steps, 1) for job in jobs if job in progress}
-    return Row(
-        name,
-        state,
-        *(values.get(key) for key in VALUES),
-        retries=sum(job.retries for job in job_states),
-        repeated_steps=sum(job.repeated for job in job_states),
-        progress=1.0 if state == "finished" else _video_progress(folder, name, shares),
-        cause=own.cause if own else next((job.cause for job in job_states if job.cause), ""),
-        targets=values.get("targets", ""),
-    )
-
-
-def _video_progress(folder: Path, name: str, shares: dict[str, float]) -> float:
-    """Progress of a video from that of its jobs. Segments are weighted by frames, which their steps depend on."""
-    if not any("/segments/" in job for job in shares):
-        return shares.get(name, 0.0)
-    from hnerv.runs import chunks_of  # imports torch, which tables without segments do not need
-
-    try:
-        frames = {f"{name}/segments/{chunk.path.name}": chunk.frames for chunk in chunks_of(folder / name)}
-    except UserError:  # the plan is damaged, which `hnerv fleet` reports
-        return 0.0
-    return sum(shares.get(job, 0.0) * count for job, count in frames.items()) / max(sum(frames.values()), 1)
-
-
-def write_table(folder: Path, rows: list[Row]) -> Path:
-    """Write fleet.csv atomically; cells without a value are empty. Raises UserError."""
+def write_table(storage: Storage, statuses: Mapping[str, Status]) -> None:
+    """Write fleet.csv; cells without a value are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    path = folder / TABLE
-    try:
-        with replacing(path) as file:
-            file.write(text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): free disk space, or fix the permissions") from error
-    return path
+    writer.writerow(("name", "state", *VALUES, *COUNTS, "targets"))
+    for name, one in statuses.items():
+        counts = [getattr(one, key) for key in COUNTS]
+        writer.writerow((name, one.state, *map(one.values.get, VALUES), *counts, one.values.get("targets")))
+    storage.write(TABLE, text.getvalue().encode())
 
 
-def summary(rows: list[Row]) -> str:
-    """One line: number of videos per state, retries and repeated steps."""
-    counts = {state: sum(row.state == state for row in rows) for state in STATES}
-    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    retries, repeated = sum(row.retries for row in rows), sum(row.repeated_steps for row in rows)
-    videos = "1 video" if len(rows) == 1 else f"{len(rows)} videos"
-    again = "1 retry" if retries == 1 else f"{retries} retries"
-    return f"{videos}: {shown}; {again}, {repeated} steps repeated"
-
-
-def format_rows(rows: list[Row], most: int = 60) -> str:
+def fleet_table(statuses: Mapping[str, Status], most: int = 60) -> str:
     """The table for a terminal. If there are more than `most` videos, failed and running ones are shown first."""
-    urgent = sorted(rows, key=lambda row: ("failed", "begun", "finished", "waiting").index(row.state))
-    shown = rows if len(rows) <= most else urgent[:most]
-    width = max([len(row.name) for row in shown] + [5])
-    body = [format_video(row, width) for row in shown]
-    more = [f"… and {len(rows) - len(shown)} more, all in {TABLE}"] * (len(rows) > len(shown))
-    targets = sorted({row.targets for row in rows if row.targets})
-    meaning = [
-        "PSNR is full-frame; * estimate at 8 bits per parameter; similarity is measured against the targets: "
-        f"{'; '.join(targets) or 'no targets yet'}"
-    ]
-    return "\n".join([heading(width), *body, *more, *meaning, summary(rows)])
+    names = sorted(statuses, key=lambda name: STATES.index(statuses[name].state)) if len(statuses) > most else statuses
+    shown = list(names)[:most]
+    width = max(5, *map(len, shown))
+    body = [format_video(name, statuses[name], width) for name in shown]
+    more = [f"… and {len(statuses) - len(shown)} more, all in {TABLE}"] * (len(statuses) > len(shown))
+    meaning = "PSNR is full-frame; * estimate at 8 bits per parameter; similarity is measured against the targets: "
+    return "\n".join([heading(width), *body, *more, meaning + similarity_targets(statuses), summary(statuses)])
 
 
 def heading(width: int) -> str:
-    """Heading of the columns of `format_video`; `width` is that of the names."""
-    return f"{'video':{width}}  state      PSNR  unseen     bpp*    sim  seconds  retries"
+    """Heading of the lines of `format_video`; `width` is that of the names."""
+    return format_row(_columns(width), [column.head for column in COLUMNS])
 
 
-def format_video(row: Row, width: int = 0) -> str:
+def format_video(name: str, status: Status, width: int = 0) -> str:
     """One line of the table."""
-    columns = [
-        Column("video", str(width)),
-        Column("state", "9", gap=2),
-        Column("PSNR", ">6", ".2f", gap=1),
-        Column("unseen", ">6", ".2f", gap=2),
-        Column("bpp*", ">7", ".4f", gap=2),
-        Column("sim", ">5", ".3f", gap=2),
-        Column("seconds", ">7", ".0f", gap=2),
-        Column("retries", ">7", gap=2),
-        Column("cause", "", gap=2),
-    ]
-    state = f"{row.progress:4.0%} done" if row.state == "begun" and row.progress else row.state
-    numbers = row.psnr, row.psnr_unseen, row.bpp_estimate_8bit, row.clip_sim, row.seconds, row.retries
-    return format_row(columns, [row.name, state, *numbers, row.cause], missing="–")
+    return format_row(_columns(width), cells_of(name, status))
+
+
+def summary(statuses: Mapping[str, Status]) -> str:
+    """One line: number of videos per state, retries and repeated steps."""
+    counts = {state: sum(one.state == state for one in statuses.values()) for state in STATES}
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    retries, repeated = (sum(getattr(one, key) for one in statuses.values()) for key in COUNTS[:2])
+    videos = "1 video" if len(statuses) == 1 else f"{len(statuses)} videos"
+    return f"{videos}: {shown}; {'1 retry' if retries == 1 else f'{retries} retries'}, {repeated} steps repeated"
+
+
+def similarity_targets(statuses: Mapping[str, Status]) -> str:
+    """The targets that the similarities are measured against."""
+    return "; ".join(sorted({one.values["targets"] for one in statuses.values() if one.values})) or "no targets yet"
+
+
+def cells_of(name: str, status: Status) -> list[str]:
+    """A running video has its progress, and is called lost if its task is silent."""
+    state = status.state
+    if state in ("running", "stopped"):
+        silent = state == "running" and time.time() - status.time > SILENT_SECONDS
+        state = f"{'lost' if silent else state} {status.progress:4.0%}"
+    numbers = zip(map(status.values.get, VALUES), COLUMNS[2:], strict=False)
+    shown = ["–" if value is None else format(value, column.form) for value, column in numbers]
+    return [name, state, *shown, str(status.retries), status.cause]
+
+
+def _columns(width: int) -> list[Column]:
+    return [COLUMNS[0]._replace(align=str(width)), *COLUMNS[1:]]

@@ -42,6 +42,9 @@ SPLIT_ROWS = (
 BASELINE_MEASURES = ("cosine", "centred", "recall@1", "recall@10", "overlap@10", "Spearman")
 """Measures of `hnerv semantics` that the page shows."""
 
+MOST_VIDEOS = 5000
+"""Rows of a fleet: browsers are slow with larger tables."""
+
 PLOT_GROUPS = (
     ("Frame by frame", "The grey line connects frames in time order. Unseen frames were not trained on.", frame_plots),
     ("Patch by patch", "Where in the frame, and when, the model does well (bright) or poorly (dark).", patch_plots),
@@ -60,17 +63,11 @@ class PageTable(NamedTuple):
 
 def render_report(reports: list[RunReport]) -> str:
     """The page of one run, or of several side by side."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    runs, files = [report.run for report in reports], resources.files("hnerv.report")
-    layout = {"loader": PackageLoader("hnerv.report", "."), "trim_blocks": True, "lstrip_blocks": True}
-    engine = Environment(autoescape=True, undefined=StrictUndefined, **layout)
-    return engine.get_template("page.html").render(
+    runs = [report.run for report in reports]
+    return _render(
+        "page.html",
         title=" · ".join(run.name for run in runs),
-        style=files.joinpath("page.css").read_text(encoding="utf-8"),
-        script=files.joinpath("page.js").read_text(encoding="utf-8"),
-        version=__version__,
-        written=time.strftime("%Y-%m-%d %H:%M"),
+        script=resources.files("hnerv.report").joinpath("page.js").read_text(encoding="utf-8"),
         runs=[_run_context(report) for report in reports],
         summary=summary_rows(runs),
         changed=changed_settings(runs),
@@ -78,6 +75,28 @@ def render_report(reports: list[RunReport]) -> str:
         groups=[(title, lead, _aligned([plots(run) for run in runs])) for title, lead, plots in PLOT_GROUPS],
         rules=RULES,
         error_top=f"{100 * ERROR_TOP:g} %",
+    )
+
+
+def render_fleet(title: str, summary: str, targets: str, rows: list[list[str]]) -> str:
+    """The page of a fleet: the table of its videos."""
+    more = max(len(rows) - MOST_VIDEOS, 0)
+    return _render("fleet.html", title=title, summary=summary, targets=targets, rows=rows[:MOST_VIDEOS], more=more)
+
+
+def _render(template: str, **values: object) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    layout = {"loader": PackageLoader("hnerv.report", "."), "trim_blocks": True, "lstrip_blocks": True}
+    return (
+        Environment(autoescape=True, undefined=StrictUndefined, **layout)
+        .get_template(template)
+        .render(
+            style=resources.files("hnerv.report").joinpath("page.css").read_text(encoding="utf-8"),
+            version=__version__,
+            written=time.strftime("%Y-%m-%d %H:%M"),
+            **values,
+        )
     )
 
 

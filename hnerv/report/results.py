@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hnerv.errors import UserError
-from hnerv.evaluation import combine
+from hnerv.evaluation import combine, estimated_rate
 from hnerv.files import read_json
 from hnerv.model import joined_scene
 from hnerv.runs import chunks_of
@@ -92,6 +92,23 @@ class RunResults(NamedTuple):
     def targets(self) -> str:
         """The targets that the similarities of this run refer to."""
         return self.record.targets_label
+
+
+def headline_values(run: RunResults) -> dict[str, object]:
+    """The numbers of a run that a table of many shows; those that were not measured are missing.
+
+    Full-frame PSNR of training frames and of the others in dB, an estimate of the rate in bits per pixel at 8 bits per
+    parameter, similarity of unseen frames (else of all) to the targets, seconds of training.
+    """
+    values = {
+        "psnr": run.values.get("Eval/Frame/train_psnr_frame"),
+        "psnr_unseen": run.values.get("Eval/Frame/val_psnr_frame"),
+        "bpp_estimate_8bit": estimated_rate(run.record.parameters, run.record.scene),
+        "clip_sim": run.values.get("Eval/Frame/val_clip_sim", run.values.get("Eval/Frame/train_clip_sim")),
+        "seconds": sum(seconds for chunk in run.chunks for _, seconds in chunk.curves.get("seconds", [])),
+        "targets": run.targets,
+    }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def read_run(folder: Path, name: str = "") -> RunResults:

@@ -1,10 +1,21 @@
 """A run on disk: its folder, record, lock and checkpoints, and the chunks of a divided video."""
 
 from hnerv.data.chunks import ChunkOptions, ChunkPlan, PlannedChunk, divide, plan_video
-from hnerv.runs.chunks import PLAN, Chunk, ChunkedFolder, chunks_of, read_plan, targets_of, write_plan
+from hnerv.runs.chunks import (
+    PLAN,
+    RUN_FILES,
+    Chunk,
+    ChunkedFolder,
+    chunks_of,
+    is_run,
+    read_plan,
+    targets_of,
+    write_plan,
+)
 
 __all__ = [
     "PLAN",
+    "RUN_FILES",
     "Chunk",
     "ChunkOptions",
     "ChunkPlan",
@@ -12,6 +23,7 @@ __all__ = [
     "PlannedChunk",
     "chunks_of",
     "divide",
+    "is_run",
     "plan_video",
     "read_plan",
     "targets_of",

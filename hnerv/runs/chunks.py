@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,11 @@ from hnerv.files import read_json, write_json
 
 PLAN = "segments.json"
 FORMAT = 1
+RUN_FILES = re.compile(
+    r"segments\.json|(segments/\d+/)?"
+    r"(config\.json|environment\.json|metrics\.jsonl|checkpoints/(latest|best)\.pt|tensorboard/events\..+)"
+)
+"""Names of the files in the folder of a run that training writes, and resumes from."""
 
 
 class Chunk(NamedTuple):
@@ -67,6 +73,11 @@ def chunks_of(path: Path) -> list[Chunk]:
     if not folder.plan.is_file():
         return [Chunk(path)]
     return [Chunk(folder.child(chunk), chunk.first, chunk.count) for chunk in read_plan(folder.plan).chunks]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, finished or not."""
+    return (folder / "checkpoints").is_dir() or any((folder / name).is_file() for name in ("config.json", PLAN))
 
 
 def write_plan(path: Path, plan: ChunkPlan) -> None:

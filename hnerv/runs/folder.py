@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from hnerv.command import next_commands
 from hnerv.config import Config, differences
 from hnerv.data.clip.targets import is_same_file
 from hnerv.data.store import load_material
-from hnerv.data.video import CLIPS, is_remote
+from hnerv.data.video import CLIPS
 from hnerv.errors import OtherRun, UserError
 from hnerv.files import move_aside, replacing, write_json
 from hnerv.presets import Choice
@@ -25,7 +23,9 @@ from hnerv.runs import PLAN
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.environment import append_environment, last_start
 from hnerv.runs.lock import locked
+from hnerv.runs.names import folder_name, value_text
 from hnerv.runs.record import RunRecord, read_record
+from hnerv.storage import is_remote
 from hnerv.tracking import NullLogger, RunLogger, events_folder, metrics_file, rewind
 
 
@@ -148,30 +148,6 @@ class RunFolder:
         return next_commands(self.latest, events_folder(self.path))
 
 
-def folder_name(exp_id: str, choice: Choice, output: Path, more: Sequence[str] = ()) -> str:
-    """--exp-id, `{params}` filled in, `more` words among them. Raises UserError where it leads out of `output`."""
-    name = exp_id.replace("{params}", params_name(choice, more))
-    parts = Path(name).parts
-    if not name.strip() or Path(name).is_absolute() or ".." in parts or not parts:
-        raise UserError(
-            f"--exp-id {exp_id!r} does not name a folder inside {output}: avoid empty names, '..' and a leading /"
-        )
-    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
-        raise UserError(f"--exp-id {exp_id[:40]!r}... has a component longer than 255 bytes: choose a shorter name")
-    return name
-
-
-def params_name(choice: Choice, more: Sequence[str] = ()) -> str:
-    """The preset, the settings that differ from it and `more` words, as a folder name of at most 200 characters."""
-    changed = differences(choice.config, choice.base)
-    words = [choice.preset] * bool(choice.preset)
-    words += [f"{key}={_value_text(ours)}" for key, (ours, _) in sorted(changed.items())] + [*more]
-    name = re.sub(r"[^\w.=,+-]", "-", ",".join(words)) or "default"
-    if len(name) > 200:
-        name = name[:180] + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
-    return name
-
-
 def refuse_unwritable(path: Path) -> None:
     """Called before minutes are spent on targets; a full disk is found by `claim`. Raises UserError."""
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -210,7 +186,7 @@ def _check_settings(path: Path, theirs: RunRecord, ours: Config, same_path: bool
         del differing["clip_targets"]
     if differing:
         pairs = (
-            f"{key} is {_value_text(old) or 'not set'}, this command has {_value_text(new) or 'not set'}"
+            f"{key} is {value_text(old) or 'not set'}, this command has {value_text(new) or 'not set'}"
             for key, (old, new) in differing.items()
         )
         raise OtherRun(
@@ -260,7 +236,3 @@ def _check_no_foreign_files(path: Path) -> None:
             f"{path} holds {sorted(names)[0]!r} but no config.json of a run",
             "choose another --exp-id, or pass --overwrite to move it aside",
         )
-
-
-def _value_text(value: object) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -10,13 +10,14 @@ import torch
 
 from hnerv.config import Config
 from hnerv.data.store import FrameStore, Material, load_material
-from hnerv.data.video import CLIPS, is_remote
+from hnerv.data.video import CLIPS
 from hnerv.data.video.raw import SUFFIX as RAW
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, build_model
 from hnerv.runs.checkpoint import load_checkpoint
 from hnerv.runs.chunks import chunks_of
 from hnerv.runs.record import RunRecord, TargetsRecord
+from hnerv.storage import is_remote
 
 NO_TARGETS = "none"
 
@@ -83,6 +84,19 @@ def checkpoint_of(path: Path) -> Path:
             f"{path} is a folder of runs, not a run: pass one of {', '.join(runs[:5])}, as in {path / runs[0]}"
         )
     return path / "checkpoints" / "latest.pt"
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """As `checkpoint_of`, for every segment of a run in segments. Raises UserError."""
+    return [checkpoint_of(chunk.path) for chunk in chunks_of(path)]
+
+
+def is_trained(run: Path) -> bool:
+    """Whether all checkpoints of a run folder exist; True for a damaged plan too, so that opening it reports that."""
+    try:
+        return all(path.is_file() for path in checkpoints_of(run))
+    except UserError:
+        return True
 
 
 def with_material(

@@ -19,7 +19,8 @@ from hnerv.files import move_aside
 from hnerv.presets import Choice
 from hnerv.runs import ChunkedFolder, lock, read_plan, targets_of, write_plan
 from hnerv.runs.checkpoint import load_checkpoint
-from hnerv.runs.folder import RunFolder, folder_name, refuse_unwritable
+from hnerv.runs.folder import RunFolder, refuse_unwritable
+from hnerv.runs.names import folder_name
 from hnerv.runs.record import RunRecord
 from hnerv.tracking import RunLogger, events_folder, metrics_file
 from hnerv.training.run import ChunkRun, Result

@@ -12,7 +12,8 @@ import torch
 from hnerv.config import Config
 from hnerv.errors import OtherRun, UserError
 from hnerv.presets import Choice
-from hnerv.runs.folder import RunFolder, params_name
+from hnerv.runs.folder import RunFolder
+from hnerv.runs.names import params_name
 from hnerv.training.trainer import Trainer
 from hnerv.training.values import Objective
 

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from hnerv.data.clip.weights import Weights, identify, locate_weights, warn_of_d
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.geometry import PatchGrid
+from hnerv.storage import local_path
 
 PREPROCESSING_VERSION = 1  # raise it when `teacher.preprocess` or the random encoder changes
 FLOATS, MOST_DIMENSIONS = ("F64", "F32", "F16", "BF16"), 1 << 16
@@ -150,11 +150,12 @@ def rows_of_file(name: str, first: int, count: int) -> str:
     return f"{path}@{start}:{start + count}"
 
 
-def _path_and_rows(name: str) -> tuple[Path, slice]:
+def _path_and_rows(name: str) -> tuple[str, slice]:
+    """FILE@FIRST:STOP -> FILE, a path or an address, and its rows."""
     match = re.fullmatch(r"(.+)@(\d{1,12}):(\d{1,12})", name, flags=re.DOTALL | re.ASCII)
     if not match or Path(name).exists():
-        return Path(name), slice(None)
-    return Path(match[1]), slice(int(match[2]), int(match[3]))
+        return name, slice(None)
+    return match[1], slice(int(match[2]), int(match[3]))
 
 
 def check_rows(name: str, frames: int) -> None:
@@ -166,7 +167,7 @@ def check_rows(name: str, frames: int) -> None:
     path, rows = _path_and_rows(name)
     count = frames
     # `read_targets_file` refuses a file that cannot be read, and gives the reason.
-    with contextlib.suppress(SafetensorError, OSError, IndexError), safe_open(path, "pt") as file:
+    with contextlib.suppress(SafetensorError, OSError, IndexError), safe_open(local_path(path), "pt") as file:
         count = len(range(file.get_slice("embeddings").get_shape()[0])[rows])
     if count != frames:
         raise UserError(
@@ -183,7 +184,8 @@ def read_targets_file(name: str | Path, frames: int, grid: PatchGrid) -> Targets
     """
     from safetensors import SafetensorError, safe_open
 
-    flag, (path, rows) = f"--clip-targets {name}", _path_and_rows(str(name))
+    flag, (path_or_address, rows) = f"--clip-targets {name}", _path_and_rows(str(name))
+    path = local_path(path_or_address)
     try:
         with safe_open(path, "pt") as file:
             encoder = " ".join((file.metadata() or {}).get("encoder", "").split())
@@ -237,7 +239,10 @@ def _unit(flag: str, embeddings: Tensor) -> Tensor:
 def is_same_file(theirs: str, ours: str, label: str) -> bool:
     """Whether `ours` selects the same entries as --clip-targets `theirs`, from a file with the hash in `label`."""
     (_, before), (path, rows) = _path_and_rows(theirs), _path_and_rows(ours)
-    return rows == before and os.path.isfile(path) and label.endswith(_sha256(path))
+    if rows != before:
+        return False
+    file = local_path(path)
+    return file.is_file() and label.endswith(_sha256(file))
 
 
 def _sha256(path: Path) -> str:

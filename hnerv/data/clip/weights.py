@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hnerv.data.clip import hub
 from hnerv.errors import UserError
 from hnerv.files import read_json, sha256_of
+from hnerv.storage import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,7 @@ def identify(weights: str, model: str, seed: int) -> Weights:
     tag = AUTO_TAG if weights == "auto" else weights.lower().replace("-", "_")
     if tag in tags:
         return _of_tag(tag, model)
-    path = Path(weights)
+    path = local_path(weights)
     if weights and path.is_dir():
         return _of_folder(path)
     if path.is_file():

