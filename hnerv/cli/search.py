@@ -68,10 +68,11 @@ def run(args: argparse.Namespace) -> None:
     """Search for the query of the command line, or for each line of stdin. Raises UserError."""
     _check(args)
     from hnerv.command import pick_device
-    from hnerv.search import Encoder, is_collection, open_collection, open_index
+    from hnerv.runs import is_run
+    from hnerv.search import Encoder, open_collection, open_index
 
     device = pick_device(args.device)
-    if is_collection(args.path):
+    if args.path.is_dir() and not is_run(args.path):
         if args.heatmap:
             raise UserError(
                 f"--heatmap draws one video, but {args.path} is a folder of videos: pass one, or use --save"

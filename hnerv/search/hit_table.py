@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hnerv.model import Scene
+from hnerv.search.collection import CollectionHit
 from hnerv.search.ranking import Hit
 from hnerv.tables import Column, format_table
 from hnerv.timeline import time_code
@@ -27,6 +28,18 @@ def hits_table(hits: Sequence[Hit], scene: Scene) -> str:
     return format_table(columns, rows)
 
 
+def collection_hits_table(hits: Sequence[CollectionHit]) -> str:
+    """One line per hit, best first, with the path of its video."""
+    width = max((len(found.member.path) for found in hits), default=0)
+    number, time, *others = HIT_COLUMNS
+    columns = [number, Column("video", str(width), gap=1), time._replace(gap=2), *others, Column("", "", gap=2)]
+    rows = []
+    for n, (member, index, hit) in enumerate(hits, start=1):
+        first, *cells = hit_cells(n, hit, index.scene)
+        rows.append((first, member.path, *cells, f"also {patch_list(hit)}" if hit.also else ""))
+    return format_table(columns, rows)
+
+
 def hit_cells(number: int, hit: Hit, scene: Scene) -> list[object]:
     """Cells for HIT_COLUMNS. `number` is the rank, from 1."""
     row, col = scene.grid.coords_of(hit.patch)
@@ -45,3 +58,8 @@ def hit_dict(hit: Hit, scene: Scene) -> dict[str, object]:
     seconds = scene.clock.seconds(hit.frame)
     fields = hit._asdict() | {"also": list(hit.also)}
     return {"time": time_code(seconds), "seconds": seconds, **fields, "row": row, "col": col}
+
+
+def collection_hit_dict(found: CollectionHit) -> dict[str, object]:
+    """`hit_dict` of the hit, and `video`, the path of the member relative to the collection."""
+    return {"video": found.member.path, **hit_dict(found.hit, found.index.scene)}

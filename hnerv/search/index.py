@@ -53,6 +53,17 @@ class Index(NamedTuple):
         """The targets of the CLIP head, in one line."""
         return self.record.targets_label
 
+    @property
+    def encoder(self) -> str:
+        """Equal for comparable embeddings: from the same weights, or from target files that name the same encoder."""
+        targets, named = self.record.targets, ""
+        if targets.kind == "file":
+            named = targets.source.removeprefix(f"file {targets.weights.rsplit(' sha256:', 1)[0]}")
+        text = (
+            f"{targets.kind} {targets.model} {named or targets.fingerprint} of {self.embeddings.shape[-1]} dimensions"
+        )
+        return " ".join(text.split())
+
 
 def open_index(path: Path, device: torch.device, keep: bool = True) -> Index:
     """The index of a .hnerv file, a checkpoint or a run folder (its latest.pt). The video is not needed.

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +19,13 @@ from torch.nn.functional import normalize
 
 from hnerv.cli import main
 from hnerv.errors import UserError
-from hnerv.search import (
-    collection,
-    collection_hits,
-    find_across,
-    find_hits,
-    open_collection,
-    open_index,
-    score_patches,
-    vectors,
-)
+from hnerv.search import collection, find_across, find_hits, open_collection, open_index, score_patches
 from hnerv.search import index as index_module
+from hnerv.search.collection import Collection, Member, open_member
 
 pytest.importorskip("faiss")
 CPU = torch.device("cpu")
+ALL = ["a.hnerv", "c.hnerv", "deep/b"]
 NAME = "hnerv-small"
 
 
@@ -70,16 +65,18 @@ def warned(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == "hnerv"]
 
 
-@pytest.fixture(params=["exact", "lists"])
+@pytest.fixture(params=["flat", "index"])
 def kind(request, monkeypatch) -> str:
-    """Both kinds of index, with requests so small that not all vectors are compared."""
-    monkeypatch.setattr(collection_hits, "CANDIDATES", 2)
-    if request.param == "lists":
-        monkeypatch.setattr(vectors, "EXACT_BELOW", 40)
-        monkeypatch.setattr(
-            collection_hits, "nearest", lambda index, direction, count: vectors.nearest(index, direction, count, 1)
-        )
+    """Both ways to search. The index returns so few candidates that not all vectors are compared."""
+    monkeypatch.setattr(collection, "CANDIDATES", 2)
+    if request.param == "index":
+        monkeypatch.setattr(collection, "FLAT_LIMIT", 40)
     return request.param
+
+
+@pytest.fixture
+def indexed(monkeypatch) -> None:
+    monkeypatch.setattr(collection, "FLAT_LIMIT", 40)
 
 
 def names(found) -> list[str]:
@@ -99,7 +96,8 @@ def expected(folder: Path, paths: list[str], direction: torch.Tensor, top: int) 
 
 
 def found_in(opened, direction: torch.Tensor, top: int) -> list[tuple]:
-    hits = find_across(opened, direction[None], None, top, CPU)
+    """The direction as the difference of two queries."""
+    hits = find_across(opened, direction[None] + 1, torch.ones(1, len(direction)), top, CPU)
     return [(found.member.path, found.hit.frame, found.hit.patch, found.hit.score, found.hit.z) for found in hits]
 
 
@@ -118,7 +116,8 @@ def checked(folder: Path, paths: list[str]):
     """The collection, after each of several queries has been compared with searches of the single videos."""
     opened = open_collection(folder, CPU)
     assert sorted(names(opened)) == sorted(paths)
-    assert opened.vectors.ntotal == sum(member.count for member in opened.members) == opened.moments.count
+    if opened.vectors:
+        assert opened.vectors.ntotal == sum(member.count for member in opened.members)
     for direction in directions():
         for top in (1, 3, 100):
             assert agree(found_in(opened, direction, top), expected(folder, paths, direction, top))
@@ -126,39 +125,57 @@ def checked(folder: Path, paths: list[str]):
 
 
 def test_the_hits_are_those_of_each_video_merged(own, kind):
-    opened = checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert opened.path == own / "index.faiss" and opened.vectors.nlist == (1 if kind == "exact" else 16)
+    opened = checked(own, ALL)
+    assert (own / "index.faiss").exists() == bool(opened.vectors) == (kind == "index")
     assert len({found[0] for direction in directions() for found in found_in(opened, direction, 3)}) > 1
 
 
-def test_wanted_and_unwanted_queries_form_one_direction(own):
-    opened = open_collection(own, CPU)
-    wanted, unwanted = directions(2), directions(3)[2:]
-    hits = find_across(opened, wanted, unwanted, 3, CPU)
-    assert agree(
-        [(found.member.path, found.hit.frame, found.hit.patch, found.hit.score, found.hit.z) for found in hits],
-        expected(own, names(opened), wanted.mean(0) - unwanted.mean(0), 3),
-    )
-
-
-def test_few_videos_are_opened(own, monkeypatch):
+def test_few_videos_are_scored(own, indexed, monkeypatch):
     """A hit of the best video is enough: the files of the others are not opened."""
-    monkeypatch.setattr(collection_hits, "CANDIDATES", 2)
-    opened, mapped = open_collection(own, CPU), []
-    original = collection.map_index
-    monkeypatch.setattr(collection, "map_index", lambda path, *rest: mapped.append(path.name) or original(path, *rest))
+    monkeypatch.setattr(collection, "CANDIDATES", 100)
     best = open_index(own / "a.hnerv", CPU).embeddings[5, 3]
+    opened, scored = open_collection(own, CPU), []
+    original = collection.open_member
+    monkeypatch.setattr(collection, "open_member", lambda *args: scored.append(args[1].path) or original(*args))
     (hit,) = found_in(opened, best, 1)
-    assert hit[0] == "a.hnerv" and hit[3] == pytest.approx(1, abs=1e-5)
-    assert "a.hnerv" in mapped and len(mapped) < 3
+    assert hit[0] == "a.hnerv" and hit[3] == pytest.approx(1, abs=1e-5) and len(scored) < 3
 
 
-def test_a_second_opening_computes_and_writes_nothing(own, computed):
+@pytest.mark.parametrize("kind", ["alike", "far"])
+def test_the_index_finds_nearly_all_of_many_vectors(tmp_path, monkeypatch, kind):
+    """Recall of the ten best vectors among the candidates, and bounds of their scores, against a matrix product."""
+    draw = np.random.default_rng(0)
+    scenes = np.repeat(2 + draw.normal(size=(50, 32)), 400, axis=0) + 0.3 * draw.normal(size=(20_000, 32))
+    rows = normalize(torch.from_numpy(scenes).float(), dim=1)
+    opening = lru_cache(lambda *_: index_module.Index(tmp_path, rows[:, None], None))
+    monkeypatch.setattr(collection, "open_member", opening)
+    members = [Member("a", count=len(rows))]
+    opened = collection._with_index(Collection(tmp_path, []), members, len(rows), CPU)
+    found = []
+    for _ in range(20):
+        noise = torch.from_numpy(draw.normal(size=32)).float()
+        direction = noise if kind == "far" else rows[draw.integers(len(rows))] + 0.1 * noise
+        scores = (rows.double() @ direction.double()).numpy()
+        mean, deviation, ranking = collection._rank_by_index(opened, direction, 10, CPU)
+        assert (mean, deviation) == (pytest.approx(scores.mean(), abs=1e-6), pytest.approx(scores.std(), rel=1e-6))
+        bounds, best = np.array([bound for _, bound in islice(ranking, 100)]), np.sort(scores)[::-1][:100]
+        assert (bounds - best < 0.002 * float(direction.norm())).all()
+        found.append((bounds >= best - 1e-6)[:10].mean())  # lower ones follow where a list is not searched
+    assert np.mean(found) >= 0.95
+
+
+def test_a_second_opening_computes_and_writes_nothing(own, kind, computed):
     first = open_collection(own, CPU)
     assert sorted(computed) == ["a.hnerv", "c.hnerv", "latest.pt"]
-    before = first.path.stat()
+    before = [path.stat().st_mtime_ns for path in sorted(own.glob("index.*"))]
     second = open_collection(own, CPU)
-    assert len(computed) == 3 and second.path.stat() == before and second.members == first.members
+    assert len(computed) == 3 and [path.stat().st_mtime_ns for path in sorted(own.glob("index.*"))] == before
+    assert second.members == first.members and len(before) == (1 if kind == "flat" else 2)
+    os.utime(own / "a.hnerv", (1, 1))
+    third = open_collection(own, CPU)
+    assert [member.number for member in third.members] == [member.number for member in first.members] and not computed[
+        3:
+    ]
 
 
 def test_members_added_changed_and_removed(own, kind, computed, tmp_path, coded):
@@ -168,52 +185,61 @@ def test_members_added_changed_and_removed(own, kind, computed, tmp_path, coded)
     shutil.copy(tmp_path / "c.hnerv", own / "new.hnerv")
     del computed[:]
     opened = checked(own, ["a.hnerv", "deep/b", "new.hnerv"])
+    numbers = {member.path: member.number for member in opened.members}
     assert computed == ["new.hnerv"]
-    firsts = {member.path: member.first for member in opened.members}
-    if kind == "exact":  # otherwise it may be rebuilt, since the range of so few vectors is narrow
-        assert firsts["new.hnerv"] == max(firsts.values()) > firsts["deep/b"]
+    if kind == "index":
+        assert numbers == {"a.hnerv": 0, "deep/b": 1, "new.hnerv": 2}
     shutil.copy(coded["clip"], own / "a.hnerv")
     opened = checked(own, ["a.hnerv", "deep/b", "new.hnerv"])
-    if kind == "exact":
-        now = {member.path: member.first for member in opened.members}
-        assert now["a.hnerv"] > firsts["new.hnerv"] and now["deep/b"] == firsts["deep/b"]
+    if kind == "index":
+        assert [member.number for member in opened.members] == [3, 1, 2]
     shutil.rmtree(own / "deep")
     checked(own, ["a.hnerv", "new.hnerv"])
     (own / "a.hnerv").rename(own / "other.hnerv")
     checked(own, ["new.hnerv", "other.hnerv"])
 
 
-def test_a_file_that_was_only_touched_keeps_its_vectors(own, computed):
-    before = open_collection(own, CPU).members
-    os.utime(own / "a.hnerv", (1, 1))
-    after = open_collection(own, CPU).members
-    assert [member.first for member in after] == [member.first for member in before] and len(computed) == 3
-
-
-def test_growth_rebuilds_the_lists(own, monkeypatch, tmp_path):
-    monkeypatch.setattr(vectors, "EXACT_BELOW", 200)
-    (own / "c.hnerv").rename(tmp_path / "c.hnerv")
+def test_growth_replaces_the_lists(own, monkeypatch, tmp_path):
+    """From a flat search to an index, to one with more lists."""
+    monkeypatch.setattr(collection, "FLAT_LIMIT", 100)
+    for name in ("c.hnerv", "deep"):
+        (own / name).rename(tmp_path / name)
     shutil.rmtree(own / "c")
-    assert checked(own, ["a.hnerv", "deep/b"]).vectors.nlist == 1
-    shutil.copy(tmp_path / "c.hnerv", own)
-    assert open_collection(own, CPU).vectors.nlist > 1
+    assert checked(own, ["a.hnerv"]).vectors is None
+    (tmp_path / "c.hnerv").rename(own / "c.hnerv")
+    few = checked(own, ["a.hnerv", "c.hnerv"]).vectors.nlist
+    for n in range(20):
+        shutil.copy(own / "c.hnerv", own / f"{n}.hnerv")
+    assert open_collection(own, CPU).vectors.nlist > few
 
 
-@pytest.mark.parametrize("fault", ["a bit", "cut short", "empty", "of another version"])
-def test_a_damaged_index_is_logged_and_rebuilt(own, warned, fault, monkeypatch, computed):
-    place = open_collection(own, CPU).path
-    data = bytearray(place.read_bytes())
-    if fault == "a bit":
-        data[40] ^= 1
-    elif fault == "of another version":
-        monkeypatch.setattr(vectors, "VERSION", 9)
-    else:
-        data = data[: len(data) // 2] if fault == "cut short" else b""
-    place.write_bytes(data)
-    checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert len(warned()) == 1 and "is unusable" in warned()[0] and len(computed) == 3
+@pytest.mark.parametrize("name", ["index.faiss", "index.json"])
+@pytest.mark.parametrize("fault", ["a bit", "cut short", "empty", "foreign", "missing"])
+def test_a_damaged_index_is_logged_and_rebuilt(own, indexed, warned, fault, name, computed):
     open_collection(own, CPU)
-    assert len(warned()) == 1
+    data = bytearray((own / name).read_bytes())
+    data[40] ^= 1
+    data = {"cut short": data[: len(data) // 2], "empty": b"", "foreign": b"\x07" * len(data)}.get(fault, data)
+    (own / name).write_bytes(data)
+    if fault == "missing":
+        (own / name).unlink()
+    checked(own, ALL)
+    unseen = name == "index.json" and fault in ("a bit", "missing")
+    assert len(computed) == 3 and (unseen or (len(warned()) == 1 and "index.faiss is unusable" in warned()[0]))
+    before = (own / "index.faiss").stat().st_mtime_ns
+    open_collection(own, CPU)
+    assert (own / "index.faiss").stat().st_mtime_ns == before
+
+
+def test_an_index_of_other_members_is_not_used(own, indexed, tmp_path, warned):
+    """Two processes may write at once: the index of one, then the list of the other."""
+    open_collection(own, CPU)
+    shutil.copy(own / "index.json", tmp_path)
+    shutil.rmtree(own / "deep")
+    open_collection(own, CPU)
+    shutil.copy(tmp_path / "index.json", own)
+    checked(own, ["a.hnerv", "c.hnerv"])
+    assert "belongs to other members" in warned()[0]
 
 
 def test_an_embedding_file_that_is_gone_is_computed_again(own, computed):
@@ -222,6 +248,7 @@ def test_an_embedding_file_that_is_gone_is_computed_again(own, computed):
     for path in own.rglob("*.index.safetensors"):
         path.unlink()
     del computed[:]
+    open_member.cache_clear()
     assert agree(found_in(open_collection(own, CPU), directions()[0], 5), before) and computed
 
 
@@ -233,29 +260,19 @@ def test_a_video_that_changes_after_the_opening_is_refused(own):
         found_in(opened, directions()[0], 100)
 
 
-def test_the_index_of_a_read_only_folder_is_in_the_cache(own, monkeypatch, tmp_path, warned, computed):
+def test_the_index_of_a_read_only_folder_is_in_the_cache(own, kind, monkeypatch, tmp_path, warned, computed):
     monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
-    (own / "index.faiss").mkdir()  # a folder: not even root can write a file there
-    opened = checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert tmp_path / "cache" in opened.path.parents and len(computed) == 3
-    assert open_collection(own, CPU).path == opened.path and warned() == []
+    monkeypatch.setattr(os, "access", lambda path, mode: path != own)  # root may write everywhere
+    opened = checked(own, ALL)
+    stored = sorted(path.suffix for path in (tmp_path / "cache" / "collections").iterdir())
+    assert stored == ([".faiss", ".json"] if opened.vectors else [".json"]) and not list(own.glob("index.*"))
+    assert open_collection(own, CPU).members == opened.members and len(computed) == 3 and warned() == []
 
 
-def test_no_writable_location_is_a_warning(own, monkeypatch, tmp_path, warned):
-    (tmp_path / "cache").write_text("a file")
-    monkeypatch.setenv("HNERV_CACHE", str(tmp_path / "cache"))
-    (own / "index.faiss").mkdir()
-    checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert "is not saved" in warned()[-1] and "HNERV_CACHE" in warned()[-1]
-
-
-def test_a_video_with_other_targets_is_skipped(own, coded, warned):
-    shutil.copy(coded["file"], own / "0first.hnerv")
-    checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-    assert len(warned()) == 1 and warned()[0].startswith("skipping ")
-    assert "0first.hnerv: its targets are from" in warned()[0]
-    open_collection(own, CPU)
-    assert warned()[1] == warned()[0], "logged by each search"
+def test_an_index_that_cannot_be_written_is_a_warning(own, kind, warned):
+    (own / ("index.faiss" if kind == "index" else "index.json")).mkdir()  # a folder: not even root can replace it
+    checked(own, ALL)
+    assert "the index is not saved" in warned()[-1]
 
 
 def test_the_majority_decides_which_targets_are_searched(own, coded, warned, random_run):
@@ -264,11 +281,11 @@ def test_the_majority_decides_which_targets_are_searched(own, coded, warned, ran
         shutil.copy(coded["random"], own / f"{name}.hnerv")
     opened = open_collection(own, CPU)
     assert names(opened) == ["d.hnerv", "e.hnerv", "f.hnerv", "g.hnerv"]
-    assert sum(text.startswith("skipping ") for text in warned()) == 3
+    assert sum("its targets are from" in text for text in warned()) == 3
     assert opened.teacher(CPU).record.targets.kind == "random"
     for name in ("d", "e", "f"):
         (own / f"{name}.hnerv").unlink()
-    checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
+    checked(own, ALL)
 
 
 def test_target_files_of_one_encoder_are_comparable(tmp_path, train, flags):
@@ -287,7 +304,7 @@ def test_models_that_cannot_be_searched_are_skipped(own, warned, train, flags):
     assert train(own, flags(clip_targets=None, clip_weights="none", epochs=1), exp_id="pixels") == 0
     (own / "broken.hnerv").write_bytes(b"\x07" * 100)
     for _ in range(2):
-        checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
+        checked(own, ALL)
     skipped = sorted(text.removeprefix("skipping ").split(": ")[0] for text in warned()[:2])
     assert skipped == [str(own / "broken.hnerv"), str(own / "pixels")]
     shutil.copy(own / "a.hnerv", own / "broken.hnerv")
@@ -302,39 +319,23 @@ def test_refusals(tmp_path, monkeypatch, own):
     with pytest.raises(UserError, match="none of the 1 models under"):
         open_collection(tmp_path / "broken", CPU)
     monkeypatch.setitem(sys.modules, "faiss", None)
+    assert names(open_collection(own, CPU)) == ALL, "a flat search needs no FAISS"
+    monkeypatch.setattr(collection, "FLAT_LIMIT", 40)
     with pytest.raises(UserError, match=r"pip install -e '\.\[fleet\]'"):
         open_collection(own, CPU)
 
 
-def test_another_process_may_replace_the_index_meanwhile(own, monkeypatch):
-    """The file that this process mapped is gone when it is to be updated: the process builds a new index."""
-    (own / "c.hnerv").rename(own / "c.hidden")
-    shutil.rmtree(own / "c")
-    open_collection(own, CPU)
-    (own / "c.hidden").rename(own / "c.hnerv")
-    original = collection._current_members
-
-    def meanwhile(folder, paths, before, device):
-        found = original(folder, paths, before, device)
-        monkeypatch.setattr(collection, "_current_members", original)
-        (own / "index.faiss").unlink()
-        open_collection(own, CPU)
-        return found
-
-    monkeypatch.setattr(collection, "_current_members", meanwhile)
-    checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
-
-
-def test_two_processes_build_concurrently(own):
+def test_two_processes_build_concurrently(own, indexed):
     code = (
-        "import torch\nfrom pathlib import Path\nfrom hnerv.search import open_collection\n"
+        "import torch\nfrom pathlib import Path\nfrom hnerv.search import collection, open_collection\n"
+        "collection.FLAT_LIMIT = 40\n"
         f"print(len(open_collection(Path({str(own)!r}), torch.device('cpu')).members))"
     )
     words = [sys.executable, "-W", "error", "-c", code]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ends = [process.communicate() for process in both]
     assert [(out, process.returncode) for (out, _), process in zip(ends, both, strict=True)] == [("3\n", 0)] * 2, ends
-    checked(own, ["a.hnerv", "c.hnerv", "deep/b"])
+    checked(own, ALL)
     assert not list(own.glob(".*"))
 
 
@@ -381,13 +382,11 @@ def test_a_video_in_segments_is_one_member(own, train, flags, clip_weights, make
     film = make_film(tmp_path / "film", shift=50)
     words = flags(data=film, clip_targets=None, clip_weights=clip_weights, clip_model=NAME)
     assert train(own, [*words, "--segment-frames", "6"], exp_id="talk") == 0
-    collection = open_collection(own, CPU)
-    (talk,) = [member for member in collection.members if member.path == "talk"]
-    assert talk.frames == 12 and not talk.fault
-    target = collection.open(talk, CPU).embeddings[9, 3]
-    best = find_across(collection, target[None], None, 1, CPU)[0]
+    opened = open_collection(own, CPU)
+    (talk,) = [member for member in opened.members if member.path == "talk"]
+    target = open_member(own, talk, CPU).embeddings[9, 3]
+    best = find_across(opened, target[None], None, 1, CPU)[0]
     assert (best.member.path, best.hit.frame, best.hit.patch) == ("talk", 9, 3)
     assert train(own, [*words, "--segment-frames", "6", "--epochs", "4", "--overwrite"], exp_id="talk") == 0
-    again = open_collection(own, CPU)
-    (changed,) = [member for member in again.members if member.path == "talk"]
+    (changed,) = [member for member in open_collection(own, CPU).members if member.path == "talk"]
     assert changed.digest != talk.digest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hnerv.runs import ChunkedFolder, ChunkOptions, ChunkPlan, divide, write_plan
-from hnerv.search import is_collection, members_of
+from hnerv.search import members_of
 
 
 def create_files(root: Path, *paths: str) -> None:
@@ -45,12 +45,6 @@ def test_links_to_folders_are_not_followed(tmp_path):
     assert members_of(tmp_path / "fleet") == [tmp_path / "fleet" / "a"]
 
 
-def test_a_run_a_file_and_nothing_are_no_collections(tmp_path):
-    create_files(tmp_path, "a/", "b.hnerv", "begun/config.json")
-    assert is_collection(tmp_path)
-    assert not any(is_collection(tmp_path / name) for name in ("a", "b.hnerv", "begun", "none"))
-
-
 def test_a_run_in_segments_is_one(tmp_path):
     folder = ChunkedFolder(tmp_path / "talk")
     write_plan(folder.plan, ChunkPlan(ChunkOptions(frames=4), "", 8, divide(range(8), 4)))
@@ -58,6 +52,6 @@ def test_a_run_in_segments_is_one(tmp_path):
         assert members_of(tmp_path) == []
         (folder.path / "segments" / name / "checkpoints").mkdir(parents=True)
         (folder.path / "segments" / name / "checkpoints" / "latest.pt").touch()
-    assert members_of(tmp_path) == [folder.path] and not is_collection(folder.path)
+    assert members_of(tmp_path) == [folder.path]
     folder.plan.write_text("{}")
     assert members_of(tmp_path) == [folder.path]
