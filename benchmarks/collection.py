@@ -1,4 +1,4 @@
-"""Search over many synthetic videos: time to build the index, its size, latency per query, recall against exact search.
+"""Search over many synthetic videos, with the FAISS index and without: build time, size, latency, recall.
 
     python benchmarks/collection.py --vectors 1000000 --dim 512 --threads 1 2 --json output/collection.json
 
@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +50,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dim", type=int, default=512, help="dimensions of a vector (512)")
     add("--queries", type=int, default=100, help="queries of each kind (100)")
     add("--threads", type=int, nargs="+", default=[1, 2], help="measure with each; the first builds the index (1 2)")
-    add("--share", type=int, nargs="+", default=[32, 16, 8, 4, 2], help="probe one list in SHARE (32 16 8 4 2)")
     add("--folder", type=Path, help="parent of the temporary folder (default: the system's)")
     add("--seed", type=int, default=0, help="seed of videos and queries (0)")
     add("--json", type=Path, metavar="OUT", help="write all numbers as JSON")
@@ -59,8 +59,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> dict:
     """All numbers of the table."""
-    from hnerv.runs.folder import environment
+    from hnerv.runs.environment import environment
+    from hnerv.search import collection
 
+    collection.FLAT_LIMIT = 0  # an index at any size
     count, world = max(2, round(args.vectors / (FRAMES * PATCHES))), World(args.dim, args.seed)
     found = {"environment": environment(), "vectors": count * FRAMES * PATCHES, "dim": args.dim, "seed": args.seed}
     with tempfile.TemporaryDirectory(prefix="collection.", dir=args.folder) as name:
@@ -75,7 +77,7 @@ def measure(args: argparse.Namespace) -> dict:
             {"kind": kind, "threads": threads, **row}
             for threads in args.threads
             for kind, vectors in queries.items()
-            for row in search(folder, vectors, best[kind], threads, args.share)
+            for row in search(folder, vectors, best[kind], threads)
         ]
     return found
 
@@ -189,31 +191,41 @@ def exact(folder: Path, count: int, queries: np.ndarray) -> np.ndarray:
     return ids
 
 
-def search(folder: Path, queries: np.ndarray, best: np.ndarray, threads: int, shares: list[int]) -> Iterator[dict]:
-    """A row per share of lists that is probed; then, with share 0, the full answer with hits merged per video."""
+def search(folder: Path, queries: np.ndarray, best: np.ndarray, threads: int) -> Iterator[dict]:
+    """A row for answers without the index, one for its candidates, with the recall of the `best` vectors, and one for
+    answers with it, with the recall of the hits of those without.
+    """
     import torch
 
     from hnerv.search import find_across, open_collection
-    from hnerv.search.collection_hits import CANDIDATES
-    from hnerv.search.vectors import nearest
+    from hnerv.search.collection import CANDIDATES, MIN_PROBED, PROBED, ROW_BITS, _faiss
 
     torch.set_num_threads(threads)
-    collection = open_collection(folder, torch.device("cpu"))
-    for share in shares:
-        times, recalls = [], []
-        for query, true in zip(queries, best, strict=True):
+    device = torch.device("cpu")
+    collection = open_collection(folder, device)
+    index, flat = collection.vectors, collection._replace(vectors=None)
+    probes = _faiss().SearchParametersIVF(nprobe=min(index.nlist, max(MIN_PROBED, index.nlist // PROBED)))
+
+    def candidates(query: np.ndarray) -> set[int]:
+        ids = index.search(query[None], min(CANDIDATES * TOP, index.ntotal), params=probes)[1][0]
+        return set(((ids >> ROW_BITS) * FRAMES * PATCHES + ids % (1 << ROW_BITS)).tolist())
+
+    def answer(where, query: np.ndarray) -> set[tuple]:
+        hits = find_across(where, torch.from_numpy(query)[None], None, TOP, device)
+        return {(found.member.path, found.hit.frame, found.hit.patch) for found in hits}
+
+    calls = {"flat answer": partial(answer, flat), "candidates": candidates, "answer": partial(answer, collection)}
+    wanted = {"candidates": [set(ids.tolist()) for ids in best]}
+    for name, call in calls.items():
+        times, found = [], []
+        for query in queries:
             start = now()
-            ids = nearest(collection.vectors, query, CANDIDATES * TOP, share)[1]
+            found.append(call(query))
             times.append(now() - start)
-            recalls.append([len(set(true) & set(found)) / TOP for found in (ids, ids[:TOP])])
-        recall, by_code = np.mean(recalls, 0).tolist()
-        yield {"share": share, **milliseconds(times), "recall": recall, "recall_by_code": by_code}
-    times = []
-    for query in torch.from_numpy(queries):
-        start = now()
-        find_across(collection, query[None], None, TOP, torch.device("cpu"))
-        times.append(now() - start)
-    yield {"share": 0, **milliseconds(times)}
+        pairs = zip(wanted.setdefault(name, wanted.get("answer", found)), found, strict=True)
+        wanted.setdefault("answer", found)
+        recalls = [len(true & own) / len(true) for true, own in pairs]
+        yield {"what": name, **milliseconds(times), "recall": float(np.mean(recalls))}
 
 
 def now() -> np.ndarray:
@@ -233,17 +245,15 @@ def table(found: dict) -> str:
     size = f"{found['bytes'] / 1e6:,.0f} MB; peak memory {found['peak_memory'] / 1e9:.1f} GB"
     rows = []
     for row in found["queries"]:
-        share = f"1 in {row['share']}" if row["share"] else "full answer"
         numbers = [f"{row[key]:.1f}" for key in ("ms", "ms_p95", "ms_first", "processor_ms")]
-        recall = [f"{row[key]:.3f}" if key in row else "" for key in ("recall", "recall_by_code")]
-        rows.append([row["kind"], str(row["threads"]), share, *numbers, *recall])
-    header = ["query", "threads", "lists probed", "ms, median", "p95", "first", "processor", f"recall@{TOP}"]
+        rows.append([row["kind"], str(row["threads"]), row["what"], *numbers, f"{row['recall']:.3f}"])
+    header = ["query", "threads", "what", "ms, median", "p95", "first", "processor", f"recall@{TOP}"]
     return "\n".join(
         [
             f"{found['vectors']:,} vectors of {found['dim']}, {found['lists']} lists: {', '.join(times)}; index {size}",
             json.dumps(found["environment"]),
             "",
-            markdown([*header, "without rescoring"], rows),
+            markdown(header, rows),
         ]
     )
 
