@@ -52,7 +52,7 @@ class TaskOptions(NamedTuple):
 def train_video(video: FleetVideo, address: str, options: TaskOptions) -> Status:
     """Train a video of the fleet at `address` -> its status, which is also written there. A finished one is kept.
 
-    Errors of the video or its run become the status; after a newer attempt has taken over, it is that of the attempt.
+    Errors of the video or its run become the status. If a newer attempt has taken over, its status is returned.
     Raises StorageError, and Interrupted with everything saved.
     """
     storage = Storage(address)
@@ -66,7 +66,7 @@ def train_video(video: FleetVideo, address: str, options: TaskOptions) -> Status
         values = _train(video, options, hand_over)
         status = hand_over.push(state="finished", values=values, progress=1.0)
     except (Interrupted, KeyboardInterrupt) as error:
-        with contextlib.suppress(StorageError):  # the stop matters more: what is lost is trained again
+        with contextlib.suppress(StorageError, TakenOver):  # the stop matters more than the steps it loses
             hand_over.push(state="stopped")
         if isinstance(error, Interrupted):  # its message names the local folder
             raise Interrupted(error.status - 128, "stopped; run the same command to resume") from None
@@ -185,7 +185,7 @@ class HandOver:
                 logging.getLogger("hnerv").warning("%s (training continues; the next checkpoint follows)", error)
 
     def push(self, **changes: object) -> Status:
-        """Write what has changed since the last hand-over, checkpoints last, then the status with `changes`."""
+        """Bring the run in storage up to date, checkpoints last, then write the status with `changes`."""
         start = time.monotonic()
         self._check_owner()
         self._store_changes()
@@ -213,6 +213,7 @@ class HandOver:
         return self.status._replace(trained=trainer.global_step - self._first_step, progress=progress)
 
     def _store_changes(self) -> None:
+        """Write the files that differ from those in storage, and remove those that are gone."""
         versions = self._versions()
         for path in sorted(versions, key=lambda path: (WRITE_ORDER.get(path.name, 0), path)):
             if self._stored.get(path) != versions[path]:

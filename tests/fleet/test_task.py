@@ -157,6 +157,21 @@ def test_a_paused_attempt_does_not_replace_a_checkpoint(attempt, storage, monkey
     assert paused and attempt().state == "finished" and bench.equal_runs(storage.path / "x", single)
 
 
+def test_a_stop_is_not_lost_with_the_ownership(attempt, storage, at_step, monkeypatch):
+    real = HandOver.push
+
+    def push(self, **changes):
+        if changes.get("state") == "stopped":
+            write_status(storage, "x", Status("running", owner="another"))
+        return real(self, **changes)
+
+    monkeypatch.setattr(HandOver, "push", push)
+    at_step(6, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        attempt()
+    assert read_status(storage, "x").owner == "another"
+
+
 def test_a_stop_is_not_lost_with_the_storage(attempt, at_step, monkeypatch):
     def stop(_: HandOver) -> None:
         monkeypatch.setattr(Storage, "write", lambda *_: exec("raise StorageError('gone')", globals()))
