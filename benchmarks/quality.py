@@ -198,7 +198,7 @@ def run(job: Job) -> str:
         "seconds": curve.seconds,
         "curve": curve.points,
         **values,
-        **blends(trainer.model, store),
+        **blends(trainer.evaluated, store),
         "torch": torch.__version__,
     }
     write_json(job.path, row)

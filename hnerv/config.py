@@ -185,6 +185,11 @@ class TrainConfig:
         1, "every N steps, add a frame blended from two training frames along their motion; 0: never", metavar="N"
     )
     grad_clip: float = knob(1.0, "maximum L2 norm of the gradient; 0: no clipping", metavar="NORM")
+    ema_decay: float = knob(
+        0.0,
+        "decay of an exponential moving average of the weights, which is then evaluated, saved and coded; 0: none",
+        metavar="DECAY",
+    )
     seed: int = knob(0, "seed of the initialisation, the frame order and the random encoder", metavar="N")
     precision: PrecisionName = knob(
         "auto", "precision of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=get_args(PrecisionName)
@@ -201,6 +206,7 @@ class TrainConfig:
         _check_at_least(1, self, "epochs", "batch_size", "checkpoint_freq", "params_freq")
         _check_above_0(self, "lr", "embed_lr_factor")
         _check_at_least(0, self, "weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed", "checkpoint_seconds")
+        _check(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay} must be at least 0 and below 1, as in 0.999")
 
     def in_bf16(self, device_type: str) -> bool:
         """Whether convolutions run in bf16 on a device of this type ('cpu', 'cuda')."""

@@ -44,7 +44,7 @@ def other(value: object) -> object:
     """Another valid value of the same type, if there is one for every field."""
     if isinstance(value, bool):
         return not value
-    return value + 2 if isinstance(value, int | float) else value
+    return value + {int: 2, float: 0.5}[type(value)] if isinstance(value, int | float) else value
 
 
 @pytest.mark.parametrize("changes", [{}, SOME, *PRESETS.values()])
@@ -192,6 +192,7 @@ CHECKS = {
     ("pe", "1.25", "x_80", "1.25_8.5"): "must be BASE_LEVELS, as in 1.25_80",
     ("pe", "0_80", "nan_80", "1.25_0"): BAD_PE,
     ("pe", "10_80", "inf_2"): HIGH_PE,
+    ("ema_decay", -0.1, 1.0, NAN, INF): "must be at least 0 and below 1, as in 0.999",
     ("grid", "2"): "must be two integers ROWSxCOLUMNS, as in 2x4",
     ("profile", "5", "5:", ":5", "5:5", "6:5", "-1:5", "a:b", "1:2:3", "\N{SUPERSCRIPT TWO}:3"): (
         "must be START:STOP, two step numbers with START below STOP, as in 10:15"

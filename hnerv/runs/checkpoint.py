@@ -13,6 +13,8 @@ from hnerv.runs.record import RunRecord
 
 FORMAT = 2
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
+CURRENT = "current"
+"""The key of the current weights, where `model` holds their average (--ema-decay)."""
 COUNTS = ("epoch", "step", "step_in_epoch")
 PROGRESS_KEYS = {*COUNTS, "records", "times", "best", "logs", "window", "peak", "rollbacks", "lr_scale", "clock"}
 _MSDOS_FOLDER = 0x10
@@ -49,11 +51,16 @@ def load_checkpoint(path: Path) -> dict:
             f"{path} has format {state['format']}, but this version reads {FORMAT}: use the hnerv version that wrote "
             "it (its commit is in the run's environment.json)"
         )
-    if set(state) != KEYS:
-        raise UserError(f"{path} is damaged: missing or extra keys {sorted(set(state) ^ KEYS, key=str)}", _fix(path))
+    if wrong := set(state) - {CURRENT} ^ KEYS:
+        raise UserError(f"{path} is damaged: missing or extra keys {sorted(wrong, key=str)}", _fix(path))
     if fault := _invalid_part(state):
         raise UserError(f"{path} is damaged: its {fault!r} is invalid", _fix(path))
-    return {**state, "run": RunRecord.from_dict(state["run"], path)}
+    record = RunRecord.from_dict(state["run"], path)
+    decay = record.config.train.ema_decay
+    if (CURRENT in state) != (decay > 0):
+        has = "has" if CURRENT in state else "lacks"
+        raise UserError(f"{path} is damaged: it {has} the weights {CURRENT!r}, with --ema-decay {decay}", _fix(path))
+    return {**state, "run": record}
 
 
 def _check_archive(path: Path) -> None:
@@ -80,7 +87,8 @@ def _invalid_part(state: dict) -> str:
     """
     progress = state["progress"]
     checks = {
-        "model": _is_dict_of(state["model"], torch.Tensor) and not any(v.is_complex() for v in state["model"].values()),
+        "model": _are_weights(state["model"]),
+        CURRENT: _are_weights(state.get(CURRENT, {})),
         "optimizer": isinstance(state["optimizer"], dict),
         "progress": isinstance(progress, dict)
         and progress.keys() >= PROGRESS_KEYS
@@ -90,6 +98,10 @@ def _invalid_part(state: dict) -> str:
         "evaluation": _is_dict_of(state["evaluation"], (int, float)),
     }
     return next((part for part, valid in checks.items() if not valid), "")
+
+
+def _are_weights(part: object) -> bool:
+    return _is_dict_of(part, torch.Tensor) and not any(value.is_complex() for value in part.values())
 
 
 def _is_dict_of(part: object, kind: type | tuple[type, ...]) -> bool:

@@ -65,7 +65,7 @@ def open_checkpoint(path: Path) -> OpenedModel:
     state = load_checkpoint(checkpoint)
     record, progress = state["run"], state["progress"]
     model = build_model(record.model_config, record.scene)
-    load_weights(model, state, checkpoint)
+    load_weights(model, state["model"], checkpoint)
     return OpenedModel(model, record, checkpoint, folder, progress["epoch"], progress["step"])
 
 
@@ -138,10 +138,10 @@ def without_clip(model: DualHeadHNeRV) -> DualHeadHNeRV:
     return model
 
 
-def load_weights(model: DualHeadHNeRV, state: dict, checkpoint: Path) -> None:
+def load_weights(model: DualHeadHNeRV, weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
     """Raises UserError naming the first weight that does not fit the model."""
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         cause = (str(error).split("\n")[1:2] or [str(error)])[0].strip()
         raise UserError(

@@ -60,6 +60,8 @@ _CHARTS = {
         "standard deviation of similarity over patches": "Eval/Patch/{train,val}_clip_sim_std",
         "feature mean by stage": "Model/Features/stage{n}_mean",
         "feature standard deviation by stage": "Model/Features/stage{n}_std",
+        "EMA: distance of averaged and current weights": "Train/EMA/distance",
+        "EMA: decay and norm ratio": "Train/EMA/{decay,norm_ratio}",
         "parameters of each head": "Model/Params/{rgb,clip}_head_{mean,std}",
     },
     "Performance": {

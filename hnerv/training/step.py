@@ -22,6 +22,7 @@ from hnerv.data.store import Batch
 from hnerv.losses import pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
+from hnerv.training.ema import WeightAverage
 from hnerv.training.optim import MODEL_PARTS, clip_gradients, parameters_of
 from hnerv.training.timing import Clock
 
@@ -84,17 +85,18 @@ class TrainingStep:
         config: Config,
         clock: Clock,
         compile: bool = False,
+        average: WeightAverage | None = None,
     ) -> None:
         device = batches.store.device
         self.batches, self.clock, self.grad_clip = batches, clock, config.train.grad_clip
-        self.parts, self.optimizer = parameters_of(model), optimizer
+        self.parts, self.optimizer, self.average = parameters_of(model), optimizer, average
         losses = losses_of(model, config, device)
         # Compiled at the first step of each kind, forward and backward; on CUDA before its graph is captured.
         self.losses = torch.compile(losses, dynamic=False) if compile else losses
         steps, width = len(batches.sizes), batches.width
         self.rows = torch.zeros(steps, width, dtype=torch.long, device=device)
-        self.schedule_width = len(optimizer.param_groups) + 1
-        # The schedule of each step (learning rates, lambda), then the times of its frames.
+        self.schedule_width = len(optimizer.param_groups) + 2
+        # The schedule of each step, as in `load`, then the times of its frames.
         self.values = torch.zeros(steps, self.schedule_width + width, device=device)
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)
@@ -102,7 +104,10 @@ class TrainingStep:
         self.plan: EpochPlan | None = None
 
     def load(self, plan: EpochPlan, schedule: Tensor, begin: int) -> None:
-        """Loads an epoch, from step `begin` on. schedule (S, G + 1): the learning rate of each group, then lambda."""
+        """Loads an epoch, from step `begin` on.
+
+        schedule (S, G + 2): the learning rate of each group, lambda, the share of the current weights in the average.
+        """
         self.plan = plan
         for table, values in ((self.rows, plan.rows), (self.values, torch.cat([schedule, plan.times], dim=1))):
             table.copy_(values.pin_memory() if table.is_cuda else values, non_blocking=True)
@@ -126,17 +131,20 @@ class TrainingStep:
         self.clock.mark("rest")
 
     def update(self, batch: Batch, schedule: Tensor, clip: bool) -> Tensor:
-        """One step of the optimiser on a batch; schedule (G + 1,) is a row as in `load` -> a row of COLUMNS."""
+        """One step of the optimiser on a batch; schedule (G + 2,) is a row as in `load` -> a row of COLUMNS."""
         self.clock.mark("data")
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(batch, schedule[-1], clip)
+        *rates, weight, share = schedule.unbind()
+        losses = self.losses(batch, weight, clip)
         self.clock.mark("forward")
         losses.total.backward()
         self.clock.mark("backward")
         norms = clip_gradients(self.parts, self.grad_clip)
-        for group, rate in zip(self.optimizer.param_groups, schedule, strict=False):
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.optimizer.step()
+        if self.average:
+            self.average.update(share)
         row = torch.cat([losses.logged, norms])
         self.clock.mark("optimizer")
         return row

@@ -17,13 +17,14 @@ from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
 from hnerv.model import DualHeadHNeRV
-from hnerv.runs.checkpoint import save_checkpoint
+from hnerv.runs.checkpoint import CURRENT, save_checkpoint
 from hnerv.runs.folder import RunFolder
 from hnerv.runs.record import RunRecord
 from hnerv.schedule import parse_lr
 from hnerv.tracking import NullLogger
 from hnerv.tracking.console import Console
 from hnerv.training.divergence import DivergenceCheck
+from hnerv.training.ema import WeightAverage, effective_decay
 from hnerv.training.pages import log_start
 from hnerv.training.signals import Limits, StopSignals
 from hnerv.training.step import COLUMN_TAGS, COLUMNS, Graphs, Kind, TrainingStep
@@ -58,8 +59,9 @@ class TrainState:
 class Trainer:
     """Fits `model`, on the device of `store`, to its frames. Random numbers depend on the seed and the epoch alone.
 
-    `optimizer` is that of `build_optimizer`. `on_save` is called before the first step and each time latest.pt has been
-    written. `compile` compiles network and losses; `capture` allows CUDA graphs where the device has them.
+    `evaluated` is what is measured and saved: `model`, or the average of its weights with --ema-decay. `optimizer` is
+    that of `build_optimizer`. `on_save` is called before the first step and each time latest.pt has been written.
+    `compile` compiles network and losses; `capture` allows CUDA graphs where the device has them.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Trainer:
         self.logger = logger or NullLogger()
         self.clock = Clock(store.device)
         self.batches = Batches(store, model, config)
-        self.training_step = TrainingStep(model, optimizer, self.batches, config, self.clock, compile)
+        self.average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+        self.evaluated = self.average.model if self.average else model
+        self.training_step = TrainingStep(model, optimizer, self.batches, config, self.clock, compile, self.average)
         # The steps of `encoder` are not captured: a frame takes it ten times as long as a launch.
         self.captures = (
             capture
@@ -156,9 +160,11 @@ class Trainer:
         return self.config.train.lr * self._lr_factor(progress) * self.state.lr_scale
 
     def schedule(self, steps: range) -> Tensor:
-        """(steps, G + 1): the learning rate of each parameter group, then lambda, of steps of this epoch."""
+        """(steps, G + 2) of steps of this epoch, with the columns of `TrainingStep.load`."""
         factors, weight = [group["lr_factor"] for group in self.optimizer.param_groups], self.objective.weight
-        return torch.tensor([[self.learning_rate(step) * f for f in factors] + [weight] for step in steps])
+        decays = [effective_decay(self.config.train.ema_decay, step + 1) for step in steps]
+        rates = [[self.learning_rate(step) * f for f in factors] for step in steps]
+        return torch.tensor([[*row, weight, 1 - decay] for row, decay in zip(rates, decays, strict=True)])
 
     def generator(self) -> torch.Generator:
         """The source of everything random in this epoch."""
@@ -239,6 +245,8 @@ class Trainer:
         norms = rows[:, COLUMNS.index("total_norm")]
         patches = len(self.model.scene.train) * self.model.scene.grid.patches
         values = {"Train/learning_rate": self.learning_rate(self.global_step - 1)} | self.clock.close(patches)
+        if self.average:
+            values |= self.average.values(self.global_step)
         objective = self.objective if has_head else None
         return epoch_values(means, norms, state.window, objective, self.config.train.grad_clip) | values
 
@@ -246,7 +254,7 @@ class Trainer:
         """Measures and logs both splits; keeps best.pt by full-frame PSNR, of unseen frames where there are any."""
         state = self.state
         self.refresh_codes()
-        report = evaluate(self.model, self.store, self.config.model.unseen)
+        report = evaluate(self.evaluated, self.store, self.config.model.unseen)
         self._check.values(eval_values(report), self.global_step, state.epoch)
         with self.clock.logging():
             state.evaluation = log_report(self.logger, report, state.epoch, self.global_step)
@@ -262,9 +270,9 @@ class Trainer:
         last = self.state.epoch == self.config.train.epochs
         number = self.state.epoch // max(self.config.train.eval_freq, 1)
         if self.log.images_freq and (last or number % self.log.images_freq == 0):
-            log_pictures(self.logger, self.model, self.store, report, self.state.epoch)
+            log_pictures(self.logger, self.evaluated, self.store, report, self.state.epoch)
         if self.log.projector and last:
-            log_projector(self.logger, self.model, self.store, report)
+            log_projector(self.logger, self.evaluated, self.store, report)
 
     def _due(self, every: int) -> bool:
         """Whether the epoch just closed is the last, or every N-th (0: none)."""
@@ -286,7 +294,7 @@ class Trainer:
     def refresh_codes(self) -> None:
         """Updates the codes that the embedding stores, once after each step that is saved or measured."""
         if self._codes_step != self.global_step:
-            self.model.embedding.refresh(self.store.frames)
+            self.evaluated.embedding.refresh(self.store.frames)
             self._codes_step = self.global_step
 
     def _stop(self, stop: StopSignals) -> NoReturn:
@@ -319,9 +327,11 @@ class Trainer:
         records, clock, logs = self.training_step.records.cpu(), self.clock.state(), self.logger.position()
         progress = vars(replace(self.state, records=records, clock=clock, logs=logs)) | {"step": self.global_step}
         evaluation = progress.pop("evaluation")
+        current = {CURRENT: self.model.state_dict()} if self.average else {}
         return {
             "run": self.record,
-            "model": self.model.state_dict(),
+            "model": self.evaluated.state_dict(),
+            **current,
             "optimizer": optimizer,
             "progress": progress,
             "evaluation": evaluation,
@@ -329,7 +339,9 @@ class Trainer:
 
     def load(self, checkpoint: dict) -> None:
         """Resumes from a checkpoint as if never stopped. Raises UserError where it does not fit the model."""
-        load_weights(self.model, checkpoint, self.folder.latest)
+        load_weights(self.evaluated, checkpoint["model"], self.folder.latest)
+        if self.average:
+            load_weights(self.model, checkpoint[CURRENT], self.folder.latest)
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except torch.OutOfMemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import pickle
 import random
@@ -15,7 +16,7 @@ from hnerv.config import Config
 from hnerv.errors import RunError, UserError
 from hnerv.geometry import CropPlan
 from hnerv.model import Scene
-from hnerv.runs.checkpoint import FORMAT, PROGRESS_KEYS, load_checkpoint, save_checkpoint
+from hnerv.runs.checkpoint import CURRENT, FORMAT, PROGRESS_KEYS, load_checkpoint, save_checkpoint
 from hnerv.runs.record import RunRecord, VideoRecord
 
 STATE = {
@@ -175,10 +176,23 @@ def test_a_missing_part_is_named(tmp_path, key):
     assert f"missing or extra keys ['{key}']" in one_line(tmp_path / "damaged.pt")
 
 
+@pytest.mark.parametrize(("decay", "parts"), [(0.0, {CURRENT: {}}), (0.9, {})])
+def test_current_weights_belong_to_an_average(tmp_path, decay, parts):
+    run = dataclasses.replace(STATE["run"], config=Config().replaced({"ema_decay": decay}))
+    save_checkpoint(tmp_path / "damaged.pt", STATE | {"run": run} | parts)
+    has = "has" if parts else "lacks"
+    assert f"it {has} the weights 'current', with --ema-decay {decay}: pass the run" in one_line(
+        tmp_path / "damaged.pt"
+    )
+    save_checkpoint(tmp_path / "good.pt", STATE | ({} if parts else {"run": run, CURRENT: STATE["model"]}))
+    assert (CURRENT in load_checkpoint(tmp_path / "good.pt")) == (decay > 0)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
         ("model", 3),
+        (CURRENT, 3),
         ("model.weight", [1.0]),
         ("optimizer", None),
         ("progress", 3),

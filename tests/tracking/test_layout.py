@@ -60,8 +60,8 @@ def test_tensorboard_serves_the_layout_and_the_curves_of_one_run(finished):
         for chart in category["chart"]:
             for pattern in chart.get("multiline", {}).get("tag", ()):
                 body = plugin.scalars_impl(RequestContext(), ".", pattern, "")
-                of_gpus = "gpu_" in pattern or "graph_ms" in pattern
-                assert bool(body["tag_to_events"]) != of_gpus, pattern
+                of_others = any(part in pattern for part in ("gpu_", "graph_ms", "/EMA/"))  # GPUs, --ema-decay
+                assert bool(body["tag_to_events"]) != of_others, pattern
 
 
 def test_a_logger_knows_whether_the_layout_was_written(finished, tmp_path):

@@ -97,12 +97,24 @@ def rows_of(names):
     return {tag_of(name, kind_by_name(name)).name for name in names}
 
 
-CPU_TAGS = {name for name, row in tags().items() if "on CUDA" not in row.when and "rollback" not in row.when}
-"""Of a run on the CPU in which nothing goes wrong."""
+EMA_TAGS = {name for name, row in tags().items() if "--ema-decay" in row.when}
+CPU_TAGS = {n for n, row in tags().items() if "on CUDA" not in row.when and "rollback" not in row.when} - EMA_TAGS
+"""Of a run on the CPU in which nothing goes wrong, without an average of the weights."""
 
 
 def test_a_run_writes_every_tag_of_the_table_and_no_other(events):
     assert rows_of(events) == CPU_TAGS
+
+
+def test_an_average_adds_its_tags_to_every_epoch(tmp_path, train, flags, events_of):
+    assert train(tmp_path, [*flags(ema_decay=0.9), "--histogram-freq", "2"]) == 0
+    events = events_of(tmp_path / "run" / "tensorboard")
+    assert rows_of(events) == CPU_TAGS | EMA_TAGS
+    assert {f"Train/EMA/{name}" for name in ("decay", "distance", "norm_ratio")} == EMA_TAGS
+    for tag in EMA_TAGS:
+        assert [step for step, _ in events[tag]] == list(range(1, EPOCHS + 1))
+    last = EPOCHS * STEPS
+    assert events["Train/EMA/decay"][-1][1] == pytest.approx(min(0.9, (1 + last) / (10 + last)))
 
 
 def test_every_tag_is_written_when_the_table_says(events):

@@ -53,7 +53,7 @@ def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}, {"optimizer": "adam"}],
+    [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}, {"optimizer": "adam"}, {"ema_decay": 0.9}],
     ids=str,
 )
 def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, changes):
@@ -68,7 +68,7 @@ def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatc
         trainer.fit(console)
     assert eager.graphs is None and len(captured.graphs.captured) >= 3
     assert torch.equal(captured.training_step.records, eager.training_step.records)
-    ours, theirs = captured.model.state_dict(), eager.model.state_dict()
+    ours, theirs = captured.evaluated.state_dict(), eager.evaluated.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
@@ -86,7 +86,9 @@ def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
     assert trainer.training_step.records.isfinite().all()
 
 
-@pytest.mark.parametrize("changes", [{}, {"pixel_loss": "Fusion10_freq", "clip_loss": "motion"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"pixel_loss": "Fusion10_freq", "clip_loss": "motion", "ema_decay": 0.9}], ids=str
+)
 def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, changes):
     """The eager step, of which an operation that waits would end a capture."""
     trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0, **changes)

@@ -78,7 +78,7 @@ def capturing(trainer):
         step = trainer.training_step
         memory = [p.data for p in trainer.model.parameters()]
         memory += [v for state in trainer.optimizer.state.values() for v in state.values()]
-        memory += [step.records, step.number]
+        memory += [step.records, step.number, *(step.average.averages if step.average else ())]
         before = [value.clone() for value in memory]
         found = original(graphs, kind)
         for value, old in zip(memory, before, strict=True):
@@ -101,6 +101,7 @@ SETTINGS = {
     "pe": {"embedding": "pe"},
     "no clipping, frequency loss": {"grad_clip": 0, "pixel_loss": "Fusion10_freq"},
     "encoder": {"embedding": "encoder"},
+    "average": {"ema_decay": 0.6},
     **{name: {"optimizer": name, "lr_type": "cosine_0.3_1_0.1"} for name in OPTIMIZERS},
 }
 
@@ -136,10 +137,11 @@ def test_the_gradients_are_those_of_the_last_step(make, console, monkeypatch, st
         assert torch.equal(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("what", ["learning rate", "lambda", "position"])
+@pytest.mark.parametrize("what", ["learning rate", "lambda", "decay", "position"])
 def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand_ins, what):
     """The recording does fail a step that is not made of tensors alone."""
     settings = {"epochs": 8, "lr_type": "cosine_0.3_1_0.1", "clip_ramp_epochs": 9, "clip_loss_weight": 0.5}
+    settings |= {"ema_decay": 0.99} if what == "decay" else {}
     eager = make(**settings, eval_freq=0)
     eager.fit(console)
     captured, undone, _ = capturing(make(**settings, eval_freq=0))
@@ -153,7 +155,8 @@ def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand
 
     def with_numbers(given, schedule, clip):
         schedule = schedule.clone()
-        column = {"learning rate": slice(-1), "lambda": slice(-1, None)}.get(what, slice(0))
+        columns = {"learning rate": slice(-2), "lambda": slice(-2, -1), "decay": slice(-1, None)}
+        column = columns.get(what, slice(0))
         schedule[column] = captured.schedule(range(captured.global_step, captured.global_step + 1))[0, column].clone()
         return update(given, schedule, clip)
 

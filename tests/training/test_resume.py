@@ -83,6 +83,8 @@ def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train
         {"optimizer": "adam", "blend_freq": 1},
         {"checkpoint_freq": 3, "blend_freq": 0},
         {"blend_freq": 3, "batch_size": 1, "data_split": "1_1_2"},
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.9, "embedding": "encoder"},
     ],
     ids=str,
 )

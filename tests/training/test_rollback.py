@@ -34,7 +34,11 @@ def kinds(lines: list[dict]) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize(
     ("number", "back_to", "changes"),
-    [(0, 0, {}), (10, 3, {"checkpoint_freq": 3}), (8, 0, {"checkpoint_freq": 3, "embedding": "encoder"})],
+    [
+        (0, 0, {}),
+        (10, 3, {"checkpoint_freq": 3, "ema_decay": 0.9}),
+        (8, 0, {"checkpoint_freq": 3, "embedding": "encoder"}),
+    ],
 )
 def test_a_run_that_diverges_once(
     tmp_path, train, flags, monkeypatch, lines_of, events_of, capsys, number, back_to, changes
@@ -66,10 +70,11 @@ def test_the_rate_is_half_from_there_on(make):
     assert again.learning_rate(again.global_step) == rate / 4
 
 
+@pytest.mark.parametrize("ema_decay", [0, 0.9])
 @pytest.mark.parametrize("place", ["before reopen", "before save", "after save"])
-def test_killed_while_it_rolls_back(tmp_path, train, flags, monkeypatch, assert_same, place):
+def test_killed_while_it_rolls_back(tmp_path, train, flags, monkeypatch, assert_same, place, ema_decay):
     """An exception stands for the process's death."""
-    words = [*flags(checkpoint_freq=2), *ON]
+    words = [*flags(checkpoint_freq=2, ema_decay=ema_decay), *ON]
     spoil(monkeypatch, 10)
     assert train(tmp_path / "whole", words) == 0
     when, what = place.split()
