@@ -18,10 +18,11 @@ from hnerv.geometry import parse_grid
 from hnerv.losses import CLIP_LOSSES, LOSSES, compares_frames, formula
 from hnerv.schedule import SCHEDULES, parse_lr
 
-MAX_NUMBER, MAX_FREQUENCIES, MAX_STAGES, MAX_LEVELS = 1 << 53, 1 << 12, 64, 64
+MAX_NUMBER, MAX_FREQUENCIES, MAX_STAGES, MAX_BLOCKS, MAX_LEVELS = 1 << 53, 1 << 12, 64, 128, 64
 """Beyond any model that fits a machine: a configuration from a file is refused before such a size is allocated."""
 
 EmbeddingName = Literal["grid", "encoder", "pe"]
+DecoderName = Literal["hnerv", "convnext"]
 ActivationName = Literal["sin", "gelu"]
 UnseenMode = Literal["interpolate", "encode"]
 OptimizerName = Literal["muon", "adam", "adamw"]
@@ -91,8 +92,20 @@ class ModelConfig:
     modelsize: float = knob(
         1.5, "millions of coded parameters (decoder, heads, embeddings); determines the width", metavar="MILLIONS"
     )
-    dec_width: int = knob(0, "channels after the stem; overrides --modelsize; 0: computed from it", metavar="N")
+    decoder: DecoderName = knob(
+        "hnerv",
+        "hnerv: convolution and pixel shuffle, fast; convnext: bilinear upsampling and ConvNeXt blocks, half the "
+        "parameters for the same PSNR",
+        choices=get_args(DecoderName),
+    )
+    dec_width: int = knob(
+        0, "channels after the stem, or of the first convnext stage; overrides --modelsize; 0: computed", metavar="N"
+    )
     dec_strides: tuple[int, ...] = knob((5, 4, 4, 2, 2), "upsampling factor of each decoder stage")
+    dec_depths: tuple[int, ...] = knob(
+        (2,), "convnext: blocks of each stage; one number: the same for all", metavar="N"
+    )
+    expansion: float = knob(2.0, "convnext: hidden channels of a block, relative to its channels", metavar="FACTOR")
     rgb_stride: int = knob(1, "upsampling factor inside the RGB head (pixel shuffle), after the stages", metavar="S")
     ks: str = knob(
         "0_1_5",
@@ -105,11 +118,13 @@ class ModelConfig:
         1, "round the channels of every stage to a multiple of N; use 8 for tensor cores", metavar="N"
     )
     act: ActivationName = knob("sin", "decoder activation", choices=get_args(ActivationName))
-    bilinear_init: bool = knob(True, "initialise each stage close to bilinear upsampling")
+    bilinear_init: bool = knob(True, "hnerv: initialise each stage close to bilinear upsampling")
     embed_dim: int = knob(16, "channels of the embedding", metavar="N")
     grid_levels: int = knob(3, "grid: number of temporal resolutions, each half the previous one", metavar="N")
     grid_knots: int = knob(
-        0, "grid: knots of the finest level; 0: frames / widest gap between training frames", metavar="N"
+        0,
+        "grid: knots of the finest level, at most, and with 0, frames / widest gap between training frames",
+        metavar="N",
     )
     pe: str = knob("1.25_80", "pe: sine and cosine of pi B^i t, i < L", metavar="B_L")
     pe_stem: int = knob(128, "pe: width of the hidden layer after the encoding", metavar="N")
@@ -129,6 +144,17 @@ class ModelConfig:
         """Upsampling of every stage and of the RGB head, in order."""
         return (*self.dec_strides, self.rgb_stride)
 
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Kernel size of every stage."""
+        first, last = parse_kernels(self.ks)
+        return tuple(min(first + 2 * i, last) for i in range(len(self.dec_strides)))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of every stage of `convnext`."""
+        return self.dec_depths * len(self.dec_strides) if len(self.dec_depths) == 1 else self.dec_depths
+
     def __post_init__(self) -> None:
         parse_kernels(self.ks)
         parse_pe(self.pe)
@@ -138,13 +164,24 @@ class ModelConfig:
             count = len(strides)
             _check(count <= MAX_STAGES, f"{flag} has {count} stages: pass at most {MAX_STAGES}")
             _check(strides and min(strides) >= 1, f"{flag} {strides} must be strides of at least 1")
-        _check(self.grid_levels <= MAX_LEVELS, f"--grid-levels {short(self.grid_levels)} must be at most {MAX_LEVELS}")
-        last = len(self.dec_strides)
+        stages = len(self.dec_strides)
         _check(
-            1 <= self.clip_site <= last,
-            f"--clip-site {self.clip_site} is not a decoder stage: choose from 1 to {last}",
+            len(self.dec_depths) in (1, stages) and min(self.dec_depths) >= 1,
+            f"--dec-depths {short(self.dec_depths)} must be one number of at least 1, or one for each of the {stages} "
+            "stages of --dec-strides",
         )
-        _check_above_0(self, "reduce")
+        blocks = sum(self.depths)
+        _check(
+            blocks <= MAX_BLOCKS,
+            f"--dec-depths {short(self.dec_depths)} makes {short(blocks)} blocks in {stages} stages: pass at most "
+            f"{MAX_BLOCKS}",
+        )
+        _check(self.grid_levels <= MAX_LEVELS, f"--grid-levels {short(self.grid_levels)} must be at most {MAX_LEVELS}")
+        _check(
+            1 <= self.clip_site <= stages,
+            f"--clip-site {self.clip_site} is not a decoder stage: choose from 1 to {stages}",
+        )
+        _check_above_0(self, "reduce", "expansion")
         _check_at_least(1, self, "lower_width", "width_multiple", "embed_dim", "grid_levels", "pe_stem", "enc_width")
         _check_at_least(1, self, "clip_pool", "clip_hidden", "rgb_stride")
         _check(self.grid_knots == 0 or self.grid_knots >= 2, f"--grid-knots {self.grid_knots} must be 0 or at least 2")
@@ -192,7 +229,9 @@ class TrainConfig:
     )
     seed: int = knob(0, "seed of the initialisation, the frame order and the random encoder", metavar="N")
     precision: PrecisionName = knob(
-        "auto", "precision of the convolutions; auto: bf16 on CUDA, fp32 elsewhere", choices=get_args(PrecisionName)
+        "auto",
+        "precision of convolutions and linear layers; auto: bf16 on CUDA, fp32 elsewhere",
+        choices=get_args(PrecisionName),
     )
     eval_freq: int = knob(25, "evaluate every N epochs and after the last; 0: only after the last", metavar="N")
     checkpoint_freq: int = knob(1, "write latest.pt every N epochs and after the last", metavar="N")
@@ -209,7 +248,7 @@ class TrainConfig:
         _check(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay} must be at least 0 and below 1, as in 0.999")
 
     def in_bf16(self, device_type: str) -> bool:
-        """Whether convolutions run in bf16 on a device of this type ('cpu', 'cuda')."""
+        """Whether convolutions and linear layers run in bf16 on a device of this type ('cpu', 'cuda')."""
         return self.precision == "bf16" or (self.precision == "auto" and device_type == "cuda")
 
 

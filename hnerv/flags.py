@@ -130,7 +130,7 @@ class TrainArguments:
         """
         name = self.preset
         if not name and "data" not in self.settings:
-            name = self._preset_of_run() or ("bunny-1.5m" if cuda else "demo")
+            name = self._preset_of_run() or ("bunny-1.5m-fast" if cuda else "demo")
         return Choice.of(name, self.settings)
 
     @property
@@ -343,7 +343,7 @@ def _add_section(group: argparse._ArgumentGroup, section: type, rejected: Contai
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
-            options |= {"type": int, "nargs": "+", "metavar": "S"}
+            options |= {"type": int, "nargs": "+", "metavar": knob.metadata["metavar"] or "S"}
         else:
             options |= {"type": kind, "choices": knob.metadata["choices"], "metavar": knob.metadata["metavar"]}
         group.add_argument(flag, **options)
@@ -357,4 +357,4 @@ def _formatted(value: object) -> str:
 
 def _preset_help() -> str:
     rows = ((name, " ".join(f"{k}={_formatted(v)}" for k, v in row.items())) for name, row in PRESETS.items())
-    return "\n".join(f"  {name:14} {text}" for name, text in rows)
+    return "\n".join(f"  {name:16} {text}" for name, text in rows)

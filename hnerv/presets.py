@@ -29,6 +29,31 @@ DEMO: dict[str, object] = {
     "checkpoint_freq": 2,
 }
 
+DEMO_SMALL: dict[str, object] = {
+    **{key: DEMO[key] for key in ("data", "crop", "resize", "clip_loss", "clip_loss_weight", "lr", "clip_site")},
+    "decoder": "convnext",
+    "modelsize": 0.24,
+    "dec_strides": (1, 2),
+    "dec_depths": (4,),
+    "rgb_stride": 4,
+    "enc_strides": (2, 2, 2),
+    "ks": "0_3_3",
+    "reduce": 1.5,
+    "act": "gelu",
+    "embed_dim": 2,
+    "grid_levels": 2,
+    "grid_knots": 40,
+    "pixel_loss": "L1_freq",
+    "clip_hidden": 16,
+    "batch_size": 1,
+    "blend_freq": 2,
+    "precision": "bf16",
+    "epochs": 250,
+    "pixel_loss_warmup_epochs": 100,
+    "eval_freq": 50,
+    "checkpoint_freq": 5,
+}
+
 
 def _bunny(modelsize: float) -> dict[str, object]:
     return {
@@ -42,12 +67,40 @@ def _bunny(modelsize: float) -> dict[str, object]:
     }
 
 
+def _bunny_convnext(modelsize: float, embed_dim: int) -> dict[str, object]:
+    """Base grids of 20x40 cells, with an eighth to a sixth of the parameters."""
+    return {
+        **_bunny(modelsize),
+        "decoder": "convnext",
+        "dec_strides": (2, 2, 2),
+        "dec_depths": (4,),
+        "rgb_stride": 4,
+        "enc_strides": (2, 2, 2, 4),
+        "ks": "0_3_3",
+        "reduce": 1.5,
+        "act": "gelu",
+        "embed_dim": embed_dim,
+        "grid_levels": 2,
+        "grid_knots": 50,
+        "clip_site": 1,
+        "pixel_loss": "L1_freq",
+        "batch_size": 1,
+        "blend_freq": 2,
+        "lr": 0.006,
+    }
+
+
 PRESETS: dict[str, dict[str, object]] = {
     "demo": DEMO,
-    "bunny-0.35m": _bunny(0.35),
-    "bunny-0.75m": _bunny(0.75),
-    "bunny-1.5m": _bunny(1.5),
-    "bunny-3m": _bunny(3.0),
+    "demo-small": DEMO_SMALL,
+    "bunny-0.35m": _bunny_convnext(0.35, 2),
+    "bunny-0.75m": _bunny_convnext(0.75, 4),
+    "bunny-1.5m": _bunny_convnext(1.5, 8),
+    "bunny-3m": _bunny_convnext(3.0, 12),
+    "bunny-0.35m-fast": _bunny(0.35),
+    "bunny-0.75m-fast": _bunny(0.75),
+    "bunny-1.5m-fast": _bunny(1.5),
+    "bunny-3m-fast": _bunny(3.0),
 }
 
 

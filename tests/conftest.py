@@ -255,16 +255,22 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
 
 
 @pytest.fixture(scope="session")
-def run_of(tmp_path_factory: pytest.TempPathFactory, finished: Path, train, flags) -> Callable[[str], Path]:
-    """run_of(embedding) -> the folder of a finished run in miniature. Not to be changed."""
+def setting_of() -> Callable[[str], dict[str, str]]:
+    """setting_of("pe") -> the setting of that name that is not the default: an embedding, or the decoder convnext."""
+    return lambda name: {"decoder" if name == "convnext" else "embedding": name}
+
+
+@pytest.fixture(scope="session")
+def run_of(tmp_path_factory: pytest.TempPathFactory, finished: Path, train, flags, setting_of) -> Callable[[str], Path]:
+    """run_of(kind) -> the folder of a finished run in miniature. Not to be changed."""
     made = {"grid": finished}
 
-    def build(embedding: str) -> Path:
-        if embedding not in made:
-            output = tmp_path_factory.mktemp(embedding)
-            assert train(output, flags(embedding=embedding, epochs=3)) == 0
-            made[embedding] = output / "run"
-        return made[embedding]
+    def build(name: str) -> Path:
+        if name not in made:
+            output = tmp_path_factory.mktemp(name)
+            assert train(output, flags(**setting_of(name), epochs=3)) == 0
+            made[name] = output / "run"
+        return made[name]
 
     return build
 
@@ -302,7 +308,7 @@ def hnerv_main() -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """coded(embedding or 'long') -> the .hnerv file of that run under the default options. Not to be changed."""
+    """coded(kind or 'long') -> the .hnerv file of that run under the default options. Not to be changed."""
     made: dict[str, Path] = {}
 
     def build(name: str) -> Path:

@@ -20,7 +20,7 @@ from hnerv.config import (
 )
 from hnerv.errors import UserError
 from hnerv.losses import LOSSES, formula
-from hnerv.model.decoder import ACTIVATIONS
+from hnerv.model.decoder import ACTIVATIONS, DECODERS
 from hnerv.model.embeddings import EMBEDDINGS
 from hnerv.presets import PRESETS
 from hnerv.training.optim import OPTIMIZERS
@@ -82,6 +82,7 @@ def test_every_field_has_a_type_help_and_a_default_of_that_type():
 def test_choices_are_the_tables():
     choices = {field.name: field.metadata["choices"] for _, field in FIELDS}
     assert set(choices["embedding"]) == set(EMBEDDINGS)
+    assert set(choices["decoder"]) == set(DECODERS)
     assert set(choices["act"]) == set(ACTIVATIONS)
     assert set(choices["pixel_loss"]) == set(LOSSES)
     assert set(choices["optimizer"]) == set(OPTIMIZERS)
@@ -141,7 +142,7 @@ MINIMA = {
     **dict.fromkeys(f"{AT_LEAST_0} eval_freq seed checkpoint_seconds images_freq histogram_freq".split(), 0),
     **dict.fromkeys(f"{AT_LEAST_1} epochs batch_size checkpoint_freq params_freq".split(), 1),
 }
-ABOVE_0 = ("modelsize", "reduce", "lr", "embed_lr_factor")
+ABOVE_0 = ("modelsize", "reduce", "expansion", "lr", "embed_lr_factor")
 
 
 def refused_value(field: str, value: object) -> str:
@@ -184,6 +185,11 @@ HIGH_PE = "the highest frequency, pi B^(L - 1), is above 1e38: lower the base or
 CHECKS = {
     ("dec_strides", (), (2, 0)): "must be strides of at least 1",
     ("enc_strides", (), (-1,)): "must be strides of at least 1",
+    ("dec_depths", (), (0,), (2, 2), (1, 1, 1, 1, 0), (1,) * 6): (
+        "must be one number of at least 1, or one for each of the 5 stages of --dec-strides"
+    ),
+    ("dec_depths", (26,)): "makes 130 blocks in 5 stages: pass at most 128",
+    ("dec_depths", (1, 1, 1, 1, 125)): "makes 129 blocks in 5 stages: pass at most 128",
     ("clip_site", 0, 6): "is not a decoder stage: choose from 1 to 5",
     ("grid_knots", 1, -1): "must be 0 or at least 2",
     ("ks", "0_1", "0_a_5", "0_\N{SUPERSCRIPT TWO}_5"): "must be E_D1_D2, as in 0_1_5",
@@ -228,6 +234,12 @@ def test_a_width_makes_the_size_needless():
 )
 def test_values_in_words(parse, text, value):
     assert parse(text) == value
+
+
+def test_depths_are_those_of_each_stage():
+    strides = {"dec_strides": (5, 2, 2), "clip_site": 1}
+    assert ModelConfig(**strides).depths == (2, 2, 2) and ModelConfig(**strides, dec_depths=(3,)).depths == (3, 3, 3)
+    assert ModelConfig(**strides, dec_depths=(3, 1, 2)).depths == (3, 1, 2)
 
 
 def test_strides_are_those_of_the_stages_and_of_the_head():

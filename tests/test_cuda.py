@@ -51,9 +51,9 @@ def assert_near(ours: Path, theirs: Path) -> None:
     assert found == pytest.approx(expected, abs=0.1)
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_a_run_trains_in_bf16_and_records_its_device(tmp_path, train, flags, lines_of, embedding):
-    assert train(tmp_path, [*flags(embedding=embedding, precision="auto", epochs=12), "--device", DEVICE]) == 0
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_a_run_trains_in_bf16_and_records_its_device(tmp_path, train, flags, lines_of, setting_of, kind):
+    assert train(tmp_path, [*flags(**setting_of(kind), precision="auto", epochs=12), "--device", DEVICE]) == 0
     psnr = [line["Train/PSNR"] for line in lines_of(tmp_path / "run") if line["kind"] == "train"]
     assert psnr[-1] > psnr[0]
     (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -61,9 +61,9 @@ def test_a_run_trains_in_bf16_and_records_its_device(tmp_path, train, flags, lin
     assert torch.device(start["device"]).type == DEVICE and start["cuda"] and start["cudnn_version"]
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder"])
-def test_a_stopped_deterministic_run_ends_with_the_same_bits(tmp_path, train, flags, embedding):
-    words = [*flags(embedding=embedding, precision="auto", epochs=12), "--device", DEVICE, "--deterministic"]
+@pytest.mark.parametrize("kind", ["grid", "encoder", "convnext"])
+def test_a_stopped_deterministic_run_ends_with_the_same_bits(tmp_path, train, flags, setting_of, kind):
+    words = [*flags(**setting_of(kind), precision="auto", epochs=12), "--device", DEVICE, "--deterministic"]
     assert train(tmp_path / "whole", words) == 0
     assert train(tmp_path / "stopped", [*words, "--max-minutes", "1e-9"]) == 124
     assert train(tmp_path / "stopped", words) == 0
@@ -81,9 +81,9 @@ def test_frames_in_host_memory_train_as_those_on_the_device(tmp_path, train, fla
     assert_near(tmp_path / "host", tmp_path / "device")
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_a_file_decodes_to_the_same_pixels_twice_and_to_within_a_level_on_the_cpu(coded, decoded, embedding):
-    first, second, cpu = (decoded(coded(embedding), device) for device in (DEVICE, DEVICE, "cpu"))
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_a_file_decodes_to_the_same_pixels_twice_and_to_within_a_level_on_the_cpu(coded, decoded, kind):
+    first, second, cpu = (decoded(coded(kind), device) for device in (DEVICE, DEVICE, "cpu"))
     assert first.shape == (12, 32, 64, 3) and np.array_equal(first, second)
     assert differ_by(first, cpu) <= 1
 

@@ -186,7 +186,7 @@ def test_an_unknown_preset():
 @pytest.mark.parametrize(
     ("argv", "cuda", "expected"),
     [
-        ([], True, "bunny-1.5m"),
+        ([], True, "bunny-1.5m-fast"),
         ([], False, "demo"),
         (["--epochs", "3"], False, "demo"),
         (["--preset", "bunny-3m"], False, "bunny-3m"),
@@ -205,7 +205,7 @@ def test_a_resumed_run_keeps_its_preset_on_another_machine(tmp_path):
     (tmp_path / "a" / "config.json").write_text('{"preset": "demo"}')
     words = ["--exp-id", "a", "--output", str(tmp_path)]
     assert parse_train(words).resolve(cuda=True).preset == "demo"
-    assert parse_train([*words, "--overwrite"]).resolve(cuda=True).preset == "bunny-1.5m"
+    assert parse_train([*words, "--overwrite"]).resolve(cuda=True).preset == "bunny-1.5m-fast"
     assert parse_train([*words, "--preset", "bunny-3m"]).resolve(cuda=True).preset == "bunny-3m"
 
 

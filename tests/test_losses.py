@@ -78,8 +78,9 @@ MIXES = {
     "Fusion11": "0.9 L1, 0.1 M",
     "Fusion12": "0.8 L1, 0.2 M",
     "Fusion10_freq": "42 L1, 18 M, 1 FFT",
+    "L1_freq": "0.006 L1, 0.00015 FFT",
 }
-"""Of HNeRV and Boosting-NeRV, written down a second time."""
+"""Of HNeRV and Boosting-NeRV, and ours, written down a second time."""
 
 
 @pytest.mark.parametrize("name", MIXES)

@@ -71,7 +71,7 @@ def origin_lines(file: BitstreamFile) -> str:
             + (f"; in {len(chunks)} segments" if several else ""),
             f"patches  {grid.rows}x{grid.cols} of {grid.height // grid.rows}x{grid.width // grid.cols}",
             f"targets  {record.targets_label}",
-            f"model    {chunks[0].config.model.embedding}, width {widths}",
+            f"model    {chunks[0].config.model.embedding}, {chunks[0].config.model.decoder}, width {widths}",
             f"encoding {'per segment: ' if several else ''}{notes}",
         )
     )

@@ -189,15 +189,8 @@ def estimated_bytes(model: DualHeadHNeRV) -> int:
 
 def gmac_of_head(model: DualHeadHNeRV) -> float:
     """1e9 multiply-accumulates per patch: stem, stages up to the head's site and head of a full frame, divided by P."""
-    model, decoder = model.eval(), model.decoder
-
-    def embed() -> None:
-        x = decoder.stem(model.embedding(torch.zeros(1, device=_device(model))).flatten(0, 1))
-        for stage in decoder.stages[: decoder.site]:
-            x = stage(x)
-        model.clip_head(model.clip_head.means(x, model.canvas))
-
-    return gmac_of(embed) / model.scene.grid.patches
+    times = torch.zeros(1, device=_device(model))
+    return gmac_of(lambda: model.eval().embed(times)) / model.scene.grid.patches
 
 
 def gmac_of_encoder(model: DualHeadHNeRV, teacher: Teacher) -> float:

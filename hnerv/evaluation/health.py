@@ -104,8 +104,7 @@ class ActivationMonitor:
         """Counts the forward passes of the block."""
         model, decoder = self._model, self._model.decoder
         hooks = [] if model.clip_head is None else [model.clip_head.out.register_forward_hook(self._count_head)]
-        hooks.append(decoder.stem.register_forward_hook(lambda _, __, out: self._count_stage(0, decoder.act(out))))
-        for number, stage in enumerate(decoder.stages, start=1):
+        for number, stage in enumerate([decoder.stem, *decoder.stages]):
             hooks.append(stage.register_forward_hook(lambda _, __, out, n=number: self._count_stage(n, out)))
         try:
             yield self

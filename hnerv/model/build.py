@@ -43,8 +43,8 @@ def _on_meta(config: ModelConfig, scene: Scene, width: int) -> DualHeadHNeRV:
 
 def _too_large(cause: str) -> UserError:
     return UserError(
-        f"the model {cause}: lower --modelsize, --dec-width, --embed-dim, --ks, --clip-hidden, --lower-width, "
-        "--grid-knots or the strides"
+        f"the model {cause}: lower --modelsize, --dec-width, --embed-dim, --ks, --dec-depths, --expansion, "
+        "--clip-hidden, --lower-width, --grid-knots or the strides"
     )
 
 
@@ -68,7 +68,8 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
     if size(1) > limit:
         raise UserError(
             f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that the embedding "
-            "and heads alone need: raise it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
+            "and heads alone need: raise it, or lower --embed-dim, --grid-knots, --lower-width, --width-multiple or "
+            "--clip-hidden"
         )
     # Double, then bisect, with size(low) <= limit < size(high). The size is no closed formula of the width (rounded
     # stages, heads, embedding), but the meta device counts it without allocating.

@@ -1,4 +1,8 @@
-"""The decoder: a stem and stages of convolution, pixel shuffle and activation, on full maps or on windows of them.
+"""The decoder: a stem and stages that upsample, on full maps or on windows of them. A new one is a row of DECODERS.
+
+`hnerv` is HNeRV's: a convolution, a pixel shuffle, an activation per stage. Its filters differ for every pixel of a
+cell: many parameters, little arithmetic. `convnext` (`hnerv.model.convnext`) upsamples without parameters and then
+runs ConvNeXt blocks on the larger map: fewer parameters, each used at more pixels.
 
 B maps, C channels, h0 w0 cells of the embedding, H W pixels.
 """
@@ -6,17 +10,16 @@ B maps, C channels, h0 w0 cells of the embedding, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnerv.config import ModelConfig, parse_kernels
+from hnerv.config import ModelConfig
 from hnerv.geometry import Reach, Window
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sin": torch.sin, "gelu": F.gelu}
+from hnerv.model.convnext import ACTIVATIONS, ConvNeXtStage
 
 
 def upsampling_taps(kernel: int, stride: int) -> Tensor:
@@ -104,12 +107,14 @@ class RgbHead(nn.Module):
 
 
 def stage_widths(width: int, config: ModelConfig) -> list[int]:
-    """Channels after the stem and after each stage: C_{i+1} = max(round(C_i / reduce), lower_width) (HNeRV).
+    """Channels before the first stage and after each: C_{i+1} = max(round(C_i / reduce), lower_width) (HNeRV).
 
-    Each is then rounded to a multiple of `width_multiple`.
+    Each is then rounded to a multiple of `width_multiple`. The first number is `width`, that of the stem; for
+    `convnext`, which has no stem, it is that of the codes, and `width` is the second.
     """
+    codes = [config.embed_dim] if config.decoder == "convnext" else []
     widths = [width]
-    for _ in config.dec_strides:
+    for _ in config.dec_strides[len(codes) :]:
         widths.append(max(round(widths[-1] / config.reduce), config.lower_width))
     # From the last to the first, the error of each rounding is carried into the next one (error diffusion). Rounded one
     # by one, all stages would jump at nearly the same width, and the sizes of models would lie far apart.
@@ -118,7 +123,42 @@ def stage_widths(width: int, config: ModelConfig) -> list[int]:
         least = -(-config.lower_width // multiple) if i else 1
         rounded.append(max(round((channels + owed) / multiple), least) * multiple)
         owed += channels - rounded[-1]
-    return rounded[::-1]
+    return codes + rounded[::-1]
+
+
+class Stem(nn.Conv2d):
+    """act(conv_1(codes)), the first layer of HNeRV's decoder."""
+
+    def __init__(self, inputs: int, outputs: int, act: str) -> None:
+        super().__init__(inputs, outputs, 1)
+        self.act = ACTIVATIONS[act]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, C, h0, w0) -> (B, C', h0, w0)."""
+        return self.act(super().forward(codes))
+
+
+def hnerv_layers(widths: list[int], config: ModelConfig) -> tuple[nn.Module, Iterable[nn.Module]]:
+    """HNeRV's stem, with a kernel of 1, and stages (Chen et al. 2023)."""
+    stages = zip(widths, widths[1:], config.kernels, config.dec_strides, strict=False)
+    stem = Stem(config.embed_dim, widths[0], config.act)
+    return stem, (UpStage(*stage, config.act, config.bilinear_init) for stage in stages)
+
+
+def convnext_layers(widths: list[int], config: ModelConfig) -> tuple[nn.Module, Iterable[nn.Module]]:
+    """The stages of HiNeRV (Kwan et al. 2023) without temporal-local grids, which gain nothing for their parameters."""
+    # A stage begins with a 1x1 convolution. A stem, which would be linear as well, would add nothing before it.
+    multiple = config.width_multiple
+    hidden = [max(round(config.expansion * width / multiple), 1) * multiple for width in widths[1:]]
+    stages = zip(widths, widths[1:], config.kernels, config.dec_strides, config.depths, hidden, strict=False)
+    return nn.Identity(), (ConvNeXtStage(*stage, config.act) for stage in stages)
+
+
+DECODERS: dict[str, Callable[[list[int], ModelConfig], tuple[nn.Module, Iterable[nn.Module]]]] = {
+    "hnerv": hnerv_layers,
+    "convnext": convnext_layers,
+}
+"""Name -> function of `stage_widths` and the configuration -> stem, stages. The names are the choices of --decoder."""
 
 
 class Features(NamedTuple):
@@ -129,18 +169,13 @@ class Features(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Stem (1x1) and stages. The CLIP head reads the output of stage `site`, of `site_scale` pixels a cell."""
+    """Stem and stages. The CLIP head reads the output of stage `site`, of `site_scale` pixels a cell."""
 
-    def __init__(self, embed_dim: int, width: int, config: ModelConfig) -> None:
+    def __init__(self, width: int, config: ModelConfig) -> None:
         super().__init__()
-        first, last = parse_kernels(config.ks)
         self.widths = stage_widths(width, config)
-        self.stem = nn.Conv2d(embed_dim, self.widths[0], 1)
-        self.act = ACTIVATIONS[config.act]
-        self.stages = nn.ModuleList(
-            UpStage(*self.widths[i : i + 2], min(first + 2 * i, last), stride, config.act, config.bilinear_init)
-            for i, stride in enumerate(config.dec_strides)
-        )
+        self.stem, stages = DECODERS[config.decoder](self.widths, config)
+        self.stages = nn.ModuleList(stages)
         self.site = config.clip_site
         self.site_scale = math.prod(config.strides[self.site :])
 
@@ -154,7 +189,7 @@ class Decoder(nn.Module):
 
     def to_site(self, codes: Tensor) -> Tensor:
         """codes (B, C, h0, w0) of full canvases -> `forward(codes).site`, without the later stages."""
-        x = self.act(self.stem(codes))
+        x = self.stem(codes)
         for stage in self.stages[: self.site]:
             x = stage(x)
         return x
@@ -165,7 +200,7 @@ class Decoder(nn.Module):
 
     def window(self, codes: Tensor, windows: list[Window]) -> Features:
         """codes (B, C, h0, w0) of full canvases -> Features over the `windows` planned by `halo_windows`."""
-        x = site = self.act(self.stem(windows[0].cut(codes)))
+        x = site = self.stem(windows[0].cut(codes))
         for number, stage in enumerate(self.stages, start=1):
             # The stage upsamples all of its window. At an inner edge the outermost pixels have seen padding instead of
             # neighbours: the next window leaves them out.

@@ -79,8 +79,9 @@ def widest_gap(train: tuple[int, ...], frames: int) -> int:
 def knot_counts(config: ModelConfig, scene: Scene) -> list[int]:
     """Number of knots of each level, the finest first; each level halves it."""
     # Knots no closer than the widest gap of the training frames: then every knot has a training frame at a distance
-    # below 1 knot, where its weight is not 0.
-    finest = config.grid_knots or (scene.frames - 1) // widest_gap(scene.train, scene.frames) + 1
+    # below 1 knot, where its weight is not 0. More would keep their initial noise, in the file and in unseen frames.
+    most = (scene.frames - 1) // widest_gap(scene.train, scene.frames) + 1
+    finest = min(config.grid_knots or most, most)
     fewest = min(2, len(scene.train))
     return [max(fewest, math.ceil(finest / 2**level)) for level in range(config.grid_levels)]
 

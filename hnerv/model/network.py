@@ -62,7 +62,7 @@ class DualHeadHNeRV(nn.Module):
         self.scene = scene
         self.width = width
         self.embedding = EMBEDDINGS[config.embedding](config, scene)
-        self.decoder = Decoder(self.embedding.channels, width, config)
+        self.decoder = Decoder(width, config)
         self.rgb_head = RgbHead(self.decoder.widths[-1], config.rgb_stride)
         site_channels = self.decoder.widths[config.clip_site]
         self.clip_head = ClipHead(site_channels, config, scene.clip_dim) if scene.clip_dim else None

@@ -59,7 +59,7 @@ class Bucket:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights (O, I, *R) of groups with `orthogonal`; Adam for their vectors and for the other groups.
+    """Muon for weights (O, I, *R), I > 1, of groups with `orthogonal`; Adam for their vectors and for other groups.
 
     An element of a matrix moves by about `MATRIX_RATE` x lr / sqrt(I K), root mean square. Weight decay is decoupled.
     `lr` may be a tensor on the device of the parameters; then a step reads nothing back from there.
@@ -89,8 +89,8 @@ class Muon(torch.optim.Optimizer):
         """Updates every parameter that has a gradient; the gradients are left as they are."""
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None]
-            matrices = [p for p in updated if group["orthogonal"] and p.dim() > 1]
-            vectors = [p for p in updated if not (group["orthogonal"] and p.dim() > 1)]
+            matrices = [p for p in updated if group["orthogonal"] and mixes_channels(p)]
+            vectors = [p for p in updated if not (group["orthogonal"] and mixes_channels(p))]
             if matrices:
                 if group["weight_decay"]:
                     torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -154,6 +154,11 @@ class Muon(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def mixes_channels(weight: Tensor) -> bool:
+    """Whether its taps are matrices, and not vectors: a bias has none, a depthwise kernel (C, 1, k, k) one column."""
+    return weight.dim() > 1 and weight.shape[1] > 1
 
 
 def tall(weight: Tensor) -> Tensor:

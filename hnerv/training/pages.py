@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import shlex
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from hnerv.tracking import NullLogger
 def announce(record: RunRecord, device: torch.device) -> str:
     """The lines printed at the start: preset, video, frames, targets, model and estimated rate."""
     scene, video, crop, total = record.scene, record.video, record.video.crop, record.parameters
-    widths = " ".join(map(str, stage_widths(record.width, record.config.model)))
+    model = record.config.model
+    widths = " ".join(map(str, stage_widths(record.width, model)))
     held_out = f"{len(scene.val)} unseen" if scene.val else "none unseen"
     return "\n".join(
         (
@@ -29,10 +31,11 @@ def announce(record: RunRecord, device: torch.device) -> str:
             f" -> {crop.out_height}x{crop.out_width}, grid {scene.rows}x{scene.cols}",
             f"frames   {scene.frames}: {len(scene.train)} for training, {held_out}",
             f"targets  {record.targets_label}",
-            f"model    {record.config.model.embedding}, widths {widths}, {total:,} coded parameters: "
+            f"model    {model.embedding}, {model.decoder}, widths {widths}, {total:,} coded parameters: "
             + ", ".join(f"{name} {count:,}" for name, count in record.coded_parameters.items()),
             f"rate     {estimated_rate(total, scene):.4f} bpp, estimated at 8 bits per parameter",
             *_untrained_head(record),
+            *_emulated_precision(record, device),
         )
     )
 
@@ -42,6 +45,13 @@ def _untrained_head(record: RunRecord) -> list[str]:
     if not record.targets or epochs > warmup:
         return []
     return [f"warm-up  covers all {epochs} epochs: the CLIP head is not trained (--pixel-loss-warmup-epochs {warmup})"]
+
+
+def _emulated_precision(record: RunRecord, device: torch.device) -> list[str]:
+    native = platform.machine().lower() not in ("x86_64", "amd64") or torch.cpu._is_avx512_bf16_supported()
+    if native or device.type != "cpu" or not record.config.train.in_bf16(device.type):
+        return []
+    return ["bf16     is emulated on this processor, and slower than fp32: pass --precision fp32"]
 
 
 def log_start(logger: NullLogger, model: DualHeadHNeRV, record: RunRecord, folder: Path, graph: bool) -> None:

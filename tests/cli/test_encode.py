@@ -14,13 +14,13 @@ from hnerv.codec import open_single_chunk, play
 from hnerv.evaluation import evaluate, open_run
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_the_printed_numbers_are_those_of_the_file(run_of, hnerv_main, tmp_path, capsys, embedding):
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_the_printed_numbers_are_those_of_the_file(run_of, hnerv_main, tmp_path, capsys, kind):
     path = tmp_path / "deep" / "a.hnerv"
-    assert hnerv_main("encode", run_of(embedding), "-o", path, "--weight-bits", "5", "--latent-bits", "4") == 0
+    assert hnerv_main("encode", run_of(kind), "-o", path, "--weight-bits", "5", "--latent-bits", "4") == 0
     out, err = capsys.readouterr()
     assert "Traceback" not in err
-    opened = open_run(run_of(embedding), torch.device("cpu"))
+    opened = open_run(run_of(kind), torch.device("cpu"))
     before, after = evaluate(opened.model, opened.store), evaluate(open_single_chunk(path).model(), opened.store)
     lost = re.search(r"^full-frame PSNR relative to the float model: training (\S+) dB, unseen (\S+) dB$", out, re.M)
     for printed, split in zip(lost.groups(), ("train", "val"), strict=True):

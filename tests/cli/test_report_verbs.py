@@ -65,7 +65,9 @@ def test_help_imports_nothing_heavy(verb):
     assert VERBS[verb][1:20] in done.stdout
 
 
-def test_report_writes_into_the_run(hnerv, run, evaluate):
+@pytest.mark.parametrize("kind", ["grid", "convnext"])
+def test_report_writes_into_the_run(hnerv, run_of, tmp_path, evaluate, kind):
+    run = shutil.copytree(run_of(kind), tmp_path / "run")
     status, out, err = hnerv("report", run)
     page = run / "report.html"
     assert (status, err) == (0, "") and out.startswith(f"report:    {page} (")

@@ -34,6 +34,22 @@ class Made(NamedTuple):
         return 8 * self.chunk.path.stat().st_size / PIXELS
 
 
+def test_pruned_and_tuned_weights_of_convnext(run_of, tmp_path):
+    """Steps by sensitivity, then fine-tuned with learned steps and a rate term: zeros stay, the picture improves."""
+    found = {}
+    for epochs in (0, 4):
+        tuning = Tuning(epochs, 1e-3, 1e-4 if epochs else 0.0, bool(epochs))
+        run, path = open_run(run_of("convnext"), torch.device("cpu")), tmp_path / f"{epochs}.hnerv"
+        path.write_bytes(
+            encode_run(run.model, run.record, Options(Bits(5, 5), prune=0.3, tuning=tuning), run.store, {})
+        )
+        found[epochs] = open_single_chunk(path).model()
+        for name, mask in prune(open_run(run_of("convnext"), torch.device("cpu")).model, 0.3).items():
+            assert (found[epochs].state_dict()[name][mask] == 0).all(), name
+    before, after = (evaluate(model, run.store).train.psnr_frame.mean() for model in found.values())
+    assert after > before
+
+
 @pytest.fixture
 def opened(long_run) -> OpenedRun:
     return open_run(long_run, torch.device("cpu"))

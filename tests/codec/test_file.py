@@ -32,7 +32,7 @@ from hnerv.errors import UserError
 from hnerv.runs.models import checkpoint_of, open_checkpoint
 from hnerv.runs.record import RunRecord
 
-EMBEDDINGS = ["grid", "encoder", "pe"]
+KINDS = ["grid", "encoder", "pe", "convnext"]
 
 
 def _second_decoder():
@@ -52,15 +52,15 @@ def sections_of(chunk: CodedChunk) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def forge(coded, packed, tmp_path_factory) -> Callable[..., Path]:
-    """forge(embedding, change(header, sections)) -> that run's file, changed, its checksums right."""
+    """forge(kind, change(header, sections)) -> that run's file, changed, its checksums right."""
     folder, originals = tmp_path_factory.mktemp("forged"), {}
 
-    def build(embedding: str, change: Callable[[dict, dict], None]) -> Path:
-        if embedding not in originals:
-            chunk = open_single_chunk(coded(embedding))
+    def build(kind: str, change: Callable[[dict, dict], None]) -> Path:
+        if kind not in originals:
+            chunk = open_single_chunk(coded(kind))
             header = {"record": chunk.header.record, "encoder": chunk.header.encoder}
-            originals[embedding] = header, sections_of(chunk)
-        header, sections = copy.deepcopy(originals[embedding])
+            originals[kind] = header, sections_of(chunk)
+        header, sections = copy.deepcopy(originals[kind])
         change(header, sections)
         path = folder / "forged.hnerv"
         path.write_bytes(packed(header, sections))
@@ -81,9 +81,9 @@ def check_with_second_decoder(path: Path) -> None:
         assert values.dtype == np.float32 and np.array_equal(values, expected[name].numpy()), name
 
 
-@pytest.mark.parametrize("embedding", [*EMBEDDINGS, "long"])
-def test_a_second_decoder_reads_the_same_weights(coded, embedding):
-    check_with_second_decoder(coded(embedding))
+@pytest.mark.parametrize("name", [*KINDS, "long"])
+def test_a_second_decoder_reads_the_same_weights(coded, name):
+    check_with_second_decoder(coded(name))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_a_second_decoder_reads_every_kind_of_record(long_run, tmp_path, options
 
 @pytest.mark.parametrize("steps", ["symmetric", "minmax"])
 @pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_decoded_weights_are_the_quantised_ones(run_of, tmp_path, embedding, steps, per_channel):
-    found = open_checkpoint(checkpoint_of(run_of(embedding)))
+@pytest.mark.parametrize("name", KINDS)
+def test_decoded_weights_are_the_quantised_ones(run_of, tmp_path, name, steps, per_channel):
+    found = open_checkpoint(checkpoint_of(run_of(name)))
     found.model.embedding.discard_encoder()
     weights, before = coded_weights(found.model), copy.deepcopy(found.record)
     scales = range_scales(weights, Bits(6, 5), steps, per_channel)
@@ -116,11 +116,11 @@ def test_decoded_weights_are_the_quantised_ones(run_of, tmp_path, embedding, ste
     path.write_bytes(encode_model(weights, scales, found.record, {}))
     decoded, expected = open_single_chunk(path).model().state_dict(), coded_values(weights, scales)
     assert found.record == before and decoded.keys() == expected.keys()
-    for name, values in decoded.items():
-        assert torch.equal(values, expected[name]), name
-        if scales[name] is not None and steps == "symmetric":
-            step = scales[name].step.reshape(-1, *[1] * (values.dim() - 1))
-            assert ((values - weights[name]).abs() <= 0.5001 * step).all(), name
+    for tensor, values in decoded.items():
+        assert torch.equal(values, expected[tensor]), tensor
+        if scales[tensor] is not None and steps == "symmetric":
+            step = scales[tensor].step.reshape(-1, *[1] * (values.dim() - 1))
+            assert ((values - weights[tensor]).abs() <= 0.5001 * step).all(), tensor
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -147,16 +147,17 @@ def test_slices_of_a_tensor_are_sections_of_their_own(steps, per_channel):
 def test_the_file_names_no_folder_of_this_machine(run_of, coded, film, targets_file):
     record = json.loads((run_of("grid") / "config.json").read_text())
     assert str(film) in json.dumps(record) and str(targets_file) in json.dumps(record)
-    for embedding in EMBEDDINGS:
-        (chunk,) = second.read_file(coded(embedding).read_bytes())
+    for name in KINDS:
+        (chunk,) = second.read_file(coded(name).read_bytes())
         text = json.dumps([chunk.record, chunk.encoder])
         assert "/" not in text.replace("://", "")
         assert film.name in text and targets_file.name in text
 
 
 @pytest.mark.parametrize("head", ["rgb_head", "clip_head"])
-def test_one_head_alone_does_not_read_the_other(coded, monkeypatch, head):
-    chunk = open_single_chunk(coded("grid"))
+@pytest.mark.parametrize("kind", ["grid", "convnext"])
+def test_one_head_alone_does_not_read_the_other(coded, monkeypatch, kind, head):
+    chunk = open_single_chunk(coded(kind))
     full, read = chunk.model(), []
     monkeypatch.setattr(file_module, "read_section", lambda h, name: read.append(name) or read_section(h, name))
     model = chunk.model((head,))
@@ -200,17 +201,28 @@ FOREIGN = {
     "config.model.embed_dim": [2**40, 10**30, 0],
     "config.model.grid_levels": [2**40],
     "config.model.act": ["tan"],
+    "config.model.decoder": ["other", 7],
+    "config.model.dec_depths": [[2**40], [], [0], [129], [43] * 3, [2, 2], 3],
+    "config.model.expansion": [0, -1, float("nan"), float("inf"), "2", None],
     "model.width": [2**40, 2**62, 0, -5, 1e30, "8", None],
     "model": [None, [], {}],
     "video": [None, 5],
 }
 
 
-@pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_foreign_values_are_refused(forge, embedding):
+FOREIGN_TO_CONVNEXT = {
+    "config.model.dec_depths": [[128, 1, 1], [42], [1]],
+    "config.model.expansion": [1e300, 1e30, 1e9, 1e-300],
+    "config.model.ks": ["0_9999_9999"],
+    "config.model.decoder": ["hnerv"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_foreign_values_are_refused(forge, kind):
     """With right checksums: no accident, and yet one line, and no memory for what the file cannot hold."""
-    wrong = []
-    for path, value in [(path, value) for path, values in FOREIGN.items() for value in values]:
+    wrong, tables = [], [FOREIGN, FOREIGN_TO_CONVNEXT] if kind == "convnext" else [FOREIGN]
+    for path, value in [(path, value) for table in tables for path, values in table.items() for value in values]:
         *above, last = path.split(".")
 
         def change(header: dict, _: dict, above=above, last=last, value=value) -> None:
@@ -221,7 +233,7 @@ def test_foreign_values_are_refused(forge, embedding):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                open_single_chunk(forge(embedding, change)).model()
+                open_single_chunk(forge(kind, change)).model()
             wrong.append((path, value, "accepted"))
         except UserError as error:
             if "\n" in str(error):

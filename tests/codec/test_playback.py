@@ -31,7 +31,7 @@ from hnerv.runs.models import open_checkpoint
 CPU = torch.device("cpu")
 NAMES = ("grid", "grid", "encoder")
 """Runs of the three chunks of `joined`, twelve frames each."""
-EMBEDDINGS = ["grid", "encoder", "pe", "long"]
+KINDS = ["grid", "encoder", "pe", "convnext", "long"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def decoded(path: Path, frames: range, patch: int | None = None) -> np.ndarray:
     return np.stack(list(play_file(BitstreamFile(path), frames, CPU, patch)))
 
 
-@pytest.mark.parametrize("name", EMBEDDINGS)
+@pytest.mark.parametrize("name", KINDS)
 def test_frames_are_the_rounded_output_of_the_model(coded, frames_of, name):
     chunk = open_single_chunk(coded(name))
     model, found = chunk.model(), frames_of(name)
@@ -78,7 +78,7 @@ def test_frames_are_the_rounded_output_of_the_model(coded, frames_of, name):
 
 
 @pytest.mark.parametrize("frames", [range(3, 9), range(10, 1, -3), range(0, 12, 5), range(11, 12)], ids=str)
-@pytest.mark.parametrize("name", EMBEDDINGS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_slice_of_frames_is_cut_from_all(coded, frames_of, name, frames):
     assert np.array_equal(decoded(coded(name), frames), frames_of(name)[list(frames)])
 
@@ -116,7 +116,7 @@ def test_a_range_of_frames_reads_its_chunks_alone(joined, monkeypatch):
     assert {first for first, _ in read} == {12} and not any("clip" in name for _, name in read)
 
 
-@pytest.mark.parametrize("name", EMBEDDINGS)
+@pytest.mark.parametrize("name", KINDS)
 def test_patches_are_cut_from_the_frames(coded, frames_of, name):
     chunk = open_single_chunk(coded(name))
     model, grid = chunk.model(("rgb_head",)), chunk.scene.grid

@@ -16,15 +16,15 @@ from hnerv.model import Scene, build_model
 
 
 @pytest.fixture
-def world() -> Callable[..., SimpleNamespace]:
-    """world(embedding='grid', targets=True) -> model, frames, store, embeddings: 8 frames of 32x64, 2 of them unseen.
+def world(setting_of) -> Callable[..., SimpleNamespace]:
+    """world(kind='grid', targets=True) -> model, frames, store, embeddings: 8 frames of 32x64, 2 of them unseen.
 
     The embeddings of the targets are noise; the model is as it was initialised.
     """
 
-    def build(embedding: str = "grid", targets: bool = True, val: tuple[int, ...] = (3, 7)) -> SimpleNamespace:
+    def build(kind: str = "grid", targets: bool = True, val: tuple[int, ...] = (3, 7)) -> SimpleNamespace:
         config = ModelConfig(
-            embedding=embedding,
+            **setting_of(kind),
             dec_strides=(2, 2, 2),
             enc_strides=(2, 2, 2),
             dec_width=8,

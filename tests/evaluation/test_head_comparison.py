@@ -73,9 +73,9 @@ def test_without_a_head_it_refuses(finished):
         compare_head(run)
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_a_file_is_compared_too(coded, film, targets_file, embedding):
-    run = open_coded_run(coded(embedding), CPU, str(film), clip_targets=str(targets_file))
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_a_file_is_compared_too(coded, film, targets_file, kind):
+    run = open_coded_run(coded(kind), CPU, str(film), clip_targets=str(targets_file))
     rows = compare_head(run, 3000).rows
     assert rows[0].gmac_per_patch > 0 and set(rows[0].splits) == {"train", "val"}
 

@@ -68,9 +68,9 @@ def test_normalised_mse():
     assert embedding_health(predicted, same, same[0, 0], 1.0).nmse is None
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_hooks_count_forward_passes_and_are_removed(world, embedding):
-    here = world(embedding)
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_hooks_count_forward_passes_and_are_removed(world, kind):
+    here = world(kind)
     model, seen = here.model.eval(), {}
     times = torch.arange(4.0)
     monitor = ActivationMonitor(model)
@@ -78,7 +78,7 @@ def test_hooks_count_forward_passes_and_are_removed(world, embedding):
         model(times[:1])
         model(times[1:])
     with torch.no_grad():
-        x = model.decoder.act(model.decoder.stem(model.embedding(times).flatten(0, 1)))
+        x = model.decoder.stem(model.embedding(times).flatten(0, 1))
         seen[0] = x
         for number, stage in enumerate(model.decoder.stages, start=1):
             x = seen[number] = stage(x)

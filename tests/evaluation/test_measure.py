@@ -22,9 +22,9 @@ def decoded(world, position: int, frames=None) -> torch.Tensor:
     return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_pixels_against_torchmetrics_on_each_patch(world, embedding):
-    here = world(embedding)
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_pixels_against_torchmetrics_on_each_patch(world, kind):
+    here = world(kind)
     for (_, split), positions in zip(evaluate(here.model, here.store).splits(), SPLITS.values(), strict=True):
         assert split.positions.tolist() == list(positions)
         for i, position in enumerate(positions):
@@ -40,8 +40,9 @@ def test_pixels_against_torchmetrics_on_each_patch(world, embedding):
             assert split.ms_ssim[i] == pytest.approx(similar.item(), abs=1e-5)
 
 
-def test_patches_decoded_alone_and_stitched_give_the_same_report(world):
-    here = world()
+@pytest.mark.parametrize("kind", ["grid", "convnext"])
+def test_patches_decoded_alone_and_stitched_give_the_same_report(world, kind):
+    here = world(kind)
     report = evaluate(here.model, here.store)
     for i, position in enumerate(SPLITS["train"]):
         with torch.no_grad():

@@ -306,7 +306,7 @@ def use_stream(settled, refused):
 
 def test_damaged_bitstreams(hunt, tmp_path, coded, use_stream) -> None:
     path = tmp_path / "a.hnerv"
-    good = {name: coded(name).read_bytes() for name in ("grid", "encoder", "pe")}
+    good = {name: coded(name).read_bytes() for name in ("grid", "encoder", "pe", "convnext")}
 
     def check(case: tuple) -> None:
         name, changes = case
@@ -326,7 +326,7 @@ def test_bitstreams_with_a_forged_header_and_right_checksums(
     hunt, tmp_path, coded, packed, mutated, use_stream
 ) -> None:
     path = tmp_path / "a.hnerv"
-    parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe")}
+    parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe", "convnext")}
 
     def check(case: tuple) -> None:
         name, header = case
@@ -342,7 +342,7 @@ def test_bitstreams_with_a_forged_header_and_right_checksums(
 
 def test_bitstreams_with_forged_sections_and_mended_checksums(hunt, tmp_path, coded, packed, use_stream) -> None:
     path = tmp_path / "a.hnerv"
-    parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe")}
+    parts = {name: taken_apart(coded(name)) for name in ("grid", "encoder", "pe", "convnext")}
 
     def check(case: tuple) -> None:
         name, which, changes = case

@@ -11,6 +11,7 @@ from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene, build_model, coded_parameters
 from hnerv.model.build import solve_width
+from hnerv.model.decoder import DECODERS
 from hnerv.model.embeddings import EMBEDDINGS
 from hnerv.presets import PRESETS
 
@@ -18,6 +19,7 @@ TRAIN = tuple(i for i in range(132) if i % 10 < 9)
 BUNNY = Scene(132, 640, 1280, 2, 4, 24.0, TRAIN, tuple(i for i in range(132) if i % 10 == 9), 512)
 TIMES = torch.tensor([0.0, 1.5, 4.0])
 SIZES = {f"{name} {size}": {"embedding": name, "modelsize": size} for name in EMBEDDINGS for size in (0.5, 3.0)}
+SIZES["convnext"] = {"decoder": "convnext", "width_multiple": 4, "expansion": 1.5, "dec_depths": (3, 3, 2, 1, 1)}
 
 
 def coded(config, scene, width: int) -> int:
@@ -54,11 +56,22 @@ def test_a_size_that_is_too_small_names_the_size_needed(embedding):
         build_model(config, BUNNY)
     assert str(error.value) == (
         f"--modelsize 0.01 is below the {coded(config, BUNNY, 1) / 1e6:.3f} million parameters that the embedding and "
-        "heads alone need: raise it, or lower --embed-dim, --lower-width, --width-multiple or --clip-hidden"
+        "heads alone need: raise it, or lower --embed-dim, --grid-knots, --lower-width, --width-multiple or "
+        "--clip-hidden"
     )
 
 
-@pytest.mark.parametrize("changes", [{"clip_hidden": 1 << 62}, {"clip_pool": 1 << 33}, {"lower_width": 1 << 62}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_hidden": 1 << 62},
+        {"clip_pool": 1 << 33},
+        {"lower_width": 1 << 62},
+        {"decoder": "convnext", "expansion": 1e30},
+        {"decoder": "convnext", "expansion": 1e300},
+    ],
+    ids=str,
+)
 def test_a_model_beyond_all_numbers_is_one_line(changes):
     with pytest.raises(UserError, match="the model is too large for any machine"):
         build_model(replace(Config().model, dec_width=8, clip_site=1, **changes), BUNNY)
@@ -79,9 +92,10 @@ def test_in_the_layout_of_hnerv_the_width_is_that_of_hnerv(size, published):
 
 @pytest.mark.parametrize("clip_dim", [0, 7])
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
-def test_the_coded_numbers_are_those_that_decoding_needs(make, embedding, clip_dim):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_coded_numbers_are_those_that_decoding_needs(make, embedding, decoder, clip_dim):
     """Without the encoder a model decodes the same; the numbers left over make another model decode the same."""
-    model, other = (make(embedding=embedding, scene={"clip_dim": clip_dim}) for _ in range(2))
+    model, other = (make(embedding=embedding, decoder=decoder, scene={"clip_dim": clip_dim}) for _ in range(2))
     parts, expected = coded_parameters(model), model(TIMES)
     assert set(parts) == {"embedding", "decoder", "rgb_head"} | ({"clip_head"} if clip_dim else set())
     if embedding == "encoder":
@@ -92,14 +106,15 @@ def test_the_coded_numbers_are_those_that_decoding_needs(make, embedding, clip_d
         for tensor in other.state_dict().values():
             tensor.normal_()
     assert not other.load_state_dict(kept, strict=False).unexpected_keys
-    for decoder in (model, other):
-        found = decoder(TIMES)
+    for decoding in (model, other):
+        found = decoding(TIMES)
         assert torch.equal(found.rgb, expected.rgb) and (not clip_dim or torch.equal(found.clip, expected.clip))
 
 
-def test_every_coded_number_matters(make):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_coded_number_matters(make, decoder):
     """Every parameter gets a gradient from the decode: none is counted for nothing."""
-    model = make(frames=5, scene={"train": (0, 1, 2, 3, 4), "val": ()})
+    model = make(frames=5, scene={"train": (0, 1, 2, 3, 4), "val": ()}, decoder=decoder)
     rgb, clip = model(torch.arange(5.0))
     (rgb.sum() + clip[..., 0].sum()).backward()
     for name, parameter in model.named_parameters():

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hnerv.config import Config
-from hnerv.model.decoder import ACTIVATIONS, RgbHead, UpStage, stage_widths, upsampling_taps
+from hnerv.geometry import Window, halo_windows
+from hnerv.model.convnext import BilinearUpsampling, ConvNeXtBlock, ConvNeXtStage
+from hnerv.model.decoder import ACTIVATIONS, DECODERS, RgbHead, UpStage, stage_widths, upsampling_taps
 
 kernels = pytest.mark.parametrize("kernel", [1, 3, 5])
 strides = pytest.mark.parametrize("stride", [1, 2, 3, 5])
@@ -34,10 +36,34 @@ def test_width_table(make, width, reduce, lower, stages, expected):
     assert [decoder.stem.out_channels, *(stage.conv.out_channels for stage in decoder.stages)] == expected
 
 
-@given(st.sampled_from([1, 12, 40]), st.sampled_from([2, 8, 16]), st.integers(60, 160))
-def test_widths_are_multiples_that_together_follow_the_chain(lower, multiple, above):
+@pytest.mark.parametrize(
+    ("multiple", "expansion", "channels", "hidden"),
+    [
+        (1, 2.0, [50, 25, 12, 12], [100, 50, 24, 24]),
+        (1, 0.5, [50, 25, 12, 12], [25, 12, 6, 6]),
+        (1, 1e-9, [50, 25, 12, 12], [1, 1, 1, 1]),
+        (8, 1.5, [48, 16, 16, 16], [72, 24, 24, 24]),
+        (8, 0.1, [48, 16, 16, 16], [8, 8, 8, 8]),
+    ],
+)
+def test_widths_of_convnext(make, multiple, expansion, channels, hidden):
+    """No stem: --dec-width is the first stage. Hidden channels are multiples too, and at least one of them."""
+    fields = {"dec_strides": (2, 1, 1, 1), "dec_depths": (3, 1, 2, 1), "ks": "0_1_5", "reduce": 2, "lower_width": 12}
+    fields |= {"width_multiple": multiple, "expansion": expansion, "dec_width": 50}
+    decoder = make(times=(2, 2), decoder="convnext", **fields).decoder
+    assert decoder.widths == [5, *channels] and not list(decoder.stem.parameters())
+    assert [stage.mix.in_channels for stage in decoder.stages] == decoder.widths[:-1]
+    assert [stage.mix.out_channels for stage in decoder.stages] == channels
+    assert [len(stage.blocks) for stage in decoder.stages] == [3, 1, 2, 1]
+    for stage, size, width in zip(decoder.stages, (1, 3, 5, 5), hidden, strict=True):
+        for block in stage.blocks:
+            assert block.depthwise.kernel_size == (size, size) and block.grow.out_features == width
+
+
+@given(st.sampled_from([*DECODERS]), st.sampled_from([1, 12, 40]), st.sampled_from([2, 8, 16]), st.integers(60, 160))
+def test_widths_are_multiples_that_together_follow_the_chain(decoder, lower, multiple, above):
     """The rounding of one stage is made up for by the next, as far as the least width allows."""
-    config = replace(Config().model, width_multiple=multiple, lower_width=lower)
+    config = replace(Config().model, decoder=decoder, width_multiple=multiple, lower_width=lower, embed_dim=16 * 5)
     widths = stage_widths(lower + above, config)
     chain = stage_widths(lower + above, replace(config, width_multiple=1))
     assert all(channels % multiple == 0 for channels in widths) and min(widths[1:]) >= lower
@@ -123,11 +149,68 @@ def test_the_initialisation_adds_an_upsampled_1x1_convolution(kernel, stride):
 
 
 @pytest.mark.parametrize(("site", "scale"), [(1, 6), (2, 2), (3, 2)])
-def test_the_site_is_the_output_of_its_stage(make, site, scale):
-    decoder = make(dec_strides=(2, 3, 1), enc_strides=(2, 3, 1), rgb_stride=2, clip_site=site, times=(2, 2)).decoder
-    codes = torch.randn(2, decoder.stem.in_channels, 2, 3)
-    x = decoder.act(decoder.stem(codes))
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_site_is_the_output_of_its_stage(make, name, site, scale):
+    fields = {"dec_strides": (2, 3, 1), "enc_strides": (2, 3, 1), "rgb_stride": 2, "clip_site": site}
+    decoder = make(times=(2, 2), decoder=name, **fields).decoder
+    codes = torch.randn(2, 5, 2, 3)
+    x = decoder.stem(codes)
     outputs = [x := stage(x) for stage in decoder.stages]
     features = decoder(codes)
     assert torch.equal(features.site, outputs[site - 1]) and torch.equal(features.last, outputs[-1])
     assert decoder.site_scale == scale
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@kernels
+def test_a_convnext_block_by_other_operators(act, kernel):
+    """A layer norm over the channels of each pixel, and linear layers as 1x1 convolutions."""
+    block, x = ConvNeXtBlock(6, kernel, 10, act), torch.randn(2, 6, 5, 7)
+    y = F.conv2d(x, block.depthwise.weight, padding=kernel // 2, groups=6)
+    y = nn.LayerNorm(6, elementwise_affine=False)(y.movedim(1, -1)).movedim(-1, 1)
+    y = F.conv2d(y, block.grow.weight[:, :, None, None])
+    y = F.conv2d(torch.sin(y) if act == "sin" else F.gelu(y), block.shrink.weight[:, :, None, None])
+    assert torch.allclose(block(x), x + y, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@strides
+def test_a_convnext_stage_upsamples_before_or_after_it_mixes_channels(stride, layout):
+    stage, x = ConvNeXtStage(3, 4, 3, stride, 2, 8, "sin"), torch.randn(2, 3, 5, 6).to(memory_format=layout)
+    larger = F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)
+    assert torch.allclose(stage(x), stage.blocks(F.conv2d(larger, stage.mix.weight, stage.mix.bias)), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 3), (7, 5)], ids=str)
+@pytest.mark.parametrize("stride", [2, 3, 4, 5])
+def test_upsampling_and_its_gradient_are_those_of_torch(stride, size):
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    ours, theirs = BilinearUpsampling.apply(x, stride), F.interpolate(x, scale_factor=stride, mode="bilinear")
+    assert torch.equal(ours, theirs)
+    gradient = torch.randn_like(ours)
+    found, expected = (torch.autograd.grad(y, x, gradient)[0] for y in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = BilinearUpsampling.apply(x.bfloat16(), stride)
+    (found,) = torch.autograd.grad(rough, x, gradient.bfloat16())
+    assert rough.dtype == torch.bfloat16 and (found - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@kernels
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
+@torch.no_grad()
+def test_the_halo_of_convnext_is_the_least_that_makes_a_window_right(stride, kernel, depth):
+    """Against windows of every size around three cells in the middle of a map."""
+    stage = ConvNeXtStage(2, 3, kernel, stride, depth, 4, "gelu").double()
+    x, target = torch.randn(1, 2, 19, 19, dtype=torch.float64), Window(8, 8, 3, 3)
+    full = target.scaled(stride).cut(stage(x))
+
+    def error(halo: int) -> float:
+        window = Window(8 - halo, 8 - halo, 3 + 2 * halo, 3 + 2 * halo)
+        alone = target.within(window).scaled(stride).cut(stage(window.cut(x)))
+        return (alone - full).abs().max().item()
+
+    assert stage.reach.halo == next(halo for halo in range(9) if error(halo) < 1e-12)
+    planned, _ = halo_windows(target.scaled(stride), (19, 19), [stage.reach])
+    assert planned.top == 8 - stage.reach.halo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -61,15 +62,16 @@ def splits(draw) -> tuple[int, tuple[int, ...]]:
     return count, tuple(data_split(count, split, draw(st.sampled_from([None, 0, 1]))).train.tolist())
 
 
-@given(splits())
-def test_every_knot_is_trained(split):
+@given(splits(), st.sampled_from([0, 2, 7, 40]))
+def test_every_knot_is_trained(split, knots):
     """By more than rounding, whatever the split, its ends included; and no level has less knots than it could."""
     frames, train = split
-    embedding = GridEmbedding(CONFIG, scene(frames, train))
+    embedding = GridEmbedding(dataclasses.replace(CONFIG, grid_knots=knots), scene(frames, train))
     embedding(torch.tensor(train)).sum().backward()
     assert all((level.grad.flatten(1)[:, 0] > 1e-4).all() for level in embedding.levels)
     gap = max((b - a for a, b in zip(train, train[1:], strict=False)), default=1)
     finest, *coarser = knot_counts(CONFIG, scene(frames, train))
+    assert len(embedding.levels[0]) == min(knots or finest, finest)
     assert widest_gap(train, frames) >= gap and (finest <= 2 or (frames - 1) / (finest - 1) >= gap)
     assert [max(min(2, len(train)), math.ceil(finest / 2**i)) for i in (1, 2)] == coarser
 

@@ -24,6 +24,7 @@ GEOMETRIES = {
 }
 shapes = pytest.mark.parametrize("shape", GEOMETRIES.values(), ids=GEOMETRIES)
 embeddings = pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
+decoders = pytest.mark.parametrize("decoder", ["hnerv", "convnext"])
 
 
 def of_embedding(name: str, shape: dict) -> dict:
@@ -39,11 +40,12 @@ def frames_of(model) -> torch.Tensor:
 
 @shapes
 @embeddings
+@decoders
 @pytest.mark.parametrize("rgb_stride", [1, 2])
 @torch.no_grad()
-def test_a_patch_alone_is_the_patch_of_the_frame(make, embedding, shape, rgb_stride):
+def test_a_patch_alone_is_the_patch_of_the_frame(make, embedding, decoder, shape, rgb_stride):
     """And so is a window of a patch's size anywhere, where the model draws full frames."""
-    model = make(**of_embedding(embedding, {**shape, "rgb_stride": rgb_stride}))
+    model = make(**of_embedding(embedding, {**shape, "rgb_stride": rgb_stride}), decoder=decoder)
     grid = model.scene.grid
     for frames in (None, frames_of(model)) if embedding == "encoder" else (None,):
         full = model(TIMES, frames)
@@ -63,9 +65,10 @@ def windows_of(grid) -> list[Window]:
 
 
 @pytest.mark.parametrize("ks", ["0_1_1", "0_1_3", "0_3_3", "0_3_5"])
+@decoders
 @torch.no_grad()
-def test_a_patch_does_not_read_outside_its_windows(make, ks):
-    shape = {"grid": "2x4", "dec_strides": (3, 2), "times": (6, 10), "rgb_stride": 2, "ks": ks}
+def test_a_patch_does_not_read_outside_its_windows(make, decoder, ks):
+    shape = {"grid": "2x4", "dec_strides": (3, 2), "times": (6, 10), "rgb_stride": 2, "ks": ks, "decoder": decoder}
     model = make(**of_embedding("grid", shape))
     reaches = [stage.reach for stage in model.decoder.stages] + [model.rgb_head.reach]
     for patch in range(model.scene.grid.patches):
@@ -85,10 +88,11 @@ def test_a_patch_does_not_read_outside_its_windows(make, ks):
 
 
 @embeddings
-def test_the_clip_head_reads_exactly_its_patch(make, embedding):
+@decoders
+def test_the_clip_head_reads_exactly_its_patch(make, embedding, decoder):
     """Features of another patch, changed at the site, change that patch's embedding and no other."""
     shape = {"grid": "2x3", "dec_strides": (2, 2, 2), "enc_strides": (2, 2, 2), "clip_site": 2, "times": (1, 1)}
-    model = make(embedding=embedding, **shape)
+    model = make(embedding=embedding, decoder=decoder, **shape)
     grid = model.scene.grid
     clean = model(TIMES).clip.detach()
     assert clean.shape == (len(TIMES), grid.patches, 7)
@@ -126,9 +130,10 @@ def test_the_clip_head_runs_only_on_request(make, embedding):
 
 @pytest.mark.parametrize("act", ["sin", "gelu"])
 @embeddings
+@decoders
 @pytest.mark.parametrize(("scale", "bf16"), [(1, False), (1, True), (30, True)])
-def test_ranges_and_gradients(make, embedding, act, scale, bf16):
-    model = make(embedding=embedding, act=act, rgb_stride=2, enc_strides=(2, 2, 2)).train()
+def test_ranges_and_gradients(make, embedding, decoder, act, scale, bf16):
+    model = make(embedding=embedding, decoder=decoder, act=act, rgb_stride=2, enc_strides=(2, 2, 2)).train()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
@@ -143,9 +148,10 @@ def test_ranges_and_gradients(make, embedding, act, scale, bf16):
 
 
 @embeddings
+@decoders
 @torch.no_grad()
-def test_bf16_is_near_fp32(make, embedding):
-    model = make(embedding=embedding, act="sin")
+def test_bf16_is_near_fp32(make, embedding, decoder):
+    model = make(embedding=embedding, decoder=decoder, act="sin")
     exact = model(TIMES)
     with torch.autocast("cpu", torch.bfloat16):
         rough = model(TIMES)
@@ -154,10 +160,11 @@ def test_bf16_is_near_fp32(make, embedding):
 
 @shapes
 @embeddings
+@decoders
 @torch.no_grad()
-def test_times_that_are_only_embedded(make, embedding, shape):
+def test_times_that_are_only_embedded(make, embedding, decoder, shape):
     """Alone, without the later stages, and after those that are drawn."""
-    model = make(**of_embedding(embedding, shape))
+    model = make(**of_embedding(embedding, shape), decoder=decoder)
     drawn, near = model(TIMES), TIMES[1:] / 2
     if embedding != "encoder":
         both = model(TIMES, embedded=near)

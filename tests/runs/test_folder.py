@@ -188,6 +188,15 @@ def _die():
     raise MemoryError
 
 
+@pytest.mark.parametrize(("native", "machine"), [(False, "x86_64"), (True, "x86_64"), (False, "arm64")])
+def test_emulated_bf16_is_announced(tmp_path, train, flags, capsys, monkeypatch, native, machine):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert train(tmp_path, flags(epochs=1, precision="bf16")) == 0
+    emulated = not native and machine == "x86_64"
+    assert capsys.readouterr().out.count("pass --precision fp32") == emulated
+
+
 def test_resuming_in_another_precision_is_announced(tmp_path, train, flags, capsys):
     words, path = [*flags(precision="auto"), "--max-minutes", "1e-9"], tmp_path / "run" / "environment.json"
     assert train(tmp_path, words) == 124

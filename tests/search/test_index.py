@@ -68,27 +68,34 @@ def test_a_run_folder_and_a_checkpoint(clip_run, tmp_path):
     assert torch.equal(by_folder.embeddings, by_file.embeddings) and by_folder.path == by_file.path
 
 
-@pytest.mark.parametrize("embedding", ["encoder", "pe"])
-def test_every_embedding(tmp_path, train, flags, embedding):
-    assert train(tmp_path, flags(embedding=embedding, epochs=1)) == 0
+@pytest.mark.parametrize("kind", ["encoder", "pe", "convnext"])
+def test_every_embedding_and_decoder(tmp_path, train, flags, setting_of, monkeypatch, kind):
+    assert train(tmp_path, flags(**setting_of(kind), epochs=1)) == 0
     index = open_index(tmp_path / "run", CPU)
     expected = predicted(open_checkpoint(index.path).model)
     assert torch.allclose(index.embeddings, expected, atol=1e-6)
     path = tmp_path / "clip.hnerv"
     main(["encode", str(tmp_path / "run"), "-o", str(path), "--no-measure"])
-    assert torch.allclose(open_index(path, CPU).embeddings, predicted(open_single_chunk(path).model()), atol=1e-6)
+    expected = predicted(open_single_chunk(path).model())
+    assert torch.allclose(needed_sections_alone(path, monkeypatch), expected, atol=1e-6)
 
 
 def test_only_the_sections_that_the_clip_head_needs_are_read(alone, monkeypatch):
+    needed_sections_alone(alone(), monkeypatch)
+
+
+def needed_sections_alone(path: Path, monkeypatch) -> torch.Tensor:
+    """The embeddings of a file. Asserts that neither the RGB head nor a stage after the CLIP head's site is read."""
     from hnerv.codec import file
 
-    path, read, original = alone(), [], file.read_section
+    read, original = [], file.read_section
     monkeypatch.setattr(file, "read_section", lambda header, name: read.append(name) or original(header, name))
-    open_index(path, CPU)
+    embeddings = open_index(path, CPU).embeddings
     sections = [section.name for section in open_single_chunk(path).sections]
     unneeded = {"decoder.stages.1", "decoder.stages.2", "rgb_head"}
     assert unneeded < set(sections)
     assert sorted(read) == sorted(set(sections) - unneeded)
+    return embeddings
 
 
 def test_damage_elsewhere_does_not_matter_and_damage_there_is_found(alone):

@@ -27,9 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWar
         ),
     ],
 )
-def test_compiled_steps_are_those_of_the_model(make, monkeypatch, backend):
+@pytest.mark.parametrize("decoder", ["hnerv", "convnext"])
+def test_compiled_steps_are_those_of_the_model(make, monkeypatch, decoder, backend):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    settings = {"clip_loss": "motion", "pixel_loss_warmup_epochs": 0, "optimizer": "adam"}
+    settings = {"clip_loss": "motion", "pixel_loss_warmup_epochs": 0, "optimizer": "adam", "decoder": decoder}
     plain, fast = make(**settings), make(**settings, compile=True)
     batch = next(plain.remaining_batches())  # one shape, since each is compiled separately
     for _ in range(2):

@@ -32,10 +32,10 @@ def test_orthogonalization_against_decompositions(shape):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_a_step_is_that_of_the_cpu(make, console, setting_of, kind, optimizer):
     """An epoch of one step in fp32: logged values to 0.1 %, the updates of the weights to 1 % of their norm."""
-    settings = {"embedding": embedding, "optimizer": optimizer, "pixel_loss": "Fusion10", "grad_clip": 1}
+    settings = {**setting_of(kind), "optimizer": optimizer, "pixel_loss": "Fusion10", "grad_clip": 1}
     one_step = {"epochs": 1, "batch_size": 8, "blend_freq": 0, "pixel_loss_warmup_epochs": 0}
     there, here = (make(device=device, **settings, **one_step) for device in (DEVICE, "cpu"))
     before = {name: value.clone() for name, value in here.model.state_dict().items()}
@@ -53,7 +53,15 @@ def test_a_step_is_that_of_the_cpu(make, console, embedding, optimizer):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"clip_loss": "motion", "precision": "auto"}, {"embedding": "pe"}, {"optimizer": "adam"}, {"ema_decay": 0.9}],
+    [
+        {},
+        {"clip_loss": "motion", "precision": "auto"},
+        {"embedding": "pe"},
+        {"decoder": "convnext"},
+        {"decoder": "convnext", "precision": "auto"},
+        {"optimizer": "adam"},
+        {"ema_decay": 0.9},
+    ],
     ids=str,
 )
 def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatch, changes):
@@ -87,7 +95,13 @@ def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"pixel_loss": "Fusion10_freq", "clip_loss": "motion", "ema_decay": 0.9}], ids=str
+    "changes",
+    [
+        {},
+        {"pixel_loss": "Fusion10_freq", "clip_loss": "motion", "ema_decay": 0.9},
+        {"decoder": "convnext", "pixel_loss": "L1_freq"},
+    ],
+    ids=str,
 )
 def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, changes):
     """The eager step, of which an operation that waits would end a capture."""

@@ -64,9 +64,9 @@ def test_two_threads_agree_to_a_tenth_of_a_decibel(command, one_thread):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_two_runs_on_cuda_are_the_same(command, embedding):
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_two_runs_on_cuda_are_the_same(command, setting_of, kind):
     for precision in ("fp32", "bf16"):
-        words = {"embedding": embedding, "precision": precision, "pixel_loss": "Fusion10"}
+        words = {**setting_of(kind), "precision": precision, "pixel_loss": "Fusion10"}
         first, second = (command("--device", "cuda", "--deterministic", **words) for _ in range(2))
         assert_same_bits(first, second)

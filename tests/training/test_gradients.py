@@ -10,10 +10,10 @@ from hnerv.losses import cosine_loss, pixel_loss
 from hnerv.training.optim import parameters_of
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_every_parameter_is_trained(make, embedding):
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_every_parameter_is_trained(make, setting_of, kind):
     """Over an epoch with both losses: a knot is touched only by the frames around it."""
-    trainer = make(embedding=embedding, pixel_loss_warmup_epochs=0, clip_loss_weight=1)
+    trainer = make(**setting_of(kind), pixel_loss_warmup_epochs=0, clip_loss_weight=1)
     reached = {name: torch.zeros_like(p) for name, p in trainer.model.named_parameters()}
     for batch in trainer.remaining_batches():
         trainer.step(batch)
@@ -23,10 +23,10 @@ def test_every_parameter_is_trained(make, embedding):
     assert not [name for name, total in reached.items() if (total == 0).any()]
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_gradients_are_the_slopes_of_the_loss(make, embedding):
+@pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
+def test_gradients_are_the_slopes_of_the_loss(make, setting_of, kind):
     """Against central differences along each part's own gradient, so that a detach anywhere shows."""
-    trainer, far = make(embedding=embedding), 1e-3
+    trainer, far = make(**setting_of(kind)), 1e-3
     model, batch = trainer.model, next(trainer.remaining_batches())
 
     def loss() -> torch.Tensor:

@@ -101,6 +101,7 @@ SETTINGS = {
     "pe": {"embedding": "pe"},
     "no clipping, frequency loss": {"grad_clip": 0, "pixel_loss": "Fusion10_freq"},
     "encoder": {"embedding": "encoder"},
+    "convnext": {"decoder": "convnext", "dec_strides": "2 3 2", "precision": "bf16"},
     "average": {"ema_decay": 0.6},
     **{name: {"optimizer": name, "lr_type": "cosine_0.3_1_0.1"} for name in OPTIMIZERS},
 }

@@ -85,13 +85,13 @@ def test_every_parameter_is_in_one_group_and_codes_of_a_grid_have_their_own_rate
     assert all(group["weight_decay"] == 0.25 for group in groups)
 
 
-def test_muon_moves_matrices_of_the_network_and_no_codes(make):
-    trainer = make(optimizer="muon")
+@pytest.mark.parametrize("decoder", ["hnerv", "convnext"])
+def test_muon_moves_matrices_of_the_network_and_neither_codes_nor_depthwise_kernels(make, decoder):
+    trainer = make(optimizer="muon", decoder=decoder)
     run(trainer, 0, 9)
-    codes = {id(p) for p in trainer.model.embedding.levels}
-    for p in trainer.model.parameters():
-        wanted = {"momentum"} if id(p) not in codes and p.dim() > 1 else {"step", "mean", "square"}
-        assert set(trainer.optimizer.state[p]) == wanted
+    for name, p in trainer.model.named_parameters():
+        matrix = p.dim() > 1 and "embedding" not in name and "depthwise" not in name
+        assert set(trainer.optimizer.state[p]) == ({"momentum"} if matrix else {"step", "mean", "square"}), name
 
 
 def follow(trainer, parameters: list[nn.Parameter], reference: type, **settings) -> None:
@@ -116,11 +116,14 @@ def follow(trainer, parameters: list[nn.Parameter], reference: type, **settings)
         torch.testing.assert_close(p - start, twin - start, rtol=1e-4, atol=1e-3 * rates[id(p)])
 
 
-def test_muon_moves_codes_and_biases_as_adam_does(make):
-    trainer = make(optimizer="muon", weight_decay=0, **CONSTANT)
-    biases = [stage.conv.bias for stage in trainer.model.decoder.stages]
+@pytest.mark.parametrize("decoder", ["hnerv", "convnext"])
+def test_muon_moves_codes_biases_and_depthwise_kernels_as_adam_does(make, decoder):
+    trainer = make(optimizer="muon", weight_decay=0, decoder=decoder, **CONSTANT)
+    named = trainer.model.decoder.named_parameters()
+    vectors = [p for name, p in named if name.endswith("bias") or "depthwise" in name]
+    assert len(vectors) == (4 if decoder == "hnerv" else 3 + 3 * 2)
     betas = trainer.optimizer.param_groups[0]["betas"]
-    follow(trainer, [*trainer.model.embedding.levels, *biases], torch.optim.Adam, betas=betas)
+    follow(trainer, [*trainer.model.embedding.levels, *vectors], torch.optim.Adam, betas=betas)
 
 
 @pytest.mark.parametrize("largest", [0.0, 0.5, 1e6])
