@@ -1,7 +1,8 @@
-"""The time of a training step compared with its arithmetic, its memory traffic and its bare convolutions.
+"""The time of a training step compared with its arithmetic, its memory traffic and its bare layers.
 
 The floor of a step is the larger of two times: its multiply-accumulates at the rate of a matrix product, and the bytes
-that it has to move at the rate of a copy. The bare convolutions are a bound that kernels reach in practice.
+that it has to move at the rate of a copy. The bare convolutions and linear layers are a bound that kernels reach in
+practice. Norms, activations, upsampling and the optimiser are not in any of these.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -17,15 +19,14 @@ import torch.nn.functional as F
 from common import BLOCK, advance, alternating, clip_trainer, machine_rates, repeated, warm_up
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from hnerv.config import Config
 
 
-class Conv(NamedTuple):
-    """A convolution as it ran in a step: shapes of input and output, dtype, and whether the input has a gradient."""
+class Layer(NamedTuple):
+    """A convolution or linear layer as it ran in a step: shapes, dtype, and whether the input has a gradient."""
 
-    module: nn.Conv2d
+    module: nn.Conv2d | nn.Linear
     given: torch.Size
     made: torch.Size
     dtype: torch.dtype
@@ -40,15 +41,16 @@ def floor(config: Config, device, rounds: int, folder: str) -> dict:
         batch = next(trainers[name].remaining_batches())
         trainers[name].step(batch)
     adam = trainers["adam"]
-    convolutions, gmac = recorded(adam, batch), step_gmac(adam, batch)
-    moved = {name: moved_bytes(trainer, convolutions) for name, trainer in trainers.items()}
+    layers = recorded(adam, batch)
+    gmac = step_gmac(layers)
+    moved = {name: moved_bytes(trainer, layers) for name, trainer in trainers.items()}
     # name -> (call, number of steps of one batch in it)
     timed = {name: timed_steps(trainer, batch) for name, trainer in trainers.items()}
-    timed["bare"] = repeated(bare(convolutions, device), times=BLOCK), BLOCK
+    timed["bare"] = repeated(bare(layers, device), times=BLOCK), BLOCK
     times = alternating({name: call for name, (call, _) in timed.items()}, rounds)
     step = {name: median(seconds) / timed[name][1] for name, seconds in times.items()}
     rates = machine_rates(device, torch.bfloat16 if config.train.in_bf16(device.type) else None)
-    found: dict = {"gmac": gmac, **rates, "bare_ms": 1e3 * step["bare"], "convolutions": len(convolutions)}
+    found: dict = {"gmac": gmac, **rates, "bare_ms": 1e3 * step["bare"], "layers": len(layers)}
     for name in trainers:
         arithmetic, traffic = gmac / rates["gmac_per_second"], moved[name] / 1e9 / rates["gb_per_second"]
         found[name] = {
@@ -70,50 +72,57 @@ def timed_steps(trainer, batch) -> tuple[Callable[[], object], float]:
     return lambda: advance(trainer, trainer.steps_per_epoch), trainer.batches.sizes.sum().item() / batch.real
 
 
-def recorded(trainer, batch) -> list[Conv]:
-    """Every convolution of one step."""
+def recorded(trainer, batch) -> list[Layer]:
+    """Every convolution and linear layer of one step."""
     found = []
 
     def hook(module, inputs, output) -> None:
-        found.append(Conv(module, inputs[0].shape, output.shape, output.dtype, inputs[0].requires_grad))
+        found.append(Layer(module, inputs[0].shape, output.shape, output.dtype, inputs[0].requires_grad))
 
-    hooks = [m.register_forward_hook(hook) for m in trainer.model.modules() if isinstance(m, nn.Conv2d)]
+    layers = [m for m in trainer.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(hook) for layer in layers]
     trainer.step(batch)
     for handle in hooks:
         handle.remove()
     return found
 
 
-def bare(convolutions: list[Conv], device) -> Callable[[], None]:
-    """Forward and backward of F.conv2d at the recorded shapes, channels last."""
+def bare(layers: list[Layer], device) -> Callable[[], None]:
+    """Forward and backward of F.conv2d and F.linear at the recorded shapes, maps channels last."""
     work = []
-    for conv, given, _, dtype, needs_grad in convolutions:
+    for module, given, _, dtype, needs_grad in layers:
         options = {"device": device, "dtype": dtype}
-        x = torch.randn(given, **options).to(memory_format=torch.channels_last).requires_grad_(needs_grad)
-        weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last, copy=True).requires_grad_()
-        bias = torch.zeros(conv.out_channels, **options, requires_grad=True)
-        settings = conv.stride, conv.padding, conv.dilation, conv.groups
-        work.append((x, weight, bias, settings, torch.randn_like(F.conv2d(x, weight, bias, *settings))))
+        call: Callable[..., Tensor] = F.linear
+        layout, settings = torch.contiguous_format, {}
+        if isinstance(module, nn.Conv2d):
+            call, layout = F.conv2d, torch.channels_last
+            settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+        x = torch.randn(given, **options).to(memory_format=layout).requires_grad_(needs_grad)
+        weight = module.weight.detach().to(dtype, memory_format=layout, copy=True).requires_grad_()
+        bias = None if module.bias is None else torch.zeros(len(weight), **options, requires_grad=True)
+        leaves = [leaf for leaf in (x, weight, bias) if leaf is not None and leaf.requires_grad]
+        run = partial(call, x, weight, bias, **settings)
+        work.append((run, leaves, torch.randn_like(run())))
 
-    def run() -> None:
-        for x, weight, bias, settings, gradient in work:
-            leaves = (x, weight, bias) if x.requires_grad else (weight, bias)
-            torch.autograd.grad(F.conv2d(x, weight, bias, *settings), leaves, gradient)
+    def run_all() -> None:
+        for run, leaves, gradient in work:
+            torch.autograd.grad(run(), leaves, gradient)
 
-    return run
-
-
-def step_gmac(trainer, batch) -> float:
-    """1e9 multiply-accumulates of forward and backward. The optimiser must be elementwise: Muon adds products."""
-    with FlopCounterMode(display=False) as counter:
-        trainer.step(batch)
-    return counter.get_total_flops() / 2 / 1e9
+    return run_all
 
 
-def moved_bytes(trainer, convolutions: list[Conv]) -> float:
+def step_gmac(layers: list[Layer]) -> float:
+    """1e9 multiply-accumulates of forward and backward. The latter has one product for the weights, one for the input.
+
+    torch's FlopCounterMode ignores the groups of a depthwise convolution in its backward pass.
+    """
+    return sum((2 + s.needs_grad) * math.prod(s.module.weight.shape[1:]) * math.prod(s.made) for s in layers) / 1e9
+
+
+def moved_bytes(trainer, layers: list[Layer]) -> float:
     """Bytes that a step moves at least, each tensor once per pass over it.
 
-    Weights, their gradients and the optimiser state are read and written. A convolution reads its input, writes its
+    Weights, their gradients and the optimiser state are read and written. A layer reads its input, writes its
     output, reads the gradient of its output and writes that of its input, if there is one.
     """
 
@@ -125,9 +134,7 @@ def moved_bytes(trainer, convolutions: list[Conv]) -> float:
 
     weights = sum(p.nbytes for p in trainer.model.parameters())
     state = sum(map(size, trainer.optimizer.state.values()))
-    maps = sum(
-        ((1 + c.needs_grad) * math.prod(c.given) + 2 * math.prod(c.made)) * c.dtype.itemsize for c in convolutions
-    )
+    maps = sum(((1 + c.needs_grad) * math.prod(c.given) + 2 * math.prod(c.made)) * c.dtype.itemsize for c in layers)
     return 2 * (2 * weights + state) + maps
 
 

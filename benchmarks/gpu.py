@@ -1,12 +1,16 @@
-"""Run all GPU measurements in one command that ends within --minutes and saves its results after each part.
+"""Run GPU measurements in a command that ends within --minutes and saves its results after each part.
 
-    python benchmarks/gpu.py
-    python benchmarks/gpu.py --parts profile split --minutes 8      # run parts that a first command had no time for
+    python benchmarks/gpu.py                                        # env, full, codec, full-0.75m
+    python benchmarks/gpu.py --parts full-3m --minutes 6
+    python benchmarks/gpu.py --parts tests profile speed full-fast
     python benchmarks/gpu.py --rehearse                             # a tiny version of every part, on the CPU
 
-Parts, in this order: `env` (machine, versions, peak rates), `full` (bunny-1.5m on all frames, 300 epochs), `codec`
-(encode that run on the GPU, decode it there and on the CPU), `tests` (`pytest -m cuda`, files that start processes
-last), `profile` (20 steps of `full`: eager, captured, compiled), `speed` (speed.py), `split` (bunny-1.5m on 9_9_10).
+Parts, in the order in which they run: `env` (machine, versions, peak rates), `full` (bunny-1.5m on all frames, 300
+epochs), `codec` (encode that run on the GPU, decode it there and on the CPU), `full-0.75m` and `full-3m` (the same
+training at these sizes), `tests` (`pytest -m cuda`, files that start processes last), `profile` (20 steps of `full`:
+eager, captured, compiled), `speed` (speed.py), `full-fast` and `profile-fast` (bunny-1.5m-fast), `split` (bunny-1.5m on
+9_9_10). --help prints their estimated seconds; the first command and the second together take about twelve minutes.
+
 Each part runs in its own processes and may use all the time that later parts do not need. A part that exceeds its limit
 is stopped and reports the results it has.
 
@@ -14,7 +18,7 @@ is stopped and reports the results it has.
 not run keep the results of an earlier command. The exit status is 1 if a part or a test failed; a part that had no time
 left does not count as failed.
 
-`full` has no CLIP head, so that it compares with papers; `split` has one if --clip-targets is passed.
+Trainings on all frames have no CLIP head, as in papers; `split` has one if --clip-targets is passed.
 
 Nothing is installed or downloaded. A machine with torch 2.11, torchvision, triton, tensorboard, timm, huggingface_hub,
 regex, scipy, scikit-image, torchmetrics, matplotlib, jinja2, safetensors, tqdm, pytest and hypothesis also needs these
@@ -39,9 +43,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from common import HNERV, ROOT
+from gpu_plan import FIRST, GPU, PARTS, REHEARSAL, TRAIN
 from gpu_results import loss_of_coding, result_of_run, result_of_tests
 from gpu_table import table
 from processes import GRACE, Ended, commit, output_of, run_commands, shown
@@ -51,53 +55,8 @@ from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
 from hnerv.flags import Parser
 
-PAPER = 35.57
-"""dB of HNeRV with 1.5M parameters on all frames of Bunny (HNeRV, table 2)."""
 LEAST = 5.0
 """A part is started only with this many seconds beyond GRACE."""
-
-
-class Part(NamedTuple):
-    """`need`: estimated seconds on an H100. `commands` run one after the other, their fields filled by `fields_of`."""
-
-    need: float
-    commands: tuple[str, ...]
-    environment: dict[str, str] = {}
-
-
-TRAIN = (
-    "python train_patch_dual.py --exp-id {name} --output {work} {preset} --eval-freq {eval_freq} --images-freq 0 "
-    "--checkpoint-seconds 10 {train_flags} "
-)
-NO_HEAD = "--data-split 1_1_1 --clip-weights none"
-PYTEST = "-m cuda -v --tb=short -p no:cacheprovider -W default"
-ADDOPTS = "addopts=--import-mode=importlib --strict-markers -p gpu_tests"
-PARTS = {
-    "env": Part(20, ("python benchmarks/gpu_parts.py env --device {device} --json {json}",)),
-    "full": Part(150, (f"{TRAIN} {NO_HEAD}",)),
-    "codec": Part(
-        40,
-        (
-            "hnerv encode {work}/{run} -o {work}/{run}.hnerv --overwrite --device {device}",
-            "python benchmarks/gpu_parts.py codec {work}/{run}.hnerv --device {device} --every {every} --json {json}",
-        ),
-    ),
-    "tests": Part(130, (f"python -m pytest -o '{ADDOPTS}' {PYTEST} {{tests}}",), {"HNERV_TEST_CUDA": "1"}),
-    # The steps of `full` are all of one kind, so the profile compiles once.
-    "profile": Part(90, ("python benchmarks/gpu_parts.py profile {preset} " + NO_HEAD + " --json {json}",)),
-    "speed": Part(45, ("python benchmarks/speed.py {preset} --steps {steps} --json {json}",)),
-    "split": Part(45, (TRAIN + "--data-split 9_9_10 {clip}",)),
-}
-"""In the order in which they run, the most valuable first."""
-GPU = {"device": "cuda", "preset": "--preset bunny-1.5m --device cuda", "eval_freq": 25, "every": 4, "steps": 100}
-REHEARSAL = {
-    "device": "cpu",
-    "preset": "--preset demo --frames 0:10 --epochs 2 --modelsize 0.1 --resize 80x160 --grid-knots 5 "
-    "--pixel-loss-warmup-epochs 0 --device cpu",
-    "eval_freq": 1,
-    "every": 2,
-    "steps": 10,
-}
 
 
 def main() -> None:
@@ -124,7 +83,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="gpu.py", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, help="results folder (output/gpu; with --rehearse output/gpu-rehearsal)")
-    add("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="parts to run, in the order above (all)")
+    needs = ", ".join(f"{name} {part.need:g} s" for name, part in PARTS.items())
+    defaults = f"({' '.join(FIRST)}; with --rehearse all)"
+    add("--parts", nargs="+", choices=[*PARTS], metavar="PART", help=f"parts to run, of {needs} {defaults}")
     add("--minutes", type=float, default=9.0, help="time limit of the full command (9)")
     add("--clip-targets", default="", metavar="FILE", help="target file of `split`, as in training")
     add("--train-flags", default="", metavar="'FLAGS'", help="additional flags of the training runs")
@@ -134,6 +95,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.deadline = time.monotonic() + 60 * args.minutes
     args.out = args.out or Path("output/gpu-rehearsal" if args.rehearse else "output/gpu")
+    args.parts = args.parts or (PARTS if args.rehearse else FIRST)
     args.clip_targets = os.path.abspath(args.clip_targets) if args.clip_targets else ""
     return args
 
@@ -156,20 +118,26 @@ def check_gpu() -> None:
 
 def commands_of(name: str, work: Path, args: argparse.Namespace) -> list[list[str]]:
     """The commands of a part. `codec` trains a short run if there is none."""
-    run, clip = run_to_encode(work), f"--clip-targets {shlex.quote(args.clip_targets)}"
+    part, run, values = PARTS[name], run_to_encode(work), REHEARSAL if args.rehearse else GPU
+    preset = part.preset
+    if args.rehearse:  # of the same decoder
+        preset = "demo" if preset.endswith("-fast") else "demo-small"
+    with_head = name == "split" and args.clip_targets
     fields = {
-        **(REHEARSAL if args.rehearse else GPU),
+        **values,
         "name": name,
         "work": shlex.quote(str(work)),
         "json": shlex.quote(str(work / f"{name}.json")),
+        "preset": f"--preset {preset} {values['tiny']} --device {values['device']}",
+        "split": part.split,
+        "clip": f"--clip-targets {shlex.quote(args.clip_targets)}" if with_head else "--clip-weights none",
         "run": run,
         "train_flags": args.train_flags,
-        "clip": clip if args.clip_targets else "--clip-weights none",
         "tests": " ".join(test_files()) if name == "tests" else "",
     }
-    commands = [command.format(**fields) for command in PARTS[name].commands]
+    commands = [command.format(**fields) for command in part.commands]
     if name == "codec" and run == "short":
-        commands.insert(0, f"{TRAIN} {NO_HEAD} --epochs 3".format(**fields | {"name": run}))
+        commands.insert(0, f"{TRAIN} --epochs 3".format(**fields | {"name": run}))
     programs = {"python": [sys.executable], "hnerv": HNERV}
     return [[*programs[program], *words] for program, *words in map(shlex.split, commands)]
 
@@ -187,12 +155,12 @@ def test_files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in files]
 
 
-def result_of(name: str, work: Path, args: argparse.Namespace, ended: Ended) -> dict:
+def result_of(name: str, work: Path, ended: Ended) -> dict:
     """Results of a part as far as it came. Empty if there are none."""
     if name == "tests":
         return result_of_tests(ended.log)
-    if name in ("full", "split"):
-        found = result_of_run(work / name, ended.started, 10.0 if args.rehearse else PAPER)
+    if PARTS[name].targets:
+        found = result_of_run(work / name, ended.started, PARTS[name].targets)
         return found and {**found, "command_seconds": ended.seconds[-1]}
     path = work / f"{name}.json"
     found = read_json(path) if path.is_file() else {}
@@ -216,7 +184,7 @@ def run_parts(names: Sequence[str], work: Path, args: argparse.Namespace, result
             results["parts"][name] = entry
         write_json(args.out / "results.json", results)
         (args.out / "table.md").write_text(table(results), encoding="utf-8")
-        print(f"{name:8} {entry['state']}, {entry['seconds']:.1f} s {entry['error']}", flush=True)
+        print(f"{name:12} {entry['state']}, {entry['seconds']:.1f} s {entry['error']}", flush=True)
         for file in work.glob("*.hnerv"):
             shutil.copy(file, args.out)
     return failed
@@ -244,7 +212,7 @@ def run_part(name: str, work: Path, args: argparse.Namespace, limit: float) -> d
     else:
         state, error = "done", ""
     try:
-        result = result_of(name, work, args, ended)
+        result = result_of(name, work, ended)
     except Exception as fault:  # files of a killed process may be torn; the other parts have to run
         result, error = {}, error or f"no result: {type(fault).__name__}: {fault}"
         state = "failed" if state == "done" else state

@@ -35,11 +35,12 @@ def result_of_tests(log: str) -> dict:
     }
 
 
-def result_of_run(run: Path, started: float, target: float) -> dict:
+def result_of_run(run: Path, started: float, targets: dict[str, float]) -> dict:
     """Curves and times of a training run, finished or not, that began at `started` (seconds since 1970).
 
     `curve`: [epoch, seconds of training, wall seconds, PSNR of training and of unseen frames, dB] at evaluations;
-    `epochs`: [epoch, seconds of training, Train/PSNR]; `reached`: the first row of `curve` at `target` dB, or None.
+    `epochs`: [epoch, seconds of training, Train/PSNR];
+    `reached`: {source: first row of `curve` at the dB that `targets` has for this source, or None}.
     """
     from hnerv.tracking import events_folder, metrics_file
 
@@ -62,14 +63,13 @@ def result_of_run(run: Path, started: float, target: float) -> dict:
     return {
         "of_epochs": train["epochs"],
         "eval_freq": train["eval_freq"],
-        "target": target,
         "train_seconds": total,
         "epoch_seconds": median(each),
         "first_epoch_seconds": each[0],
         "curve": curve,
         "epochs": epochs,
         "last": last,
-        "reached": next((row for row in curve if row[3] >= target), None),
+        "reached": {name: next((row for row in curve if row[3] >= target), None) for name, target in targets.items()},
     }
 
 

@@ -6,9 +6,11 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from common import markdown
+from gpu_plan import PARTS, PROFILE
 
 NOT_MEASURED = "not measured"
 Text = str | Callable[[dict], str]
@@ -81,14 +83,18 @@ def short_commit(commit: str) -> str:
 
 
 def heaviest_kernels(parts: dict) -> list[str]:
-    """A table with a column per profiled variant."""
-    variants = (parts.get("profile", {}).get("result") or {}).get("variants", {})
-    columns = {name: row["heaviest"] for name, row in variants.items() if "heaviest" in row}
-    rows = [
-        [str(i + 1), *(f"`{short_name(k[0])}` {k[1]:.3f} ({k[2]:.1f})" if k else "" for k in kernels)]
-        for i, kernels in enumerate(itertools.zip_longest(*columns.values()))
-    ]
-    return [markdown(["heaviest kernels, ms per step (calls per step)", *columns], rows)] if columns else []
+    """A table for each profiled network, with a column per variant."""
+    blocks = []
+    for name in (name for name in PARTS if name in parts):
+        variants = (parts[name]["result"] or {}).get("variants", {})
+        columns = {variant: row["heaviest"] for variant, row in variants.items() if "heaviest" in row}
+        rows = [
+            [str(i + 1), *(f"`{short_name(k[0])}` {k[1]:.3f} ({k[2]:.1f})" if k else "" for k in kernels)]
+            for i, kernels in enumerate(itertools.zip_longest(*columns.values()))
+        ]
+        title = f"heaviest kernels of {PARTS[name].preset}, ms per step (calls per step)"
+        blocks += [markdown([title, *columns], rows)] if columns else []
+    return blocks
 
 
 def short_name(name: str, most: int = 60) -> str:
@@ -116,10 +122,10 @@ def extent_text(r: dict) -> str:
     return f"psnr_frame at epoch {r['curve'][-1][0]} of {r['of_epochs']}, {head}"
 
 
-def reached_text(r: dict) -> str:
-    if r["reached"] is None:
+def reached_text(r: dict, source: str) -> str:
+    if r["reached"][source] is None:
         return "not reached"
-    _, training, wall, *_ = r["reached"]
+    _, training, wall, *_ = r["reached"][source]
     return f"{training:.1f} s of training" + (f", {wall:.1f} s wall time" if wall else "")
 
 
@@ -151,28 +157,38 @@ def command_text(r: dict) -> str:
     return f"{len(r['epochs'])} epochs; includes imports, video, evaluations, logs and checkpoints"
 
 
-def rows_of_run(part: str, split: str) -> list[Row]:
-    name = f"bunny-1.5m, {split}"
+def rows_of_run(name: str) -> list[Row]:
+    part = PARTS[name]
+    title = f"{part.preset}, {part.split}"
     each = "{epoch_seconds:.3f} s per epoch (median), the first {first_epoch_seconds:.1f} s; evaluations excluded"
-    every = "{target} dB, evaluated every {eval_freq} epochs"
+    times = [
+        Row(name, f"{title}: time to {target} dB ({source})", partial(reached_text, source=source), EVERY)
+        for source, target in part.targets.items()
+    ]
     return [
-        Row(part, f"{name}: PSNR", psnr_text, extent_text),
-        Row(part, f"{name}: full command, wall time", "{command_seconds:.1f} s", command_text),
-        Row(part, f"{name}: training", "{train_seconds:.1f} s", each),
-        Row(part, f"{name}: time to the PSNR of the HNeRV paper", reached_text, every),
+        Row(name, f"{title}: PSNR", psnr_text, extent_text),
+        Row(name, f"{title}: full command, wall time", "{command_seconds:.1f} s", command_text),
+        Row(name, f"{title}: training", "{train_seconds:.1f} s", each),
+        *times,
     ]
 
 
-def rows_of_variant(name: str) -> list[Row]:
+def rows_of_profile(name: str) -> list[Row]:
     values = {
         "launches, kernels": "{variants[NAME][launches]:,.1f}, {variants[NAME][kernels]:,.1f}",
         "wall time, host only, kernels only": "{variants[NAME][step_ms]:.2f}, {variants[NAME][host_ms]:.2f}, "
         "{variants[NAME][device_ms]:.2f} ms",
         "warm-up": "{variants[NAME][warm_up_seconds]:.1f} s",
     }
-    why = f"{{variants[{name}][not_measured]}}"
     return [
-        Row("profile", f"{name} step: {quantity}", value.replace("NAME", name), profile_text, why)
+        Row(
+            name,
+            f"{PARTS[name].preset}, {variant} step: {quantity}",
+            value.replace("NAME", variant),
+            profile_text,
+            f"{{variants[{variant}][not_measured]}}",
+        )
+        for variant in ("eager", "captured", "captured, compiled")
         for quantity, value in values.items()
     ]
 
@@ -183,10 +199,11 @@ def row_of_floor(title: str, name: str) -> Row:
         "{floor[NAME][step_ms]:.2f} ms; arithmetic {floor[NAME][arithmetic_ms]:.2f} ms ({floor[gmac]:.1f} GMAC), "
         "memory traffic {floor[NAME][traffic_ms]:.2f} ms ({floor[NAME][moved_mb]:.0f} MB), bare {floor[bare_ms]:.2f} ms"
     )
-    quantity = f"step relative to its floor and its bare convolutions: {title}"
+    quantity = f"step relative to its floor and its bare layers: {title}"
     return Row("speed", quantity, value.replace("NAME", name), conditions.replace("NAME", name))
 
 
+EVERY = "evaluated every {eval_freq} epochs"
 RATE = "{training[patches_per_second]:,.0f} patches/s, {training[step_ms]:.2f} ms per step"
 RANGE = "{training[patches_per_second_range][0]:,.0f} to {training[patches_per_second_range][1]:,.0f}"
 EPOCHS = "{training[epoch_seconds]:.2f}, {training[epoch_seconds_unlogged]:.2f} s"
@@ -197,14 +214,14 @@ ROWS = [
     Row("env", "copy within device memory", "{copy_gb_per_second:,.0f} GB/s", "bytes read and written, best of 5"),
     Row("env", "matrix product, bf16", "{product_tflops:,.1f} TFLOP/s", "best of 5"),
     Row("tests", "tests marked `cuda`", tests_text),
-    *rows_of_run("full", "1_1_1"),
+    *(row for name, part in PARTS.items() if part.targets for row in rows_of_run(name)),
     Row("codec", "file", "{bytes:,} bytes", file_text),
     Row("codec", "`hnerv encode`, wall time", "{encode_seconds:.1f} s", "includes imports, video and both evaluations"),
     Row("codec", "weights decoded on the device and on the CPU", same_text("same_weights")),
     Row("codec", "pixels decoded on the device and on the CPU", PIXELS, "{frames} frames"),
     Row("codec", "pixels decoded twice on the device", same_text("same_twice")),
     Row("codec", "decoding to images in memory, device and CPU", "{device_fps:.1f}, {cpu_fps:.1f} frames/s"),
-    *(row for name in ("eager", "captured", "captured, compiled") for row in rows_of_variant(name)),
+    *(row for name, part in PARTS.items() if part.commands == PROFILE for row in rows_of_profile(name)),
     Row("speed", "training", RATE, f"`speed.py`: CLIP loss on, random targets; {RANGE}"),
     Row("speed", "operators dispatched per step", "{training[operators]}", operators_text),
     Row("speed", "epoch with and without logging", EPOCHS, "logging takes {training[logging_percent]:.2f} %"),
@@ -213,5 +230,4 @@ ROWS = [
     Row("speed", "decoding", "{training[decode_fps]:,.0f} frames/s", "in batches, fp32, cuDNN set as in training"),
     Row("speed", "decoding a single patch", "{training[patch_ms]:.2f} ms"),
     Row("speed", "memory, peak", "{training[peak_memory_mib]:,.0f} MiB", "{training[peak_memory_of]}"),
-    *rows_of_run("split", "9_9_10"),
 ]

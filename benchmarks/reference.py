@@ -1,4 +1,4 @@
-"""Published HNeRV implementations, imported from a checkout, with the same network as ours.
+"""Published implementations, imported from a checkout; for speed.py those of HNeRV, with the same network as ours.
 
 Their code is neither copied nor changed. Third-party modules that they import but a training step does not need are
 replaced by mocks if they are not installed.
@@ -13,10 +13,10 @@ import importlib.util
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 from unittest.mock import MagicMock
 
 import torch
@@ -30,9 +30,19 @@ from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, Scene
 from hnerv.model.decoder import stage_widths
 
-OPTIONAL = ["imageio", "dahuffman", "pandas", "matplotlib.path", "pytorchvideo.data.encoded_video", "clip"]
-"""Readers of videos, tables, codecs, plots, CLIP. Also mocked, except for one initialisation: timm."""
+OPTIONAL = ["matplotlib.path", "pytorchvideo.data.encoded_video", "clip", "accelerate", "yaml"]
+OPTIONAL += ["timm.optim", "timm.scheduler"]
+"""Plots, readers of videos, CLIP, launchers, optimisers. Also mocked, except for one initialisation: timm."""
 TIMM = "timm.models.layers"
+
+
+class HasFiles(Protocol):
+    """An implementation that is recognised by these files of its checkout."""
+
+    files: tuple[str, ...]
+
+
+Known = TypeVar("Known", bound=HasFiles)
 
 
 class Reference(NamedTuple):
@@ -59,19 +69,20 @@ class Kind(NamedTuple):
     build: Callable[[Path, Config, DualHeadHNeRV, Batch, int], Reference]
 
 
-def recognise(folder: Path) -> tuple[str, Kind]:
+def recognise(folder: Path, kinds: Mapping[str, Known]) -> tuple[str, Known]:
     """Name and kind of the implementation in a checkout. Raises UserError."""
-    for name, kind in KINDS.items():
+    for name, kind in kinds.items():
         if all((folder / file).is_file() for file in kind.files):
             return name, kind
-    raise UserError(f"--reference {folder} is not a checkout of {' or '.join(KINDS)}: pass the folder with its README")
+    raise UserError(f"--reference {folder} is not a checkout of {' or '.join(kinds)}: pass the folder with its README")
 
 
 def same_network(kind: Kind, config: Config) -> Config:
     """Our configuration with their stages, activation, losses and optimiser. An upsampling RGB head becomes a stage."""
     model = config.model
     strides = (*model.dec_strides, *([model.rgb_stride] if model.rgb_stride > 1 else []))
-    network = {"dec_strides": strides, "rgb_stride": 1, "act": "gelu", "clip_site": len(strides), "clip_pool": 1}
+    network = {"decoder": "hnerv", "dec_strides": strides, "dec_depths": (1,), "rgb_stride": 1}
+    network |= {"act": "gelu", "clip_site": len(strides), "clip_pool": 1}
     steps = {"clip_loss": "cosine", "pixel_loss": "L2", "optimizer": "adam", "blend_freq": 0}
     return config.replaced(network | steps | kind.settings)
 
@@ -84,25 +95,34 @@ def build_haochen(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batc
     args.enc_dim = f"{config.model.enc_width}_{config.model.embed_dim}"
     frames = batch.frames.contiguous()  # (B, 3, H, W), as their loader returns them
     model = model_all.HNeRV(args).to(frames.device)
+    step = haochen_step(model, args, model_all, utils)
+    with torch.no_grad():
+        codes = model.encoder(frames[:1])
+    decoder = model_all.HNeRVDecoder(model)
+    return _reference(model, lambda: step(frames, 0.5), lambda n: decoder(codes.expand(n, -1, -1, -1)), at_once)
+
+
+def haochen_step(
+    model: nn.Module, args: SimpleNamespace, model_all: ModuleType, utils: ModuleType
+) -> Callable[[Tensor, float], Tensor]:
+    """A step of their loop: frames (B, 3, H, W) in [0, 1], part of the training done in [0, 1) -> the loss."""
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.0)
     transform = model_all.TransformInput(args)
     kept: list[Tensor] = []
 
-    def step() -> None:
+    def step(frames: Tensor, progress: float) -> Tensor:
         with as_they_run():
             given, truth, mask = transform(frames)
-            utils.adjust_lr(optimizer, 0.5, args)
+            utils.adjust_lr(optimizer, progress, args)
             out, _, _ = model(given)
             loss = utils.loss_fn(out * mask, truth * mask, args.loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             kept.append(utils.psnr_fn_single(out.detach(), truth))
+        return loss.detach()
 
-    with torch.no_grad():
-        codes = model.encoder(frames[:1])
-    decoder = model_all.HNeRVDecoder(model)
-    return _reference(model, step, lambda n: decoder(codes.expand(n, -1, -1, -1)), at_once)
+    return step
 
 
 def build_alanjy(folder: Path, config: Config, ours: DualHeadHNeRV, batch: Batch, at_once: int) -> Reference:
@@ -188,7 +208,7 @@ def as_they_run() -> contextlib.AbstractContextManager:
 
 
 def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
-    """Modules of `folder`. Neither they nor mocks stay in sys.modules, and no file is written. Raises UserError."""
+    """Modules of `folder`. Neither these nor mocks stay in sys.modules, and no file is written. Raises UserError."""
     mocks: dict[str, object] = {}
     # decord is mocked even if it is installed: they set its bridge, and our reader would get other arrays.
     for name in ("decord", *(n for n in (*OPTIONAL, TIMM) if importlib.util.find_spec(n.split(".")[0]) is None)):
@@ -196,8 +216,13 @@ def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
         mocks |= {".".join(parts[: i + 1]): MagicMock() for i in range(len(parts))}
     if TIMM in mocks:
         mocks[TIMM] = SimpleNamespace(trunc_normal_=nn.init.trunc_normal_, DropPath=nn.Identity)
-    replaced = [*names, *mocks]
-    held = {name: sys.modules.pop(name) for name in replaced if name in sys.modules}
+    # Names such as `utils` may be those of other modules as well.
+    own = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+
+    def replaced() -> list[str]:
+        return [name for name in sys.modules if name in mocks or name.partition(".")[0] in own]
+
+    held = {name: sys.modules.pop(name) for name in replaced()}
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.modules.update(mocks)
     sys.path.insert(0, str(folder))
@@ -210,8 +235,8 @@ def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
     finally:
         sys.path.remove(str(folder))
         sys.dont_write_bytecode = writes
-        for name in replaced:
-            sys.modules.pop(name, None)
+        for name in replaced():
+            del sys.modules[name]
         sys.modules.update(held)
 
 

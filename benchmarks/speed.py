@@ -89,9 +89,9 @@ def measure(args: argparse.Namespace, invocation: TrainArguments) -> dict:
             "floor": lambda: floor(config, device, rounds, folder),
         }
         if args.reference:
-            from reference import recognise
+            from reference import KINDS, recognise
 
-            recognise(args.reference)  # fail before the other sections have taken minutes
+            recognise(args.reference, KINDS)  # fail before the other sections have taken minutes
             sections["reference"] = lambda: compare(args.reference, config, device, max(5, rounds), folder)
         if args.growth:
             sections["growth"] = lambda: growth(config, device, folder)
@@ -201,13 +201,13 @@ def compare(checkout: Path, config: Config, device, rounds: int, folder: str) ->
     TF32, ours in the configured precision.
     """
     import torch
-    from reference import recognise, same_network
+    from reference import KINDS, recognise, same_network
 
     from hnerv.evaluation.cost import gmac_per_frame
     from hnerv.model.build import solve_width
     from hnerv.model.predict import FRAMES_AT_ONCE, predict, to_uint8
 
-    name, kind = recognise(checkout)
+    name, kind = recognise(checkout, KINDS)
     config = same_network(kind, config)
     if name.startswith("Alanjy") and config.clip.clip_weights == "none":
         raise UserError("AlanjyHuang/HNeRV has a CLIP head: remove --clip-weights none")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hnerv.config import Config
 from hnerv.errors import UserError
+from hnerv.presets import PRESETS
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = torch.device("cpu")
@@ -130,19 +132,28 @@ def test_operators_are_counted_without_views(speed):
     }
 
 
-@pytest.mark.parametrize("embedding", ["grid", "encoder", "pe"])
-def test_counted_arithmetic_is_that_of_the_convolutions(speed, config, tmp_path, embedding):
-    """Forward once, backward twice (weights, and inputs that need it). Linear layers of `pe` come on top."""
+@pytest.mark.parametrize("kind", ["grid", "pe"])
+def test_the_arithmetic_of_the_layers_is_that_which_torch_counts(speed, config, tmp_path, setting_of, kind):
+    """In networks without depthwise convolutions, whose backward pass torch counts as if they were dense."""
     changes = {"optimizer": "adam", "blend_freq": 0, "clip_targets": "", "clip_weights": "none"}
-    changes |= {"embedding": embedding, **({"grid": "1x2"} if embedding == "pe" else {})}
+    changes |= setting_of(kind) | ({"grid": "1x2"} if kind == "pe" else {})
     trainer = speed.clip_trainer(config.replaced(changes), CPU, str(tmp_path))
     batch, floor = next(trainer.remaining_batches()), sys.modules["floor"]
-    products = 0
-    for conv in floor.recorded(trainer, batch):
-        taps = math.prod(conv.module.kernel_size) * conv.module.in_channels // conv.module.groups
-        products += (2 + conv.needs_grad) * taps * math.prod(conv.made)
-    counted = floor.step_gmac(trainer, batch) * 1e9
-    assert products <= counted * 1.001 and counted == pytest.approx(products, rel=1e-3 if embedding == "grid" else 0.2)
+    with FlopCounterMode(display=False) as counter:
+        layers = floor.recorded(trainer, batch)
+    assert floor.step_gmac(layers) * 1e9 == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "convnext"])
+def test_bare_layers_take_the_shapes_of_a_step(speed, config, tmp_path, setting_of, kind):
+    """Linear layers and depthwise convolutions among them."""
+    changes = {"blend_freq": 0, "clip_targets": "", "clip_weights": "none"} | setting_of(kind)
+    trainer = speed.clip_trainer(config.replaced(changes), CPU, str(tmp_path))
+    layers = sys.modules["floor"].recorded(trainer, next(trainer.remaining_batches()))
+    modules = [layer.module for layer in layers]
+    assert any(isinstance(module, torch.nn.Linear) for module in modules)
+    assert any(getattr(module, "groups", 1) > 1 for module in modules)
+    sys.modules["floor"].bare(layers, CPU)()
 
 
 def test_the_script_with_growth(speed, flags, tmp_path, monkeypatch, capsys):
@@ -158,14 +169,24 @@ def test_the_script_with_growth(speed, flags, tmp_path, monkeypatch, capsys):
     assert re.search(rf"^training +operators +{found['training']['operators']}$", out, re.M)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_same_network_has_the_stages_of_hnerv(reference, name):
+    """Whatever the preset, an upsampling RGB head as the last of them."""
+    ours = Config().replaced(PRESETS[name])
+    for kind in reference.KINDS.values():
+        model = reference.same_network(kind, ours).model
+        assert (model.decoder, model.rgb_stride) == ("hnerv", 1)
+        assert math.prod(model.dec_strides) == math.prod(ours.model.strides)
+
+
 def test_an_unknown_checkout_is_refused(reference, tmp_path):
     (tmp_path / "model_all.py").write_text("")
     with pytest.raises(UserError, match="is not a checkout of haochen-rye/HNeRV or AlanjyHuang/HNeRV"):
-        reference.recognise(tmp_path)
+        reference.recognise(tmp_path, reference.KINDS)
 
 
 def test_modules_of_a_checkout_leave_no_trace(reference, tmp_path):
-    (tmp_path / "theirs.py").write_text("import imageio\nimport decord\ndecord.bridge.set_bridge('torch')\nx = 3\n")
+    (tmp_path / "theirs.py").write_text("import accelerate\nimport decord\ndecord.bridge.set_bridge('torch')\nx = 3\n")
     before = set(sys.modules)
     (module,) = reference.import_theirs(tmp_path, "theirs")
     assert module.x == 3 and "theirs" not in sys.modules and str(tmp_path) not in sys.path
@@ -213,9 +234,10 @@ def test_against_a_checkout(speed, config, tmp_path):
         for name, text in CHECKOUT.items():
             (tmp_path / "core" / f"{name}.py").write_text(text)
     patches = {"grid": "2x4"} if (checkout / "model_all.py").is_file() else {"grid": "1x2"}
-    config = config.replaced({"clip_targets": "", "clip_weights": "auto", **patches})
+    config = config.replaced({"clip_targets": "", "clip_weights": "auto", "clip_loss": "motion", **patches})
     found = speed.compare(checkout, config, CPU, 2, str(tmp_path))
     assert finite(found) and found["training"]["times"] > 0 and found["decoding"]["times"] > 0
+    assert found["config"]["loss"]["clip_loss"] == "cosine", "ours has the CLIP loss of the checkout, not the demo's"
     if checkout != tmp_path:
         for what in ("parameters", "gmac_per_frame"):
             assert found[what]["ours"] == pytest.approx(found[what]["theirs"], rel=0.05)
