@@ -41,8 +41,8 @@ CONVNEXT: Settings = {name: value for name, value in preset("demo-small").items(
 LADDER: dict[str, Settings] = {
     "default": {},
     "convnext": CONVNEXT,
-    "convnext, L2": {**CONVNEXT, "pixel_loss": "L2"},
-    "convnext, EMA": {**CONVNEXT, "ema_decay": 0.999},
+    "convnext with L2": {**CONVNEXT, "pixel_loss": "L2"},
+    "convnext with EMA": {**CONVNEXT, "ema_decay": 0.999},
     "pe 1.25": PE,
     "pe 1.25 without blends": {**PE, "blend_freq": 0},
     "pe 1.25 as published": {**PE, **PUBLISHED},
