@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`: what each runs, for about how long, and the PSNR that its training is compared with."""
+"""The parts of `gpu.py`: their commands, their estimated time, and the PSNR to compare their training with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Part(NamedTuple):
     """`need`: estimated seconds on an H100. `commands` run one after the other, their fields filled by `gpu.py`.
 
-    `targets`: {source: dB} of a training, whose run folder has the name of the part; empty for other parts.
+    `targets`: {source: dB} of a training; empty for other parts. Its run folder has the name of the part.
     """
 
     need: float

@@ -1,7 +1,7 @@
 """Trainings of published implementations, imported from a checkout, on our frames and with our number of parameters.
 
-Model, loss, schedule and optimiser are theirs, in the smallest published configuration whose size is near. What depends
-on the frame is scaled to it and stated in the docstrings of the classes. Both train in full precision up to the end of
+Model, loss, schedule and optimiser are theirs, in the published configuration of the nearest size. What depends on
+the frame is scaled to it; the docstrings of the classes state how. Both train in full precision up to the end of
 their main stage: no pruning and no quantisation-aware training. All frames are in memory, so that their loaders, which
 read files in other processes, cost nothing. Their step is eager; with CUDA, theirs of HiNeRV is compiled.
 
@@ -283,7 +283,7 @@ def hinerv_rate(progress: float, args: argparse.Namespace) -> float:
 
 
 def closest_width(numbers: Callable[[int], int], parameters: int) -> int:
-    """The width whose `numbers`, which grow with it, come closest to `parameters`. Raises UserError."""
+    """The width with `numbers` closest to `parameters`; they grow with the width. Raises UserError."""
     if numbers(1) > parameters:
         raise UserError(
             f"--reference needs more than the {parameters:,} parameters of our variant: take a larger --scale"

@@ -47,11 +47,13 @@ class BilinearUpsampling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, stride: int) -> Tensor:
+        """See the class."""
         ctx.stride = stride
         return torch.ops.aten.upsample_bilinear2d(x, [stride * x.shape[2], stride * x.shape[3]], False)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the result (B, C, s h, s w) -> that of x (B, C, h, w); none for the stride."""
         # Along an axis, a pixel at a distance of d pixels from the centre of a cell, d < s, takes 1 - d / s of that
         # cell. The gradient of the cell is the sum over those pixels with these weights: a convolution of stride s, its
         # taps reaching s // 2 pixels into the cells next to it. The upsampling repeats the border, as if there were a
