@@ -67,9 +67,9 @@ def solve_width(config: ModelConfig, scene: Scene) -> int:
 
     if size(1) > limit:
         raise UserError(
-            f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters that the embedding "
-            "and heads alone need: raise it, or lower --embed-dim, --grid-knots, --lower-width, --width-multiple or "
-            "--clip-hidden"
+            f"--modelsize {config.modelsize} is below the {size(1) / 1e6:.3f} million parameters of the smallest "
+            "such network: raise it, or lower --embed-dim, --grid-knots, --lower-width, --width-multiple, "
+            "--clip-hidden, --dec-depths or --expansion"
         )
     # Double, then bisect, with size(low) <= limit < size(high). The size is no closed formula of the width (rounded
     # stages, heads, embedding), but the meta device counts it without allocating.

@@ -55,9 +55,9 @@ def test_a_size_that_is_too_small_names_the_size_needed(embedding):
     with pytest.raises(UserError) as error:
         build_model(config, BUNNY)
     assert str(error.value) == (
-        f"--modelsize 0.01 is below the {coded(config, BUNNY, 1) / 1e6:.3f} million parameters that the embedding and "
-        "heads alone need: raise it, or lower --embed-dim, --grid-knots, --lower-width, --width-multiple or "
-        "--clip-hidden"
+        f"--modelsize 0.01 is below the {coded(config, BUNNY, 1) / 1e6:.3f} million parameters of the smallest such "
+        "network: raise it, or lower --embed-dim, --grid-knots, --lower-width, --width-multiple, --clip-hidden, "
+        "--dec-depths or --expansion"
     )
 
 
