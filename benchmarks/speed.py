@@ -121,7 +121,7 @@ def training(config: Config, device, rounds: int, folder: str, compile_network: 
     logged = logging_share(trainer, Path(folder))
     rates = [count * patches / time for count, time in zip(frames[1:], seconds, strict=True)]
     operators = {} if compile_network else operators_of(trainer, folder)
-    trainer.refresh_codes()
+    trainer.refresh_evaluated()
     return {
         "parameters": sum(coded_parameters(model).values()),
         "patches_per_second": median(rates),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal, getcontext
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +21,7 @@ from hnerv.quantise import (
     check_bits,
     dequantise,
     dequantise_through,
+    from_logs,
     levels,
     minmax,
     quantise,
@@ -70,7 +75,7 @@ def test_minmax_is_the_formula_of_hnerv(bits):
 def test_symmetric_by_hand():
     weight = torch.tensor([-3.5, -1.76, -0.2, 0.0, 0.24, 0.26, 3.5])
     scale = symmetric(weight, 4, per_channel=False)
-    assert scale == (torch.tensor([0.5]), None, -7, 7)
+    assert scale == (torch.tensor([0.5]), None, -7, 7, None, None)
     assert quantise(weight, scale).tolist() == [-7, -4, 0, 0, 0, 1, 7]
     parts = symmetric(weights(), 6, per_channel=True).step
     assert parts.tolist() == [as_bfloat16(channel.abs().max() / 31).item() for channel in weights()]
@@ -98,6 +103,56 @@ def test_the_gradient_passes_straight_through_as_that_of_a_clamp(offset):
     (expected,) = torch.autograd.grad((weight - shift).clamp(-0.75, 0.75) + shift, weight, pull)
     inside = (levels(weight, scale).abs() - 3).abs() > 1e-4
     assert torch.allclose(found[inside], expected[inside], atol=1e-6) and 0 < (found == 0).sum() < 41
+
+
+def test_steps_of_rows_and_columns_by_hand():
+    """Constants by decimal arithmetic; one rounding to fp32, then a power of two."""
+    getcontext().prec = 40
+    eighths = [np.float32(float(Decimal(2) ** (Decimal(i) / 8))) for i in range(8)]
+    rows, cols = torch.arange(-150, 150, 37).int(), torch.arange(-90, 100, 5).int()
+    scale = Scale(as_bfloat16(torch.tensor([0.3])), None, -99, 99, rows, cols)
+    found = scale.steps((len(rows), len(cols)))
+    for i, row in enumerate(rows.tolist()):
+        for j, col in enumerate(cols.tolist()):
+            rounded = np.float32(scale.step.item()) * eighths[(row + col) % 8]
+            assert found[i, j].item() == float(rounded) * 2.0 ** ((row + col) // 8)
+    only = scale._replace(rows=None).steps((3, len(cols)))
+    assert torch.equal(only, scale._replace(rows=torch.zeros(3).int()).steps((3, len(cols))))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 3, 2, 2), (6,), (4, 3, 5, 6)])
+@pytest.mark.parametrize("resolution", [1, 2, 4, 8])
+def test_steps_from_logarithms(shape, resolution):
+    """Within the rounding of exponents and base; columns of latents are channels."""
+    draw = torch.Generator().manual_seed(1)
+    count = math.prod(shape)
+    num_rows = shape[0] if len(shape) > 1 else 1
+    num_cols = 3 if shape == (4, 3, 5, 6) else count // num_rows
+    rows, cols = (torch.randn(count, generator=draw) * 3 - 5 for count in (num_rows, num_cols))
+    scale = from_logs(rows, cols, resolution)
+    exact = (rows[:, None] + cols.repeat_interleave(count // num_rows // num_cols)).view(shape)
+    assert ((scale.steps(shape).log2() - exact).abs() <= 1 / resolution + 2**-7).all()
+    for exponents in (scale.rows, scale.cols):
+        assert exponents is None or (exponents % (8 // resolution) == 0).all()
+    weight = 30 * torch.randn(shape, generator=draw) * scale.steps(shape)
+    symbols = quantise(weight, scale)
+    assert ((dequantise(symbols, scale) - weight).abs() <= 0.5001 * scale.steps(shape)).all()
+    assert torch.equal(quantise(dequantise(symbols, scale), scale), symbols)
+    twice = coarser({"w": weight}, {"w": scale}, 2.0)["w"]
+    assert torch.equal(twice.steps(shape), 2 * scale.steps(shape))
+
+
+def test_equal_steps_have_no_exponents():
+    scale = from_logs(torch.full((4,), -3.0), torch.zeros(5))
+    assert not scale.has_exponents and scale.step.tolist() == [0.125]
+    assert from_logs(None, None).step.tolist() == [1.0]
+
+
+def test_the_gradient_reaches_the_base_of_a_step():
+    step = torch.tensor([0.25], requires_grad=True)
+    scale = Scale(step, None, -99, 99, torch.tensor([0, 8], dtype=torch.int32), None)
+    scale.steps((2, 3)).sum().backward()
+    assert step.grad.item() == 3 + 6
 
 
 @pytest.mark.parametrize(

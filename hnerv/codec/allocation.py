@@ -82,19 +82,23 @@ def _mean_log(steps: Tensor, weight: Tensor) -> float:
 
 
 def coarser(weights: dict[str, Tensor], scales: dict[str, Scale | None], factor: float) -> dict[str, Scale | None]:
-    """Every step, one per tensor, times `factor`, as long as a tensor keeps some levels."""
-    return {
-        name: None if scale is None else _of_step(weights[name], scale.step.item() * factor)
-        for name, scale in scales.items()
-    }
+    """Every step times `factor`; a tensor with one step keeps some levels."""
+    return {name: None if scale is None else _times(weights[name], scale, factor) for name, scale in scales.items()}
 
 
-def _of_step(weight: Tensor, step: float) -> Scale:
+def _times(weight: Tensor, scale: Scale, factor: float) -> Scale:
+    if scale.has_exponents:
+        return scale._replace(step=as_bfloat16(scale.step * factor))
+    # Training with a rate may leave a tensor one level: its steps are made no finer.
+    return _of_step(weight, scale.step.item() * factor, scale.step.item())
+
+
+def _of_step(weight: Tensor, step: float, least: float = 0.0) -> Scale:
     # Between 3 and 8191 levels on each side of 0: the formula holds for fine steps only, and for a tensor that hardly
     # matters it would leave nothing. Fine-tuning may move a weight beyond its range: the clamp leaves room for twice
     # it.
     largest = weight.abs().max().item() or 1.0
-    step = min(max(step, largest / _LEVELS_MOST), largest / _LEVELS_LEAST)
+    step = min(max(step, largest / _LEVELS_MOST), max(largest / _LEVELS_LEAST, least))
     return Scale(as_bfloat16(torch.tensor([step])), None, -2 * _LEVELS_MOST, 2 * _LEVELS_MOST)
 
 

@@ -37,7 +37,7 @@ HEADS = ("rgb_head", "clip_head")
 GEOMETRY = ("height", "width", "rows", "cols", "fps", "clip_dim")
 """Fields of `Scene` that all chunks of a file share: the index has them, so that a player needs no chunk for them."""
 
-MAX_PARAMETERS_PER_BYTE, MAX_PIXELS, MAX_STAGES = 64, 1 << 28, 16
+MAX_PARAMETERS_PER_BYTE, FREE_PARAMETERS, MAX_PIXELS, MAX_STAGES = 64, 1 << 20, 1 << 28, 16
 """A file that declares more was not written by this package: it is refused before memory is taken for it."""
 
 
@@ -217,7 +217,8 @@ class CodedChunk:
             model = build_model(self._model_config, self.scene)
             model.embedding.discard_encoder()
             shapes = {name: value.shape for name, value in model.state_dict().items()}
-        if sum(shape.numel() for shape in shapes.values()) > MAX_PARAMETERS_PER_BYTE * self._file_bytes:
+        limit = FREE_PARAMETERS + MAX_PARAMETERS_PER_BYTE * self._file_bytes  # zeros take next to no bytes
+        if sum(shape.numel() for shape in shapes.values()) > limit:
             raise ValueError("too many parameters for the file size")
         return shapes
 

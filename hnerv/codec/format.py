@@ -18,7 +18,7 @@ from hnerv.files import replacing
 from hnerv.model.scene import MAX_SIZE
 
 MAGIC = b"\x89HNRV\r\n\x1a"
-VERSION = 5
+VERSION = 6
 PROLOGUE = struct.Struct("<8sHHIQI")
 """Magic, version, 0, bytes of the index as stored, bytes of the file, CRC-32 of these fields and the stored index."""
 
