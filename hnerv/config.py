@@ -189,7 +189,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """total = pixel + lambda x CLIP."""
+    """total = pixel + lambda x CLIP + W x rate."""
 
     pixel_loss: str = knob("L2", "reconstruction loss", choices=tuple(LOSSES))
     clip_loss: str = knob(
@@ -202,9 +202,24 @@ class LossConfig:
     clip_ramp_epochs: int = knob(
         0, "epochs over which lambda rises linearly after the warm-up; 0: immediately", metavar="N"
     )
+    rate_weight: float = knob(
+        0.0,
+        "W, the weight of the estimated rate in bits per pixel; 0: the rate is left to hnerv encode",
+        metavar="WEIGHT",
+    )
+    rate_ramp_epochs: int = knob(0, "epochs over which W rises linearly from 0; 0: immediately", metavar="N")
+    target_bpp: float = knob(
+        0.0, "steer W, from --rate-weight on, to a file of this many bits per pixel; 0: constant W", metavar="BPP"
+    )
 
     def __post_init__(self) -> None:
         _check_at_least(0, self, "clip_loss_weight", "pixel_loss_warmup_epochs", "clip_ramp_epochs")
+        _check_at_least(0, self, "rate_weight", "rate_ramp_epochs", "target_bpp")
+        _check(
+            self.rate_weight > 0 or not (self.target_bpp or self.rate_ramp_epochs),
+            "--target-bpp and --rate-ramp-epochs need a weight of the rate to start from: pass --rate-weight, "
+            "as in 0.001",
+        )
 
 
 @dataclass(frozen=True)
@@ -227,6 +242,12 @@ class TrainConfig:
         "decay of an exponential moving average of the weights, which is then evaluated, saved and coded; 0: none",
         metavar="DECAY",
     )
+    rate_freq: int = knob(4, "with --rate-weight: every N-th step has the rate in its loss, N times", metavar="N")
+    rounding_start: float = knob(
+        0.75,
+        "with --rate-weight: from this fraction of training on, weights are rounded; before, noise is added to them",
+        metavar="FRACTION",
+    )
     seed: int = knob(0, "seed of the initialisation, the frame order and the random encoder", metavar="N")
     precision: PrecisionName = knob(
         "auto",
@@ -242,10 +263,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         parse_lr(self.lr_type)
-        _check_at_least(1, self, "epochs", "batch_size", "checkpoint_freq", "params_freq")
+        _check_at_least(1, self, "epochs", "batch_size", "checkpoint_freq", "params_freq", "rate_freq")
         _check_above_0(self, "lr", "embed_lr_factor")
         _check_at_least(0, self, "weight_decay", "blend_freq", "grad_clip", "eval_freq", "seed", "checkpoint_seconds")
         _check(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay} must be at least 0 and below 1, as in 0.999")
+        _check(0 <= self.rounding_start <= 1, f"--rounding-start {self.rounding_start} must be between 0 and 1")
 
     def in_bf16(self, device_type: str) -> bool:
         """Whether convolutions and linear layers run in bf16 on a device of this type ('cpu', 'cuda')."""
@@ -270,6 +292,15 @@ class Config:
             self.model.embedding != "encoder" or not compares_frames(self.loss.clip_loss),
             f"--clip-loss {self.loss.clip_loss} needs embeddings of frames that the step does not decode, and "
             "--embedding encoder has none: pass --clip-loss cosine",
+        )
+        _check(
+            not self.loss.rate_weight or self.model.embedding != "encoder",
+            "--rate-weight needs parameters that are coded, but the file of --embedding encoder has codes that the "
+            "encoder computes: pass --embedding grid or pe",
+        )
+        _check(
+            not self.loss.rate_weight or not self.train.ema_decay,
+            "--ema-decay averages weights, which undoes the rounding of --rate-weight: remove one of them",
         )
 
     def to_dict(self) -> dict:

@@ -54,6 +54,16 @@ DEMO_SMALL: dict[str, object] = {
     "checkpoint_freq": 5,
 }
 
+DEMO_CODEC: dict[str, object] = {
+    **DEMO_SMALL,
+    "data_split": "1_1_1",
+    "reduce": 1.0,
+    "rate_weight": 0.002,
+    "epochs": 200,
+    "pixel_loss_warmup_epochs": 80,
+}
+"""Channels do not fall from stage to stage: the rate prunes what the first stage does not need."""
+
 
 def _bunny(modelsize: float) -> dict[str, object]:
     return {
@@ -93,10 +103,12 @@ def _bunny_convnext(modelsize: float, embed_dim: int) -> dict[str, object]:
 PRESETS: dict[str, dict[str, object]] = {
     "demo": DEMO,
     "demo-small": DEMO_SMALL,
+    "demo-codec": DEMO_CODEC,
     "bunny-0.35m": _bunny_convnext(0.35, 2),
     "bunny-0.75m": _bunny_convnext(0.75, 4),
     "bunny-1.5m": _bunny_convnext(1.5, 8),
     "bunny-3m": _bunny_convnext(3.0, 12),
+    "bunny-1.5m-codec": {**_bunny_convnext(1.5, 8), "data_split": "1_1_1", "reduce": 1.0, "rate_weight": 0.006},
     "bunny-0.35m-fast": _bunny(0.35),
     "bunny-0.75m-fast": _bunny(0.75),
     "bunny-1.5m-fast": _bunny(1.5),

@@ -207,6 +207,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rated(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
+    """The folder of a run with --rate-weight that has learned something. Not to be changed."""
+    output = tmp_path_factory.mktemp("rated")
+    assert train(output, flags(rate_weight=5e-3, epochs=30, lr=6e-3, eval_freq=30, params_freq=30)) == 0
+    return output / "run"
+
+
+@pytest.fixture(scope="session")
 def divided(tmp_path_factory: pytest.TempPathFactory, train, flags) -> Path:
     """A run in three segments of four frames, the last frame of each unseen. Not to be changed."""
     output = tmp_path_factory.mktemp("divided")
@@ -308,7 +316,7 @@ def hnerv_main() -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """coded(kind or 'long') -> the .hnerv file of that run under the default options. Not to be changed."""
+    """coded(kind, 'long' or 'rated') -> the .hnerv file of that run under the default options. Not to be changed."""
     made: dict[str, Path] = {}
 
     def build(name: str) -> Path:
@@ -316,12 +324,13 @@ def coded(tmp_path_factory: pytest.TempPathFactory, run_of, request: pytest.Fixt
             from hnerv.codec import Options, encode_run, write_bitstream
             from hnerv.runs.models import checkpoint_of, open_checkpoint
 
-            found = open_checkpoint(
-                checkpoint_of(request.getfixturevalue("long_run") if name == "long" else run_of(name))
-            )
+            own = {"long": "long_run", "rated": "rated"}
+            found = open_checkpoint(checkpoint_of(request.getfixturevalue(own[name]) if name in own else run_of(name)))
             made[name] = tmp_path_factory.mktemp("coded") / f"{name}.hnerv"
             note = {"epoch": found.epoch, "step": found.step}
-            write_bitstream(made[name], [encode_run(found.model, found.record, Options(), None, note)])
+            write_bitstream(
+                made[name], [encode_run(found.model, found.record, Options(), None, note, learned=found.learned)]
+            )
         return made[name]
 
     return build

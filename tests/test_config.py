@@ -30,6 +30,7 @@ FIELDS = [(name, field) for name, kind in SECTIONS.items() for field in dataclas
 ALL = [*(field for _, field in FIELDS), *dataclasses.fields(LogConfig)]
 DEFAULTS = {field.name: field.default for field in ALL}
 LOGGED = {field.name for field in dataclasses.fields(LogConfig)}
+NEEDED = dict.fromkeys(("rate_ramp_epochs", "target_bpp"), {"rate_weight": 1.0})
 SOME = {"data": "a.mp4", "dec_strides": (3, 2), "modelsize": 2.0, "shuffle_data": True, "epochs": 7, "act": "gelu"}
 
 
@@ -44,7 +45,7 @@ def other(value: object) -> object:
     """Another valid value of the same type, if there is one for every field."""
     if isinstance(value, bool):
         return not value
-    return value + {int: 2, float: 0.5}[type(value)] if isinstance(value, int | float) else value
+    return value + {int: 2, float: 0.25}[type(value)] if isinstance(value, int | float) else value
 
 
 @pytest.mark.parametrize("changes", [{}, SOME, *PRESETS.values()])
@@ -57,7 +58,7 @@ def test_to_dict_and_back(changes):
 
 def test_every_field_survives_json():
     for section, field in FIELDS:
-        config = Config().replaced({field.name: other(field.default)})
+        config = Config().replaced({**NEEDED.get(field.name, {}), field.name: other(field.default)})
         back = Config.from_dict(json.loads(json.dumps(config.to_dict())))
         value = getattr(getattr(back, section), field.name)
         assert value == other(field.default) and type(value) is type(field.default)
@@ -136,11 +137,14 @@ def test_an_integer_becomes_a_float_where_one_is_expected():
 
 
 NAN, INF = float("nan"), float("inf")
-AT_LEAST_0 = "dec_width clip_loss_weight pixel_loss_warmup_epochs clip_ramp_epochs weight_decay blend_freq grad_clip"
+AT_LEAST_0 = (
+    "dec_width clip_loss_weight pixel_loss_warmup_epochs clip_ramp_epochs rate_weight rate_ramp_epochs target_bpp "
+    "weight_decay blend_freq grad_clip"
+)
 AT_LEAST_1 = "lower_width width_multiple embed_dim grid_levels pe_stem enc_width clip_pool clip_hidden rgb_stride"
 MINIMA = {
     **dict.fromkeys(f"{AT_LEAST_0} eval_freq seed checkpoint_seconds images_freq histogram_freq".split(), 0),
-    **dict.fromkeys(f"{AT_LEAST_1} epochs batch_size checkpoint_freq params_freq".split(), 1),
+    **dict.fromkeys(f"{AT_LEAST_1} epochs batch_size rate_freq checkpoint_freq params_freq".split(), 1),
 }
 ABOVE_0 = ("modelsize", "reduce", "expansion", "lr", "embed_lr_factor")
 
@@ -150,7 +154,7 @@ def refused_value(field: str, value: object) -> str:
     if field in LOGGED:
         message = refusal(lambda: LogConfig(**{field: value}))
     else:
-        message = refusal(Config().replaced, {field: value})
+        message = refusal(Config().replaced, NEEDED.get(field, {}) | {field: value})
     start = f"--{field.replace('_', '-')} {value!r}"
     assert message.startswith(start)
     return message.removeprefix(start).lstrip(" :")
@@ -199,6 +203,7 @@ CHECKS = {
     ("pe", "0_80", "nan_80", "1.25_0"): BAD_PE,
     ("pe", "10_80", "inf_2"): HIGH_PE,
     ("ema_decay", -0.1, 1.0, NAN, INF): "must be at least 0 and below 1, as in 0.999",
+    ("rounding_start", -0.1, 1.1, NAN): "must be between 0 and 1",
     ("grid", "2"): "must be two integers ROWSxCOLUMNS, as in 2x4",
     ("profile", "5", "5:", ":5", "5:5", "6:5", "-1:5", "a:b", "1:2:3", "\N{SUPERSCRIPT TWO}:3"): (
         "must be START:STOP, two step numbers with START below STOP, as in 10:15"
@@ -210,6 +215,19 @@ CHECKS = {
 def test_other_checks(case):
     field, *values = case
     assert all(refused_value(field, value) == CHECKS[case] for value in values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target_bpp": 0.1}, "need a weight of the rate to start from: pass --rate-weight, as in 0.001"),
+        ({"rate_ramp_epochs": 1}, "need a weight of the rate to start from: pass --rate-weight, as in 0.001"),
+        ({"rate_weight": 1.0, "embedding": "encoder"}, "--rate-weight needs parameters that are coded"),
+        ({"rate_weight": 1.0, "ema_decay": 0.9}, "--ema-decay averages weights, which undoes the rounding of --rate-w"),
+    ],
+)
+def test_settings_of_the_rate_that_exclude_each_other(changes, words):
+    assert words in refusal(Config().replaced, changes)
 
 
 def test_a_schedule_that_does_not_exist_is_found_at_once():

@@ -15,8 +15,8 @@ BUNNY = (720, 1280)
 
 
 def test_the_presets_of_the_readme_exist():
-    bunny = [f"bunny-{size}{speed}" for speed in ("", "-fast") for size in ("0.35m", "0.75m", "1.5m", "3m")]
-    assert list(PRESETS) == ["demo", "demo-small", *bunny]
+    plain, fast = ([f"bunny-{size}{speed}" for size in ("0.35m", "0.75m", "1.5m", "3m")] for speed in ("", "-fast"))
+    assert list(PRESETS) == ["demo", "demo-small", "demo-codec", *plain, "bunny-1.5m-codec", *fast]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -30,10 +30,16 @@ def test_a_preset_is_a_configuration(name):
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("bunny")])
 def test_the_size_is_in_the_name(name):
     config = Config().replaced(preset(name))
-    assert f"bunny-{config.model.modelsize:g}m" == name.removesuffix("-fast")
+    assert f"bunny-{config.model.modelsize:g}m" == name.removesuffix("-fast").removesuffix("-codec")
     assert config.model.decoder == ("hnerv" if name.endswith("-fast") else "convnext")
     assert config.train.epochs == 300
     assert config.video.crop == "640x1280"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_for_small_files_code_all_frames(name):
+    config = Config().replaced(preset(name))
+    assert (config.loss.rate_weight > 0) == name.endswith("-codec") == (config.video.data_split == "1_1_1")
 
 
 def test_the_demo_is_small():

@@ -34,9 +34,10 @@ def add_arguments(parser: Parser) -> None:
     add("--latent-bits", type=int, default=8, metavar="BITS", help="bits per value of the stored embeddings (8)")
     steps = (
         "sensitivity: the bits are an average, allocated over the tensors to minimise distortion; symmetric: 2^bits "
-        "- 1 levels around 0; minmax: as in HNeRV, 2^bits levels from minimum to maximum (sensitivity)"
+        "- 1 levels around 0; minmax: as in HNeRV, 2^bits levels from minimum to maximum; learned: those of a run "
+        "trained with --rate-weight (learned where the run has them, else sensitivity)"
     )
-    add("--steps", default="sensitivity", choices=("sensitivity", "symmetric", "minmax"), help=steps)
+    add("--steps", default="", choices=("learned", "sensitivity", "symmetric", "minmax"), help=steps)
     add("--per-channel", action="store_true", help="symmetric, minmax: one step per output channel, not per tensor")
     prune = "fraction of each weight tensor to set to 0, smallest first (0)"
     add("--prune", type=float, default=0.0, metavar="FRACTION", help=prune)
@@ -44,9 +45,6 @@ def add_arguments(parser: Parser) -> None:
     add("--finetune-epochs", type=int, default=0, metavar="N", help=epochs)
     lr = "peak learning rate of the fine-tuning (0.0002)"
     add("--finetune-lr", type=float, default=2e-4, metavar="RATE", help=lr)
-    rate = "fine-tuning: loss weight of the bits per parameter (0)"
-    add("--rate-weight", type=float, default=0.0, metavar="WEIGHT", help=rate)
-    add("--learn-steps", action="store_true", help="fine-tuning: learn the quantisation steps too")
     target = "coarsen the steps until the file (or each segment) has at most this many bits per pixel; 0: off (0)"
     add("--target-bpp", type=float, default=0.0, metavar="BPP", help=target)
     add("--data", default="", metavar="PATH|CLIP", help="video, if it has moved since training")
@@ -150,7 +148,7 @@ def options_of(args: argparse.Namespace) -> Options:
         steps=args.steps,
         per_channel=args.per_channel,
         prune=args.prune,
-        tuning=Tuning(args.finetune_epochs, args.finetune_lr, args.rate_weight, args.learn_steps),
+        tuning=Tuning(args.finetune_epochs, args.finetune_lr),
         target_bpp=args.target_bpp,
     )
 
@@ -167,30 +165,30 @@ def encode_chunk(
     args: argparse.Namespace, chunk: Chunk, options: Options, device: torch.device, output: Path
 ) -> ChunkMeasures:
     """Writes a chunk of a run as a file, reads it back and measures it. The video is opened only if it is needed."""
-    import torch
-
-    from hnerv.codec import encode_run, open_single_chunk, write_bitstream
+    from hnerv.codec import (
+        encode_checkpoint,
+        encode_run,
+        open_single_chunk,
+        progress_of,
+        resolved,
+        write_bitstream,
+    )
     from hnerv.evaluation import eval_values, evaluate, open_run
-    from hnerv.runs.models import open_checkpoint
 
     if args.no_measure and not options.tuning.epochs:
-        found = open_checkpoint(chunk.path)
-        model, note = found.model.to(device, memory_format=torch.channels_last), progress_of(found)
-        write_bitstream(output, [encode_run(model, found.record, options, None, note)])
+        encode_checkpoint(chunk.path, output, options, device)
         return ChunkMeasures("", {}, {})
     opened = open_run(chunk.path, device, data=args.data, clip_targets=chunk.clip_targets(args.clip_targets))
+    resolved(options, bool(opened.learned))  # refuses options that do not suit the run, before it is evaluated
     before = {} if args.no_measure else eval_values(evaluate(opened.model, opened.store, progress=True))
-    coded = encode_run(opened.model, opened.record, options, opened.store, progress_of(opened), progress=True)
+    coded = encode_run(
+        opened.model, opened.record, options, opened.store, progress_of(opened), progress=True, learned=opened.learned
+    )
     write_bitstream(output, [coded])
     if args.no_measure:
         return ChunkMeasures("", {}, {})
     after = eval_values(evaluate(open_single_chunk(output).model().to(device), opened.store, progress=True))
     return ChunkMeasures(opened.record.targets_label, before, after)
-
-
-def progress_of(trained) -> dict[str, int]:
-    """How far a checkpoint or an opened run was trained, to be noted in the file."""
-    return {"epoch": trained.epoch, "step": trained.step}
 
 
 def print_result(path: Path, measures: list[ChunkMeasures]) -> None:

@@ -8,7 +8,7 @@ from hnerv.codec.chunks import (
     open_chunks,
     open_coded_run,
 )
-from hnerv.codec.encoding import Options, check_options, encode_run
+from hnerv.codec.encoding import Options, check_options, encode_checkpoint, encode_run, progress_of, resolved
 from hnerv.codec.file import (
     BitstreamFile,
     CodedChunk,
@@ -31,6 +31,7 @@ __all__ = [
     "check_options",
     "check_trained",
     "coded_weights",
+    "encode_checkpoint",
     "encode_model",
     "encode_run",
     "evaluation_folder",
@@ -45,6 +46,8 @@ __all__ = [
     "play",
     "play_file",
     "play_patch",
+    "progress_of",
+    "resolved",
     "summed_by_part",
     "write_bitstream",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor
 from hnerv.codec.allocation import SENSITIVITY, Bits, coarser, range_scales, sensitivity_scales
 from hnerv.codec.file import coded_weights, encode_model
 from hnerv.codec.finetune import Tuning, finetune
+from hnerv.codec.format import write_bitstream
 from hnerv.config import Config
 from hnerv.data.store import FrameStore
 from hnerv.errors import UserError
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import LATENTS, DualHeadHNeRV
-from hnerv.quantise import Scale, check_bits
+from hnerv.quantise import SCHEMES, Scale, check_bits
+from hnerv.runs.models import OpenedModel, open_checkpoint
 from hnerv.runs.record import RunRecord
 
 FINEST = Bits(weights=8, latents=8)
@@ -27,12 +30,18 @@ FINEST = Bits(weights=8, latents=8)
 COARSEST = 64.0
 """The largest factor by which a target rate multiplies the steps."""
 
+LEARNED = "learned"
+"""The steps that a run with --rate-weight has learned."""
+
 
 class Options(NamedTuple):
-    """Options of the encoder. `target_bpp` in bits per pixel; 0: the bits decide."""
+    """Options of the encoder. `target_bpp` in bits per pixel; 0: the bits decide.
+
+    `steps` '' are the learned ones of a run that has some, otherwise those by sensitivity.
+    """
 
     bits: Bits = FINEST
-    steps: str = SENSITIVITY
+    steps: str = ""
     per_channel: bool = False
     prune: float = 0.0
     """Fraction of each weight tensor to set to 0, smallest magnitude first."""
@@ -44,11 +53,8 @@ def check_options(options: Options) -> None:
     """Raises UserError for invalid values and combinations, before anything is loaded."""
     check_bits(options.bits.weights, "--weight-bits")
     check_bits(options.bits.latents, "--latent-bits")
-    if options.per_channel and options.steps == SENSITIVITY:
-        raise UserError(
-            "--per-channel conflicts with --steps sensitivity, which uses one step per tensor: remove it, or set "
-            "--steps symmetric or minmax"
-        )
+    if options.per_channel and options.steps not in SCHEMES:
+        raise UserError("--per-channel applies only to --steps symmetric and minmax: set one of them, or remove it")
     if not 0 <= options.prune < 1:
         raise UserError(f"--prune {options.prune} must be at least 0 and below 1")
     if options.prune and options.steps == "minmax":
@@ -57,7 +63,7 @@ def check_options(options: Options) -> None:
             "symmetric"
         )
     tuning = options.tuning
-    numbers = {"target-bpp": options.target_bpp, "finetune-epochs": tuning.epochs, "rate-weight": tuning.rate_weight}
+    numbers = {"target-bpp": options.target_bpp, "finetune-epochs": tuning.epochs}
     for name, value in numbers.items():
         if not 0 <= value < math.inf:
             raise UserError(f"--{name} {value} must be finite and at least 0")
@@ -65,14 +71,26 @@ def check_options(options: Options) -> None:
         raise UserError(f"--finetune-lr {tuning.lr} must be finite and above 0")
     if options.target_bpp and options.bits != FINEST:
         raise UserError("--target-bpp chooses the bits itself: remove --weight-bits and --latent-bits")
-    if options.target_bpp and options.steps != SENSITIVITY:
+    if options.target_bpp and options.steps in SCHEMES:
         raise UserError(
-            f"--target-bpp scales the steps of --steps sensitivity and conflicts with --steps {options.steps}: remove "
-            "one of them"
+            f"--target-bpp scales learned steps or those by sensitivity, not --steps {options.steps}: remove one of "
+            "them"
         )
-    for flag, given in (("--rate-weight", options.tuning.rate_weight), ("--learn-steps", options.tuning.learn_steps)):
-        if given and not options.tuning.epochs:
-            raise UserError(f"{flag} applies only to fine-tuning: set --finetune-epochs, or remove it")
+
+
+def encode_checkpoint(run: Path, output: Path, options: Options, device: torch.device) -> None:
+    """Write the file of one chunk from a checkpoint, or a run folder, without its video: `options` do not fine-tune.
+
+    Raises UserError as `open_checkpoint` and `encode_run`.
+    """
+    found = open_checkpoint(run)
+    model = found.model.to(device, memory_format=torch.channels_last)
+    write_bitstream(output, [encode_run(model, found.record, options, None, progress_of(found), learned=found.learned)])
+
+
+def progress_of(trained: OpenedModel) -> dict[str, int]:
+    """How far a model was trained, to be noted in the file."""
+    return {"epoch": trained.epoch, "step": trained.step}
 
 
 def encode_run(
@@ -82,26 +100,46 @@ def encode_run(
     store: FrameStore | None,
     note: dict,
     progress: bool = False,
+    learned: dict[str, Scale] | None = None,
 ) -> bytes:
     """A file of one chunk with a trained model. Fine-tuning needs `store` and changes `model`; `note` is stored.
 
-    Raises UserError where the target rate cannot be reached.
+    `learned` are {tensor: its steps} of a run with --rate-weight. Raises UserError where the target rate cannot be
+    reached, or the options do not suit the run.
     """
     config = record.config
+    options = resolved(options, bool(learned))
     model.embedding.discard_encoder()
 
     def encoded(scales: dict[str, Scale | None]) -> bytes:
         return encode_model(coded_weights(model), scales, record, {**note, **_note_of(options)})
 
     pruned = prune(model, options.prune)
-    scales = first_scales(model, options, config)
+    if options.steps == LEARNED:
+        scales = {name: learned[name] for name in coded_weights(model)}
+    else:
+        scales = first_scales(model, options, config)
     if options.target_bpp:
         scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
     if options.tuning.epochs:
-        scales = finetune(model, scales, pruned, store, config, options.tuning, progress)
+        finetune(model, scales, pruned, store, config, options.tuning, progress)
         if options.target_bpp:  # the tuned weights have another entropy: meet the rate again
             scales = scaled_to_rate(coded_weights(model), scales, options.target_bpp, model, encoded)
     return encoded(scales)
+
+
+def resolved(options: Options, learned: bool) -> Options:
+    """The options with the kind of steps that they leave open; `learned`: the run has some. Raises UserError."""
+    if options.steps == LEARNED and not learned:
+        raise UserError(
+            "--steps learned needs a run that was trained with --rate-weight: train one, or pass --steps sensitivity"
+        )
+    steps = options.steps or (LEARNED if learned else SENSITIVITY)
+    if steps == LEARNED and options.bits != FINEST:
+        raise UserError(
+            "--weight-bits and --latent-bits do not apply to learned steps: remove them, or pass --steps sensitivity"
+        )
+    return options._replace(steps=steps)
 
 
 @torch.no_grad()
@@ -164,14 +202,12 @@ def scaled_to_rate(
 
 
 def _note_of(options: Options) -> dict[str, object]:
+    bits = {"weight_bits": options.bits.weights, "latent_bits": options.bits.latents}
     note = {
-        "weight_bits": options.bits.weights,
-        "latent_bits": options.bits.latents,
+        **({} if options.steps == LEARNED else bits),
         "steps": options.steps,
         "per_channel": options.per_channel,
         "prune": options.prune,
         "finetune_epochs": options.tuning.epochs,
-        "rate_weight": options.tuning.rate_weight,
-        "learn_steps": options.tuning.learn_steps,
     }
     return note | {"target_bpp": options.target_bpp} if options.target_bpp else note

@@ -40,6 +40,11 @@ class Scene:
         return PatchGrid(self.height, self.width, self.rows, self.cols)
 
     @property
+    def pixels(self) -> int:
+        """Of all frames."""
+        return self.frames * self.height * self.width
+
+    @property
     def between(self) -> tuple[int, ...]:
         """Positions that lie between two training frames and are none themselves, ascending."""
         return tuple(sorted(set(range(self.train[0], self.train[-1])) - set(self.train)))

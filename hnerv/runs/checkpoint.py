@@ -11,12 +11,26 @@ from hnerv.errors import RunError, UserError, first_line
 from hnerv.files import replacing
 from hnerv.runs.record import RunRecord
 
-FORMAT = 2
+FORMAT = 3
 KEYS = {"format", "run", "model", "optimizer", "progress", "evaluation"}
 CURRENT = "current"
-"""The key of the current weights, where `model` holds their average (--ema-decay)."""
+"""The key of the current weights, where `model` holds their average (--ema-decay) or rounded ones (--rate-weight)."""
+RATE = "rate"
+"""The key of the steps and densities that --rate-weight trains."""
 COUNTS = ("epoch", "step", "step_in_epoch")
-PROGRESS_KEYS = {*COUNTS, "records", "times", "best", "logs", "window", "peak", "rollbacks", "lr_scale", "clock"}
+PROGRESS_KEYS = {
+    *COUNTS,
+    "records",
+    "times",
+    "best",
+    "logs",
+    "window",
+    "peak",
+    "rollbacks",
+    "lr_scale",
+    "clock",
+    "rate_weight",
+}
 _MSDOS_FOLDER = 0x10
 
 
@@ -51,15 +65,17 @@ def load_checkpoint(path: Path) -> dict:
             f"{path} has format {state['format']}, but this version reads {FORMAT}: use the hnerv version that wrote "
             "it (its commit is in the run's environment.json)"
         )
-    if wrong := set(state) - {CURRENT} ^ KEYS:
+    if wrong := set(state) - {CURRENT, RATE} ^ KEYS:
         raise UserError(f"{path} is damaged: missing or extra keys {sorted(wrong, key=str)}", _fix(path))
     if fault := _invalid_part(state):
         raise UserError(f"{path} is damaged: its {fault!r} is invalid", _fix(path))
     record = RunRecord.from_dict(state["run"], path)
-    decay = record.config.train.ema_decay
-    if (CURRENT in state) != (decay > 0):
-        has = "has" if CURRENT in state else "lacks"
-        raise UserError(f"{path} is damaged: it {has} the weights {CURRENT!r}, with --ema-decay {decay}", _fix(path))
+    decay, weight = record.config.train.ema_decay, record.config.loss.rate_weight
+    for key, expected in ((CURRENT, decay > 0 or weight > 0), (RATE, weight > 0)):
+        if (key in state) != expected:
+            has = "has" if key in state else "lacks"
+            settings = f"--ema-decay {decay} and --rate-weight {weight}"
+            raise UserError(f"{path} is damaged: it {has} the weights {key!r}, with {settings}", _fix(path))
     return {**state, "run": record}
 
 
@@ -88,12 +104,12 @@ def _invalid_part(state: dict) -> str:
     progress = state["progress"]
     checks = {
         "model": _are_weights(state["model"]),
-        CURRENT: _are_weights(state.get(CURRENT, {})),
+        **{key: _are_weights(state.get(key, {})) for key in (CURRENT, RATE)},
         "optimizer": isinstance(state["optimizer"], dict),
         "progress": isinstance(progress, dict)
         and progress.keys() >= PROGRESS_KEYS
         and all(type(progress[key]) is int and progress[key] >= 0 for key in COUNTS)
-        and all(isinstance(progress[key], float | int) for key in ("best", "peak", "lr_scale"))
+        and all(isinstance(progress[key], float | int) for key in ("best", "peak", "lr_scale", "rate_weight"))
         and _is_dict_of(progress["logs"], int),
         "evaluation": _is_dict_of(state["evaluation"], (int, float)),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from hnerv.config import Config
 from hnerv.data.store import FrameStore, Material, load_material
@@ -14,7 +15,9 @@ from hnerv.data.video import CLIPS
 from hnerv.data.video.raw import SUFFIX as RAW
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, build_model
-from hnerv.runs.checkpoint import load_checkpoint
+from hnerv.quantise import Scale
+from hnerv.rate import RateModel
+from hnerv.runs.checkpoint import RATE, load_checkpoint
 from hnerv.runs.chunks import chunks_of
 from hnerv.runs.record import RunRecord, TargetsRecord
 from hnerv.storage import is_remote
@@ -27,7 +30,7 @@ class OpenedModel:
     """A model without its video: the record of its run, and how far it was trained.
 
     `checkpoint` is the file that it came from, `folder` where its evaluation belongs, `coded_bytes` the size of a
-    bitstream file, 0 for a checkpoint.
+    bitstream file, 0 for a checkpoint. `learned` are {tensor: its steps} of a run with --rate-weight.
     """
 
     model: DualHeadHNeRV
@@ -37,6 +40,7 @@ class OpenedModel:
     epoch: int
     step: int
     coded_bytes: int = 0
+    learned: dict[str, Scale] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,12 @@ def open_checkpoint(path: Path) -> OpenedModel:
     record, progress = state["run"], state["progress"]
     model = build_model(record.model_config, record.scene)
     load_weights(model, state["model"], checkpoint)
-    return OpenedModel(model, record, checkpoint, folder, progress["epoch"], progress["step"])
+    learned = None
+    if RATE in state:
+        rate_model = RateModel(model, seed=0)
+        load_weights(rate_model, state[RATE], checkpoint)
+        learned = rate_model.scales()
+    return OpenedModel(model, record, checkpoint, folder, progress["epoch"], progress["step"], learned=learned)
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -138,7 +147,7 @@ def without_clip(model: DualHeadHNeRV) -> DualHeadHNeRV:
     return model
 
 
-def load_weights(model: DualHeadHNeRV, weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
     """Raises UserError naming the first weight that does not fit the model."""
     try:
         model.load_state_dict(weights)

@@ -14,6 +14,7 @@ _EPOCH = (
     ("pixel", "Train/Loss/pixel_loss", ".2e"),
     ("clip", "Train/Loss/clip_loss", ".4f"),
     ("total", "Train/Loss/total_loss", ".2e"),
+    ("rate", "Train/Rate/bpp", ".4f"),
     ("lr", "Train/learning_rate", ".1e"),
 )
 _EVALUATION = (("PSNR", "psnr", ".2f"), ("full-frame PSNR", "psnr_frame", ".2f"), ("similarity", "clip_sim", ".4f"))

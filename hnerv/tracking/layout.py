@@ -62,6 +62,8 @@ _CHARTS = {
         "feature standard deviation by stage": "Model/Features/stage{n}_std",
         "EMA: distance of averaged and current weights": "Train/EMA/distance",
         "EMA: decay and norm ratio": "Train/EMA/{decay,norm_ratio}",
+        "rate by part (bits per pixel, estimate)": "Train/Rate/{,embedding_,decoder_,rgb_head_,clip_head_}bpp",
+        "rate: its weight and its term in the loss": "Train/Rate/{weight,loss}",
         "parameters of each head": "Model/Params/{rgb,clip}_head_{mean,std}",
     },
     "Performance": {

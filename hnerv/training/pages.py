@@ -33,11 +33,20 @@ def announce(record: RunRecord, device: torch.device) -> str:
             f"targets  {record.targets_label}",
             f"model    {model.embedding}, {model.decoder}, widths {widths}, {total:,} coded parameters: "
             + ", ".join(f"{name} {count:,}" for name, count in record.coded_parameters.items()),
-            f"rate     {estimated_rate(total, scene):.4f} bpp, estimated at 8 bits per parameter",
+            f"rate     {_rate(record)}",
             *_untrained_head(record),
             *_emulated_precision(record, device),
         )
     )
+
+
+def _rate(record: RunRecord) -> str:
+    loss = record.config.loss
+    if loss.target_bpp:
+        return f"steered to {loss.target_bpp:g} bpp"
+    if loss.rate_weight:
+        return f"part of the objective, with weight {loss.rate_weight:g}"
+    return f"{estimated_rate(record.parameters, record.scene):.4f} bpp, estimated at 8 bits per parameter"
 
 
 def _untrained_head(record: RunRecord) -> list[str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hnerv.config import Config
 from hnerv.data.batches import Batches, Counts, EpochPlan, clip_loss_of
@@ -22,6 +23,7 @@ from hnerv.data.store import Batch
 from hnerv.losses import pixel_loss
 from hnerv.metrics import patch_mse, psnr
 from hnerv.model import DualHeadHNeRV
+from hnerv.rate import RateModel
 from hnerv.training.ema import WeightAverage
 from hnerv.training.optim import MODEL_PARTS, clip_gradients, parameters_of
 from hnerv.training.timing import Clock
@@ -37,38 +39,82 @@ WARM_UP = 2
 
 
 class Kind(NamedTuple):
-    """Steps of one kind have tensors of the same shapes and run the same operators. `clip`: with the CLIP loss."""
+    """Steps of one kind have tensors of the same shapes and run the same operators.
+
+    `clip`: with the CLIP loss. With a `RateModel`, `rate`: with the rate in the loss, `rounded`: without noise.
+    """
 
     counts: Counts
     clip: bool
+    rate: bool = False
+    rounded: bool = False
+
+
+class Schedule(NamedTuple):
+    """What changes from step to step, tensors () on the device: learning rates (G,), lambda, the share of the current
+    weights in their average, the weight of the rate, the number of the step in the run (exact below 2^24).
+    """
+
+    learning_rates: Tensor
+    clip_weight: Tensor
+    share: Tensor
+    rate_weight: Tensor
+    number: Tensor
+
+    @classmethod
+    def of(cls, row: Tensor) -> Schedule:
+        """row (G + 4,)."""
+        return cls(row[:-4], *row[-4:].unbind())
 
 
 class Losses(NamedTuple):
-    """total, a scalar with a gradient; logged (4,): PSNR of the training frames, pixel, CLIP, total loss."""
+    """total, a scalar with a gradient; logged (4,): PSNR of the training frames, pixel loss, CLIP loss, their total.
+
+    The rate, which is not in the total of every step, is logged per epoch.
+    """
 
     total: Tensor
     logged: Tensor
 
 
-def losses_of(model: DualHeadHNeRV, config: Config, device: torch.device) -> Callable[[Batch, Tensor, bool], Losses]:
-    """The forward pass of a step: (batch, lambda (), with the CLIP loss) -> Losses, total = pixel + lambda x CLIP."""
+def losses_of(
+    model: DualHeadHNeRV, config: Config, device: torch.device, rate_model: RateModel | None = None
+) -> Callable[[Batch, Schedule, Kind], Losses]:
+    """The forward pass of a step: (batch, schedule, kind) -> Losses, total = pixel + lambda x CLIP + W x rate."""
     loss, grid = config.loss, model.scene.grid
     bf16 = config.train.in_bf16(device.type)
+    # Bits of the video -> bits per pixel, times N for the steps that leave the rate out.
+    scale = config.train.rate_freq / model.scene.pixels
 
     zero = torch.zeros((), device=device)
+    # During the warm-up no loss holds the CLIP head's weights: the rate would bring them to 0, where both of its layers
+    # have no gradient left.
+    others = [float(not name.startswith("clip_head.")) for name in rate_model.weights] if rate_model else []
+    without_head = torch.tensor(others, device=device)
 
-    def losses(batch: Batch, weight: Tensor, clip: bool) -> Losses:
+    def losses(batch: Batch, schedule: Schedule, kind: Kind) -> Losses:
         """See `losses_of`."""
+        inputs, options = (batch.times, batch.frames), {"clip": kind.clip}
+        if kind.clip:
+            options["embedded"] = batch.embedded
+        quantised = rate_model(schedule.number, kind.rounded) if rate_model else None
         # Each weight is cast once per step; autocast's cache would keep casts of a graph that no longer exists.
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            prediction = model(batch.times, batch.frames, clip=clip, embedded=batch.embedded if clip else None)
+            if quantised:
+                prediction = functional_call(model, quantised.values, inputs, options)
+            else:
+                prediction = model(*inputs, **options)
         pixel = pixel_loss(loss.pixel_loss, prediction.rgb, batch.frames)
-        embedding = clip_loss_of(loss.clip_loss, prediction.clip, batch) if clip else zero
-        total = pixel + weight * embedding if clip else pixel
+        embedding = clip_loss_of(loss.clip_loss, prediction.clip, batch) if kind.clip else zero
+        total = pixel + schedule.clip_weight * embedding if kind.clip else pixel
         with torch.no_grad():
             real = slice(batch.real)
             quality = psnr(patch_mse(prediction.rgb[real], batch.frames[real], grid)).mean()
             logged = torch.stack([quality, pixel, embedding, total])
+        if kind.rate:
+            bits = rate_model.bits(quantised.symbols, kind.rounded)
+            bits = bits.sum() if kind.clip else bits @ without_head
+            total = total + schedule.rate_weight * scale * bits
         return Losses(total, logged)
 
     return losses
@@ -86,16 +132,17 @@ class TrainingStep:
         clock: Clock,
         compile: bool = False,
         average: WeightAverage | None = None,
+        rate_model: RateModel | None = None,
     ) -> None:
         device = batches.store.device
         self.batches, self.clock, self.grad_clip = batches, clock, config.train.grad_clip
         self.parts, self.optimizer, self.average = parameters_of(model), optimizer, average
-        losses = losses_of(model, config, device)
+        losses = losses_of(model, config, device, rate_model)
         # Compiled at the first step of each kind, forward and backward; on CUDA before its graph is captured.
         self.losses = torch.compile(losses, dynamic=False) if compile else losses
         steps, width = len(batches.sizes), batches.width
         self.rows = torch.zeros(steps, width, dtype=torch.long, device=device)
-        self.schedule_width = len(optimizer.param_groups) + 2
+        self.schedule_width = len(optimizer.param_groups) + 4
         # The schedule of each step, as in `load`, then the times of its frames.
         self.values = torch.zeros(steps, self.schedule_width + width, device=device)
         self.records = torch.zeros(steps, len(COLUMNS), device=device)
@@ -106,7 +153,7 @@ class TrainingStep:
     def load(self, plan: EpochPlan, schedule: Tensor, begin: int) -> None:
         """Loads an epoch, from step `begin` on.
 
-        schedule (S, G + 2): the learning rate of each group, lambda, the share of the current weights in the average.
+        schedule (S, G + 4): a row of `Schedule` for each step.
         """
         self.plan = plan
         for table, values in ((self.rows, plan.rows), (self.values, torch.cat([schedule, plan.times], dim=1))):
@@ -124,30 +171,30 @@ class TrainingStep:
     def _take(self, rows: Tensor, kind: Kind) -> None:
         values = self.values.index_select(0, self.number)[0]
         batch = self.batches.batch(rows, values[self.schedule_width :], kind.counts, kind.clip)
-        row = self.update(batch, values[: self.schedule_width], kind.clip)
+        row = self.update(batch, values[: self.schedule_width], kind)
         # torch.where rather than index_copy_: its deterministic form may read the index back to the host.
         torch.where(self.numbers == self.number, row, self.records, out=self.records)
         self.number.add_(1)
         self.clock.mark("rest")
 
-    def update(self, batch: Batch, schedule: Tensor, clip: bool) -> Tensor:
-        """One step of the optimiser on a batch; schedule (G + 2,) is a row as in `load` -> a row of COLUMNS."""
+    def update(self, batch: Batch, row: Tensor, kind: Kind) -> Tensor:
+        """One step of the optimiser on a batch; row (G + 4,) is one of `load` -> a row of COLUMNS."""
         self.clock.mark("data")
         self.optimizer.zero_grad(set_to_none=True)
-        *rates, weight, share = schedule.unbind()
-        losses = self.losses(batch, weight, clip)
+        schedule = Schedule.of(row)
+        losses = self.losses(batch, schedule, kind)
         self.clock.mark("forward")
         losses.total.backward()
         self.clock.mark("backward")
         norms = clip_gradients(self.parts, self.grad_clip)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, schedule.learning_rates.unbind(), strict=True):
             group["lr"] = rate
         self.optimizer.step()
         if self.average:
-            self.average.update(share)
-        row = torch.cat([losses.logged, norms])
+            self.average.update(schedule.share)
+        record = torch.cat([losses.logged, norms])
         self.clock.mark("optimizer")
-        return row
+        return record
 
 
 class Captured(NamedTuple):

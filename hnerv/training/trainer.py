@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from hnerv.config import Config, LogConfig, parse_steps
-from hnerv.data.batches import Batches
+from hnerv.data.batches import Batches, Counts
 from hnerv.data.store import Batch, FrameStore
 from hnerv.errors import Diverged, UserError
 from hnerv.evaluation import eval_values, evaluate, load_weights, log_pictures, log_projector, log_report
 from hnerv.evaluation.measure import Report
 from hnerv.model import DualHeadHNeRV
-from hnerv.runs.checkpoint import CURRENT, save_checkpoint
+from hnerv.runs.checkpoint import CURRENT, RATE, save_checkpoint
 from hnerv.runs.folder import RunFolder
 from hnerv.runs.record import RunRecord
 from hnerv.schedule import parse_lr
@@ -26,6 +26,7 @@ from hnerv.tracking.console import Console
 from hnerv.training.divergence import DivergenceCheck
 from hnerv.training.ema import WeightAverage, effective_decay
 from hnerv.training.pages import log_start
+from hnerv.training.rate import RateTerm
 from hnerv.training.signals import Limits, StopSignals
 from hnerv.training.step import COLUMN_TAGS, COLUMNS, Graphs, Kind, TrainingStep
 from hnerv.training.timing import Clock, StepProfiler
@@ -39,7 +40,7 @@ class TrainState:
     `records` (S, columns) and `times` (seconds since 1970) belong to the steps of the current epoch; `window` holds the
     total losses of the last steps, fp64, for the stability measures. `best` is the PSNR that best.pt was kept for,
     `peak` the best Train/PSNR of an epoch, both in dB. `evaluation` is the last one, {Eval/ tag: value}. `logs` is the
-    size of each log file when the state was saved.
+    size of each log file when the state was saved. `rate_weight` is the weight of the rate before its ramp.
     """
 
     records: Tensor
@@ -50,6 +51,7 @@ class TrainState:
     peak: float = float("-inf")
     rollbacks: int = 0
     lr_scale: float = 1.0
+    rate_weight: float = 0.0
     window: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     evaluation: dict[str, float] = field(default_factory=dict)
     clock: dict[str, float] = field(default_factory=dict)
@@ -59,8 +61,9 @@ class TrainState:
 class Trainer:
     """Fits `model`, on the device of `store`, to its frames. Random numbers depend on the seed and the epoch alone.
 
-    `evaluated` is what is measured and saved: `model`, or the average of its weights with --ema-decay. `optimizer` is
-    that of `build_optimizer`. `on_save` is called before the first step and each time latest.pt has been written.
+    `evaluated` is what is measured and saved: `model`, or with --ema-decay the average of its weights, or with
+    --rate-weight its weights rounded to the steps learned so far. `optimizer` is that of `build_optimizer`. `on_save`
+    is called before the first step and each time latest.pt has been written.
     `compile` compiles network and losses; `capture` allows CUDA graphs where the device has them.
     """
 
@@ -86,8 +89,11 @@ class Trainer:
         self.clock = Clock(store.device)
         self.batches = Batches(store, model, config)
         self.average = WeightAverage(model, config.train.ema_decay) if config.train.ema_decay else None
-        self.evaluated = self.average.model if self.average else model
-        self.training_step = TrainingStep(model, optimizer, self.batches, config, self.clock, compile, self.average)
+        self.rate = RateTerm(model, optimizer, config) if config.loss.rate_weight else None
+        self.evaluated = next((part.model for part in (self.average, self.rate) if part), model)
+        self.training_step = TrainingStep(
+            model, optimizer, self.batches, config, self.clock, compile, self.average, self.rate and self.rate.estimate
+        )
         # The steps of `encoder` are not captured: a frame takes it ten times as long as a launch.
         self.captures = (
             capture
@@ -98,11 +104,11 @@ class Trainer:
         )
         self.graphs: Graphs | None = None
         self.steps_per_epoch = len(self.batches.sizes)
-        self.state = TrainState(self.training_step.records)
+        self.state = TrainState(self.training_step.records, rate_weight=config.loss.rate_weight)
         self._lr_factor = parse_lr(config.train.lr_type)
         self._check = DivergenceCheck(folder.latest, limits.rollbacks)
         self._saved_at = float("-inf")
-        self._codes_step = -1
+        self._refreshed_step = -1
 
     def log_to(self, logger: NullLogger) -> None:
         """Set the logger for the following steps."""
@@ -140,6 +146,8 @@ class Trainer:
                     self._stop(stop)
                 if self._checkpoint_due():
                     self.save()
+            if self.rate and (missed := self.rate.missed(self.state.rate_weight)):
+                console.print_line(missed)
             return stop if stop.requested else None
 
     # Steps
@@ -160,11 +168,30 @@ class Trainer:
         return self.config.train.lr * self._lr_factor(progress) * self.state.lr_scale
 
     def schedule(self, steps: range) -> Tensor:
-        """(steps, G + 2) of steps of this epoch, with the columns of `TrainingStep.load`."""
-        factors, weight = [group["lr_factor"] for group in self.optimizer.param_groups], self.objective.weight
-        decays = [effective_decay(self.config.train.ema_decay, step + 1) for step in steps]
-        rates = [[self.learning_rate(step) * f for f in factors] for step in steps]
-        return torch.tensor([[*row, weight, 1 - decay] for row, decay in zip(rates, decays, strict=True)])
+        """(steps, G + 4), a row of `Schedule` for each of these steps of this epoch."""
+        factors = [group["lr_factor"] for group in self.optimizer.param_groups]
+        rows = []
+        for step in steps:
+            rates = [self.learning_rate(step) * factor for factor in factors]
+            share = 1 - effective_decay(self.config.train.ema_decay, step + 1)
+            rows.append([*rates, self.objective.weight, share, self.rate_weight, step])
+        return torch.tensor(rows)
+
+    @property
+    def rate_weight(self) -> float:
+        """W in this epoch."""
+        ramp = self.config.loss.rate_ramp_epochs
+        return self.state.rate_weight * min((self.state.epoch + 1) / (ramp + 1), 1.0)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the steps of this epoch round the weights."""
+        return self.state.epoch >= self.config.train.rounding_start * self.config.train.epochs
+
+    def kind(self, counts: Counts) -> Kind:
+        """Of the next step, which has so many frames."""
+        rate = bool(self.rate) and self.global_step % self.config.train.rate_freq == 0
+        return Kind(counts, self.objective.active, rate, bool(self.rate) and self.rounded)
 
     def generator(self) -> torch.Generator:
         """The source of everything random in this epoch."""
@@ -179,6 +206,8 @@ class Trainer:
         first = self.state.epoch * self.steps_per_epoch
         schedule = self.schedule(range(first, first + self.steps_per_epoch))
         self.training_step.load(self.batches.plan(self.generator()), schedule, self.state.step_in_epoch)
+        if self.rate and self.rounded:
+            self.rate.estimate.fix()
         if self.captures and self.graphs is None:
             self.batches.make_all()
             parameters = list(self.model.parameters())
@@ -188,7 +217,7 @@ class Trainer:
     def advance(self) -> None:
         """Takes the next step of the epoch that `begin_epoch` began; its record stays on the device."""
         plan, index = self.training_step.plan, self.state.step_in_epoch
-        kind = Kind(plan.counts[index], self.objective.active)
+        kind = self.kind(plan.counts[index])
         self.batches.make(plan, index)
         if self.graphs is not None:
             self.graphs(kind)
@@ -203,7 +232,9 @@ class Trainer:
         """One step on a batch, at the learning rates and lambda of the next step -> a row of COLUMNS on the device."""
         schedule = self.schedule(range(self.global_step, self.global_step + 1))[0]
         on_device = schedule.to(self.store.device, non_blocking=True)
-        return self.training_step.update(batch, on_device, self.objective.active)
+        near = 0 if batch.near is None else len(batch.near.times)
+        kind = self.kind(Counts(batch.real, len(batch.times) - batch.real, near))
+        return self.training_step.update(batch, on_device, kind)
 
     # Epochs
 
@@ -247,13 +278,20 @@ class Trainer:
         values = {"Train/learning_rate": self.learning_rate(self.global_step - 1)} | self.clock.close(patches)
         if self.average:
             values |= self.average.values(self.global_step)
+        if self.rate:
+            rates = self.rate.measure()
+            values |= self.rate.values(rates, self.rate_weight)
+            if (
+                state.epoch >= self.config.loss.rate_ramp_epochs
+            ):  # below, the ramp would be taken for a weight too small
+                state.rate_weight = self.rate.steered(state.rate_weight, self.rate.total(rates), self.rounded)
         objective = self.objective if has_head else None
         return epoch_values(means, norms, state.window, objective, self.config.train.grad_clip) | values
 
     def evaluate(self) -> None:
         """Measures and logs both splits; keeps best.pt by full-frame PSNR, of unseen frames where there are any."""
         state = self.state
-        self.refresh_codes()
+        self.refresh_evaluated()
         report = evaluate(self.evaluated, self.store, self.config.model.unseen)
         self._check.values(eval_values(report), self.global_step, state.epoch)
         with self.clock.logging():
@@ -291,11 +329,13 @@ class Trainer:
 
     # Checkpoints
 
-    def refresh_codes(self) -> None:
-        """Updates the codes that the embedding stores, once after each step that is saved or measured."""
-        if self._codes_step != self.global_step:
+    def refresh_evaluated(self) -> None:
+        """Updates what `evaluated` stores of the weights, once after each step that is saved or measured."""
+        if self._refreshed_step != self.global_step:
+            if self.rate:
+                self.rate.refresh()
             self.evaluated.embedding.refresh(self.store.frames)
-            self._codes_step = self.global_step
+            self._refreshed_step = self.global_step
 
     def _stop(self, stop: StopSignals) -> NoReturn:
         """Saves and raises Interrupted; Diverged, and no save, where the steps since the last epoch went wrong."""
@@ -320,14 +360,16 @@ class Trainer:
 
     def checkpoint(self) -> dict:
         """Everything that a resumed run needs, as plain dictionaries and tensors. Inverse of `load`."""
-        self.refresh_codes()
+        self.refresh_evaluated()
         optimizer, rate = self.optimizer.state_dict(), self.learning_rate(max(self.global_step - 1, 0))
         for group in optimizer["param_groups"]:
             group["lr"] = rate * group["lr_factor"]  # a number; during training it is a view of a table on the device
         records, clock, logs = self.training_step.records.cpu(), self.clock.state(), self.logger.position()
         progress = vars(replace(self.state, records=records, clock=clock, logs=logs)) | {"step": self.global_step}
         evaluation = progress.pop("evaluation")
-        current = {CURRENT: self.model.state_dict()} if self.average else {}
+        current = {} if self.evaluated is self.model else {CURRENT: self.model.state_dict()}
+        if self.rate:
+            current[RATE] = self.rate.estimate.state_dict()
         return {
             "run": self.record,
             "model": self.evaluated.state_dict(),
@@ -340,8 +382,10 @@ class Trainer:
     def load(self, checkpoint: dict) -> None:
         """Resumes from a checkpoint as if never stopped. Raises UserError where it does not fit the model."""
         load_weights(self.evaluated, checkpoint["model"], self.folder.latest)
-        if self.average:
+        if self.evaluated is not self.model:
             load_weights(self.model, checkpoint[CURRENT], self.folder.latest)
+        if self.rate:
+            load_weights(self.rate.estimate, checkpoint[RATE], self.folder.latest)
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except torch.OutOfMemoryError:
@@ -355,6 +399,6 @@ class Trainer:
         self.training_step.records.copy_(progress["records"])
         progress |= {"records": self.training_step.records, "times": list(progress["times"])}
         self.state = TrainState(**progress, evaluation=checkpoint["evaluation"])
-        self._codes_step = -1
+        self._refreshed_step = -1
         self.clock.load_state(self.state.clock)
         self.graphs = None  # they hold the addresses of the former optimiser state

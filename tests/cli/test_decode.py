@@ -33,10 +33,11 @@ def pictures(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))])
 
 
-def test_a_machine_that_has_only_the_file(coded, tmp_path):
-    """Another process, with this folder as working directory and home."""
-    shutil.copy(coded("encoder"), tmp_path / "a.hnerv")
-    words = ["decode", "a.hnerv", "-o", "deep/out.mkv", "--threads", "1", "--device", "cpu"]
+@pytest.mark.parametrize(("name", "threads"), [("encoder", "1"), ("rated", "2")])
+def test_a_machine_that_has_only_the_file(coded, tmp_path, name, threads):
+    """Another process and number of threads, with this folder as working directory and home."""
+    shutil.copy(coded(name), tmp_path / "a.hnerv")
+    words = ["decode", "a.hnerv", "-o", "deep/out.mkv", "--threads", threads, "--device", "cpu"]
     code = "from hnerv.cli import main; main()"
     environment = {"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}
     command = [sys.executable, "-c", code, *words]
@@ -44,7 +45,7 @@ def test_a_machine_that_has_only_the_file(coded, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("12 frames of 32x64 decoded and written to deep/out.mkv in ")
     assert load_video(str(tmp_path / "deep/out.mkv")).fps == pytest.approx(24)
-    assert np.array_equal(pictures(tmp_path / "deep/out.mkv"), expected(coded("encoder")))
+    assert np.array_equal(pictures(tmp_path / "deep/out.mkv"), expected(coded(name)))
 
 
 @pytest.mark.parametrize(

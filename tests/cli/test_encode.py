@@ -66,13 +66,12 @@ def test_without_measuring_the_video_is_not_needed(train, flags, make_film, hner
 
 def test_all_options_reach_the_file(finished, hnerv_main, tmp_path):
     path = tmp_path / "a.hnerv"
-    options = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "prune": 0.1}
-    options |= {"finetune_epochs": 1, "rate_weight": 0.01}
+    options = {"weight_bits": 6, "latent_bits": 5, "steps": "symmetric", "prune": 0.1, "finetune_epochs": 1}
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
-    words += ["--per-channel", "--learn-steps", "--finetune-lr", 1e-3, "--no-measure"]
+    words += ["--per-channel", "--finetune-lr", 1e-3, "--no-measure"]
     assert hnerv_main("encode", finished, "-o", path, *words) == 0
     note = open_single_chunk(path).encoder
-    assert note.items() >= (options | {"per_channel": True, "learn_steps": True}).items()
+    assert note.items() >= (options | {"per_channel": True}).items()
 
 
 def test_a_target_rate(finished, hnerv_main, tmp_path):
@@ -97,7 +96,7 @@ def test_an_older_file_is_replaced_and_kept_when_encoding_fails(finished, hnerv_
     ("words", "match"),
     [
         (["--weight-bits", "1"], "--weight-bits 1 must be 2 to 8, or 16"),
-        (["--per-channel"], "--per-channel conflicts with --steps"),
+        (["--per-channel"], "--per-channel applies only to --steps"),
         (["--prune", "nan"], "--prune nan"),
         (["--target-bpp", "0.001", "--no-measure"], "the lowest rate of this model: raise it"),
         (["--finetune-epochs", "-1"], "--finetune-epochs -1 must be finite"),

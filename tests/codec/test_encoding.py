@@ -11,14 +11,14 @@ import torch
 
 from hnerv.codec import CodedChunk, Options, check_options, coded_weights, encode_run, open_single_chunk
 from hnerv.codec import encoding as encoding_module
-from hnerv.codec.allocation import Bits, range_scales, sensitivity_scales
+from hnerv.codec.allocation import Bits, coarser, range_scales, sensitivity_scales
 from hnerv.codec.bitstream import LATENTS
-from hnerv.codec.encoding import prune
-from hnerv.codec.finetune import Rates, Steps, Tuning, finetune
+from hnerv.codec.encoding import prune, resolved
+from hnerv.codec.finetune import Tuning, finetune
 from hnerv.data.batches import Batches, clip_loss_of
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, evaluate, open_run
-from hnerv.quantise import Scale, dequantise_through, levels, quantise
+from hnerv.quantise import Scale, from_logs
 
 PIXELS = 40 * 32 * 64
 
@@ -35,10 +35,10 @@ class Made(NamedTuple):
 
 
 def test_pruned_and_tuned_weights_of_convnext(run_of, tmp_path):
-    """Steps by sensitivity, then fine-tuned with learned steps and a rate term: zeros stay, the picture improves."""
+    """Steps by sensitivity, then fine-tuned: zeros stay, the picture improves."""
     found = {}
     for epochs in (0, 4):
-        tuning = Tuning(epochs, 1e-3, 1e-4 if epochs else 0.0, bool(epochs))
+        tuning = Tuning(epochs, 1e-3)
         run, path = open_run(run_of("convnext"), torch.device("cpu")), tmp_path / f"{epochs}.hnerv"
         path.write_bytes(
             encode_run(run.model, run.record, Options(Bits(5, 5), prune=0.3, tuning=tuning), run.store, {})
@@ -154,26 +154,10 @@ def test_zeros_are_nearly_free(make):
     assert pruned["decoder.stages.2"] < 0.5 * full["decoder.stages.2"]
 
 
-def test_fine_tuning_regains_quality_with_fixed_and_with_learned_steps(make):
-    before = make(bits=Bits(4, 4))
-    fixed, learned = (make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3, 0.0, learn)) for learn in (False, True))
-    for made, learn in ((fixed, False), (learned, True)):
-        assert made.psnr > before.psnr + 0.5 and made.chunk.size < 1.1 * before.chunk.size
-        assert made.chunk.encoder.items() >= {"finetune_epochs": 4, "learn_steps": learn}.items()
-    ours, theirs = fixed.chunk.model().state_dict(), learned.chunk.model().state_dict()
-    assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
-    assert all(value.isfinite().all() for value in theirs.values())
-
-
-def test_the_gradient_of_a_step_is_that_of_lsq():
-    """k - w / s inside the range (Esser et al. 2020, equation 3), summed over the tensor."""
-    weight = torch.tensor([0.26, -0.9, 0.04])
-    scale = Scale(torch.tensor([0.25]), None, -2, 2)
-    steps = Steps({"w": scale}, learned=True)
-    dequantise_through(weight, steps()["w"]).sum().backward()
-    y = weight / 0.25
-    by_hand = torch.where(y.abs() <= 2, y.round() - y, 2 * y.sign()).sum() * 0.25  # by the logarithm: times s
-    assert torch.allclose(steps.logs[0].grad, by_hand)
+def test_fine_tuning_regains_quality(make):
+    before, tuned = make(bits=Bits(4, 4)), make(bits=Bits(4, 4), tuning=Tuning(4, 1e-3))
+    assert tuned.psnr > before.psnr + 0.5 and tuned.chunk.size < 1.1 * before.chunk.size
+    assert tuned.chunk.encoder["finetune_epochs"] == 4
 
 
 def test_pruned_weights_stay_zero_through_fine_tuning(make, opened):
@@ -204,36 +188,15 @@ def test_fine_tuning_uses_the_clip_loss_of_the_run(run_of):
     assert left("motion") < 0.97 * left("cosine")
 
 
-@pytest.mark.parametrize("rate_weight", [0.0, 1e-4])
-def test_fine_tuning_is_reproducible(long_run, rate_weight):
+def test_fine_tuning_is_reproducible(long_run):
     """Whatever random numbers were drawn before."""
     files = []
     for seed in (1, 2):
         run = open_run(long_run, torch.device("cpu"))
         torch.manual_seed(seed)
-        options = Options(Bits(4, 4), tuning=Tuning(1, 1e-3, rate_weight))
+        options = Options(Bits(4, 4), tuning=Tuning(1, 1e-3))
         files.append(encode_run(run.model, run.record, options, run.store, {}))
     assert files[0] == files[1]
-
-
-def test_a_rate_term_makes_the_file_smaller(make):
-    def coded_bytes(rate_weight: float) -> int:
-        chunk = make(bits=Bits(6, 6), tuning=Tuning(5, 5e-3, rate_weight)).chunk
-        return chunk.size - chunk.entry.header_bytes
-
-    assert coded_bytes(0.1) < 0.9 * coded_bytes(0.0)
-
-
-def test_the_estimated_rate_is_near_the_entropy_of_logistic_symbols():
-    """Against the histogram of the rounded symbols, in bits per number."""
-    draw = torch.rand(40_000, generator=torch.Generator().manual_seed(0)).clamp(1e-4, 1 - 1e-4)
-    weight = (3 * (draw / (1 - draw)).log()).view(200, 200)
-    scale = Scale(torch.tensor([1.0]), None, -100, 100)
-    counts = quantise(weight, scale).unique(return_counts=True)[1].double()
-    entropy = -(counts / counts.sum()).log2().mul(counts / counts.sum()).sum().item()
-    rates = Rates({"rgb_head.weight": weight}, {"rgb_head.weight": scale}, seed=0)
-    assert rates({"rgb_head.weight": weight}, {"rgb_head.weight": scale}).item() == pytest.approx(entropy, rel=0.03)
-    assert levels(weight, scale).equal(weight)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.4])
@@ -281,19 +244,84 @@ def test_very_coarse_steps_are_worth_a_warning(opened, caplog, monkeypatch):
     [
         (Options(Bits(1, 8)), "--weight-bits 1 must be 2 to 8"),
         (Options(Bits(8, 9)), "--latent-bits 9 must be 2 to 8"),
-        (Options(per_channel=True), "--per-channel conflicts with"),
+        (Options(per_channel=True), "--per-channel applies only to --steps symmetric and minmax"),
         (Options(prune=1.0), "--prune 1.0 must be"),
         (Options(prune=math.nan), "--prune nan must be"),
         (Options(prune=0.5, steps="minmax"), "minmax, which has no level at 0"),
         (Options(target_bpp=math.nan), "--target-bpp nan "),
-        (Options(target_bpp=0.1, steps="minmax"), "--target-bpp .* conflicts with --steps minmax"),
+        (Options(target_bpp=0.1, steps="minmax"), "--target-bpp scales .*, not --steps minmax"),
         (Options(Bits(6, 8), target_bpp=0.1), "--target-bpp"),
         (Options(tuning=Tuning(-1)), "--finetune-epochs -1 "),
         (Options(tuning=Tuning(1, 0.0)), "above 0"),
-        (Options(tuning=Tuning(1, 1e-3, math.inf)), "--rate-weight inf "),
-        (Options(tuning=Tuning(0, 1e-3, 1.0)), "--rate-weight applies only to fine-tuning"),
     ],
 )
 def test_options_that_make_no_file(options, words):
     with pytest.raises(UserError, match=words):
         check_options(options)
+
+
+@pytest.fixture(scope="module")
+def encode_rated(rated, tmp_path_factory) -> Callable[..., CodedChunk]:
+    """encode_rated(**options) -> the file of a run with learned steps under them."""
+
+    def build(targets: str = "", **options) -> CodedChunk:
+        run, path = (
+            open_run(rated, torch.device("cpu"), clip_targets=targets),
+            tmp_path_factory.mktemp("a") / "a.hnerv",
+        )
+        path.write_bytes(encode_run(run.model, run.record, Options(**options), run.store, {}, learned=run.learned))
+        return open_single_chunk(path)
+
+    return build
+
+
+def test_learned_steps_are_the_default_and_can_be_replaced(encode_rated):
+    learned, by_sensitivity = encode_rated(), encode_rated(steps="sensitivity")
+    assert (learned.encoder["steps"], by_sensitivity.encoder["steps"]) == ("learned", "sensitivity")
+    assert encode_rated(steps="learned").path.read_bytes() == learned.path.read_bytes()
+    assert learned.size < 0.8 * by_sensitivity.size
+
+
+def test_a_run_without_a_rate_has_no_learned_steps(opened):
+    with pytest.raises(UserError, match="--steps learned needs a run that was trained with --rate-weight"):
+        encode_run(opened.model, opened.record, Options(steps="learned"), None, {})
+
+
+@pytest.mark.parametrize("steps", ["", "learned"])
+def test_bits_are_not_ignored(steps):
+    """Learned steps leave nothing for them to choose."""
+    with pytest.raises(UserError, match="--latent-bits do not apply to learned steps: remove them, or"):
+        resolved(Options(Bits(8, 6), steps), learned=True)
+    assert resolved(Options(Bits(8, 6), "sensitivity"), learned=True).bits == Bits(8, 6)
+
+
+def test_a_target_rate_scales_learned_steps(encode_rated):
+    full = 8 * encode_rated().size / (12 * 32 * 64)
+    found = encode_rated(target_bpp=0.9 * full)
+    assert 8 * found.size / (12 * 32 * 64) <= 0.9 * full and found.encoder["steps"] == "learned"
+
+
+def test_a_generous_target_rate_leaves_learned_steps(encode_rated):
+    first, second = (encode_rated(**options).model().state_dict() for options in ({}, {"target_bpp": 100.0}))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert encode_rated(target_bpp=100.0).size < encode_rated().size + 20
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, 7.0])
+def test_no_step_becomes_finer(factor):
+    """Also of a tensor with a single level besides 0."""
+    weights = {"rgb_head.out.bias": torch.tensor([0.5, -0.5, 0.0])}
+    scales = {"rgb_head.out.bias": from_logs(torch.tensor([-1.0]), None)}
+    assert coarser(weights, scales, factor)["rgb_head.out.bias"].step == 0.5
+
+
+def test_fine_tuning_keeps_learned_steps(encode_rated):
+    tuned = encode_rated(tuning=Tuning(1, 1e-4))
+    assert tuned.encoder["steps"] == "learned" and tuned.size == pytest.approx(encode_rated().size, rel=0.1)
+
+
+def test_learned_steps_of_a_model_without_its_head(encode_rated):
+    """As with --clip-targets none."""
+    full, found = encode_rated().model().state_dict(), encode_rated("none").model().state_dict()
+    assert found.keys() == {name for name in full if not name.startswith("clip_head")}
+    assert all(torch.equal(full[name], value) for name, value in found.items())

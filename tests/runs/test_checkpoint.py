@@ -16,7 +16,7 @@ from hnerv.config import Config
 from hnerv.errors import RunError, UserError
 from hnerv.geometry import CropPlan
 from hnerv.model import Scene
-from hnerv.runs.checkpoint import CURRENT, FORMAT, PROGRESS_KEYS, load_checkpoint, save_checkpoint
+from hnerv.runs.checkpoint import CURRENT, FORMAT, PROGRESS_KEYS, RATE, load_checkpoint, save_checkpoint
 from hnerv.runs.record import RunRecord, VideoRecord
 
 STATE = {
@@ -176,16 +176,23 @@ def test_a_missing_part_is_named(tmp_path, key):
     assert f"missing or extra keys ['{key}']" in one_line(tmp_path / "damaged.pt")
 
 
-@pytest.mark.parametrize(("decay", "parts"), [(0.0, {CURRENT: {}}), (0.9, {})])
-def test_current_weights_belong_to_an_average(tmp_path, decay, parts):
-    run = dataclasses.replace(STATE["run"], config=Config().replaced({"ema_decay": decay}))
-    save_checkpoint(tmp_path / "damaged.pt", STATE | {"run": run} | parts)
-    has = "has" if parts else "lacks"
-    assert f"it {has} the weights 'current', with --ema-decay {decay}: pass the run" in one_line(
-        tmp_path / "damaged.pt"
-    )
-    save_checkpoint(tmp_path / "good.pt", STATE | ({} if parts else {"run": run, CURRENT: STATE["model"]}))
-    assert (CURRENT in load_checkpoint(tmp_path / "good.pt")) == (decay > 0)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, set()), ({"ema_decay": 0.9}, {CURRENT}), ({"rate_weight": 0.5}, {CURRENT, RATE})],
+    ids=str,
+)
+def test_weights_belong_to_settings(tmp_path, changes, expected):
+    """Current ones to an average or a rate, steps and densities to a rate."""
+    path, run = tmp_path / "latest.pt", dataclasses.replace(STATE["run"], config=Config().replaced(changes))
+    settings = f"--ema-decay {changes.get('ema_decay', 0.0)} and --rate-weight {changes.get('rate_weight', 0.0)}"
+    for parts in (set(), {CURRENT}, {RATE}, {CURRENT, RATE}):
+        save_checkpoint(path, STATE | {"run": run} | dict.fromkeys(parts, STATE["model"]))
+        if parts == expected:
+            assert load_checkpoint(path).keys() == {"format", *STATE, *parts}
+            continue
+        key = CURRENT if CURRENT in parts ^ expected else RATE
+        has = "has" if key in parts else "lacks"
+        assert f"it {has} the weights {key!r}, with {settings}: pass the run" in one_line(path)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +200,14 @@ def test_current_weights_belong_to_an_average(tmp_path, decay, parts):
     [
         ("model", 3),
         (CURRENT, 3),
+        (RATE, {"steps": 1.0}),
         ("model.weight", [1.0]),
         ("optimizer", None),
         ("progress", 3),
         ("progress", {}),
         ("progress.epoch", -1),
         ("progress.step", 2.0),
+        ("progress.rate_weight", "1"),
         ("progress.logs", {"metrics.jsonl": "10"}),
         ("evaluation", {"Eval/Frame/train_psnr": "30"}),
     ],

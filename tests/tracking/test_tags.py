@@ -98,8 +98,10 @@ def rows_of(names):
 
 
 EMA_TAGS = {name for name, row in tags().items() if "--ema-decay" in row.when}
-CPU_TAGS = {n for n, row in tags().items() if "on CUDA" not in row.when and "rollback" not in row.when} - EMA_TAGS
-"""Of a run on the CPU in which nothing goes wrong, without an average of the weights."""
+RATE_TAGS = {name for name, row in tags().items() if "--rate-weight" in row.when}
+CPU_TAGS = {n for n, row in tags().items() if "on CUDA" not in row.when and "rollback" not in row.when}
+CPU_TAGS -= EMA_TAGS | RATE_TAGS
+"""Of a run on the CPU in which nothing goes wrong, without an average of the weights or a rate."""
 
 
 def test_a_run_writes_every_tag_of_the_table_and_no_other(events):
@@ -115,6 +117,25 @@ def test_an_average_adds_its_tags_to_every_epoch(tmp_path, train, flags, events_
         assert [step for step, _ in events[tag]] == list(range(1, EPOCHS + 1))
     last = EPOCHS * STEPS
     assert events["Train/EMA/decay"][-1][1] == pytest.approx(min(0.9, (1 + last) / (10 + last)))
+
+
+def test_a_rate_adds_its_tags_to_every_epoch(tmp_path, train, flags, events_of):
+    """The total is that of the parts and a constant; the weight rises from a quarter in equal steps over 3 epochs."""
+    words = flags(rate_weight=0.02, rate_ramp_epochs=3, rounding_start=0.5)
+    assert train(tmp_path, [*words, "--histogram-freq", "2"]) == 0
+    events = events_of(tmp_path / "run" / "tensorboard")
+    assert rows_of(events) == CPU_TAGS | RATE_TAGS and len(RATE_TAGS) == 7
+    parts = [f"Train/Rate/{part}_bpp" for part in ("embedding", "decoder", "rgb_head", "clip_head")]
+    constants = []
+    for epoch in range(EPOCHS):
+        found = {tag: events[tag][epoch] for tag in RATE_TAGS}
+        assert {step for step, _ in found.values()} == {epoch + 1}
+        at = {tag.removeprefix("Train/Rate/"): value for tag, (_, value) in found.items()}
+        of_parts = sum(found[part][1] for part in parts)
+        constants.append(at["bpp"] - of_parts)
+        assert at["weight"] == pytest.approx(0.02 * min(1, (epoch + 1) / 4))
+        assert at["loss"] == pytest.approx(at["weight"] * of_parts, rel=1e-5)
+    assert min(constants) > 0 and constants == pytest.approx(constants[:1] * EPOCHS, rel=1e-4)
 
 
 def test_every_tag_is_written_when_the_table_says(events):

@@ -127,7 +127,7 @@ def assert_same(events_of) -> Callable[[Path, Path], None]:
             assert ours.keys() == theirs.keys()
             for key in ours.keys() - {"progress"}:
                 assert equal(ours[key], theirs[key]), (name, key)
-            for key in ("epoch", "step", "step_in_epoch", "best"):
+            for key in ("epoch", "step", "step_in_epoch", "best", "rate_weight"):
                 assert ours["progress"][key] == theirs["progress"][key]
         assert timeless_lines(stopped) == timeless_lines(whole)
         assert (stopped / "config.json").read_bytes() == (whole / "config.json").read_bytes()

@@ -8,9 +8,16 @@ from torch import Tensor
 
 from hnerv.training.muon import COEFFICIENTS, ROUNDS, orthogonalize
 from hnerv.training.step import Kind
+from hnerv.training.trainer import Trainer
 
 DEVICE = "cuda"
+RATE = {"rate_weight": 1e-3, "rate_freq": 2, "rounding_start": 0.5, "epochs": 16}
 pytestmark = pytest.mark.cuda
+
+
+def modules_of(trainer: Trainer) -> list[torch.nn.Module]:
+    """Everything that is trained or evaluated."""
+    return [trainer.model, trainer.evaluated, *([trainer.rate.estimate] if trainer.rate else [])]
 
 
 def by_decomposition(x: Tensor) -> Tensor:
@@ -61,6 +68,8 @@ def test_a_step_is_that_of_the_cpu(make, console, setting_of, kind, optimizer):
         {"decoder": "convnext", "precision": "auto"},
         {"optimizer": "adam"},
         {"ema_decay": 0.9},
+        RATE,
+        {**RATE, "embedding": "pe", "precision": "auto"},
     ],
     ids=str,
 )
@@ -68,7 +77,7 @@ def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatc
     """Bit for bit, with deterministic convolutions, over the end of the warm-up and a last step of fewer frames."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     captured, eager = (
-        make(device=DEVICE, epochs=8, eval_freq=0, blend_freq=1, capture=capture, **changes)
+        make(device=DEVICE, **{"epochs": 8, "eval_freq": 0, "blend_freq": 1, "capture": capture} | changes)
         for capture in (True, False)
     )
     assert captured.captures
@@ -76,8 +85,8 @@ def test_captured_steps_give_the_weights_of_eager_ones(make, console, monkeypatc
         trainer.fit(console)
     assert eager.graphs is None and len(captured.graphs.captured) >= 3
     assert torch.equal(captured.training_step.records, eager.training_step.records)
-    ours, theirs = captured.evaluated.state_dict(), eager.evaluated.state_dict()
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    for ours, theirs in zip(modules_of(captured), modules_of(eager), strict=True):
+        assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
 
 
 def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
@@ -100,6 +109,8 @@ def test_captured_steps_do_not_wait_for_the_device(make, no_sync):
         {},
         {"pixel_loss": "Fusion10_freq", "clip_loss": "motion", "ema_decay": 0.9},
         {"decoder": "convnext", "pixel_loss": "L1_freq"},
+        RATE,
+        {**RATE, "rounding_start": 0},
     ],
     ids=str,
 )
@@ -107,7 +118,9 @@ def test_what_is_captured_does_not_wait_for_the_device(make, no_sync, changes):
     """The eager step, of which an operation that waits would end a capture."""
     trainer = make(device=DEVICE, blend_freq=1, pixel_loss_warmup_epochs=0, **changes)
     trainer.begin_epoch()
-    step, kind = trainer.training_step, Kind(trainer.training_step.plan.counts[0], True)
+    step = trainer.training_step
+    kind = trainer.kind(step.plan.counts[0])
+    assert kind == Kind(step.plan.counts[0], True, bool(changes.get("rate_weight")), changes.get("rounding_start") == 0)
     for _ in range(2):
         step.take(kind)
         step.number.zero_()

@@ -54,7 +54,7 @@ def trained_psnr(make, device: str, precision: str) -> float:
     for trainer.state.epoch in range(60):
         for batch in trainer.remaining_batches():
             trainer.step(batch)
-    trainer.refresh_codes()
+    trainer.refresh_evaluated()
     return evaluate(trainer.model, trainer.store).train.psnr_frame.double().mean().item()
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from hnerv.training import step as capture
 from hnerv.training.optim import OPTIMIZERS
+from hnerv.training.step import Schedule
 
 READS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
 """Operators by which the host reads a value: a graph cannot hold them."""
@@ -76,7 +77,7 @@ def capturing(trainer):
 
     def undone(graphs, kind):
         step = trainer.training_step
-        memory = [p.data for p in trainer.model.parameters()]
+        memory = [p.data for group in trainer.optimizer.param_groups for p in group["params"]]
         memory += [v for state in trainer.optimizer.state.values() for v in state.values()]
         memory += [step.records, step.number, *(step.average.averages if step.average else ())]
         before = [value.clone() for value in memory]
@@ -103,6 +104,7 @@ SETTINGS = {
     "encoder": {"embedding": "encoder"},
     "convnext": {"decoder": "convnext", "dec_strides": "2 3 2", "precision": "bf16"},
     "average": {"ema_decay": 0.6},
+    "rate": {"rate_weight": 1e-3, "rate_freq": 2, "rate_ramp_epochs": 3, "rounding_start": 0.5, "epochs": 12},
     **{name: {"optimizer": name, "lr_type": "cosine_0.3_1_0.1"} for name in OPTIMIZERS},
 }
 
@@ -138,11 +140,22 @@ def test_the_gradients_are_those_of_the_last_step(make, console, monkeypatch, st
         assert torch.equal(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("what", ["learning rate", "lambda", "decay", "position"])
+COLUMNS = {
+    "learning rate": lambda row: row.learning_rates,
+    "lambda": lambda row: row.clip_weight,
+    "decay": lambda row: row.share,
+    "weight of the rate": lambda row: row.rate_weight,
+    "number of the step": lambda row: row.number,
+}
+
+
+@pytest.mark.parametrize("what", [*COLUMNS, "position"])
 def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand_ins, what):
     """The recording does fail a step that is not made of tensors alone."""
     settings = {"epochs": 8, "lr_type": "cosine_0.3_1_0.1", "clip_ramp_epochs": 9, "clip_loss_weight": 0.5}
     settings |= {"ema_decay": 0.99} if what == "decay" else {}
+    with_rate = what in ("weight of the rate", "number of the step")
+    settings |= {"rate_weight": 0.1, "rate_freq": 1, "rate_ramp_epochs": 9} if with_rate else {}
     eager = make(**settings, eval_freq=0)
     eager.fit(console)
     captured, undone, _ = capturing(make(**settings, eval_freq=0))
@@ -156,9 +169,9 @@ def test_a_number_from_python_would_be_noticed(make, console, monkeypatch, stand
 
     def with_numbers(given, schedule, clip):
         schedule = schedule.clone()
-        columns = {"learning rate": slice(-2), "lambda": slice(-2, -1), "decay": slice(-1, None)}
-        column = columns.get(what, slice(0))
-        schedule[column] = captured.schedule(range(captured.global_step, captured.global_step + 1))[0, column].clone()
+        now = captured.schedule(range(captured.global_step, captured.global_step + 1))[0]
+        if what in COLUMNS:
+            COLUMNS[what](Schedule.of(schedule)).copy_(COLUMNS[what](Schedule.of(now)))
         return update(given, schedule, clip)
 
     monkeypatch.setattr(step, "update", with_numbers)

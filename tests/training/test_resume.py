@@ -85,6 +85,8 @@ def test_a_signal_during_the_last_evaluation_lets_the_run_finish(tmp_path, train
         {"checkpoint_freq": 3, "blend_freq": 0},
         {"blend_freq": 3, "batch_size": 1, "data_split": "1_1_2"},
         {"ema_decay": 0.9, "embedding": "encoder"},
+        {"rate_weight": 0.01, "rate_freq": 2, "rounding_start": 0.8},
+        {"rate_weight": 0.01, "rounding_start": 0.4, "target_bpp": 0.9, "rate_ramp_epochs": 2, "optimizer": "adam"},
     ],
     ids=str,
 )
