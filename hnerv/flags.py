@@ -169,10 +169,12 @@ def train_parser() -> Parser:
     )
     run = parser.add_argument_group("run")
     _add_run_folder(run)
-    _add_execution(run)
+    add_device(run)
+    add_threads(run)
+    add_arithmetic(run)
     run.add_argument("--overwrite", action="store_true", help="move an existing run of this name aside and start over")
     add_segments(run)
-    _add_limits(run)
+    add_limits(run)
     add_debug(run)
     add_config_flags(parser)
     return parser
@@ -191,9 +193,8 @@ def _add_run_folder(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_execution(group: argparse._ArgumentGroup) -> None:
-    add_device(group)
-    add_threads(group)
+def add_arithmetic(group: argparse._ArgumentGroup) -> None:
+    """`--deterministic` and `--compile`."""
     group.add_argument(
         "--deterministic",
         action="store_true",
@@ -206,7 +207,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_limits(group: argparse._ArgumentGroup) -> None:
+def add_limits(group: argparse._ArgumentGroup) -> None:
     """Flags that end a run early or handle its divergence."""
     group.add_argument(
         "--max-minutes",

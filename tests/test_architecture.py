@@ -19,7 +19,7 @@ TIERS = (
     "presets",
     "command",
     "model",
-    "data",
+    "rate data",
     "tracking",
     "runs",
     "evaluation",
@@ -45,6 +45,7 @@ REPEATED = {
     "main": "entry points of the commands",
     "add_arguments": "contract of the modules of hnerv.cli",
     "run": "contract of the modules of hnerv.cli",
+    "train_chunk": "train_patch_dual.py has its own, with comments for readers",
 }
 """Public names that several modules may define, and the reason."""
 FILES = [*sorted((ROOT / "hnerv").rglob("*.py")), ROOT / "train_patch_dual.py", ROOT / "eval.py"]

@@ -22,13 +22,14 @@ VERBS: dict[str, str] = {
     "search": "search a video by text, image or embedding, without decoding it",
     "embed": "write all embeddings predicted by the CLIP head to a safetensors file",
     "compare": "compare .hnerv files with x264, x265 and SVT-AV1 on the same frames",
+    "rate-distortion": "train and encode a rate-distortion curve, and compare it with x264, x265 and SVT-AV1",
     "semantics": "compare the CLIP head with baselines, such as a PCA table of the same size",
     "report": "write an HTML page on one run or several side by side: tables, curves, frames, findings",
     "diagnose": "explain the curves of a run in words; exit status 1 if there is a warning",
     "fleet": "train many videos on this machine or a Ray cluster, with retries after failures",
     "doctor": "check this machine and explain how to fix what does not work",
 }
-"""Verb -> help; its module is `hnerv.cli.<verb>`."""
+"""Verb -> help; its module is `hnerv.cli.<verb>`, with _ for -."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +58,7 @@ def build_parser() -> Parser:
 
 def module_of(verb: str):
     """The module of a verb. Importing it does not import torch."""
-    return importlib.import_module(f"hnerv.cli.{verb}")
+    return importlib.import_module(f"hnerv.cli.{verb.replace('-', '_')}")
 
 
 def add_model(parser: Parser, more: str = "") -> None:

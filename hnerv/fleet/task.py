@@ -26,7 +26,6 @@ from hnerv.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from hnerv.training.chunks import Run
-    from hnerv.training.run import ChunkRun, Result, RuntimeOptions
     from hnerv.training.signals import StopSignals
     from hnerv.training.trainer import Trainer
 
@@ -94,7 +93,7 @@ def _train(video: FleetVideo, options: TaskOptions, hand_over: HandOver) -> dict
     """Train all chunks -> the values of the table."""
     set_up_torch(options.threads, options.deterministic, benchmark=True)
     from hnerv.report.results import headline_values, read_run
-    from hnerv.training.chunks import prepare_run
+    from hnerv.training.chunks import prepare_run, train_chunk
     from hnerv.training.run import RuntimeOptions, check_settings
 
     sys.argv, device = options.command, pick_device(options.device)
@@ -103,29 +102,11 @@ def _train(video: FleetVideo, options: TaskOptions, hand_over: HandOver) -> dict
     with prepare_run(hand_over.scratch, video.name, video.choice, video.chunk_options, False) as run:
         for chunk in run.chunks():
             hand_over.begin(run)
-            run.add(_train_chunk(chunk, runtime))
+            run.add(train_chunk(chunk, runtime))
             hand_over.push()
         hand_over.stop = run.results[-1].stop
         run.close(options.log.report_to)
     return headline_values(read_run(hand_over.folder))
-
-
-def _train_chunk(chunk: ChunkRun, runtime: RuntimeOptions) -> Result:
-    """As in train_patch_dual.py, which explains it."""
-    import torch
-
-    from hnerv.data.store import load_material
-    from hnerv.model import build_model
-    from hnerv.training.optim import build_optimizer
-    from hnerv.training.run import check_material, device_errors, fit
-
-    config, device = chunk.config, runtime.device
-    material = load_material(config, device, progress=True)
-    check_material(chunk, material)
-    with device_errors(config, chunk.folder.latest):
-        torch.manual_seed(config.train.seed)
-        model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
-        return fit(chunk, material, model, build_optimizer(model, config.train), runtime)
 
 
 class TakenOver(RunError):

@@ -9,13 +9,17 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from hnerv.data.chunks import ChunkOptions, ChunkPlan, PlannedChunk, plan_video
 from hnerv.data.clip import warned_once
 from hnerv.data.clip.targets import check_rows
+from hnerv.data.store import load_material
 from hnerv.data.video import frame_count
 from hnerv.errors import UserError
 from hnerv.evaluation import combine
 from hnerv.files import move_aside
+from hnerv.model import build_model
 from hnerv.presets import Choice
 from hnerv.runs import ChunkedFolder, lock, read_plan, targets_of, write_plan
 from hnerv.runs.checkpoint import load_checkpoint
@@ -23,7 +27,8 @@ from hnerv.runs.folder import RunFolder, refuse_unwritable
 from hnerv.runs.names import folder_name
 from hnerv.runs.record import RunRecord
 from hnerv.tracking import RunLogger, events_folder, metrics_file
-from hnerv.training.run import ChunkRun, Result
+from hnerv.training.optim import build_optimizer
+from hnerv.training.run import ChunkRun, Result, RuntimeOptions, check_material, device_errors, fit
 
 
 class Run:
@@ -97,6 +102,20 @@ def prepare_run(output: Path, exp_id: str, choice: Choice, options: ChunkOptions
         plan = _plan(folder, options, choice)
         check_rows(choice.config.clip.clip_targets, plan.count)
         yield Run(choice, folder, plan)
+
+
+def train_chunk(chunk: ChunkRun, options: RuntimeOptions) -> Result:
+    """One network from its video to its last evaluation, as in train_patch_dual.py, which explains each step.
+
+    Raises as `fit`.
+    """
+    config, device = chunk.config, options.device
+    material = load_material(config, device, progress=True)
+    check_material(chunk, material)
+    with device_errors(config, chunk.folder.latest):
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
+        return fit(chunk, material, model, build_optimizer(model, config.train), options)
 
 
 def chunk_choice(planned: PlannedChunk, choice: Choice) -> Choice:

@@ -244,7 +244,7 @@ def test_other_errors_are_one_sentence(attempt, storage, tmp_path, monkeypatch, 
         raise ZeroDivisionError("by zero\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hnerv.data.store.load_material", broken)
+        patch.setattr("hnerv.training.chunks.load_material", broken)
         assert attempt().cause == "ZeroDivisionError: by zero" and "Traceback" in caplog.text
     assert attempt(epochs=1).state == "finished"
     write_status(storage, "x", Status())

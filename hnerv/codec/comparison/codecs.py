@@ -118,13 +118,18 @@ def parse_codecs(text: str) -> list[VideoCodec]:
     return codecs
 
 
-def check_codecs(codecs: list[VideoCodec], size: tuple[int, int]) -> None:
-    """Raises UserError where this PyAV lacks an encoder, or frames of `size` (H, W) cannot be 4:2:0."""
+def check_encoders(codecs: list[VideoCodec]) -> None:
+    """Raises UserError where this PyAV lacks an encoder."""
     from av.codec import codecs_available
 
     missing = [codec.name for codec in codecs if codec.setup.encoder not in codecs_available]
     if missing:
         raise UserError(f"the installed PyAV has no encoder for {', '.join(missing)}: remove it from --against")
+
+
+def check_codecs(codecs: list[VideoCodec], size: tuple[int, int]) -> None:
+    """Raises UserError where this PyAV lacks an encoder, or frames of `size` (H, W) cannot be 4:2:0."""
+    check_encoders(codecs)
     if size[0] % 2 or size[1] % 2:
         raise UserError(
             f"the codecs in --against use 4:2:0 chroma, which needs even frame sizes, not {size[0]}x{size[1]}: "
