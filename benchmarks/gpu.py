@@ -6,10 +6,11 @@
     python benchmarks/gpu.py --rehearse                             # a tiny version of every part, on the CPU
 
 Parts, in the order in which they run: `env` (machine, versions, peak rates), `full` (bunny-1.5m on all frames, 300
-epochs), `codec` (encode that run on the GPU, decode it there and on the CPU), `full-0.75m` and `full-3m` (the same
-training at these sizes), `tests` (`pytest -m cuda`, files that start processes last), `profile` (20 steps of `full`:
-eager, captured, compiled), `speed` (speed.py), `full-fast` and `profile-fast` (bunny-1.5m-fast), `split` (bunny-1.5m on
-9_9_10). --help prints their estimated seconds; the first command and the second together take about twelve minutes.
+epochs), `codec` (encode that run on the GPU, decode it there and on the CPU), `full-0.75m` (the same training at this
+size), `rate` (bunny-1.5m-codec and its file), `full-3m`, `tests` (`pytest -m cuda`, files that start processes last),
+`profile` (20 steps of `full`: eager, captured, compiled), `speed` (speed.py), `full-fast` and `profile-fast`
+(bunny-1.5m-fast), `split` (bunny-1.5m on 9_9_10). --help prints their estimated seconds; the first command and the
+second together take about twelve minutes.
 
 Each part runs in its own processes and may use all the time that later parts do not need. A part that exceeds its limit
 is stopped and reports the results it has.
@@ -121,7 +122,7 @@ def commands_of(name: str, work: Path, args: argparse.Namespace) -> list[list[st
     part, run, values = PARTS[name], run_to_encode(work), REHEARSAL if args.rehearse else GPU
     preset = part.preset
     if args.rehearse:  # of the same decoder
-        preset = "demo" if preset.endswith("-fast") else "demo-small"
+        preset = {"fast": "demo", "codec": "demo-codec"}.get(preset.rpartition("-")[2], "demo-small")
     with_head = name == "split" and args.clip_targets
     fields = {
         **values,
@@ -160,8 +161,9 @@ def result_of(name: str, work: Path, ended: Ended) -> dict:
     if name == "tests":
         return result_of_tests(ended.log)
     if PARTS[name].targets:
-        found = result_of_run(work / name, ended.started, PARTS[name].targets)
-        return found and {**found, "command_seconds": ended.seconds[-1]}
+        found, file = result_of_run(work / name, ended.started, PARTS[name].targets), work / f"{name}.hnerv"
+        coded = {"bytes": file.stat().st_size} if file.is_file() else {}
+        return found and {**found, **coded, "command_seconds": ended.seconds[0]}
     path = work / f"{name}.json"
     found = read_json(path) if path.is_file() else {}
     if name == "codec" and found:

@@ -27,6 +27,7 @@ CODEC = (
     "hnerv encode {work}/{run} -o {work}/{run}.hnerv --overwrite --device {device}",
     "python benchmarks/gpu_parts.py codec {work}/{run}.hnerv --device {device} --every {every} --json {json}",
 )
+RATE_CODEC = "hnerv encode {work}/{name} -o {work}/{name}.hnerv --overwrite --no-measure --device {device}"
 # The steps of a split without unseen frames are all of one kind, so a profile compiles once.
 PROFILE = ("python benchmarks/gpu_parts.py profile {preset} --data-split {split} {clip} --json {json}",)
 PYTEST = (
@@ -38,13 +39,15 @@ TARGETS = {
     "bunny-0.75m": {"HNeRV paper": 32.81, "aim": 36.5},
     "bunny-1.5m": {"HNeRV paper": 35.57, "aim": 38.5},
     "bunny-3m": {"HNeRV paper": 37.43, "aim": 40.5},
+    "bunny-1.5m-codec": {"x264 medium, 580,937 bytes": 37.44, "SVT-AV1 6, 388,430 bytes": 37.54},
 }
-"""Preset -> dB on all frames of Bunny. HNeRV paper: table 2."""
+"""Preset -> dB on all frames of Bunny. HNeRV paper: table 2; x264 and SVT-AV1: `hnerv compare`."""
 PARTS = {
     "env": Part(20, ("python benchmarks/gpu_parts.py env --device {device} --json {json}",)),
     "full": Part(200, (TRAIN,), targets=TARGETS["bunny-1.5m"]),
     "codec": Part(40, CODEC),
     "full-0.75m": Part(130, (TRAIN,), "bunny-0.75m", targets=TARGETS["bunny-0.75m"]),
+    "rate": Part(260, (TRAIN, RATE_CODEC), "bunny-1.5m-codec", targets=TARGETS["bunny-1.5m-codec"]),
     "full-3m": Part(330, (TRAIN,), "bunny-3m", targets=TARGETS["bunny-3m"]),
     "tests": Part(200, PYTEST, environment={"HNERV_TEST_CUDA": "1"}),
     "profile": Part(100, PROFILE),

@@ -215,6 +215,7 @@ ROWS = [
     Row("env", "matrix product, bf16", "{product_tflops:,.1f} TFLOP/s", "best of 5"),
     Row("tests", "tests marked `cuda`", tests_text),
     *(row for name, part in PARTS.items() if part.targets for row in rows_of_run(name)),
+    Row("rate", "bunny-1.5m-codec: file", "{bytes:,} bytes", "of the last epoch"),
     Row("codec", "file", "{bytes:,} bytes", file_text),
     Row("codec", "`hnerv encode`, wall time", "{encode_seconds:.1f} s", "includes imports, video and both evaluations"),
     Row("codec", "weights decoded on the device and on the CPU", same_text("same_weights")),

@@ -243,7 +243,7 @@ def import_theirs(folder: Path, *names: str) -> list[ModuleType]:
 KINDS: dict[str, Kind] = {
     "haochen-rye/HNeRV": Kind(
         ("train_nerv_all.py", "model_all.py", "hnerv_utils.py"),
-        {"embedding": "encoder", "clip_weights": "none", "clip_targets": "", "clip_site": 1},
+        {"embedding": "encoder", "clip_weights": "none", "clip_targets": "", "clip_site": 1, "rate_weight": 0.0},
         lambda config, scene, width: {},
         build_haochen,
     ),

@@ -74,7 +74,7 @@ def test_the_rehearsal_measures_every_part(gpu, tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "out" / "log.txt").read_text()
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["full.hnerv", "log.txt", "results.json", "table.md"]
+    assert files == ["full.hnerv", "log.txt", "rate.hnerv", "results.json", "table.md"]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {name: part["state"] for name, part in results["parts"].items()} == dict.fromkeys(gpu.PARTS, "done")
     text = (tmp_path / "out" / "table.md").read_text()
