@@ -13,6 +13,7 @@ import pytest
 
 from hnerv.codec import BitstreamFile
 from hnerv.data.video import load_video
+from hnerv.data.video.loader import _warn_hdr
 
 SMALL = {"size": (32, 64)}
 JITTER = [0, 40, 80, 120, 160, 1160, 2160, 2200, 2240, 2280, 3280, 3320]
@@ -73,6 +74,7 @@ def test_colour_tags_and_pixel_aspect(coded, encode, hnerv_main, folder, segment
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, 16, 9, 1
         context.sample_aspect_ratio = Fraction(4, 3)
 
+    _warn_hdr.cache_clear()  # one warning for each path, and temporary folders may take the name of an earlier one
     path = coded(encode("hdr.mp4", pix_fmt="yuv420p10le", setup=tag, **SMALL), *segments)
     assert caplog.text.count("is HDR (PQ, as in HDR10)") == 1
     assert BitstreamFile(path).display == (9, 16, 9, 1, 4, 3)
