@@ -18,6 +18,9 @@ from hnerv.errors import UserError
 EIGHTHS = tuple(x / 2**23 for x in (8388608, 9147842, 9975792, 10878679, 11863283, 12937002, 14107901, 15384775))
 """2^(i / 8) for i = 0 ... 7, rounded to fp32."""
 
+RESOLUTION = 4
+"""Exponents per octave that `from_logs` uses, of the 8 that a file can have."""
+
 LARGEST_EXPONENT, LARGEST_LEVEL = 240, 16382
 """Magnitudes of the exponents and symbols of `from_logs`."""
 
@@ -67,12 +70,9 @@ class Scale(NamedTuple):
         return Scale(*(x.to(device) if isinstance(x, Tensor) else x for x in self))
 
 
-def from_logs(log2_rows: Tensor | None, log2_cols: Tensor | None, resolution: int = 4) -> Scale:
-    """The scale with steps near 2^(log2_rows + log2_cols) of the matrix view; None is 0.
-
-    `resolution` is 8, 4, 2 or 1 exponents per octave.
-    """
-    # The default resolution minimises file and distortion together. Let D s^2 - n ln s be the cost of n elements in
+def from_logs(log2_rows: Tensor | None, log2_cols: Tensor | None) -> Scale:
+    """The scale with steps within 1 / RESOLUTION octaves of 2^(log2_rows + log2_cols) of the matrix view; None is 0."""
+    # RESOLUTION minimises file and distortion together. Let D s^2 - n ln s be the cost of n elements in
     # nats, minimal at s = 1 for D = n / 2: with s = e^d it rises by n d^2. Rounded to 1 / r octaves, d is uniform and
     # n d^2 is n (ln 2 / r)^2 / 12 on average: 0.36, 1.4 and 5.8 nats at n = 144 for r = 4, 2, 1, against ln 2 = 0.69
     # nats that each halving of r saves on the exponent of a row.
@@ -84,7 +84,7 @@ def from_logs(log2_rows: Tensor | None, log2_cols: Tensor | None, resolution: in
         logs = logs.detach().double().flatten().cpu()
         middle = logs.median().item()
         base += middle
-        rounded = ((logs - middle) * resolution).round().mul(8 // resolution)
+        rounded = ((logs - middle) * RESOLUTION).round().mul(8 // RESOLUTION)
         rounded = rounded.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).int()
         exponents.append(rounded if rounded.any() else None)
     step = _positive(torch.tensor([2.0**base]))
