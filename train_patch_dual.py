@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def train(args: TrainArguments) -> None:
-    """Trains the chunks of the video, of which there is one unless the --segment- flags divide it, and reports."""
+    """Trains the chunks of the video, one unless the --segment- flags divide it, and reports."""
     args.check()  # before the seconds that importing torch takes
     set_up_torch(args.threads, args.deterministic, benchmark=True)
     from hnerv.evaluation import table
@@ -59,7 +59,8 @@ def train_chunk(chunk: ChunkRun, options: RuntimeOptions) -> Result:
         model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
         # Muon for the kernels, Adam for everything else; the knots of a grid learn faster.
         optimizer = build_optimizer(model, config.train)
-        # Minimises the pixel loss, after the warm-up pixel + lambda x CLIP, with logs, evaluations and checkpoints.
+        # Minimises the pixel loss, after the warm-up pixel + lambda x CLIP, with --rate-weight also the size of the
+        # file; with logs, evaluations and checkpoints.
         return fit(chunk, material, model, optimizer, options)
 
 

@@ -48,7 +48,7 @@ def heading(parts: dict, rehearsal: bool) -> str:
 
 
 LACKING = (KeyError, TypeError, IndexError, ValueError, AttributeError)
-"""Errors of a text whose result lacks a value, because its part was cut short."""
+"""Errors of formatting a result that lacks a value, because its part was cut short."""
 
 
 def text_of(text: Text, result: dict) -> str:

@@ -196,7 +196,7 @@ def scaled_to_rate(
         low, high = (middle, high) if rate(middle) > target_bpp else (low, middle)
     if high > 8:
         logging.getLogger("hnerv").warning(
-            "the quantisation steps are %.0f times those at 8 bits: expect poor image quality", high
+            "the quantisation steps are %.0f times as large as at first: expect poor image quality", high
         )
     return coarser(weights, scales, high)
 

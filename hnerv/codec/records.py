@@ -117,6 +117,7 @@ def read_tensor(fields: Fields, shape: tuple[int, ...], latent: bool) -> Callabl
     codes = {flag: read_vector_code(fields) for flag in _vector_flags(kind)}
 
     def decode(shared: Shared, decoder: SymbolDecoder) -> Tensor:
+        """Values of `shape`, fp32; `shared` is changed, too. Raises ValueError."""
         (rows, cols, _), vectors = _view(shape, latent), {}
         for flag, code in codes.items():
             count = rows if flag in (_ROW_STEPS, _ROW_CLASSES) else cols

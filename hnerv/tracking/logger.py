@@ -208,6 +208,7 @@ class RunLogger(NullLogger):
         os.fsync(self._lines.fileno())
 
     def close(self) -> None:
+        """Close files and writers; an error of one leaves none of the others open."""
         for end in (self._lines and self._lines.close, self._writer and self._writer.close):
             if end:
                 self._guarded(end)

@@ -60,8 +60,7 @@ class RateTerm:
 
     def missed(self, weight: float) -> str:
         """A sentence where the estimate ends more than TOLERANCE away from the target; else ''."""
-        target, rate = self.loss.target_bpp, self.total(self.measure())
-        if not target or abs(rate / target - 1) <= TOLERANCE:
+        if not (target := self.loss.target_bpp) or abs((rate := self.total(self.measure())) / target - 1) <= TOLERANCE:
             return ""
         advice = "more epochs, or a --rate-weight or --modelsize nearer to it"
         return f"target   {target:g} bpp was missed: {rate:.4f} bpp, with a final weight of {weight:.2g}: pass {advice}"
