@@ -43,11 +43,11 @@ def build_trainer(config: Config, material, store, folder: str, **options):
 
 def clip_trainer(config: Config, device, folder: str, **options):
     """A Trainer on the video of `config`. Its CLIP loss, if there is a head, is on from the first step."""
-    from hnerv.data.store import FrameStore
+    from hnerv.data.store import training_store
 
     config = config.replaced({"pixel_loss_warmup_epochs": 0, "clip_ramp_epochs": 0, "params_freq": 1})
     material = material_of(config, device)
-    return build_trainer(config, material, FrameStore(material, device), folder, **options)
+    return build_trainer(config, material, training_store(material, config, device), folder, **options)
 
 
 def material_of(config: Config, device):

@@ -150,12 +150,12 @@ def run(job: Job) -> str:
     import torch
 
     from hnerv.command import pick_device
-    from hnerv.data.store import FrameStore, load_material
+    from hnerv.data.store import load_material, training_store
 
     device = pick_device(job.device)
     config = Config().replaced(job.settings)
     material = load_material(config, device)
-    store = FrameStore(material, device)
+    store = training_store(material, config, device)
     # Other processes hardly change the processor time; with CUDA it leaves out the device.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     trained = (train_reference if job.checkout else train_variant)(job, config, material, store, clock)
@@ -164,7 +164,7 @@ def run(job: Job) -> str:
         "config": config.to_dict(),
         "budget_seconds": job.seconds,
         **trained.row,
-        **blends(material.scene, trained.decode, store),
+        **bars(material.scene, trained.decode, store),
         "torch": torch.__version__,
     }
     write_json(job.path, row)
@@ -179,6 +179,7 @@ def train_variant(job: Job, config: Config, material, store, clock: Callable[[],
     with tempfile.TemporaryDirectory() as folder:
         if job.seconds:
             trainer = build_trainer(config, material, store, folder)
+            trainer.batches.make_all()  # once for a training, however long
             batches = itertools.chain.from_iterable(trainer.remaining_batches() for _ in itertools.count())
             epoch = epoch_seconds(trainer.step, batches, trainer.steps_per_epoch, clock)
             config = config.replaced({"epochs": epochs_within(job.seconds, epoch)})
@@ -286,36 +287,42 @@ class NoConsole:
     def print_line(self, line: str) -> None: ...
 
 
-def blends(scene, decode: Callable, store) -> dict[str, float]:
-    """psnr_frame of unseen frames against the linear blend of their two nearest training frames: sources, and decoded.
+def bars(scene, decode: Callable, store) -> dict[str, float]:
+    """psnr_frame of unseen frames against interpolations of their two nearest training frames.
 
-    A model below the blend of decoded frames has learned nothing between frames. Empty without unseen frames between
+    Linear or along the motion; of the source frames, uncompressed, or of the frames that the model decodes. A model
+    below the interpolations of its own frames has learned nothing between frames. Empty without unseen frames between
     training frames.
     """
     import torch
 
     from hnerv.metrics import frame_mse, psnr
     from hnerv.model.predict import round8
+    from hnerv.motion import between
 
-    train = scene.train
-    found = {"blend_of_sources": [], "blend_of_decoded": []}
+    train, found = scene.train, {}
     with torch.no_grad():
         for t in (t for t in scene.val if train[0] < t < train[-1]):
             before, after = max(s for s in train if s < t), min(s for s in train if s > t)
             share = (t - before) / (after - before)
             where = torch.tensor([before, t, after])
             frames = store.frames(where)
-            decoded = decode(where)
-            for values, (a, _, b) in zip(found.values(), (frames.split(1), decoded.split(1)), strict=True):
-                values.append(psnr(frame_mse(round8(torch.lerp(a, b, share)), frames[1:2])).item())
-    return {name: mean(values) for name, values in found.items() if values}
+            for name, pictures in (("sources", frames), ("decoded", round8(decode(where)))):
+                low, _, high = pictures.split(1)
+                pair = torch.lerp(low, high, share), between(low, high, torch.tensor([share], device=low.device))
+                for kind, picture in zip(("blend", "motion"), pair, strict=True):
+                    value = psnr(frame_mse(round8(picture), frames[1:2])).item()
+                    found.setdefault(f"{kind}_of_{name}", []).append(value)
+    return {name: mean(values) for name, values in found.items()}
 
 
 COLUMNS = {
     "train_psnr_frame": ".2f",
     "val_psnr_frame": ".2f",
     "blend_of_decoded": ".2f",
+    "motion_of_decoded": ".2f",
     "blend_of_sources": ".2f",
+    "motion_of_sources": ".2f",
     "train_clip_sim_centred": ".4f",
     "val_clip_sim_centred": ".4f",
     "train_clip_retrieval": ".3f",

@@ -81,13 +81,13 @@ def run(job: tuple[str, int, Path]) -> str:
     set_up_torch(1)
     import torch
 
-    from hnerv.data.store import FrameStore, load_material
+    from hnerv.data.store import load_material, training_store
 
     variant = VARIANTS[name]
     settings = {**BASE, "epochs": epochs, "eval_freq": 0, **variant.settings}
     config, device = Choice.of("demo-codec", settings).config, torch.device("cpu")
     material = load_material(config, device)
-    store = FrameStore(material, device)
+    store = training_store(material, config, device)
     with tempfile.TemporaryDirectory() as folder, patch("hnerv.training.rate.RateModel", reduced(variant)):
         trainer = build_trainer(config, material, store, folder)
         trainer.fit(NoConsole())

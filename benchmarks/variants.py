@@ -9,7 +9,7 @@ NO_CLIP: Settings = {"clip_weights": "none"}
 PROXY: Settings = {**preset("demo"), "modelsize": 0.2, "epochs": 30, "eval_freq": 5, **NO_CLIP}
 SCALES: dict[str, Settings] = {
     "proxy": PROXY,
-    "proxy-1_1_2": {**PROXY, "data_split": "1_1_2"},
+    **{f"proxy-{split}": {**PROXY, "data_split": split} for split in ("1_1_2", "6_6_10")},
     "demo": {**preset("demo"), **NO_CLIP},
     **{
         f"{name}-{split}": {**preset(name), "eval_freq": 25, **NO_CLIP, "data_split": split}
@@ -42,6 +42,7 @@ LADDER: dict[str, Settings] = {
     "default": {},
     "convnext": CONVNEXT,
     "convnext with L2": {**CONVNEXT, "pixel_loss": "L2"},
+    "convnext without blends": {**CONVNEXT, "blend_freq": 0},
     "convnext with EMA": {**CONVNEXT, "ema_decay": 0.999},
     "pe 1.25": PE,
     "pe 1.25 without blends": {**PE, "blend_freq": 0},

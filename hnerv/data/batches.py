@@ -51,7 +51,7 @@ class Batches:
     def __init__(self, store: FrameStore, model: DualHeadHNeRV, config: Config) -> None:
         self.store, self.train = store, config.train
         self.positions = torch.tensor(model.scene.train)
-        self.between = store.between if model.embedding.at_any_time else store.between[:0]
+        self.blends = len(store.between) if self.train.blend_freq and model.embedding.at_any_time else 0
         self.compares = model.clip_head is not None and compares_frames(config.loss.clip_loss)
 
     @property
@@ -69,12 +69,12 @@ class Batches:
         # All of it in advance, as tables of fixed width: a step that a CUDA graph holds reads its row, and a run that
         # resumes in the middle of an epoch draws the full epoch again and skips rows.
         order = self.positions[torch.randperm(len(self.positions), generator=draw)]
-        steps = [*zip(order.split(self.train.batch_size), self._blends(draw), self._near(order, draw), strict=True)]
+        steps = [*zip(order.split(self.train.batch_size), self._drawn(draw), self._near(order, draw), strict=True)]
         rows, times = torch.zeros(len(steps), self.width, dtype=torch.long), torch.zeros(len(steps), self.width)
-        for i, (real, between, near) in enumerate(steps):
-            count = len(real) + len(between) + len(near)
-            rows[i, :count] = torch.cat([real, self.store.rows(between), near])
-            times[i, :count] = torch.cat([real, between, near])
+        for i, (real, blends, near) in enumerate(steps):
+            count = len(real) + len(blends) + len(near)
+            rows[i, :count] = torch.cat([real, self.store.num_frames + blends, near])
+            times[i, :count] = torch.cat([real, self.store.between[blends], near])
         return EpochPlan(rows, times, [Counts(*map(len, step)) for step in steps])
 
     def epoch(self, draw: torch.Generator, begin: int = 0) -> Iterator[Batch]:
@@ -92,8 +92,7 @@ class Batches:
 
     def make_all(self) -> None:
         """Compute all blends that a step may draw."""
-        if self.train.blend_freq:
-            self.store.make(self.store.rows(self.between))
+        self.store.make(self.store.num_frames + torch.arange(self.blends))
 
     def batch(self, rows: Tensor, times: Tensor, counts: Counts, clip: bool = True) -> Batch:
         """The Batch of a row of a plan, `rows` (W,) on the CPU or the device, `times` (W,) on the device."""
@@ -104,12 +103,12 @@ class Batches:
         end = shown + counts.near
         return batch._replace(near=Near(times[shown:end], self.store.clip(rows[shown:end])))
 
-    def _blends(self, draw: torch.Generator) -> list[Tensor]:
-        """For each step of an epoch the positions (0 or 1,) of its blends."""
+    def _drawn(self, draw: torch.Generator) -> list[Tensor]:
+        """For each step of an epoch the numbers (0 or 1,) of its blends."""
         every, steps = self.train.blend_freq, len(self.sizes)
-        if not every or not len(self.between):
-            return [self.between[:0]] * steps
-        drawn = self.between[torch.randint(len(self.between), (steps,), generator=draw)]
+        if not self.blends:
+            return [torch.empty(0, dtype=torch.long)] * steps
+        drawn = torch.randint(self.blends, (steps,), generator=draw)
         return [drawn[i : i + 1 if i % every == 0 else i] for i in range(steps)]
 
     def _near(self, order: Tensor, draw: torch.Generator) -> list[Tensor]:

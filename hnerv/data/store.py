@@ -1,10 +1,11 @@
 """The video, scene and targets of a configuration, and a store that serves its frames to training steps.
 
-N frames, B batch, P patches, H W pixels, D embedding dimensions.
+N frames, F of them for training, B batch, K blends, P patches, H W pixels, D embedding dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hnerv.config import Config
 from hnerv.data.clip import Targets, clip_targets
+from hnerv.data.cuts import cuts_of, frame_changes
 from hnerv.data.video import Video, data_split, load_video
 from hnerv.geometry import PatchGrid, parse_grid
 from hnerv.model.predict import to_uint8
@@ -99,21 +101,28 @@ class Batch(NamedTuple):
 class FrameStore:
     """The frames as uint8 and the targets: on the device if they fit, otherwise in host memory.
 
-    Row r of the store is frame r of the video for r < N. From N on it is the blend for position `between[r - N]`: the
-    motion-compensated picture between the two nearest training frames, and the normalised blend of their targets.
+    Row r of the store is frame r of the video for r < N. With `blend_seed`, row N + k is blend k, at the time
+    `between[k]`: the motion-compensated picture between the two nearest training frames, and the normalised blend of
+    their targets. There are none where every frame is trained.
     """
 
-    # A blend never reads the frame of the video at its position, which is unseen: training on it would be training on
-    # the test set. Blends are computed once, when a step first needs them, and kept as uint8 like frames.
+    # A blend never reads a frame that is not trained. Blends are computed once, when a step first needs them, and kept
+    # as uint8 like frames.
 
     SHARE_OF_DEVICE_MEMORY = 0.5
 
-    def __init__(self, material: Material, device: torch.device, share_of_device: float = 1.0) -> None:
-        """`share_of_device` is the part of a GPU that this process may use."""
+    def __init__(
+        self, material: Material, device: torch.device, share_of_device: float = 1.0, blend_seed: int | None = None
+    ) -> None:
+        """`share_of_device` is the part of a GPU that this process may use. `blend_seed` None: no blends."""
         self.device, scene = device, material.scene
-        self._train = torch.tensor(scene.train)
-        self.between = torch.tensor(scene.between, dtype=torch.long)
         frames = material.video.frames.permute(0, 2, 3, 1)
+        self._train = torch.tensor(scene.train)
+        self.between = torch.empty(0)
+        has_gaps = len(scene.train) <= scene.train[-1] - scene.train[0]
+        if blend_seed is not None and has_gaps:
+            cuts = cuts_of(frame_changes(frames[frame].numpy() for frame in scene.train))
+            self.between = blend_times(self._train, cuts, blend_seed)
         pictures = len(frames) + len(self.between)
         self.resident = device.type == "cpu" or pictures * frames[0].nbytes < _room(device, share_of_device)
         # Channels last, as the network computes: converting between layouts costs several times the arithmetic.
@@ -122,9 +131,10 @@ class FrameStore:
         self._missing = set(range(len(self.between)))
         self._clip = None if material.targets is None else self._with_blends(material.targets.embeddings.to(device))
 
-    def rows(self, between: Tensor) -> Tensor:
-        """Positions (E,) that lie between training frames -> the rows of their blends."""
-        return len(self._frames) + torch.searchsorted(self.between, between)
+    @property
+    def num_frames(self) -> int:
+        """N, the row of the first blend."""
+        return len(self._frames)
 
     def frames(self, positions: Tensor) -> Tensor:
         """Positions (B,) -> frames (B, 3, H, W) in [0, 1] on the device, channels last in memory."""
@@ -134,13 +144,9 @@ class FrameStore:
         """Rows (B,) -> targets (B, P, D) on the device; None without targets."""
         return None if self._clip is None else self._clip.index_select(0, rows.to(self.device, non_blocking=True))
 
-    def batch(self, positions: Tensor, between: Tensor | None = None) -> Batch:
-        """Positions (B,), and `between` (E,) that lie between training frames -> a Batch of B + E on the device."""
-        times, rows, real = positions, positions, len(positions)
-        if between is not None and len(between):
-            times, rows = torch.cat([positions, between]), torch.cat([positions, self.rows(between)])
-            self.make(rows[real:])
-        return self.gather(times.to(self.device, non_blocking=True).float(), rows, real)
+    def batch(self, positions: Tensor) -> Batch:
+        """Frames at the positions (B,) of the video -> a Batch on the device."""
+        return self.gather(positions.to(self.device, non_blocking=True).float(), positions, len(positions))
 
     def gather(self, times: Tensor, rows: Tensor, real: int, clip: bool = True) -> Batch:
         """The Batch of `rows` at `times`: `real` frames, then blends that `make` has computed.
@@ -171,11 +177,11 @@ class FrameStore:
         blends = torch.lerp(targets[low.to(targets.device)], targets[high.to(targets.device)], share.view(-1, 1, 1))
         return torch.cat([targets, F.normalize(blends, dim=-1)])
 
-    def _neighbours(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions (E,) -> the training frames before and after, and the share (E,) of the way, on the device."""
-        after = torch.searchsorted(self._train, positions)
+    def _neighbours(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Times (E,) -> the training frames before and after, and the share (E,) of the way, on the device."""
+        after = torch.searchsorted(self._train.float(), times).clamp(min=1)
         low, high = self._train[after - 1], self._train[after]
-        return low, high, ((positions - low) / (high - low)).to(self.device)
+        return low, high, ((times - low) / (high - low)).to(self.device)
 
     def _levels(self, positions: Tensor) -> Tensor:
         return _select(self._frames, positions)
@@ -185,6 +191,28 @@ class FrameStore:
         if levels.device.type != self.device.type:
             levels = levels.pin_memory().to(self.device, non_blocking=True)
         return levels.permute(0, 3, 1, 2).float().div_(255)
+
+
+def training_store(
+    material: Material, config: Config, device: torch.device, share_of_device: float = 1.0
+) -> FrameStore:
+    """The store of a training run: with the blends that its configuration asks for."""
+    return FrameStore(material, device, share_of_device, config.train.seed if config.train.blend_freq else None)
+
+
+def blend_times(train: Tensor, cuts: Sequence[int], seed: int) -> Tensor:
+    """Times (K,), ascending, uniform from the first to the last of the training frames (F,); K <= F.
+
+    `cuts` are indices into `train` of frames that start a scene: between two scenes there is nothing to blend.
+    """
+    # One time is drawn from each of F equal intervals: the density is the same everywhere, less than one blend for each
+    # frame of the video, whether a position is trained, held out or unused. A draw that depended on the positions of
+    # held-out frames would show the model pictures of exactly the times that it is tested on.
+    first, last = train[0].item(), train[-1].item()
+    draw = torch.rand(len(train), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    times = (first + (last - first) * (torch.arange(len(train)) + draw) / len(train)).float()
+    after = torch.searchsorted(train.float(), times).clamp(min=1)
+    return times[~torch.isin(after, torch.tensor(cuts, dtype=torch.long))]
 
 
 def _room(device: torch.device, share: float) -> float:

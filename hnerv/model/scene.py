@@ -45,11 +45,6 @@ class Scene:
         return self.frames * self.height * self.width
 
     @property
-    def between(self) -> tuple[int, ...]:
-        """Positions that lie between two training frames and are none themselves, ascending."""
-        return tuple(sorted(set(range(self.train[0], self.train[-1])) - set(self.train)))
-
-    @property
     def clock(self) -> Timeline:
         """When each frame is shown."""
         return self.clock_from(0)

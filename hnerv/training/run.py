@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hnerv.config import Config, LogConfig
-from hnerv.data.store import FrameStore, Material
+from hnerv.data.store import Material, training_store
 from hnerv.errors import Diverged, RunError, UserError, first_line, is_gpu_lost, is_out_of_memory
 from hnerv.files import sha256_of
 from hnerv.metrics import SSIM_WINDOW, ms_ssim_scales
@@ -94,7 +94,7 @@ def fit(
         trainer = Trainer(
             model,
             optimizer,
-            FrameStore(material, device, options.gpu_share),
+            training_store(material, config, device, options.gpu_share),
             config,
             folder,
             record,

@@ -13,7 +13,7 @@ import torch
 from hnerv import motion
 from hnerv.config import Config
 from hnerv.data.clip import Targets
-from hnerv.data.store import FrameStore, Material, load_material
+from hnerv.data.store import Batch, FrameStore, Material, blend_times, load_material
 from hnerv.data.video import Video, data_split
 from hnerv.data.video.sources import clip_path
 from hnerv.errors import UserError
@@ -104,64 +104,91 @@ def toy_store(count: int, split: str, unseen: int | None = None, targets: bool =
         frames[hidden], embeddings[hidden] = unseen, math.nan
     scene = Scene(count, 4, 8, 2, 4, 24.0, train, val, count if targets else 0)
     video = Video(frames, 24.0, "toy", "toy", "images", (0, 0, 4, 8, 4, 8), "")
-    return FrameStore(Material(video, scene, Targets(embeddings, "", "file", "", "") if targets else None), CPU)
+    return FrameStore(
+        Material(video, scene, Targets(embeddings, "", "file", "", "") if targets else None), CPU, blend_seed=0
+    )
 
 
-BLENDS = [
-    ("9_9_10", 12, 9, 82.0, {8: 1, 10: 1}),
-    ("1_1_2", 7, 5, 26.0, {4: 1, 6: 1}),
-    ("6_6_10", 12, 6, 40.0, {5: 4, 10: 1}),
-    ("6_6_10", 12, 8, 70.0, {5: 2, 10: 3}),
-    ("6_8_10", 12, 6, 40.0, {5: 4, 10: 1}),
-    ("1_1_7", 15, 13, 175.0, {7: 1, 14: 6}),
-]
-"""Split, frames, position, grey of the blend, {training frame: its part}: linear between the squares of the two."""
+def all_blends(store: FrameStore) -> Batch:
+    rows = store.num_frames + torch.arange(len(store.between))
+    store.make(rows)
+    return store.gather(store.between, rows, 0)
 
 
-@pytest.mark.parametrize("unseen", [None, 0, 255])
-@pytest.mark.parametrize(("split", "count", "position", "grey", "parts"), BLENDS)
-def test_a_blend_by_hand(split, count, position, grey, parts, unseen):
-    """Whatever the frame that lies there shows, which is never the blend itself."""
-    store = toy_store(count, split, unseen)
-    batch = store.batch(torch.tensor([0, 5, 0]), torch.tensor([position]))
-    assert batch.real == 3 and batch.times.tolist() == [0.0, 5.0, 0.0, position] and batch.times.dtype == torch.float32
-    assert torch.allclose(batch.frames[3], torch.full((3, 4, 8), grey / 255), atol=1e-6)
-    assert grey != position**2
-    expected, length = torch.zeros(8, count), math.hypot(*parts.values())
-    for frame, part in parts.items():
-        expected[:, frame] = part / length
-    assert torch.allclose(batch.clip[3], expected, atol=1e-6)
+SPLITS = [("9_9_10", 12), ("1_1_2", 7), ("6_6_10", 12), ("6_8_10", 12), ("1_1_7", 15)]
 
 
-@pytest.mark.parametrize(("split", "count"), [("9_9_10", 32), ("1_1_2", 9), ("6_6_10", 32), ("6_8_10", 32)])
-def test_all_blends_at_once_read_training_frames_alone(split, count):
-    clean, white, black = (toy_store(count, split, unseen) for unseen in (None, 255, 0))
+@pytest.mark.parametrize(("split", "count"), SPLITS)
+def test_blends_by_hand(split, count):
+    """Linear between the squares of the two training frames around, whose targets are axes."""
+    store, train = toy_store(count, split), data_split(count, split).train.tolist()
+    blends = all_blends(store)
+    assert blends.real == 0 and torch.equal(blends.times, store.between) and 0 < len(blends.times) <= len(train)
+    for time, picture, target in zip(blends.times.tolist(), blends.frames, blends.clip, strict=True):
+        low, high = max(t for t in train if t <= time), min(t for t in train if t > time)
+        share = (time - low) / (high - low)
+        grey = low**2 + share * (high**2 - low**2)
+        assert torch.allclose(picture, torch.full((3, 4, 8), grey / 255), atol=0.51 / 255)  # rounded to 8 bits
+        expected = torch.zeros(8, count)
+        expected[:, low], expected[:, high] = 1 - share, share
+        assert torch.allclose(target, expected / math.hypot(share, 1 - share), atol=1e-4)
+
+
+@pytest.mark.parametrize(("split", "count"), SPLITS)
+def test_blends_read_training_frames_alone(split, count):
+    clean, white, black = (all_blends(toy_store(count, split, unseen)) for unseen in (None, 255, 0))
+    assert (clean.clip.norm(dim=-1) - 1).abs().max() < 1e-6
+    for other in (white, black):
+        assert torch.equal(other.frames, clean.frames) and torch.equal(other.clip, clean.clip)
+
+
+@pytest.mark.parametrize("split", ["9_9_10", "1_1_2", "6_6_10", "6_8_10", "1_1_7"])
+def test_held_out_positions_get_no_special_share_of_the_blends(split):
+    """Each frame of the video has the same number of blends around it, less than one, whether trained or held out."""
+    count, seeds = 210, 300
     train = data_split(count, split).train
-    between = torch.tensor([i for i in range(count) if i not in train and i < train[-1]])
-    batch = clean.batch(train, between)
-    assert batch.real == len(train) and batch.times.tolist() == [*train.tolist(), *between.tolist()]
-    assert (batch.clip.norm(dim=-1) - 1).abs().max() < 1e-6
-    for store in (white, black):
-        assert store.clip(between).isnan().all()
-        other = store.batch(train, between)
-        assert torch.equal(other.frames, batch.frames) and torch.equal(other.clip, batch.clip)
+    first, last = train[0].item(), train[-1].item()
+    drawn = torch.cat([blend_times(train, [], seed) for seed in range(seeds)])
+    assert drawn.min() >= first and drawn.max() <= last
+    blends = torch.histc(drawn - first + 0.5, bins=last - first + 1, min=0, max=last - first + 1) / seeds
+    inside = blends[1:-1]  # around the first and the last frame there is half an interval
+    expected = len(train) / (last - first)  # F blends over the video: at most one for each trained frame
+    error = 5 * (expected / seeds) ** 0.5  # a Poisson process has this deviation, and strata have less
+    assert expected <= len(train) / (len(train) - 1) and (inside - expected).abs().max() < error
+    # Nor does a step of the size of a frame's share fall more often on the exact times that are evaluated.
+    exact = ((drawn - drawn.round()).abs() < 0.05).float().mean()
+    assert exact == pytest.approx(0.1, abs=0.02)
+
+
+def test_there_is_no_blend_across_a_cut():
+    train = torch.arange(0, 40, 2)
+    times = blend_times(train, [5, 12], 0)  # scenes start at frames 10 and 24
+    assert not ((times > 8) & (times < 10)).any() and not ((times > 22) & (times < 24)).any()
+    assert set(times.tolist()) < set(blend_times(train, [], 0).tolist()) and len(times) > 15
 
 
 def test_blends_are_compensated_pictures_and_targets_of_unit_norm(material):
     """Of 4 frames 0, 1 and 3 train."""
-    store, embeddings = FrameStore(material, CPU), material.targets.embeddings
-    batch = store.batch(torch.tensor([3, 0]), torch.tensor([2]))
-    mean, pixels = (embeddings[1] + embeddings[3]) / 2, material.video.frames.float() / 255
+    store, embeddings = FrameStore(material, CPU, blend_seed=3), material.targets.embeddings
+    last = len(store.between) - 1
+    time = store.between[last]
+    assert time > 1
+    rows = torch.tensor([3, 0, store.num_frames + last])
+    store.make(rows[2:])
+    batch = store.gather(torch.tensor([3.0, 0.0, time]), rows, 2)
+    share, pixels = (time - 1) / 2, material.video.frames.float() / 255
+    mean = torch.lerp(embeddings[1], embeddings[3], share)
     assert torch.allclose(batch.clip[2], mean / mean.norm(dim=-1, keepdim=True), atol=1e-6)
-    assert torch.equal(batch.frames[2:], round8(motion.between(pixels[1:2], pixels[3:], torch.tensor([0.5]))))
+    assert torch.equal(batch.frames[2:], round8(motion.between(pixels[1:2], pixels[3:], share[None])))
     assert torch.equal(batch.frames[:2], pixels[[3, 0]]) and torch.equal(batch.clip[:2], embeddings[[3, 0]])
-    bare = toy_store(7, "1_1_2", targets=False).batch(torch.tensor([0]), torch.tensor([3]))
-    assert bare.clip is None and torch.allclose(bare.frames[1], torch.tensor(10 / 255), atol=1e-6)
+    bare = toy_store(7, "1_1_2", targets=False)
+    assert all_blends(bare).clip is None and len(bare.between)
+    assert not len(FrameStore(material, CPU).between) and not len(toy_store(5, "1_1_1").between)
 
 
 def test_a_batch_may_be_changed_without_changing_the_store(material):
     store, positions = FrameStore(material, CPU), torch.tensor([3, 0, 3])
-    plain, empty = store.batch(positions), store.batch(positions, positions[:0])
+    plain, empty = store.batch(positions), store.batch(positions)
     assert plain.real == empty.real == 3
     assert all(torch.equal(a, b) for a, b in zip(plain[:3], empty[:3], strict=True))
     plain.frames.zero_()
@@ -173,12 +200,11 @@ def test_a_batch_may_be_changed_without_changing_the_store(material):
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_a_store_on_cuda_is_the_same(material, monkeypatch, share):
     monkeypatch.setattr(FrameStore, "SHARE_OF_DEVICE_MEMORY", share)
-    positions = torch.tensor([3, 0])
-    between = torch.tensor([2])
-    there, here = (
-        FrameStore(material, torch.device("cuda")).batch(positions, between),
-        FrameStore(material, CPU).batch(positions, between),
-    )
+    there, here = (FrameStore(material, device, blend_seed=0) for device in (torch.device("cuda"), CPU))
+    rows = torch.tensor([3, 0, here.num_frames])
+    for store in (there, here):
+        store.make(rows[2:])
+    there, here = (store.gather(torch.zeros(3, device=store.device), rows, 2) for store in (there, here))
     assert there.frames.is_cuda and there.clip.is_cuda and there.times.is_cuda
     # In levels: CUDA divides by 255 as a multiplication, to the last bit but one. A blend is rounded to 8 bits, and its
     # values that lie between two levels may fall to either.
@@ -193,9 +219,8 @@ def test_a_store_on_cuda_is_the_same(material, monkeypatch, share):
 def test_frames_and_blends_have_to_fit_into_a_part_of_the_gpu(material, monkeypatch, free, total, share, more):
     """Half of what is free, or of the share of all its memory that a process has; to the byte. No GPU is touched."""
     bare = material._replace(targets=None)
-    pictures = len(material.video.frames) + len(material.scene.between)
+    pictures = len(material.video.frames) + 3
     needed = 2 * pictures * material.video.frames[0].nbytes + 2 * more
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * needed, total * needed))
     monkeypatch.setattr("hnerv.data.store._copied_in_parts", lambda frames, device: frames)
-    assert len(material.scene.between) > 0
-    assert FrameStore(bare, torch.device("cuda"), share).resident == bool(more)
+    assert FrameStore(bare, torch.device("cuda"), share, blend_seed=0).resident == bool(more)

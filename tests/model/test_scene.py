@@ -10,11 +10,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hnerv.config import Config
-from hnerv.data.video import data_split
 from hnerv.errors import UserError
 from hnerv.model import Scene, build_model, frame_multiple, joined_scene
 from hnerv.timeline import Timeline
@@ -60,14 +57,6 @@ def test_the_times_of_parts_in_one():
     assert joined_scene(parts).times is None and joined_scene(parts).clock.seconds(4) == 0.2
     late = [replace(TIMED, times=Timeline(Fraction(1, 20), part)) for part in ((3, 4, 5), (6, 7, 8))]
     assert joined_scene(late).clock.seconds(4) == 0.35
-
-
-@given(st.sampled_from(["9_9_10", "6_6_10", "6_8_10", "1_1_2", "1_1_1", "1_1_7"]), st.sampled_from([None, 0, 1]))
-def test_between_lie_neither_ends_nor_training_frames(split, shuffle):
-    """Before the first and after the last training frame nothing lies between two, unseen or not."""
-    train, val = (tuple(part.tolist()) for part in data_split(33, split, shuffle))
-    between = replace(SCENE, frames=33, train=train, val=val).between
-    assert list(between) == [i for i in range(33) if i not in train and min(train) < i < max(train)]
 
 
 @pytest.mark.parametrize("times", [(1, 1), (2, 3)])

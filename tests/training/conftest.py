@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hnerv.config import Config, LogConfig
-from hnerv.data.store import FrameStore, Material, load_material
+from hnerv.data.store import Material, load_material, training_store
 from hnerv.flags import parse_train
 from hnerv.model import build_model
 from hnerv.runs.folder import RunFolder
@@ -97,7 +97,7 @@ def make(config, tmp_path: Path) -> Callable[..., Trainer]:
         torch.manual_seed(settings.train.seed)
         model = build_model(settings.model, material.scene).to(target, memory_format=torch.channels_last)
         record, folder = RunRecord.of("", settings, material, model), RunFolder(tmp_path / "run", False)
-        optimizer, store = build_optimizer(model, settings.train), FrameStore(material, target)
+        optimizer, store = build_optimizer(model, settings.train), training_store(material, settings, target)
         options = {"log": log or LogConfig(), "compile": compile, "capture": capture, "logger": Memory()}
         return Trainer(model, optimizer, store, settings, folder, record, **options)
 
