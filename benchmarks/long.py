@@ -108,10 +108,10 @@ def decode_seconds(file: Path, starts: list[int]) -> list[float]:
     """Seconds to open the file and decode FPS frames from each start, without the imports."""
     import torch
 
-    from hnerv.codec import BitstreamFile, play_file
+    from hnerv.codec import BitstreamFile, play_video
 
     def decode(start: int) -> None:
-        count = sum(1 for _ in play_file(BitstreamFile(file), range(start, start + FPS), torch.device("cpu")))
+        count = sum(1 for _ in play_video(BitstreamFile(file), range(start, start + FPS), torch.device("cpu")))
         assert count == FPS
 
     return [seconds_of(lambda start=start: decode(start)) for start in starts]

@@ -97,8 +97,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def next_commands(checkpoint: Path, events: Path) -> str:
-    """The commands that evaluate and watch a run, quoted for a shell."""
+def next_commands(run: Path) -> str:
+    """The commands that evaluate and watch the run of a folder, quoted for a shell."""
+    checkpoint, events = run / "checkpoints" / "latest.pt", run / "tensorboard"
+    if not checkpoint.is_file():  # of a video in segments
+        checkpoint = events = run
     evaluate = shlex.join(["python", "eval.py", str(checkpoint)])
     watch = shlex.join(["tensorboard", "--logdir", str(events)])
     return f"evaluate:  {evaluate}\nwatch:     {watch}"

@@ -16,6 +16,7 @@ import torch
 
 from hnerv.command import next_commands, one_line_errors, pick_device, set_up_torch
 from hnerv.errors import Diverged, Interrupted, OtherRun, RunError, TimeUp, UserError
+from hnerv.training import chunks
 
 
 @pytest.fixture(autouse=True)
@@ -194,9 +195,9 @@ def test_threads():
 
 
 def test_the_next_commands_can_be_pasted_into_a_shell():
-    evaluate, watch = next_commands(Path("my run's $X/latest.pt"), Path("a b")).splitlines()
-    assert shlex.split(evaluate) == ["evaluate:", "python", "eval.py", "my run's $X/latest.pt"]
-    assert shlex.split(watch) == ["watch:", "tensorboard", "--logdir", "a b"]
+    evaluate, watch = next_commands(Path("my run's $X")).splitlines()
+    assert shlex.split(evaluate) == ["evaluate:", "python", "eval.py", "my run's $X"]
+    assert shlex.split(watch) == ["watch:", "tensorboard", "--logdir", "my run's $X"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -225,19 +226,26 @@ def test_deterministic_mode_is_set_and_reset(monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_only_training_lets_cudnn_choose_its_algorithms(finished, tmp_path, train, flags, evaluate, hnerv_main):
-    cudnn = torch.backends.cudnn
+def test_only_training_lets_cudnn_choose_its_algorithms(
+    finished, tmp_path, train, flags, evaluate, hnerv_main, monkeypatch
+):
+    cudnn, fit, training = torch.backends.cudnn, chunks.fit, []
 
-    def commands():
-        yield train(tmp_path, flags(epochs=1)), True
-        yield evaluate(shutil.copytree(finished, tmp_path / "finished")), False
-        yield train(tmp_path, flags(epochs=1)), True
-        yield hnerv_main("encode", finished, "-o", tmp_path / "a.hnerv", "--no-measure"), False
-        yield train(tmp_path, [*flags(epochs=1), "--deterministic"]), False
+    def recorded_fit(*args):
+        training.append((cudnn.benchmark, cudnn.deterministic))
+        return fit(*args)
 
-    for status, chooses in commands():
-        assert status == 0 and (cudnn.benchmark, cudnn.deterministic) == (chooses, not chooses)
-    set_up_torch(0)
+    monkeypatch.setattr(chunks, "fit", recorded_fit)
+    commands = (
+        lambda: train(tmp_path, flags(epochs=1)),
+        lambda: evaluate(shutil.copytree(finished, tmp_path / "finished")),
+        lambda: train(tmp_path / "b", flags(epochs=1)),
+        lambda: hnerv_main("encode", finished, "-o", tmp_path / "a.hnerv", "--no-measure"),
+        lambda: train(tmp_path / "c", [*flags(epochs=1), "--deterministic"]),
+    )
+    for command in commands:
+        assert command() == 0 and (cudnn.benchmark, cudnn.deterministic) == (False, True)
+    assert training == [(True, False), (True, False), (False, True)]
 
 
 @pytest.mark.parametrize("words", [["9" * 5000], ["--threads", "9" * 5000 + "x"], ["--" + "9" * 5000]], ids=len)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hnerv.cli import add_bitstream, add_device
+from hnerv.cli import add_device, add_model
 from hnerv.errors import UserError
 from hnerv.flags import Parser
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from hnerv.data.video import FrameWriter
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags of the verb."""
-    add_bitstream(parser)
+    add_model(parser)
     add = parser.add_argument
     output = "NAME.mp4 or NAME.mov (H.264, for viewing only), NAME.mkv (FFV1, lossless) or a folder (PNG, lossless)"
     add("-o", "--output", type=Path, required=True, metavar="PATH", help=output)
@@ -32,42 +24,29 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Decodes frame by frame into the output. Raises UserError before anything is decoded, where it can."""
+    """Decode frame by frame into the output. Raises UserError, if possible before anything is decoded."""
     import time
 
-    from hnerv.codec import BitstreamFile, frame_times, play_file
-    from hnerv.command import pick_device
-    from hnerv.data.video import check_target, open_writer, slice_positions
+    import hnerv
+    from hnerv.data.video import slice_positions
 
-    device = pick_device(args.device)
-    file = BitstreamFile(args.file)
-    frames = slice_positions(args.frames, file.frames)
+    video = hnerv.open(args.path, args.device)
+    frames = slice_positions(args.frames, len(video))
     if not frames:
-        raise UserError(f"--frames {args.frames!r} selects none of the {file.frames} frames: pass a wider range")
-    grid = file.grid
-    patches = parse_patches(args.patch, grid.patches)
-    size = grid.patch_size if patches else (grid.height, grid.width)
+        raise UserError(f"--frames {args.frames!r} selects none of the {len(video)} frames: pass a wider range")
+    patches = parse_patches(args.patch, video.num_patches)
     outputs = {
         patch: patch_path(args.output, patch) if len(patches) > 1 else args.output for patch in patches or (None,)
     }
-    for path in outputs.values():
-        check_target(path, size, args.overwrite)
-    start, times = time.perf_counter(), frame_times(file, frames)
     for patch, path in outputs.items():
-        writer = open_writer(path, size, times, display=file.display, overwrite=args.overwrite, numbers=frames)
-        save(play_file(file, frames, device, patch), writer, path.name, len(frames))
+        video.check_output(path, patch, args.overwrite)
+    start = time.perf_counter()
+    for patch, path in outputs.items():
+        video.save(path, frames, patch, args.overwrite)
     seconds = time.perf_counter() - start
+    height, width = video.patch_size if patches else video.shape[1:3]
     places = ", ".join(map(str, outputs.values()))
-    print(f"{len(frames)} frames of {size[0]}x{size[1]} decoded and written to {places} in {seconds:.1f} s")
-
-
-def save(pictures: Iterable[np.ndarray], opened: AbstractContextManager[FrameWriter], name: str, count: int) -> None:
-    """Writes the pictures (H, W, 3) as they come."""
-    from tqdm import tqdm
-
-    with opened as writer:
-        for picture in tqdm(pictures, desc=name, total=count, unit="frame", disable=None):
-            writer.write(picture)
+    print(f"{len(frames)} frames of {height}x{width} decoded and written to {places} in {seconds:.1f} s")
 
 
 def parse_patches(text: str, count: int) -> list[int]:

@@ -31,11 +31,10 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".safetensors":
         raise UserError(f"-o {args.output} does not end in .safetensors: choose a name that does")
     check_output(args.output, "-o", args.overwrite)
-    from hnerv.command import pick_device
-    from hnerv.search import open_index, write_embeddings
+    import hnerv
 
-    index = open_index(args.path, pick_device(args.device), keep=False)
-    write_embeddings(args.output, index)
-    frames, patches, dim = index.embeddings.shape
+    embeddings = hnerv.open(args.path, args.device).embeddings
+    embeddings.save(args.output)
+    frames, patches, dim = embeddings.shape
     print(f"{frames} frames of {patches} patches, {dim} dimensions each, written to {args.output}")
-    print(f"targets: {index.targets}")
+    print(f"targets: {embeddings.targets}")

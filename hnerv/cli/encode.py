@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hnerv.cli import add_device, place
 from hnerv.command import line_and_status
@@ -15,10 +16,7 @@ from hnerv.files import check_output
 from hnerv.flags import Parser
 
 if TYPE_CHECKING:
-    import torch
-
-    from hnerv.codec import Options
-    from hnerv.runs import Chunk
+    from hnerv.api import Encoding
     from hnerv.storage import Storage
 
 
@@ -56,31 +54,29 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures it. Raises UserError before anything is written."""
-    from hnerv.codec import check_options
-    from hnerv.command import pick_device
+    from hnerv.api import encoder_options
     from hnerv.fleet.status import is_fleet
 
-    device, options = pick_device(args.device), options_of(args)
-    check_options(options)
+    encoder_options(**coding_options(args))
     if args.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
     if is_fleet(args.run):
         for flag, value in (("-o", args.output), ("--data", args.data), ("--clip-targets", args.clip_targets)):
             if value:
                 raise UserError(f"{flag} is for a single run: remove it, or pass a run of the fleet")
-        encode_fleet(args, options, device)
+        encode_fleet(args)
         return
     if not args.output:
         raise UserError("-o is missing: pass the file to write, FILE.hnerv")
     if args.output.suffix != ".hnerv":
         raise UserError(f"-o {args.output} does not end in .hnerv: choose a name that does")
     check_output(args.output, "-o", args.overwrite)
-    print_result(args.output, encode_run_folder(args, args.run, args.output, options, device))
+    print_result(encode_folder(args, args.run, args.output, args.overwrite))
     decoded = args.output.with_name(f"{args.output.stem}_decoded.mp4")
     print(f"play it:   {shlex.join(['hnerv', 'decode', str(args.output), '-o', str(decoded)])}")
 
 
-def encode_fleet(args: argparse.Namespace, options: Options, device: torch.device) -> None:
+def encode_fleet(args: argparse.Namespace) -> None:
     """A file for each finished run that has none yet. Raises RunError if some could not be encoded."""
     from hnerv.fleet.status import fleet_statuses
     from hnerv.storage import Storage
@@ -91,7 +87,7 @@ def encode_fleet(args: argparse.Namespace, options: Options, device: torch.devic
         raise UserError(f"{storage.address} has no finished run yet: see hnerv fleet --status")
     for name in names:
         try:
-            result = encode_member(args, storage, name, options, device)
+            result = encode_member(args, storage, name)
         except (UserError, RunError, OSError) as error:
             failed[name] = line_and_status(error)[0]
             result = f"failed: {failed[name]}"
@@ -101,9 +97,8 @@ def encode_fleet(args: argparse.Namespace, options: Options, device: torch.devic
         raise RunError(f"{len(failed)} of {len(names)} runs could not be encoded, for example {name}: {cause}")
 
 
-def encode_member(args: argparse.Namespace, storage: Storage, name: str, options: Options, device: torch.device) -> str:
+def encode_member(args: argparse.Namespace, storage: Storage, name: str) -> str:
     """Writes NAME.hnerv next to the run folder NAME of a fleet, unless it exists -> a line on it. Raises UserError."""
-    from hnerv.evaluation import combine
     from hnerv.runs import RUN_FILES
 
     if not args.overwrite and storage.exists(f"{name}.hnerv"):
@@ -111,99 +106,42 @@ def encode_member(args: argparse.Namespace, storage: Storage, name: str, options
     with tempfile.TemporaryDirectory(prefix="hnerv-") as scratch:
         folder = storage.path / name if storage.path else storage.fetch(name, RUN_FILES, Path(scratch))
         output = Path(scratch, "coded.hnerv")
-        measures = encode_run_folder(args, folder, output, options, device)
+        coded = encode_folder(args, folder, output, overwrite=False)
         storage.write(f"{name}.hnerv", output.read_bytes())
         size = f"{output.stat().st_size} bytes"
-    if not measures[0].before:
-        return size
-    return f"{size}  {psnr_change(combine([m.before for m in measures]), combine([m.after for m in measures]))}"
+    return f"{size}  {psnr_change(coded.before, coded.after)}" if coded.before else size
 
 
-def encode_run_folder(
-    args: argparse.Namespace, run: Path, output: Path, options: Options, device: torch.device
-) -> list[ChunkMeasures]:
-    """Writes the file of a run. Raises UserError."""
-    from hnerv.codec import check_trained, join_files
-    from hnerv.data.clip import warned_once
-    from hnerv.runs import chunks_of
+def encode_folder(args: argparse.Namespace, folder: Path, output: Path, overwrite: bool) -> Encoding:
+    """Write the file of a run. Raises UserError."""
+    import hnerv
 
-    chunks = chunks_of(run)
-    check_trained(chunks)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".hnerv-", dir=output.parent) as folder, warned_once():
-        files = [Path(folder, f"{number:05d}.hnerv") for number in range(len(chunks))]
-        measures = [encode_chunk(args, chunk, options, device, file) for chunk, file in zip(chunks, files, strict=True)]
-        join_files(output, files)
-    return measures
-
-
-def options_of(args: argparse.Namespace) -> Options:
-    """The flags as options of the encoder."""
-    from hnerv.codec import Options
-    from hnerv.codec.allocation import Bits
-    from hnerv.codec.finetune import Tuning
-
-    return Options(
-        bits=Bits(args.weight_bits, args.latent_bits),
-        steps=args.steps,
-        per_channel=args.per_channel,
-        prune=args.prune,
-        tuning=Tuning(args.finetune_epochs, args.finetune_lr),
-        target_bpp=args.target_bpp,
+    return hnerv.open(folder, args.device).encode(
+        output,
+        **coding_options(args),
+        data=args.data,
+        clip_targets=args.clip_targets,
+        measure=not args.no_measure,
+        overwrite=overwrite,
     )
 
 
-class ChunkMeasures(NamedTuple):
-    """{Eval/ tag: value} of a chunk's model before and after coding; empty where it was not measured."""
-
-    targets: str
-    before: dict[str, float]
-    after: dict[str, float]
+def coding_options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags that are keywords of `NeuralVideo.encode`."""
+    names = ("weight_bits", "latent_bits", "steps", "per_channel", "prune", "finetune_epochs", "finetune_lr")
+    return {name: getattr(args, name) for name in (*names, "target_bpp")}
 
 
-def encode_chunk(
-    args: argparse.Namespace, chunk: Chunk, options: Options, device: torch.device, output: Path
-) -> ChunkMeasures:
-    """Writes a chunk of a run as a file, reads it back and measures it. The video is opened only if it is needed."""
-    from hnerv.codec import (
-        encode_checkpoint,
-        encode_run,
-        open_single_chunk,
-        progress_of,
-        resolved,
-        write_bitstream,
-    )
-    from hnerv.evaluation import eval_values, evaluate, open_run
-
-    if args.no_measure and not options.tuning.epochs:
-        encode_checkpoint(chunk.path, output, options, device)
-        return ChunkMeasures("", {}, {})
-    opened = open_run(chunk.path, device, data=args.data, clip_targets=chunk.clip_targets(args.clip_targets))
-    resolved(options, bool(opened.learned))  # refuses options that do not suit the run, before it is evaluated
-    before = {} if args.no_measure else eval_values(evaluate(opened.model, opened.store, progress=True))
-    coded = encode_run(
-        opened.model, opened.record, options, opened.store, progress_of(opened), progress=True, learned=opened.learned
-    )
-    write_bitstream(output, [coded])
-    if args.no_measure:
-        return ChunkMeasures("", {}, {})
-    after = eval_values(evaluate(open_single_chunk(output).model().to(device), opened.store, progress=True))
-    return ChunkMeasures(opened.record.targets_label, before, after)
-
-
-def print_result(path: Path, measures: list[ChunkMeasures]) -> None:
+def print_result(coded: Encoding) -> None:
     """The parts of the file, and the loss through coding over all chunks."""
-    from hnerv.codec import BitstreamFile
-    from hnerv.codec.description import parts_table
-    from hnerv.evaluation import combine, table
+    from hnerv.evaluation import table
 
-    print(parts_table(BitstreamFile(path)))
-    if measures[0].before:
-        before, after = combine([m.before for m in measures]), combine([m.after for m in measures])
-        print(f"\nfrom the file:\n{table(after, measures[0].targets)}\n{psnr_change(before, after)}")
+    print(coded.video.parts_table)
+    if coded.before:
+        print(f"\nfrom the file:\n{table(coded.after, coded.video.targets)}\n{psnr_change(coded.before, coded.after)}")
 
 
-def psnr_change(before: dict[str, float], after: dict[str, float]) -> str:
+def psnr_change(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """PSNR after coding relative to the model before it (and before its fine-tuning)."""
     tags = {name: f"Eval/Frame/{split}_psnr_frame" for name, split in (("training", "train"), ("unseen", "val"))}
     parts = [f"{name} {round(after[tag] - before[tag], 3) + 0.0:+.3f} dB" for name, tag in tags.items() if tag in after]

@@ -17,16 +17,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Verifies every section and prints what the file contains. Raises UserError."""
-    from hnerv.codec import BitstreamFile
-    from hnerv.codec.description import chunks_table, info_dict, origin_lines, parts_table
+    import hnerv
 
-    file = BitstreamFile(args.file)
-    for chunk in file.opened_chunks:
-        chunk.check()
-    if args.json:
-        print(json.dumps(info_dict(file), indent=2))
-        return
-    tables = [origin_lines(file), parts_table(file)]
-    if len(file.chunks) > 1:
-        tables.append(chunks_table(file))
-    print("\n\n".join(tables))
+    video = hnerv.open(args.file)
+    info = video.info()
+    print(json.dumps(info, indent=2) if args.json else video.description)

@@ -155,12 +155,12 @@ def train_point(point: CurvePoint, folder: RunFolder, options: RuntimeOptions) -
 
 def encode_point(folder: RunFolder, file: Path, options: RuntimeOptions) -> None:
     """Write the file of a trained point with the defaults of `hnerv encode`, unless one newer than the run exists."""
-    from hnerv.codec import Options, encode_checkpoint
+    import hnerv
 
     if file.is_file() and file.stat().st_mtime_ns > folder.latest.stat().st_mtime_ns:
         print("already encoded")
         return
-    encode_checkpoint(folder.path, file, Options(), options.device)
+    hnerv.open(folder.path, str(options.device)).encode(file, overwrite=True)
     print(f"{file}  {file.stat().st_size:,} bytes", flush=True)
 
 

@@ -15,9 +15,8 @@ from hnerv.files import check_output
 from hnerv.flags import Parser
 
 if TYPE_CHECKING:
-    import torch
-
-    from hnerv.search import Collection, Encoder, Index, Query
+    from hnerv import NeuralVideo, VideoFolder
+    from hnerv.search import Encoder, Query
 
 
 def add_arguments(parser: Parser) -> None:
@@ -67,31 +66,26 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search for the query of the command line, or for each line of stdin. Raises UserError."""
     _check(args)
-    from hnerv.command import pick_device
+    import hnerv
     from hnerv.runs import is_run
-    from hnerv.search import Encoder, open_collection, open_index
 
-    device = pick_device(args.device)
     if args.path.is_dir() and not is_run(args.path):
         if args.heatmap:
             raise UserError(
                 f"--heatmap draws one video, but {args.path} is a folder of videos: pass one, or use --save"
             )
-        source, search = open_collection(args.path, device), _search_folder
-        index = source.teacher(device)
+        source = hnerv.open_folder(args.path, args.device, args.clip_weights)
     else:
-        source = index = open_index(args.path, device)
-        search = _search_video
-    encoder = Encoder(index, args.clip_weights, device)
+        source = hnerv.open(args.path, args.device, args.clip_weights)
+    encoder = source.encoder
     if _has_query(args):
-        wanted = _queries(args, index, encoder)
-        search(args, source, wanted, encoder.texts(args.unwanted, args.prompts), device)
+        _search(args, source, _queries(args, encoder), encoder.texts(args.unwanted, args.prompts))
         return
     encoder.check_text()
     encoder.teacher()  # slow and may fail: load it before the first prompt
     unwanted = encoder.texts(args.unwanted, args.prompts)
     for line in _lines():
-        search(args, source, encoder.texts([line], args.prompts), unwanted, device)
+        _search(args, source, encoder.texts([line], args.prompts), unwanted)
 
 
 def _has_query(args: argparse.Namespace) -> bool:
@@ -114,12 +108,11 @@ def _check(args: argparse.Namespace) -> None:
         check_output(path, flag, args.overwrite)
 
 
-def _queries(args: argparse.Namespace, index: Index, encoder: Encoder) -> list[Query]:
+def _queries(args: argparse.Namespace, encoder: Encoder) -> list[Query]:
     """The queries of the command line, texts first."""
     from hnerv.search import embedding_query, read_image
 
-    dim = index.embeddings.shape[-1]
-    stored = [embedding_query(text, dim) for text in args.embedding]
+    stored = [embedding_query(text, encoder.dim) for text in args.embedding]
     images = [(path.name, read_image(path)) for path in args.image]
     return [*encoder.texts(args.query, args.prompts), *encoder.images(images), *stored]
 
@@ -138,53 +131,26 @@ def _lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _search_video(
-    args: argparse.Namespace, index: Index, wanted: list[Query], unwanted: list[Query], device: torch.device
-) -> None:
-    """Print the hits of one query in one video; draw them and the scores of the best frame on request."""
-    from hnerv.search import contact_sheet, find_hits, heat_map, hit_dict, hits_table, score_patches
+def _search(args: argparse.Namespace, source: NeuralVideo | VideoFolder, wanted: list[Query], unwanted: list[Query]):
+    """Print the hits of one query; draw them, and the scores of the best frame, on request."""
+    from hnerv import VideoFolder
+    from hnerv.search import collection_hits_table, contact_sheet, heat_map, hits_table
 
-    scores = score_patches(index.embeddings, _vectors(wanted), _vectors(unwanted)).numpy()
-    hits = find_hits(scores, args.top, args.per_patch)
-    fields = {
-        "file": str(index.path),
-        "targets": index.targets,
-        "hits": [hit_dict(hit, index.scene) for hit in hits],
-    }
-    title = _print_hits(args, wanted, unwanted, fields, hits_table(hits, index.scene))
+    if isinstance(source, VideoFolder):
+        hits = source.search(*wanted, avoid=unwanted, top=args.top)
+        fields = {"folder": str(source.path), "videos": len(source), "targets": hits[0].index.targets}
+        text = collection_hits_table(hits)
+    else:
+        hits = source.search(*wanted, avoid=unwanted, top=args.top, per_patch=args.per_patch)
+        fields, text = {"file": str(source.index.path), "targets": source.targets}, hits_table(hits)
+    fields["hits"] = [hit.to_dict() for hit in hits]
+    title = _print_hits(args, wanted, unwanted, fields, text)
     if args.save:
-        contact_sheet(args.save, index, hits, title, device)
+        contact_sheet(args.save, hits, title, source.device)
         _print_drawn(args, "hits", args.save)
     if args.heatmap:
-        heat_map(args.heatmap, index, scores, title, device)
+        heat_map(args.heatmap, source.index, source.scores(*wanted, avoid=unwanted), title, source.device)
         _print_drawn(args, "scores of the best frame", args.heatmap)
-
-
-def _search_folder(
-    args: argparse.Namespace, videos: Collection, wanted: list[Query], unwanted: list[Query], device: torch.device
-) -> None:
-    """Print the hits of one query in all videos of a folder; draw them on request."""
-    from hnerv.search import collection_hit_dict, collection_hits_table, contact_sheet_across, find_across
-
-    hits = find_across(videos, _vectors(wanted), _vectors(unwanted), args.top, device)
-    fields = {
-        "folder": str(videos.folder),
-        "videos": len(videos.members),
-        "targets": hits[0].index.targets,
-        "hits": [collection_hit_dict(hit) for hit in hits],
-    }
-    title = _print_hits(args, wanted, unwanted, fields, collection_hits_table(hits))
-    if args.save:
-        drawn = [(found.member.path, found.index, found.hit) for found in hits]
-        contact_sheet_across(args.save, drawn, title, device)
-        _print_drawn(args, "hits", args.save)
-
-
-def _vectors(queries: list[Query]) -> torch.Tensor | None:
-    """Unit vectors (Q, D), or None without queries."""
-    import torch
-
-    return torch.stack([query.vector for query in queries]) if queries else None
 
 
 def _print_hits(

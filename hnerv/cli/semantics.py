@@ -24,10 +24,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table. Raises UserError."""
-    from hnerv.codec import head_bytes, is_container, open_coded_run
-    from hnerv.command import pick_device
-    from hnerv.data.clip import warned_once
-    from hnerv.evaluation import compare_head, head_table, open_run
+    import hnerv
+    from hnerv.evaluation import head_table
     from hnerv.evaluation.head_comparison import read_queries
 
     if args.clip_targets == "none":
@@ -35,8 +33,6 @@ def run(args: argparse.Namespace) -> None:
             "--clip-targets none leaves out the CLIP head, which this command measures: pass the target file"
         )
     queries = read_queries(args.queries) if args.queries else []
-    open_model = open_coded_run if is_container(args.run) else open_run
-    with warned_once():
-        opened = open_model(args.run, pick_device(args.device), data=args.data, clip_targets=args.clip_targets)
-        comparison = compare_head(opened, head_bytes(opened), queries, progress=True)
+    video = hnerv.open(args.run, args.device)
+    comparison = video.compare_head(args.data, clip_targets=args.clip_targets, queries=queries)
     print(json.dumps(comparison.to_dict(), indent=2) if args.json else head_table(comparison))

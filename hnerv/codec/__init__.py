@@ -1,10 +1,8 @@
 """Weights and latents <-> bytes: quantise, fine-tune, entropy-code, pack; and play back. docs/format.md defines it."""
 
 from hnerv.codec.chunks import (
-    check_trained,
     evaluation_folder,
     has_several_chunks,
-    head_bytes,
     open_chunks,
     open_coded_run,
 )
@@ -17,10 +15,11 @@ from hnerv.codec.file import (
     encode_model,
     join_files,
     open_single_chunk,
+    open_stored,
     summed_by_part,
 )
 from hnerv.codec.format import ChunkEntry, is_container, write_bitstream
-from hnerv.codec.playback import frame_times, play, play_file, play_patch
+from hnerv.codec.playback import frame_times, play, play_patch, play_video
 
 __all__ = [
     "BitstreamFile",
@@ -29,7 +28,6 @@ __all__ = [
     "Options",
     "PartSize",
     "check_options",
-    "check_trained",
     "coded_weights",
     "encode_checkpoint",
     "encode_model",
@@ -37,14 +35,14 @@ __all__ = [
     "evaluation_folder",
     "frame_times",
     "has_several_chunks",
-    "head_bytes",
     "is_container",
     "join_files",
     "open_chunks",
     "open_coded_run",
     "open_single_chunk",
+    "open_stored",
     "play",
-    "play_file",
+    "play_video",
     "play_patch",
     "progress_of",
     "resolved",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from hnerv.codec.file import BitstreamFile, CodedChunk, open_single_chunk, summed_by_part
+from hnerv.codec.file import BitstreamFile, CodedChunk, open_single_chunk
 from hnerv.codec.format import is_container
 from hnerv.errors import UserError
 from hnerv.evaluation import OpenedRun, open_run
-from hnerv.runs import Chunk, chunks_of, targets_of
-from hnerv.runs.models import OpenedModel, checkpoint_of, with_material
+from hnerv.runs import chunks_of, targets_of
+from hnerv.runs.models import OpenedModel, with_material
+from hnerv.runs.video import check_trained
 
 
 def open_coded_run(
@@ -56,27 +57,9 @@ def has_several_chunks(path: Path) -> bool:
     return chunks_of(path)[0].is_part
 
 
-def check_trained(chunks: Sequence[Chunk]) -> None:
-    """Raises UserError where chunks of a run have no checkpoint yet."""
-    missing = [chunk.path for chunk in chunks if chunk.is_part and not checkpoint_of(chunk.path).is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(chunks)} segments are not trained yet, starting with {missing[0]}: run the "
-            "training command again"
-        )
-
-
 def evaluation_folder(path: Path) -> Path:
     """The folder of the evaluation of a file, or of a run in several chunks, which is the run's own."""
     return path if path.is_dir() else path.with_name(f"{path.stem}_eval")
-
-
-def head_bytes(run: OpenedRun) -> int:
-    """Bytes of the CLIP head's section in the file that a run was opened from; 0 without a file or a head."""
-    if not run.coded_bytes:
-        return 0
-    parts = summed_by_part(open_single_chunk(run.checkpoint).parts())
-    return {part.name: part.size for part in parts}.get("clip_head", 0)
 
 
 def _with_video(
@@ -89,5 +72,6 @@ def _with_video(
             "remove --unseen"
         )
     epoch, step = chunk.encoder.get("epoch", 0), chunk.encoder.get("step", 0)
-    opened = OpenedModel(chunk.model(), chunk.record, chunk.path, folder, epoch, step, size)
+    head = sum(part.size for part in chunk.parts() if part.name == "clip_head")
+    opened = OpenedModel(chunk.model(), chunk.record, chunk.path, folder, epoch, step, size, head)
     return with_material(opened, device, data, unseen, clip_targets)

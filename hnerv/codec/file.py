@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +17,7 @@ from hnerv.codec.bitstream import Section, part_of, read_tensors, section_layout
 from hnerv.codec.format import (
     ChunkEntry,
     content_of,
+    is_container,
     read_header,
     read_index,
     read_section,
@@ -26,14 +25,13 @@ from hnerv.codec.format import (
     stored_chunks,
     write_bitstream,
 )
-from hnerv.data.video.colour import Display
 from hnerv.errors import UserError
 from hnerv.geometry import PatchGrid
 from hnerv.model import DualHeadHNeRV, Scene, build_model, frame_multiple
 from hnerv.quantise import Scale
 from hnerv.runs.record import RunRecord
+from hnerv.runs.video import HEADS, StoredVideo, TrainedRun
 
-HEADS = ("rgb_head", "clip_head")
 GEOMETRY = ("height", "width", "rows", "cols", "fps", "clip_dim")
 """Fields of `Scene` that all chunks of a file share: the index has them, so that a player needs no chunk for them."""
 
@@ -49,7 +47,7 @@ class PartSize(NamedTuple):
     size: int
 
 
-class BitstreamFile:
+class BitstreamFile(StoredVideo):
     """A .hnerv file. Opening it reads its index; a chunk is read on request."""
 
     def __init__(self, path: Path) -> None:
@@ -74,21 +72,12 @@ class BitstreamFile:
         return self.index.file_size
 
     @property
-    def frames(self) -> int:
-        return self.chunks[-1].first + self.chunks[-1].frames
-
-    @property
     def grid(self) -> PatchGrid:
         return self._geometry.grid
 
     @property
     def fps(self) -> float:
         return self._geometry.fps
-
-    @property
-    def display(self) -> Display:
-        """How the frames are to be displayed. Raises UserError as `open_chunk`."""
-        return self.open_chunk(self.chunks[0]).record.video.display
 
     def open_chunk(self, entry: ChunkEntry) -> CodedChunk:
         """One chunk. Raises UserError where its header is damaged or does not match the index."""
@@ -98,12 +87,6 @@ class BitstreamFile:
     def opened_chunks(self) -> list[CodedChunk]:
         """All chunks in order; their headers are read."""
         return [self.open_chunk(entry) for entry in self.chunks]
-
-    def by_chunk(self, frames: Sequence[int]) -> Iterator[tuple[ChunkEntry, Iterator[int]]]:
-        """Consecutive `frames` of the video that lie in the same chunk, with that chunk."""
-        firsts = [entry.first for entry in self.chunks]
-        for number, group in itertools.groupby(frames, lambda frame: bisect.bisect_right(firsts, frame) - 1):
-            yield self.chunks[number], group
 
     def same_geometry(self, other: BitstreamFile) -> bool:
         """Whether the chunks of both can be in one file."""
@@ -221,6 +204,11 @@ class CodedChunk:
         if sum(shape.numel() for shape in shapes.values()) > limit:
             raise ValueError("too many parameters for the file size")
         return shapes
+
+
+def open_stored(path: Path) -> StoredVideo:
+    """A .hnerv file, a checkpoint or a run folder. Raises UserError."""
+    return BitstreamFile(path) if is_container(path) else TrainedRun(path)
 
 
 def open_single_chunk(path: Path) -> CodedChunk:

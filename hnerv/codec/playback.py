@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from hnerv.codec.file import BitstreamFile
-from hnerv.codec.format import ChunkEntry
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV
 from hnerv.model.predict import FRAMES_AT_ONCE, predict, predict_patch, to_uint8
+from hnerv.runs.video import Span, StoredVideo
 from hnerv.timeline import Timeline, concat_timelines
 
 SPARSE = 4
@@ -34,27 +33,27 @@ def play_patch(model: DualHeadHNeRV, frames: Sequence[int], patch: int) -> Itera
         yield from _pictures(predict_patch(model, times, patch))
 
 
-def play_file(
-    file: BitstreamFile, frames: Sequence[int], device: torch.device, patch: int | None = None
+def play_video(
+    video: StoredVideo, frames: Sequence[int], device: torch.device, patch: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 RGB of a file, or one `patch` of each (h, w, 3); one chunk is in memory at a time."""
-    for entry, group in file.by_chunk(frames):
-        with _frames_in_errors(file, entry):
-            chunk = file.open_chunk(entry)  # refuses an index that declares too many frames before they are listed
+    """Frames (H, W, 3) uint8 RGB of a video, or one `patch` of each (h, w, 3); one chunk is in memory at a time."""
+    for entry, group in video.by_chunk(frames):
+        with _frames_in_errors(video, entry):
+            chunk = video.open_chunk(entry)  # refuses an index that declares too many frames before they are listed
         inner = [frame - entry.first for frame in group]
         span = range(min(inner), max(inner) + 1)
-        with _frames_in_errors(file, entry):
+        with _frames_in_errors(video, entry):
             model = chunk.model(("rgb_head",), span if len(span) < SPARSE * len(inner) else inner).to(device)
         yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
         del model  # before the next chunk is read
 
 
-def frame_times(file: BitstreamFile, frames: Sequence[int]) -> Timeline:
-    """When these frames of a file are shown in its source. Raises UserError."""
+def frame_times(video: StoredVideo, frames: Sequence[int]) -> Timeline:
+    """When these frames of a video are shown in its source. Raises UserError."""
     clocks = []
-    for entry, group in file.by_chunk(frames):
-        with _frames_in_errors(file, entry):
-            clock = file.open_chunk(entry).scene.clock_from(entry.first)
+    for entry, group in video.by_chunk(frames):
+        with _frames_in_errors(video, entry):
+            clock = video.open_chunk(entry).scene.clock_from(entry.first)
         clocks.append(clock.select(frame - entry.first for frame in group))
     return concat_timelines(clocks)
 
@@ -70,12 +69,12 @@ def _pictures(rgb: torch.Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _frames_in_errors(file: BitstreamFile, entry: ChunkEntry) -> Iterator[None]:
+def _frames_in_errors(video: StoredVideo, entry: Span) -> Iterator[None]:
     """Adds to a UserError which frames it affects, where the file has other chunks that may be intact."""
     try:
         yield
     except UserError as error:
-        if len(file.chunks) == 1:
+        if len(video.chunks) == 1:
             raise
         last = entry.first + entry.frames - 1
         raise UserError(f"{error} (frames {entry.first} to {last}; the other frames may be intact)") from error

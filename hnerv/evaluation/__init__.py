@@ -2,7 +2,14 @@
 
 from hnerv.evaluation.combination import combine
 from hnerv.evaluation.cost import cost_line, cost_of, estimated_rate
-from hnerv.evaluation.files import EvaluatedChunk, add_to_summary, write_evaluation, write_joint_evaluation
+from hnerv.evaluation.files import (
+    EvaluatedChunk,
+    add_to_summary,
+    joint_summary,
+    summary_of,
+    write_evaluation,
+    write_joint_evaluation,
+)
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
 from hnerv.evaluation.measure import Report, SplitReport, evaluate
@@ -25,11 +32,13 @@ __all__ = [
     "eval_values",
     "evaluate",
     "head_table",
+    "joint_summary",
     "load_weights",
     "log_pictures",
     "log_projector",
     "log_report",
     "open_run",
+    "summary_of",
     "table",
     "write_evaluation",
     "write_images",

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hnerv.errors import UserError
 from hnerv.evaluation.combination import combine
+from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.measure import Report
-from hnerv.evaluation.summary import CLIP_COLUMNS, log_report
+from hnerv.evaluation.summary import CLIP_COLUMNS, eval_values, log_report
 from hnerv.files import replacing, write_json
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
 from hnerv.model import Scene
@@ -38,33 +39,28 @@ class EvaluatedChunk(NamedTuple):
     tables: Sequence[str] = ()
 
 
-def write_evaluation(run: OpenedRun, report: Report, cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes all files of a run or chunk in place of an earlier evaluation's; its images stay. Returns the summary.
+def write_evaluation(run: OpenedRun, report: Report, summary: Mapping[str, Any]) -> None:
+    """Writes all files of a run or chunk in place of an earlier evaluation's; its images stay.
 
-    `cost` as from `cost_of`. Raises UserError when the files cannot be written.
+    Raises UserError when the files cannot be written.
     """
     with _writing(run.folder / "eval") as folder:
         with _event_logger(run.folder) as logger:
             logger.text("Model/Info/run", _text_page(run, report), run.epoch)
-            values = log_report(logger, report, run.epoch, run.step)
-        summary = _summary(run, report, values, cost)
+            log_report(logger, report, run.epoch, run.step)
         write_json(folder / SUMMARY, summary)
         _write_tables(folder, report)
-    return summary
 
 
-def write_joint_evaluation(folder: Path, path: Path, chunks: Sequence[EvaluatedChunk]) -> dict[str, Any]:
-    """Writes the files of a video in chunks to eval/ of `folder`, segments.csv with them. Returns the summary.
-
-    `path` is the evaluated run folder or .hnerv file. Raises UserError when the files cannot be written.
-    """
+def joint_summary(path: Path, chunks: Sequence[EvaluatedChunk]) -> dict[str, Any]:
+    """The summary of a video in chunks. `path` is the evaluated run folder or .hnerv file."""
     summaries, frames = [chunk.summary for chunk in chunks], [chunk.scene.frames for chunk in chunks]
     joint = combine(summaries, frames)
     values = {tag: value for tag, value in joint.items() if tag.startswith("Eval/")}
     size, scene = 0 if path.is_dir() else path.stat().st_size, chunks[0].scene
     rate = bits_per_pixel(size, sum(frames), scene.height, scene.width)
     common = ("targets", "targets_kind", "unseen", "ms_ssim_scales", "video")
-    summary = {
+    return {
         "checkpoint": str(path),
         "epoch": joint["epoch"],
         "segments": len(chunks),
@@ -75,27 +71,31 @@ def write_joint_evaluation(folder: Path, path: Path, chunks: Sequence[EvaluatedC
         **({"bpp": rate, "file_bytes": size} if size else {}),
         **{key: joint[key] for key in ("bpp_estimate_8bit", "gmac_per_frame", "decode_fps")},
     }
+
+
+def write_joint_evaluation(folder: Path, chunks: Sequence[EvaluatedChunk], summary: Mapping[str, Any]) -> None:
+    """Writes the files of a video in chunks to eval/ of `folder`, segments.csv with them, from those of its chunks.
+
+    `summary` is that of all chunks. Raises UserError when the files cannot be written.
+    """
     with _writing(folder / "eval") as place:
         for name in TABLES:
             _concatenate(place / name, [(chunk.first, chunk.folder / "eval" / name) for chunk in chunks])
-        tags = list(dict.fromkeys(tag for summary in summaries for tag in summary if tag.startswith("Eval/")))
+        tags = list(dict.fromkeys(tag for chunk in chunks for tag in chunk.summary if tag.startswith("Eval/")))
         rows = [
             [number, chunk.first, chunk.scene.frames, *(chunk.summary.get(tag, "") for tag in tags)]
             for number, chunk in enumerate(chunks)
         ]
         _write_csv(place / "segments.csv", ["segment", "first", "frames", *tags], rows)
         with _event_logger(folder) as logger:
-            logger.scalars(values, joint["epoch"])
+            logger.scalars({tag: summary[tag] for tag in summary if tag.startswith("Eval/")}, summary["epoch"])
         write_json(place / SUMMARY, summary)
-    return summary
 
 
-def add_to_summary(folder: Path, summary: Mapping[str, Any], name: str, values: object) -> dict[str, Any]:
-    """The summary with `values` under `name`, written over the one in eval/ of a run's folder. Raises UserError."""
-    summary = {**summary, name: values}
+def add_to_summary(folder: Path, summary: Mapping[str, Any], name: str, values: object) -> None:
+    """Writes the summary with `values` under `name` over the one in eval/ of a run's folder. Raises UserError."""
     with _writing(folder / "eval") as place:
-        write_json(place / SUMMARY, summary)
-    return summary
+        write_json(place / SUMMARY, {**summary, name: values})
 
 
 @contextlib.contextmanager
@@ -127,8 +127,11 @@ def _text_page(run: OpenedRun, report: Report) -> str:
     )
 
 
-def _summary(run: OpenedRun, report: Report, values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Small frames have fewer than the 5 `ms_ssim_scales` of the literature: their MS-SSIM is another quantity."""
+def summary_of(run: OpenedRun, report: Report, **more: object) -> dict[str, Any]:
+    """The values of a report, the costs of decoding, and where they come from; `more` are entries to add.
+
+    Small frames have fewer than the 5 `ms_ssim_scales` of the literature: their MS-SSIM is another quantity.
+    """
     scene, targets = run.model.scene, run.record.targets
     return {
         "checkpoint": str(run.checkpoint),
@@ -136,11 +139,12 @@ def _summary(run: OpenedRun, report: Report, values: Mapping[str, float], cost: 
         "targets": run.record.targets_label,
         "targets_kind": targets.kind if targets else "none",
         "unseen": _unseen_mode(run, report),
-        **values,
+        **eval_values(report),
         "ms_ssim_scales": ms_ssim_scales(scene.height, scene.width),
         "video": run.source,
         "same_pixels_as_trained_on": run.same_pixels,
-        **cost,
+        **cost_of(run),
+        **more,
     }
 
 

@@ -74,10 +74,8 @@ class HeadComparison(NamedTuple):
         return {**self._asdict(), "rows": rows}
 
 
-def compare_head(
-    run: OpenedRun, head_bytes: int = 0, queries: Sequence[str] = (), progress: bool = False
-) -> HeadComparison:
-    """`head_bytes` is the size of the coded CLIP head, 0: estimated. `queries` are texts, by default queries.txt.
+def compare_head(run: OpenedRun, queries: Sequence[str] = (), progress: bool = False) -> HeadComparison:
+    """The head has its size in the .hnerv file, or an estimated one. `queries` are texts, by default queries.txt.
 
     Measurements for which the encoder of the targets is missing are left out; the notes name the reason. Raises
     UserError where there is no CLIP head.
@@ -85,7 +83,7 @@ def compare_head(
     if run.model.clip_head is None:
         raise UserError(f"{run.checkpoint} has no CLIP head: train with CLIP targets, not --clip-weights none")
     teacher, texts, notes = _encoders(run, list(queries) or default_queries())
-    comparison = compare_embeddings(run, head_bytes, teacher, texts, progress)
+    comparison = compare_embeddings(run, teacher, texts, progress)
     comparison.notes.extend(notes)
     return comparison
 
@@ -131,7 +129,6 @@ def _encoders(run: OpenedRun, queries: list[str]) -> tuple[Teacher | None, Tenso
 @torch.no_grad()
 def compare_embeddings(
     run: OpenedRun,
-    head_bytes: int = 0,
     teacher: Teacher | None = None,
     texts: Tensor | None = None,
     progress: bool = False,
@@ -144,7 +141,7 @@ def compare_embeddings(
     model = run.model.eval()
     train, frames = torch.tensor(model.scene.train), model.scene.frames
     truth = run.store.clip(torch.arange(frames)).cpu()
-    size = head_bytes or estimated_bytes(model)
+    size = run.head_bytes or estimated_bytes(model)
     predicted, reencoded = _embeddings(run, teacher, progress)
     row = functools.partial(_measured_row, model, truth, texts)
     mean = mean_embedding(truth, train)
@@ -154,7 +151,7 @@ def compare_embeddings(
         row(NEIGHBOURS, interpolated(truth[train], train, frames), None, 0.0, splits=("val",)),
     ]
     size_note = (
-        "the size of its section in the file" if head_bytes else f"estimated at {ESTIMATED_BITS} bits per parameter"
+        "the size of its section in the file" if run.head_bytes else f"estimated at {ESTIMATED_BITS} bits per parameter"
     )
     notes = [
         f"{HEAD}: bytes are {size_note}; the decoder stages below it serve the pixels and are not counted",
@@ -178,7 +175,7 @@ def compare_embeddings(
             "a hit is the patch with the true embedding nearest to the text, or the same patch in an adjacent frame"
         )
         notes.append(f"{TEXTS}: {meaning}")
-    source, queries = "measured" if head_bytes else "estimated", 0 if texts is None else len(texts)
+    source, queries = "measured" if run.head_bytes else "estimated", 0 if texts is None else len(texts)
     return HeadComparison(run.record.targets_label, source, queries, notes, rows)
 
 

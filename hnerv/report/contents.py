@@ -17,10 +17,10 @@ from hnerv.evaluation import (
     OpenedRun,
     add_to_summary,
     compare_head,
-    cost_of,
     decoded_frames,
     evaluate,
     open_run,
+    summary_of,
     write_evaluation,
 )
 from hnerv.report.results import Measurement, RunResults, is_current, read_run
@@ -175,7 +175,7 @@ def _evaluated(chunk: RunResults, part: Chunk, options: ReportOptions, alone: bo
     try:
         if not is_current(chunk.folder, opened.epoch, checkpoint):
             report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
-            write_evaluation(opened, report, cost_of(opened))
+            write_evaluation(opened, report, summary_of(opened, report))
             chunk = read_run(chunk.folder)
         if alone and opened.model.clip_head is not None and not chunk.baselines:
             add_to_summary(chunk.folder, chunk.summary, "semantics", compare_head(opened, progress=True).to_dict())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.command import next_commands
 from hnerv.data.chunks import ChunkOptions, ChunkPlan, PlannedChunk
 from hnerv.errors import UserError
 from hnerv.files import read_json, write_json
@@ -36,10 +35,6 @@ class Chunk(NamedTuple):
         """Whether it covers a part of a divided video."""
         return self.frames > 0
 
-    def holds(self, frame: int) -> bool:
-        """Whether this frame of the video lies in the chunk."""
-        return not self.frames or self.first <= frame < self.first + self.frames
-
     def clip_targets(self, name: str) -> str:
         """--clip-targets of the chunk, given that of the video: the rows of its frames in a file of targets."""
         return targets_of(name, self.first, self.frames)
@@ -58,10 +53,6 @@ class ChunkedFolder:
     def child(self, chunk: PlannedChunk) -> Path:
         """The run folder of a chunk."""
         return self.path / "segments" / chunk.name
-
-    def next_commands(self) -> str:
-        """Suggested commands for a finished run."""
-        return next_commands(self.path, self.path)
 
 
 def chunks_of(path: Path) -> list[Chunk]:

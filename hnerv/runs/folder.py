@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from hnerv.command import next_commands
 from hnerv.config import Config, differences
 from hnerv.data.clip.targets import is_same_file
 from hnerv.data.store import load_material
@@ -142,10 +141,6 @@ class RunFolder:
         rewind(self.path, state["progress"]["logs"] if state else {})
         first_step = state["progress"]["step"] + 1 if state else 0
         return RunLogger(events_folder(self.path), metrics_file(self.path), first_step, report_to)
-
-    def next_commands(self) -> str:
-        """Suggested commands for a finished run."""
-        return next_commands(self.latest, events_folder(self.path))
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,8 @@ class OpenedModel:
     """A model without its video: the record of its run, and how far it was trained.
 
     `checkpoint` is the file that it came from, `folder` where its evaluation belongs, `coded_bytes` the size of a
-    bitstream file, 0 for a checkpoint. `learned` are {tensor: its steps} of a run with --rate-weight.
+    bitstream file and `head_bytes` that of its CLIP head, 0 for a checkpoint. `values` are {Eval/ tag: value} of the
+    last evaluation in training, `learned` are {tensor: its steps} of a run with --rate-weight.
     """
 
     model: DualHeadHNeRV
@@ -40,6 +41,8 @@ class OpenedModel:
     epoch: int
     step: int
     coded_bytes: int = 0
+    head_bytes: int = 0
+    values: dict[str, float] = field(default_factory=dict)
     learned: dict[str, Scale] | None = None
 
 
@@ -75,7 +78,8 @@ def open_checkpoint(path: Path) -> OpenedModel:
         rate_model = RateModel(model, seed=0)
         load_weights(rate_model, state[RATE], checkpoint)
         learned = rate_model.scales()
-    return OpenedModel(model, record, checkpoint, folder, progress["epoch"], progress["step"], learned=learned)
+    done, values = (progress["epoch"], progress["step"]), state["evaluation"]
+    return OpenedModel(model, record, checkpoint, folder, *done, values=values, learned=learned)
 
 
 def checkpoint_of(path: Path) -> Path:

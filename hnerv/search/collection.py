@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,9 @@ from hnerv.files import cache_folder, replacing, sha256_of, write_json
 from hnerv.runs import is_run
 from hnerv.runs.models import checkpoints_of, is_trained
 from hnerv.runs.names import MOVED_ASIDE
+from hnerv.search.hits import SearchHit
 from hnerv.search.index import INDEX_VERSION, Index, map_index, open_index
-from hnerv.search.ranking import Hit, find_hits, query_direction
+from hnerv.search.ranking import find_hits, query_direction
 
 FLAT_LIMIT = 400_000  # up to this many vectors, a query is compared with all; measured in benchmarks/LOG.md
 SAMPLES_PER_LIST = 64  # training vectors of k-means per inverted list
@@ -62,14 +64,6 @@ class Collection(NamedTuple):
         return Index(self.folder / "index.faiss", first.embeddings[:0], first.record)
 
 
-class CollectionHit(NamedTuple):
-    """A hit in one member of a collection. Its z-score is relative to all patches of all videos."""
-
-    member: Member
-    index: Index
-    hit: Hit
-
-
 def open_collection(folder: Path, device: torch.device) -> Collection:
     """The models under a folder that can be searched, brought up to date; others are logged. Raises UserError."""
     stored = _load(folder)
@@ -94,21 +88,24 @@ def open_collection(folder: Path, device: torch.device) -> Collection:
 
 def find_across(
     collection: Collection, wanted: Tensor, unwanted: Tensor | None, top: int, device: torch.device
-) -> list[CollectionHit]:
-    """wanted (Q, D), unwanted (Q', D) -> at most `top` hits of all members merged, best first. Raises UserError."""
+) -> list[SearchHit]:
+    """wanted (Q, D), unwanted (Q', D) -> at most `top` hits of all members merged, best first. Raises UserError.
+
+    The z-score of a hit is relative to all patches of all videos.
+    """
     direction, hits, scored = query_direction(wanted, unwanted), [], set()
     mean, deviation, ranking = (_rank_by_index if collection.vectors else _rank_all)(collection, direction, top, device)
     for member, bound in ranking:  # exact scores of members, until no other (in the lists probed) can be better
-        if len(hits) == top and hits[-1].hit.score > bound:
+        if len(hits) == top and hits[-1].score > bound:
             break
         if member not in scored:
             scored.add(member)
             index = open_member(collection.folder, member, device)
             scores = (index.embeddings @ direction).numpy()
-            hits.extend(CollectionHit(member, index, hit) for hit in find_hits(scores, top))
-            hits = sorted(hits, key=lambda found: (-found.hit.score, found.member.path, found.hit))[:top]
+            hits.extend(SearchHit(hit, index, member.path) for hit in find_hits(scores, top))
+            hits = sorted(hits, key=lambda found: (-found.score, found.video, found.hit))[:top]
     deviation = deviation or math.inf  # z is 0 if all scores are equal
-    return [found._replace(hit=found.hit._replace(z=(found.hit.score - mean) / deviation)) for found in hits]
+    return [replace(found, hit=found.hit._replace(z=(found.score - mean) / deviation)) for found in hits]
 
 
 def members_of(folder: Path) -> list[Path]:

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hnerv.codec import BitstreamFile, CodedChunk, check_trained, is_container
+from hnerv.codec import open_stored
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.files import cache_folder, replacing, sha256_of
 from hnerv.model import DualHeadHNeRV, Scene, joined_scene
 from hnerv.model.predict import FRAMES_AT_ONCE, predict_clip
 from hnerv.runs import chunks_of
-from hnerv.runs.models import checkpoint_of, open_checkpoint
+from hnerv.runs.models import checkpoint_of
 from hnerv.runs.record import RunRecord
+from hnerv.runs.video import StoredChunk, check_trained
 
 INDEX_VERSION = 2
 """Increase when the content of an index, or the arithmetic behind it, changes."""
@@ -131,24 +132,16 @@ def _digest(path: Path) -> str:
 
 
 def _compute(path: Path, device: torch.device) -> Index:
-    if is_container(path):
-        file = BitstreamFile(path)
-        parts = (_index_of_chunk(file.open_chunk(entry), device) for entry in file.chunks)
-        return _join_segments(path, parts, file.frames)
-    opened = open_checkpoint(path)
-    _check_head(path, opened.record)
-    opened.model.keep_for_embed()
-    return _index_of_model(path, opened.model, opened.record, device)
+    video = open_stored(path)
+    parts = (_index_of_chunk(path, video.open_chunk(entry), device) for entry in video.chunks)
+    return _join_segments(path, parts, video.frames)
 
 
-def _index_of_chunk(chunk: CodedChunk, device: torch.device) -> Index:
-    _check_head(chunk.path, chunk.record)
-    return _index_of_model(chunk.path, chunk.model(("clip_head",)), chunk.record, device)
-
-
-def _index_of_model(path: Path, model: DualHeadHNeRV, record: RunRecord, device: torch.device) -> Index:
-    model = model.eval().to(device, memory_format=torch.channels_last)
-    return Index(path, predict_embeddings(model), record)
+def _index_of_chunk(path: Path, chunk: StoredChunk, device: torch.device) -> Index:
+    if not chunk.record.targets:
+        raise UserError(f"{path} has no CLIP head and cannot be searched: train a run with CLIP targets")
+    model = chunk.model(("clip_head",)).to(device)
+    return Index(path, predict_embeddings(model), chunk.record)
 
 
 def _join_segments(path: Path, parts: Iterable[Index], frames: int) -> Index:
@@ -173,11 +166,6 @@ def _join_segments(path: Path, parts: Iterable[Index], frames: int) -> Index:
     if len(scenes) > 1:
         record = dataclasses.replace(record, scene=joined_scene(scenes))
     return Index(path, embeddings, record)
-
-
-def _check_head(path: Path, record: RunRecord) -> None:
-    if not record.targets:
-        raise UserError(f"{path} has no CLIP head and cannot be searched: train a run with CLIP targets")
 
 
 def _read_index(stored: Path, path: Path, digest: str, check: bool = True) -> Index | None:

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hnerv.codec import BitstreamFile, is_container, play, play_file
+from hnerv.codec import open_stored, play_video
 from hnerv.errors import UserError
 from hnerv.files import replacing
-from hnerv.runs import chunks_of
-from hnerv.runs.models import open_checkpoint
-from hnerv.search.hit_table import patch_list
+from hnerv.search.hits import SearchHit, patch_list
 from hnerv.search.index import Index
-from hnerv.search.ranking import Hit, z_scores
+from hnerv.search.ranking import z_scores
 from hnerv.timeline import time_code
 from hnerv.viz.image import THIN, add_spectrum, labelled, outline, png, resized, tile_sheet, tinted
 
@@ -28,40 +26,25 @@ TILE_WIDTH = 480
 def decode_frames(path: Path, frames: Sequence[int], device: torch.device) -> dict[int, np.ndarray]:
     """{frame: (H, W, 3) uint8} of a .hnerv file, a checkpoint or a run folder. Only the sections needed are read."""
     wanted = sorted(set(frames))
-    if is_container(path):
-        return dict(zip(wanted, play_file(BitstreamFile(path), wanted, device), strict=True))
-    frames_by_number: dict[int, np.ndarray] = {}
-    for chunk in chunks_of(path):
-        inner = [frame for frame in wanted if chunk.holds(frame)]
-        if inner:
-            model = open_checkpoint(chunk.path).model.eval()
-            model = model.to(device, memory_format=torch.channels_last)
-            pictures = play(model, [frame - chunk.first for frame in inner])
-            frames_by_number |= dict(zip(inner, pictures, strict=True))
-    return frames_by_number
+    return dict(zip(wanted, play_video(open_stored(path), wanted, device), strict=True))
 
 
-def contact_sheet(path: Path, index: Index, hits: Sequence[Hit], title: str, device: torch.device) -> None:
+def contact_sheet(path: Path, hits: Sequence[SearchHit], title: str, device: torch.device) -> None:
     """Write the frames of the hits as a PNG file, best first: hit patches outlined, other patches thinly.
 
     Raises UserError.
     """
-    contact_sheet_across(path, [("", index, hit) for hit in hits], title, device)
-
-
-def contact_sheet_across(path: Path, hits: Sequence[tuple[str, Index, Hit]], title: str, device: torch.device) -> None:
-    """`contact_sheet` of (caption prefix, index, hit) from several models. Raises UserError."""
     wanted: dict[Path, list[int]] = {}
-    for _, index, hit in hits:
-        wanted.setdefault(index.path, []).append(hit.frame)
+    for hit in hits:
+        wanted.setdefault(hit.index.path, []).append(hit.frame)
     frames = {model: decode_frames(model, numbers, device) for model, numbers in wanted.items()}
     tiles = []
-    for number, (name, index, hit) in enumerate(hits, start=1):
-        picture = resized(frames[index.path][hit.frame], TILE_WIDTH)
+    for number, hit in enumerate(hits, start=1):
+        picture = resized(frames[hit.index.path][hit.frame], TILE_WIDTH)
         for patch in hit.also:
-            outline(picture, _patch_bounds(index, patch, TILE_WIDTH), THIN)
-        outline(picture, _patch_bounds(index, hit.patch, TILE_WIDTH))
-        text = f"{number}. {name and f'{name}, '}{time_code(index.scene.clock.seconds(hit.frame))}, frame {hit.frame}"
+            outline(picture, _patch_bounds(hit.index, patch, TILE_WIDTH), THIN)
+        outline(picture, _patch_bounds(hit.index, hit.patch, TILE_WIDTH))
+        text = f"{number}. {hit.video and f'{hit.video}, '}{hit.time_code}, frame {hit.frame}"
         others = f", also {patch_list(hit)}" if hit.also else ""
         tiles.append((picture, f"{text}, patch {hit.patch}: {hit.score:.4f}, z {hit.z:.2f}{others}"))
     _write_png(path, tile_sheet(tiles, title))

@@ -56,6 +56,11 @@ class Encoder:
         self.targets: TargetsRecord = index.record.targets
         self._teacher: Teacher | None = None
 
+    @property
+    def dim(self) -> int:
+        """D of the embeddings."""
+        return self.index.embeddings.shape[-1]
+
     def texts(self, texts: Sequence[str], prompts: str = "plain") -> list[Query]:
         """One query per text. Raises UserError if the targets are not from a CLIP model or its weights are missing."""
         if not texts:
@@ -163,13 +168,18 @@ def embedding_query(text: str, dim: int) -> Query:
         vector = embeddings.flatten()
     else:
         raise UserError(f"{flag} has shape {tuple(embeddings.shape)}, more than one vector: add :FRAME,PATCH")
-    norm = vector.norm()
-    if len(vector) != dim or not norm.isfinite() or norm == 0:
+    return vector_query(flag, vector, dim)._replace(label=text.replace(match[1], Path(match[1]).name, 1))
+
+
+def vector_query(label: str, vector: Tensor, dim: int) -> Query:
+    """A vector (D,), scaled to unit norm. Raises UserError for one of another size, or without a direction."""
+    norm = vector.float().norm()
+    if vector.shape != (dim,) or not norm.isfinite() or norm == 0:
         raise UserError(
-            f"{flag} cannot be compared with embeddings of {dim} dimensions (it has {len(vector)} and norm "
+            f"{label} cannot be compared with embeddings of {dim} dimensions (it has {vector.numel()} and norm "
             f"{norm.item():.3g}): pass a vector from the same encoder"
         )
-    return Query(text.replace(match[1], Path(match[1]).name, 1), vector / norm)
+    return Query(label, vector.float().cpu() / norm.cpu())
 
 
 def _select_vector(flag: str, embeddings: Tensor, frame: int, patch: int) -> Tensor:

@@ -105,17 +105,23 @@ def prepare_run(output: Path, exp_id: str, choice: Choice, options: ChunkOptions
 
 
 def train_chunk(chunk: ChunkRun, options: RuntimeOptions) -> Result:
-    """One network from its video to its last evaluation, as in train_patch_dual.py, which explains each step.
+    """One network from its video to its last evaluation: what train_patch_dual.py does. Raises as `fit`.
 
-    Raises as `fit`.
+    Video and model are released on return.
     """
     config, device = chunk.config, options.device
+    # The frames, their split into training and unseen ones, and the CLIP embedding of every patch.
     material = load_material(config, device, progress=True)
     check_material(chunk, material)
     with device_errors(config, chunk.folder.latest):
+        # Embedding of a frame's time -> decoder stages -> RGB head; the CLIP head reads the features of one stage.
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, material.scene).to(device, memory_format=torch.channels_last)
-        return fit(chunk, material, model, build_optimizer(model, config.train), options)
+        # Muon for the kernels, Adam for everything else; the knots of a grid learn faster.
+        optimizer = build_optimizer(model, config.train)
+        # Minimises the pixel loss, after the warm-up pixel + lambda x CLIP, with --rate-weight also the size of the
+        # file; with logs, evaluations and checkpoints.
+        return fit(chunk, material, model, optimizer, options)
 
 
 def chunk_choice(planned: PlannedChunk, choice: Choice) -> Choice:

@@ -58,7 +58,7 @@ def test_two_calls_share_no_list():
         (["a dog", "--save", "s.jpg"], "--save s.jpg does not end in .png"),
         (["a dog", "--heatmap", "folder.png"], "--heatmap folder.png is a folder"),
         (["a dog", "--device", "abacus"], "'abacus' is not a device"),
-        (["a dog"], "gone.hnerv: no such file"),
+        (["a dog"], "gone.hnerv cannot be read"),
     ],
 )
 def test_refusals(words, match, tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from hnerv.codec import (
     join_files,
     open_single_chunk,
     play,
-    play_file,
     play_patch,
+    play_video,
     write_bitstream,
 )
 from hnerv.codec import file as file_module
@@ -62,7 +62,7 @@ def pictures(frames_of) -> np.ndarray:
 
 
 def decoded(path: Path, frames: range, patch: int | None = None) -> np.ndarray:
-    return np.stack(list(play_file(BitstreamFile(path), frames, CPU, patch)))
+    return np.stack(list(play_video(BitstreamFile(path), frames, CPU, patch)))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -169,7 +169,7 @@ def test_common_facts_are_stored_once(coded, tmp_path):
     file = BitstreamFile(path)
     assert file.frames == 3600 and file.index.size < one.index.size + 600
     assert file.size < 300 * one.size - 299 * 500
-    assert len(list(play_file(file, range(1795, 1805), CPU))) == 10
+    assert len(list(play_video(file, range(1795, 1805), CPU))) == 10
 
 
 def test_joining_takes_a_buffer_of_memory(coded, tmp_path, monkeypatch):

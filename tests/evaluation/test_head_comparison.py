@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def run(finished):
 
 
 def test_the_head_is_measured_as_in_an_evaluation(run):
-    report, found = evaluate(run.model, run.store), compare_head(run, 5000)
+    report, found = evaluate(run.model, run.store), compare_head(replace(run, head_bytes=5000))
     rows = {row.name: row for row in found.rows}
     assert {name: list(row.splits) for name, row in rows.items()} == {
         HEAD: ["train", "val"],
@@ -61,7 +63,7 @@ def test_bytes_of_a_checkpoint_are_called_an_estimate(run):
 
 
 def test_a_head_too_small_for_any_table(run):
-    found = compare_head(run, 10)
+    found = compare_head(replace(run, head_bytes=10))
     assert PCA not in [row.name for row in found.rows]
     assert "no component fits into 10 bytes" in head_table(found)
 
@@ -76,7 +78,7 @@ def test_without_a_head_it_refuses(finished):
 @pytest.mark.parametrize("kind", ["grid", "encoder", "pe", "convnext"])
 def test_a_file_is_compared_too(coded, film, targets_file, kind):
     run = open_coded_run(coded(kind), CPU, str(film), clip_targets=str(targets_file))
-    rows = compare_head(run, 3000).rows
+    rows = compare_head(replace(run, head_bytes=3000)).rows
     assert rows[0].gmac_per_patch > 0 and set(rows[0].splits) == {"train", "val"}
 
 
@@ -114,7 +116,7 @@ class ColourEncoder:
 
 def test_the_encoder_sees_the_decoded_patches(run):
     encoder = ColourEncoder(run.model.scene.clip_dim)
-    found = compare_embeddings(run, 5000, encoder)
+    found = compare_embeddings(replace(run, head_bytes=5000), encoder)
     row = next(row for row in found.rows if row.name == ENCODER)
     with torch.no_grad():
         rgb = run.model(torch.arange(12.0)).rgb

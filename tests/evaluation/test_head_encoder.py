@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hnerv.codec import head_bytes, open_coded_run, open_single_chunk
+from hnerv.codec import open_coded_run, open_single_chunk
 from hnerv.data.clip import load_teacher
 from hnerv.evaluation import compare_head, head_table, open_run
 from hnerv.evaluation.head_comparison import ENCODER, HEAD, MEAN, NAMES, NEIGHBOURS, PCA, default_queries
@@ -91,7 +91,7 @@ def test_a_file_has_measured_bytes_and_default_queries(film, clip_run, clip_weig
     assert hnerv_main("encode", clip_run, "-o", path, "--no-measure") == 0
     monkeypatch.chdir(clip_weights.parent)  # a file names its weights without their folder
     opened = open_coded_run(path, CPU, str(film))
-    found = compare_head(opened, head_bytes(opened))
+    found = compare_head(opened)
     (section,) = [part.size for part in open_single_chunk(path).parts() if part.name == "clip_head"]
     assert (
         found.queries == len(default_queries())

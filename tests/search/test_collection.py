@@ -98,7 +98,7 @@ def expected(folder: Path, paths: list[str], direction: torch.Tensor, top: int) 
 def found_in(opened, direction: torch.Tensor, top: int) -> list[tuple]:
     """The direction as the difference of two queries."""
     hits = find_across(opened, direction[None] + 1, torch.ones(1, len(direction)), top, CPU)
-    return [(found.member.path, found.hit.frame, found.hit.patch, found.hit.score, found.hit.z) for found in hits]
+    return [(found.video, found.frame, found.patch, found.score, found.z) for found in hits]
 
 
 def agree(found: list[tuple], wanted: list[tuple]) -> bool:
@@ -386,7 +386,7 @@ def test_a_video_in_segments_is_one_member(own, train, flags, clip_weights, make
     (talk,) = [member for member in opened.members if member.path == "talk"]
     target = open_member(own, talk, CPU).embeddings[9, 3]
     best = find_across(opened, target[None], None, 1, CPU)[0]
-    assert (best.member.path, best.hit.frame, best.hit.patch) == ("talk", 9, 3)
+    assert (best.video, best.frame, best.patch) == ("talk", 9, 3)
     assert train(own, [*words, "--segment-frames", "6", "--epochs", "4", "--overwrite"], exp_id="talk") == 0
     (changed,) = [member for member in open_collection(own, CPU).members if member.path == "talk"]
     assert changed.digest != talk.digest

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hnerv.codec import file, open_single_chunk, play
 from hnerv.errors import UserError
-from hnerv.search import Hit, contact_sheet, heat_map, open_index, pictures
+from hnerv.search import Hit, SearchHit, contact_sheet, heat_map, open_index, pictures
 from hnerv.search.pictures import decode_frames
 
 CPU = torch.device("cpu")
@@ -63,8 +63,8 @@ def test_only_what_the_frames_need_is_read(tmp_path, train, flags, make_film, re
 
 def test_the_sheet_outlines_the_patch_of_every_hit(alone, tmp_path):
     index = open_index(alone(), CPU)
-    hits = [Hit(2, 0, 0.9, 3.0, 1, 4), Hit(9, 6, 0.8, 2.0, 8, 11)]
-    contact_sheet(tmp_path / "a" / "sheet.png", index, hits, "a dog", CPU)
+    hits = [SearchHit(hit, index) for hit in (Hit(2, 0, 0.9, 3.0, 1, 4), Hit(9, 6, 0.8, 2.0, 8, 11))]
+    contact_sheet(tmp_path / "a" / "sheet.png", hits, "a dog", CPU)
     image = np.array(Image.open(tmp_path / "a" / "sheet.png"))
     tile = pictures.TILE_WIDTH
     patch = tile // 4
@@ -83,7 +83,7 @@ def test_other_patches_of_a_hit_are_outlined_thinly(alone, tmp_path):
     index = open_index(alone(), CPU)
     hit = Hit(2, 0, 0.9, 3.0, 1, 4)
     for name, also in (("one", ()), ("two", (7,))):
-        contact_sheet(tmp_path / f"{name}.png", index, [hit._replace(also=also)], "a dog", CPU)
+        contact_sheet(tmp_path / f"{name}.png", [SearchHit(hit._replace(also=also), index)], "a dog", CPU)
     one, two = (np.array(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two"))
     ((top, left, *_),) = outlines(two)
     assert outlines(one) == outlines(two)
@@ -110,9 +110,9 @@ def test_the_heat_map_shows_the_best_frame_and_its_best_patch(alone, tmp_path):
 
 
 def test_a_long_title_and_a_place_that_cannot_be_written(alone, tmp_path):
-    index, hits = open_index(alone(), CPU), [Hit(0, 7, 0.1, 0.0, 0, 0)]
-    contact_sheet(tmp_path / "sheet.png", index, hits, "a dog " * 100, CPU)
+    hits = [SearchHit(Hit(0, 7, 0.1, 0.0, 0, 0), open_index(alone(), CPU))]
+    contact_sheet(tmp_path / "sheet.png", hits, "a dog " * 100, CPU)
     assert len(outlines(np.array(Image.open(tmp_path / "sheet.png")))) == 1
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        contact_sheet(tmp_path / "file" / "sheet.png", index, hits, "a", CPU)
+        contact_sheet(tmp_path / "file" / "sheet.png", hits, "a", CPU)
