@@ -102,12 +102,14 @@ def centred_cosine(pred: Tensor, target: Tensor, mean: Tensor) -> Tensor:
 
 
 class Retrieval(NamedTuple):
-    """Of each query (M,): the rank of its first hit from 0 on, overlap of the nearest in [0, 1], Spearman in [-1, 1].
+    """Of each query (M,): ranks from 0 on, overlap of the nearest in [0, 1], Spearman in [-1, 1].
 
-    Recall at k is the share of ranks below k; a rank of M means that nothing is a hit.
+    `rank` is that of the first hit, M where nothing is a hit; `exact` that of the patch to find, without neighbours.
+    Recall at k is the share of ranks below k.
     """
 
     rank: Tensor
+    exact: Tensor
     overlap: Tensor
     spearman: Tensor
 
@@ -167,11 +169,12 @@ def _retrieval(
         hit = patch_index == patch_index[home, None]
         hit &= (frame_index - frame_index[home, None]).abs() <= neighbours
         rank = ours.masked_fill(~hit, count).amin(1) if count else ours.sum(1)
+        exact = ours.gather(1, home[:, None]).squeeze(1)
         shared = (truth.gather(1, nearest[:, :top]) < top).sum(1) / max(min(top, count), 1)
         # 1 - 6 sum(d^2) / (M^3 - M) of two permutations. At most (M^3 - M) / 3, below 2^53 up to M = 300,000: exact.
         distance = (ours - truth).square_().sum(1)
         spearman = 1 - 6 * distance / max(count * (count**2 - 1), 1)
-        batches.append(Retrieval(rank.long(), shared, spearman))
+        batches.append(Retrieval(rank.long(), exact.long(), shared, spearman))
     return Retrieval(*(torch.cat(column) for column in zip(*batches, strict=True)))
 
 

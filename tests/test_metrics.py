@@ -184,6 +184,8 @@ def test_retrieval_agrees_with_counting_topk_and_torchmetrics(neighbours, top):
     ours, truth = (F.normalize(target.double(), dim=1) @ F.normalize(x.double(), dim=1).T for x in (pred, target))
     nearest = ours.where(hits_of(frame, patch, neighbours), -torch.inf).amax(1, keepdim=True)
     assert torch.equal(got.rank, (ours > nearest).sum(1))
+    assert torch.equal(got.exact, (ours > ours.diagonal()[:, None]).sum(1))
+    assert torch.equal(got.exact, got.rank) == (neighbours == 0)
     tops = (x.topk(min(top, len(pred))).indices for x in (ours, truth))
     chosen = [torch.zeros_like(ours, dtype=torch.bool).scatter_(1, indices, True) for indices in tops]
     assert torch.equal(got.overlap, (chosen[0] & chosen[1]).sum(1) / min(top, len(pred)))
@@ -212,10 +214,12 @@ def test_equal_cosines_rank_somewhere_among_each_other():
     """Vectors of signs: products are exact, so cosines tie exactly."""
     signs = torch.randn(2, 120, 4, generator=torch.Generator().manual_seed(8)).sign()
     frame, patch = torch.arange(120) // 4, torch.arange(120) % 4
-    rank, overlap, spearman = metrics.retrieval(*signs, frame, patch)
+    rank, exact, overlap, spearman = metrics.retrieval(*signs, frame, patch)
     ours, truth = (signs[1] @ x.T for x in signs)
     nearest = ours.where(hits_of(frame, patch, 1), -torch.inf).amax(1, keepdim=True)
-    assert (rank >= (ours > nearest).sum(1)).all() and (rank < (ours >= nearest).sum(1)).all()
+    own = ours.diagonal()[:, None]
+    for place, found in ((rank, nearest), (exact, own)):
+        assert (place >= (ours > found).sum(1)).all() and (place < (ours >= found).sum(1)).all()
     sure, possible = ([of(x, x.topk(10).values[:, -1:]) for x in (ours, truth)] for of in (torch.gt, torch.ge))
     assert (overlap >= (sure[0] & sure[1]).sum(1) / 10).all()
     assert (overlap <= (possible[0] & possible[1]).sum(1) / 10).all()
@@ -241,6 +245,7 @@ def test_retrieval_on_cuda_is_that_of_the_cpu(frames):
         expected, got = measure(*arguments), measure(*(x.cuda() for x in arguments))
         assert all(column.is_cuda for column in got)
         assert (got.rank.cpu() != expected.rank).double().mean() < 1e-3
+        assert (got.exact.cpu() != expected.exact).double().mean() < 1e-3
         assert (got.overlap.cpu() != expected.overlap).double().mean() < 1e-3
         torch.testing.assert_close(got.spearman.cpu(), expected.spearman, rtol=0, atol=1e-5)
 
@@ -249,14 +254,14 @@ def test_retrieval_by_hand():
     """Of the truth it is perfect; a hit is at the same patch, at most `neighbours` frames away."""
     target, frame, patch = torch.eye(4), torch.tensor([0, 0, 5, 5]), torch.tensor([0, 1, 0, 1])
     found = metrics.retrieval(target, target, frame, patch)
-    assert [column.tolist() for column in found] == [[0] * 4, [1] * 4, [1] * 4]
+    assert [column.tolist() for column in found] == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
     assert (metrics.retrieval(target.flip(0), target, frame, patch).rank > 0).all()
     for neighbours in (4, 5):
-        rank = metrics.retrieval(target[[2, 3, 0, 1]], target, frame, patch, neighbours).rank
-        assert (rank == 0).all() == (neighbours == 5)
+        rank, exact, *_ = metrics.retrieval(target[[2, 3, 0, 1]], target, frame, patch, neighbours)
+        assert (rank == 0).all() == (neighbours == 5) and (exact > 0).all()
     for count in (0, 1):
         alone = metrics.retrieval(*2 * [torch.eye(3)[:count]], *2 * [torch.arange(count)])
-        assert [column.tolist() for column in alone] == [[0] * count, [1] * count, [1] * count]
+        assert [column.tolist() for column in alone] == [[0] * count, [0] * count, [1] * count, [1] * count]
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 24])
@@ -268,12 +273,12 @@ def test_a_query_from_elsewhere_should_find_its_nearest_true_patch(monkeypatch, 
     pred = target + 0.9 * torch.randn(36, 8, generator=generator)
     queries = torch.randn(50, 8, generator=generator)
     got = metrics.query_retrieval(queries, pred, target, frame, patch)
-    for query, rank, overlap, spearman in zip(queries, *got, strict=True):
+    for query, rank, exact, overlap, spearman in zip(queries, *got, strict=True):
         ours, truth = ([float(query @ key / key.norm()) for key in keys] for keys in (pred, target))
         orders = [sorted(range(36), key=lambda k: -similar[k]) for similar in (ours, truth)]
         home = orders[1][0]
         hits = [patch[k] == patch[home] and abs(frame[k] - frame[home]) <= 1 for k in orders[0]]
-        assert rank == hits.index(True)
+        assert rank == hits.index(True) and exact == orders[0].index(home)
         assert overlap == pytest.approx(len({*orders[0][:10]} & {*orders[1][:10]}) / 10)
         assert spearman == pytest.approx(spearman_corrcoef(torch.tensor(ours), torch.tensor(truth)).item(), abs=1e-4)
     assert got.rank.float().std() > 0

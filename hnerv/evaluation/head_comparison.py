@@ -31,13 +31,14 @@ NAMES = {
     "sim": "cosine",
     "centred": "centred",
     "found": "recall@1",
+    "exact": "exact@1",
     "found5": "recall@5",
     "found10": "recall@10",
     "overlap": "overlap@10",
     "spearman": "Spearman",
 }
 """Field of ClipMeasures -> name in tables and JSON."""
-RETRIEVAL = ("recall@1", "recall@5", "recall@10", "overlap@10", "Spearman")
+RETRIEVAL = ("recall@1", "exact@1", "recall@5", "recall@10", "overlap@10", "Spearman")
 """Names of the measures that need a ranking."""
 
 HEAD, MEAN, NEIGHBOURS, PCA, ENCODER = "CLIP head", "mean", "neighbours", "PCA table", "encoder on decoded"
@@ -256,9 +257,9 @@ def _text_measures(texts: Tensor, predicted: Tensor, truth: Tensor, where: Tenso
     patches = torch.arange(truth.shape[1], device=truth.device).expand(truth.shape[:2])
     frames = where.to(truth.device)[:, None].expand_as(patches)
     embeddings = predicted.flatten(0, 1), truth.flatten(0, 1)
-    retrieval = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
-    columns = *((retrieval.rank < top).double() for top in (1, 5, 10)), retrieval.overlap, retrieval.spearman
-    return {name: column.mean().item() for name, column in zip(RETRIEVAL, columns, strict=True)}
+    rank, exact, overlap, spearman = query_retrieval(texts, *embeddings, frames.flatten(), patches.flatten())
+    columns = rank < 1, exact < 1, rank < 5, rank < 10, overlap, spearman
+    return {name: column.double().mean().item() for name, column in zip(RETRIEVAL, columns, strict=True)}
 
 
 def _device(model: DualHeadHNeRV) -> torch.device:

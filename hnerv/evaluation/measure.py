@@ -22,13 +22,15 @@ from hnerv.model.predict import FRAMES_AT_ONCE, predict, round8
 class ClipMeasures(NamedTuple):
     """Each (F, P): cosine and centred cosine to the target, and retrieval with the true embedding as the query.
 
-    The query searches all predictions of the video. `found`, `found5`, `found10`: whether its patch ranks first, among
-    the first 5, among the first 10. `overlap` and `spearman` as in `retrieval`.
+    The query searches all predictions of the video. `found`, `found5`, `found10`: whether its patch, in its own or a
+    neighbouring frame, ranks first, among the first 5, among the first 10. `exact`: whether that of its own frame ranks
+    first. `overlap` and `spearman` as in `retrieval`.
     """
 
     sim: Tensor
     centred: Tensor
     found: Tensor
+    exact: Tensor
     found5: Tensor
     found10: Tensor
     overlap: Tensor
@@ -168,7 +170,7 @@ def clip_measures(predicted: Tensor, targets: Tensor, where: Tensor, mean: Tenso
     patches = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape[:2])
     frames = where.to(targets.device)[:, None].expand_as(patches)
     result = retrieval(predicted.flatten(0, 1), targets.flatten(0, 1), frames.flatten(), patches.flatten())
-    rank, overlap, spearman = (column.view_as(patches) for column in result)
-    hits = (rank < top for top in (1, 5, 10))
+    rank, exact, overlap, spearman = (column.view_as(patches) for column in result)
+    hits = rank < 1, exact < 1, rank < 5, rank < 10
     columns = cosine(predicted, targets), centred_cosine(predicted, targets, mean), *hits, overlap, spearman
     return ClipMeasures(*(column.cpu() for column in columns))

@@ -47,7 +47,7 @@ _CHARTS = {
         "MS-SSIM": "Eval/Frame/{train,val}_ms_ssim",
         "similarity": "Eval/Frame/{train,val}_clip_sim",
         "centred similarity": "Eval/Frame/{train,val}_clip_sim_centred",
-        "recall@1": "Eval/Frame/{train,val}_clip_retrieval",
+        "recall@1, with and without neighbouring frames": "Eval/Frame/{train,val}_clip_retrieval{,_exact}",
         "recall@5 and recall@10": "Eval/Frame/{train,val}_clip_recall{5,10}",
         "overlap@10": "Eval/Frame/{train,val}_clip_overlap10",
         "Spearman": "Eval/Frame/{train,val}_clip_spearman",

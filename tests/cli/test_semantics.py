@@ -37,7 +37,7 @@ def test_json_has_the_bytes_of_the_file(semantics, coded, film, targets_file):
     found = json.loads(out)
     (section,) = [part.size for part in open_single_chunk(path).parts() if part.name == "clip_head"]
     assert status == 0 and found["rows"][0]["bytes"] == section and found["head_bytes_are"] == "measured"
-    names = ["cosine", "centred", "recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
+    names = ["cosine", "centred", "recall@1", "exact@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
     assert [list(row["splits"]["val"]) for row in found["rows"][:2]] == [names, names[:2]]
 
 

@@ -203,7 +203,14 @@ def test_the_printed_text(run, evaluate, capsys, summary):
     assert head == f"{'':36}{'training':>12}{'unseen':>16}" and "encoded" not in out
     labels = [row[:36].strip() for row in rows]
     assert "full-frame PSNR (literature), dB" in labels
-    assert labels[-5:] == ["recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
+    assert labels[-6:] == [
+        "recall@1",
+        "exact@1 (its own frame only)",
+        "recall@5",
+        "recall@10",
+        "overlap@10",
+        "Spearman",
+    ]
     assert "similarity is measured against the targets: file targets.safetensors" in out
     assert all(f"\n{name} " in out for name in ("CLIP head", "mean", "neighbours", "PCA table"))
     assert "text queries: left out because the targets come from a file" in out

@@ -56,17 +56,19 @@ def test_texts_are_ranked_as_by_a_loop(run, found, clip_model):
     ours = run.model(torch.arange(12.0)).clip[frames].flatten(0, 1)
     truth = run.store.clip(torch.tensor(frames)).flatten(0, 1)
     places = [(frame, patch) for frame in frames for patch in range(8)]
-    ranks, overlaps = [], []
+    ranks, exact, overlaps = [], [], []
     for query in queries:
         order, true = ((rows @ query).argsort(descending=True).tolist() for rows in (ours, truth))
         frame, patch = places[true[0]]
         near = [places[k][1] == patch and abs(places[k][0] - frame) <= 1 for k in order]
         ranks.append(near.index(True))
+        exact.append(order[0] == true[0])
         overlaps.append(len({*order[:10]} & {*true[:10]}) / 10)
     row = found.rows[0]
     assert row.name == HEAD and found.queries == len(TEXTS)
     for top, name in ((1, "recall@1"), (5, "recall@5"), (10, "recall@10")):
         assert row.texts[name] == pytest.approx(sum(rank < top for rank in ranks) / len(TEXTS))
+    assert row.texts["exact@1"] == pytest.approx(sum(exact) / len(TEXTS))
     assert row.texts["overlap@10"] == pytest.approx(sum(overlaps) / len(TEXTS))
     assert -1 <= row.texts["Spearman"] <= 1
 
@@ -79,7 +81,7 @@ def test_texts_query_rows_that_rank_all_frames(found):
     block = next(block for block in head_table(found).split("\n\n") if block.startswith("3 text queries"))
     assert [line[:20].strip() for line in block.splitlines()[1:]] == queried
     written = found.to_dict()
-    names = ["recall@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
+    names = ["recall@1", "exact@1", "recall@5", "recall@10", "overlap@10", "Spearman"]
     assert written["queries"] == 3 and list(written["rows"][0]["texts"]) == names
     assert not any("left out" in note for note in found.notes if note.startswith("text queries"))
     lines = [line for line in head_table(found).splitlines() if line.startswith(f"{ENCODER} ")]

@@ -76,6 +76,7 @@ def test_similarities_against_loops(world, embedding):
                 assert split.clip.centred[i, k] == pytest.approx(centred.item(), abs=1e-5)
                 for top, found in ((1, split.clip.found), (5, split.clip.found5), (10, split.clip.found10)):
                     assert bool(found[i, k]) == any(hits[:top])
+                assert bool(split.clip.exact[i, k]) == (ranking[0] == (p, k))
 
 
 @pytest.mark.cuda
