@@ -26,8 +26,6 @@ from hnerv.viz.colour import MARK, map_colours
 
 GIF_FRAMES = 24
 POINTS = 512
-ERROR_TOP = 0.1
-"""Absolute difference, as a share of the value range, at the end of the scale of an error map."""
 SEAM_TOP = 4.0
 TIMELINE_COLUMNS = 960
 
@@ -147,9 +145,9 @@ def _frame_caption(report: Report, name: str, row: int) -> str:
 
 def comparison(truth: np.ndarray, rgb: np.ndarray, caption: str) -> np.ndarray:
     """Source, reconstruction and error map, each under its name."""
-    pictures = {"source": truth, "reconstruction": rgb, "absolute error": image.error_map(truth, rgb, ERROR_TOP)}
+    pictures = {"source": truth, "reconstruction": rgb, "absolute error": image.error_map(truth, rgb)}
     row = image.side_by_side([image.captioned(image.shown_frame(p), [name]) for name, p in pictures.items()])
-    bar = image.scale_bar(0, 100 * ERROR_TOP, ".0f", "% of the full range")
+    bar = image.scale_bar(0, 100 * image.ERROR_TOP, ".0f", "% of the full range")
     return image.captioned(image.stacked([row, bar]), [caption])
 
 

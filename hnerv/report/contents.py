@@ -32,8 +32,6 @@ PICTURE_BYTES = 3_000_000
 QUALITIES = (85, 70, 50, 30)
 WIDEST = 480
 """Pixels of the longer side of a picture: larger frames are reduced."""
-ERROR_TOP = 0.2
-"""Absolute difference, as a share of the value range, that has the brightest colour of an error map."""
 MAX_NOTES = 3
 """Many chunks may lack the same thing, such as their video: the first few notes explain it."""
 
@@ -121,7 +119,7 @@ def draw_frames(
     for position, truth, rgb, _ in decoded_frames(run.model, run.store, {row.frame - first: row.split for row in rows}):
         # Reduced at once: full frames of all positions together may not fit into memory.
         width = round(truth.shape[1] * min(1, WIDEST / max(truth.shape[:2])))
-        three = truth, rgb, error_map(truth, rgb, ERROR_TOP)
+        three = truth, rgb, error_map(truth, rgb)
         pictures[position + first] = [resized(picture, width) for picture in three]
     for quality in QUALITIES:
         coded = [[webp_uri(picture, quality) for picture in pictures[row.frame]] for row in rows]

@@ -12,11 +12,12 @@ from hnerv.config import differences
 from hnerv.errors import UserError
 from hnerv.evaluation import estimated_rate
 from hnerv.files import replacing
-from hnerv.report.contents import ERROR_TOP, RunReport
+from hnerv.report.contents import RunReport
 from hnerv.report.findings import RULES, findings_of
 from hnerv.report.plots import Plot, distribution_plots, frame_plots, patch_plots, training_plots
 from hnerv.report.results import RunResults
 from hnerv.training.pages import command_line
+from hnerv.viz.image import ERROR_TOP
 
 SPLIT_ROWS = (
     (

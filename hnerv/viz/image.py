@@ -19,6 +19,8 @@ from hnerv.viz.colour import BLACK, CHALK, DARK, INK, SPECTRUM, WHITE, YELLOW, m
 LARGEST, SMALLEST = 320, 192
 """Pixels of the longer side of a frame within a picture; small frames grow by a factor, so that captions fit."""
 FONT_SIZE, MARGIN = 12, 6
+ERROR_TOP = 0.1
+"""Absolute difference, as a share of the value range, at the end of the scale of an error map."""
 
 THICK = ((0, BLACK), (1, YELLOW), (2, YELLOW), (3, YELLOW), (4, BLACK))
 THIN = ((0, BLACK), (1, CHALK), (2, BLACK))
@@ -82,9 +84,9 @@ def resized(picture: np.ndarray, width: int) -> np.ndarray:
     return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
-def error_map(truth: np.ndarray, rgb: np.ndarray, top: float) -> np.ndarray:
-    """Absolute difference, mean of the channels; `top`, as a share of the value range, has the brightest colour."""
-    return map_colours(np.abs(truth.astype(np.float32) - rgb).mean(2) / 255 / top)
+def error_map(truth: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Absolute difference, mean of the channels; from ERROR_TOP on, it has the brightest colour."""
+    return map_colours(np.abs(truth.astype(np.float32) - rgb).mean(2) / 255 / ERROR_TOP)
 
 
 def captioned(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:

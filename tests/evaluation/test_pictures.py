@@ -14,7 +14,6 @@ from PIL import Image
 
 from hnerv.evaluation import evaluate, log_pictures, log_projector
 from hnerv.evaluation.pictures import (
-    ERROR_TOP,
     SEAM_TOP,
     comparison,
     decoded_frames,
@@ -27,6 +26,7 @@ from hnerv.evaluation.pictures import (
 from hnerv.geometry import PatchGrid
 from hnerv.tracking import NullLogger, tags
 from hnerv.viz.colour import MARK, MISSING, map_colours
+from hnerv.viz.image import ERROR_TOP
 
 
 class Album(NullLogger):
