@@ -195,6 +195,39 @@ def _inverse(order: Tensor) -> Tensor:
     return order.new_empty(order.shape, dtype=ranks.dtype).scatter_(1, order, ranks)
 
 
+class PairedGap(NamedTuple):
+    """Mean gap between training and unseen frames, and its standard error."""
+
+    gap: float
+    error: float
+
+
+def paired_gap(train_at: Tensor, train: Tensor, unseen_at: Tensor, unseen: Tensor) -> PairedGap | None:
+    """Quality of the training frames around each unseen frame minus its own, mean over the unseen frames.
+
+    `train` (N,) and `unseen` (M,) are e.g. the PSNR of frames at positions train_at (N,) and unseen_at (M,), in any
+    order, on the CPU. None where all unseen frames lie between the same two training frames: a single draw has no
+    deviation.
+    """
+    # Frames of one video differ in difficulty by several dB, which hides a small gap: the difference of the two means
+    # has variance var(x) / N + var(y) / M. Adjacent frames are about equally difficult, so in
+    #   d_j = x interpolated to the time of the unseen frame j - y_j
+    # the difficulty cancels up to its second derivative. Unseen frames between the same two training frames share both
+    # neighbours, and their d_j are correlated. Such a run g is therefore one of G draws (cluster-robust variance):
+    #   error^2 = G / (G - 1) * sum_g (sum_{j in g} (d_j - mean d))^2 / M^2.
+    # With runs of one frame this is the usual var(d) / M. Adjacent runs share a neighbour, which is neglected: over 156
+    # splits of frames that were all trained on, where the true gap is 0, gap / error has an RMS of 1.03.
+    order = train_at.argsort()
+    x_at, x, y_at, y = (column.double().numpy() for column in (train_at[order], train[order], unseen_at, unseen))
+    d = np.interp(y_at, x_at, x) - y
+    runs = np.unique(np.searchsorted(x_at, y_at), return_inverse=True)[1]
+    sums = np.bincount(runs, d - d.mean())
+    if len(sums) < 2:
+        return None
+    error = np.sqrt(len(sums) / (len(sums) - 1) * np.square(sums).sum()) / len(d)
+    return PairedGap(d.mean().item(), error.item())
+
+
 def bits_per_pixel(num_bytes: int, frames: int, height: int, width: int) -> float:
     """Size of a coded video in bits per pixel of its frames."""
     return 8 * num_bytes / (frames * height * width)

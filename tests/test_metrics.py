@@ -1,5 +1,7 @@
 """Metrics against torchmetrics, scikit-image, pytorch_msssim and brute force."""
 
+import math
+
 import numpy as np
 import pytest
 import pytorch_msssim
@@ -286,6 +288,59 @@ def test_a_query_from_elsewhere_should_find_its_nearest_true_patch(monkeypatch, 
     assert all(torch.equal(a, b) for a, b in zip(own, metrics.retrieval(pred, target, frame, patch), strict=True))
     perfect = metrics.query_retrieval(queries, target, target, frame, patch)
     assert (perfect.rank == 0).all() and (perfect.overlap == 1).all() and (perfect.spearman == 1).all()
+
+
+def split_positions(frames: int, a: int, b: int, c: int) -> tuple[torch.Tensor, torch.Tensor]:
+    frame = torch.arange(frames)
+    return frame[frame % c < a], frame[frame % c >= b]
+
+
+@pytest.mark.parametrize("split", [(9, 9, 10), (1, 1, 2), (6, 6, 10), (2, 4, 5)])
+def test_a_paired_gap_is_that_of_a_loop(split):
+    draw = torch.Generator().manual_seed(1)
+    train_at, unseen_at = split_positions(47, *split)
+    train, unseen = (30 + 4 * torch.randn(len(at), generator=draw, dtype=torch.float64) for at in (train_at, unseen_at))
+    known, runs = dict(zip(train_at.tolist(), train.tolist(), strict=True)), {}
+    for at, value in zip(unseen_at.tolist(), unseen.tolist(), strict=True):
+        left, right = max((p for p in known if p < at), default=None), min((p for p in known if p > at), default=None)
+        share = 0 if right is None else (at - left) / (right - left)
+        around = known[left] if right is None else (1 - share) * known[left] + share * known[right]
+        runs.setdefault((left, right), []).append(around - value)
+    every = [d for run in runs.values() for d in run]
+    mean = sum(every) / len(every)
+    squares = sum(sum(d - mean for d in run) ** 2 for run in runs.values())
+    error = math.sqrt(len(runs) / (len(runs) - 1) * squares) / len(every)
+    mixed = torch.randperm(len(train), generator=draw)
+    got = metrics.paired_gap(train_at[mixed], train[mixed], unseen_at.flip(0), unseen.flip(0))
+    assert got == pytest.approx((mean, error))
+    if len(runs) == len(every):
+        assert got.error == pytest.approx(np.std(every, ddof=1) / math.sqrt(len(every)))
+
+
+@pytest.mark.parametrize("split", [(9, 9, 10), (1, 1, 2), (6, 6, 10)])
+def test_difficulty_cancels_in_a_paired_gap_and_its_error_covers_the_noise(split):
+    """A true gap of 0.3 dB, difficulty over 10 dB, noise of 0.2 dB per frame: within two errors in 19 of 20 videos."""
+    draw = torch.Generator().manual_seed(2)
+    train_at, unseen_at = split_positions(300, *split)
+    deviations = []
+    for _ in range(400):
+        phase = 6.3 * torch.rand((), generator=draw)
+        quality = [
+            30 + 5 * torch.sin(at / 40 + phase) + 0.2 * torch.randn(len(at), generator=draw)
+            for at in (train_at, unseen_at)
+        ]
+        found = metrics.paired_gap(train_at, quality[0], unseen_at, quality[1] - 0.3)
+        assert found.error < 0.1 and abs(found.gap - 0.3) < 0.25
+        deviations.append((found.gap - 0.3) / found.error)
+    share = sum(abs(deviation) > 2 for deviation in deviations) / len(deviations)
+    assert 0.02 < share < 0.12
+
+
+def test_a_single_run_of_unseen_frames_has_no_paired_gap():
+    at = torch.arange(10)
+    quality = torch.linspace(30, 31, 10)
+    assert metrics.paired_gap(at[:7], quality[:7], at[7:], quality[7:]) is None
+    assert metrics.paired_gap(at[::2], quality[::2], at[1::2], quality[1::2]) is not None
 
 
 def test_bits_per_pixel():

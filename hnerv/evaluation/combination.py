@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hnerv.evaluation.summary import CLIP_COLUMNS, gap_values
+from hnerv.evaluation.summary import CLIP_COLUMNS, PAIRED_GAP, PAIRED_GAP_ERROR, gap_values
 
 _MEANS = ("psnr", "psnr_frame", "ms_ssim", "clip_dist", *CLIP_COLUMNS)
 _DEVIATIONS = {
@@ -24,14 +24,16 @@ def combine(chunks: Sequence[Mapping[str, Any]], frames: Sequence[int] = ()) -> 
 
     Exact for sums, means, extremes and deviations over frames or patches. Retrieval searches one chunk at a time, and
     stays so: the combined value is the mean. A key that one of the chunks lacks is left out; a split without frames
-    counts for nothing. Epoch and costs are combined where `frames` gives the number of frames of each chunk, those
-    of no split included: they are all decoded.
+    counts for nothing. The paired gap is that of the chunks that have one, in which frames have their neighbours.
+    Epoch and costs are combined where `frames` gives the number of frames of each chunk, those of no split included:
+    they are all decoded.
     """
     values: dict[str, Any] = {}
     for split in ("train", "val"):
         if measured := [chunk for chunk in chunks if chunk.get(f"Eval/Info/num_{split}_frames")]:
             values |= _combine_split(split, measured)
-    return values | gap_values(values) | (_combine_costs(chunks, frames) if frames else {})
+    values |= gap_values(values) | _combine_paired_gaps(chunks)
+    return values | (_combine_costs(chunks, frames) if frames else {})
 
 
 def _combine_split(split: str, chunks: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -54,6 +56,17 @@ def _combine_split(split: str, chunks: Sequence[Mapping[str, float]]) -> dict[st
         if numbers := _column(chunks, tag):
             values[tag] = math.fsum(numbers)
     return values
+
+
+def _combine_paired_gaps(chunks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Chunks are independent draws: weights w_c give their mean the variance sum (w_c error_c)^2 / (sum w_c)^2."""
+    measured = [chunk for chunk in chunks if PAIRED_GAP in chunk]
+    if not measured:
+        return {}
+    weights = _column(measured, "Eval/Info/num_val_frames")
+    errors = [w * error for w, error in zip(weights, _column(measured, PAIRED_GAP_ERROR), strict=True)]
+    gap = _mean(_column(measured, PAIRED_GAP), weights)
+    return {PAIRED_GAP: gap, PAIRED_GAP_ERROR: math.hypot(*errors) / math.fsum(weights)}
 
 
 def _combine_costs(chunks: Sequence[Mapping[str, Any]], frames: Sequence[int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hnerv.evaluation.health import EmbeddingHealth
 from hnerv.evaluation.measure import Report, SplitReport
+from hnerv.metrics import paired_gap
 from hnerv.tables import Column, format_table
 from hnerv.tracking import NullLogger, split_name
 
@@ -24,13 +25,16 @@ CLIP_COLUMNS = (
 )
 """Names of the fields of ClipMeasures in tags and CSV files."""
 
+PAIRED_GAP = "Eval/Gap/psnr_gap_paired"
+PAIRED_GAP_ERROR = "Eval/Gap/psnr_gap_paired_error"
+
 
 def eval_values(report: Report) -> dict[str, float]:
     """{Eval/ tag: value}, without what was not measured. Deviations are of the population (divided by F)."""
     values: dict[str, float] = {}
     for name, split in report.splits():
         values |= _split_values(name, split)
-    values |= gap_values(values)
+    values |= gap_values(values) | _paired_gap_values(report)
     for moment, numbers in report.features._asdict().items():
         values |= {f"Model/Features/stage{n}_{moment}": number for n, number in enumerate(numbers)}
     return values
@@ -44,6 +48,15 @@ def gap_values(values: dict[str, float]) -> dict[str, float]:
         if None not in pair:
             gaps[f"Eval/Gap/{quantity}_gap"] = pair[0] - pair[1]
     return gaps
+
+
+def _paired_gap_values(report: Report) -> dict[str, float]:
+    """Empty without unseen frames, and where they are too few for a standard error."""
+    if report.val is None:
+        return {}
+    columns = (column for _, split in report.splits() for column in (split.positions, split.psnr.double().mean(1)))
+    gap = paired_gap(*columns)
+    return {} if gap is None else {PAIRED_GAP: gap.gap, PAIRED_GAP_ERROR: gap.error}
 
 
 def _split_values(name: str, split: SplitReport) -> dict[str, float]:
@@ -113,6 +126,8 @@ def table(values: Mapping[str, Any], targets: str, unseen: str = "") -> str:
         if cells != [None, None]:
             rows.append((label, *(cell if cell is None else format(cell, form) for cell in cells)))
     lines = [format_table(columns, rows)]
+    if (gap := values.get("Eval/Gap/psnr_gap")) is not None:
+        lines.append(f"generalisation gap, dB: {gap:.3f}{_paired_gap_text(values)}")
     if "Eval/Frame/train_clip_sim" in values:
         lines.append(f"similarity is measured against the targets: {targets}")
     if "Eval/Frame/val_psnr" not in values:
@@ -120,6 +135,12 @@ def table(values: Mapping[str, Any], targets: str, unseen: str = "") -> str:
     elif unseen == "encode":
         lines.append("Unseen frames were decoded from their own embeddings: the encoder has seen them.")
     return "\n".join(lines)
+
+
+def _paired_gap_text(values: Mapping[str, Any]) -> str:
+    if PAIRED_GAP not in values:
+        return ""
+    return f", {values[PAIRED_GAP]:.3f} ± {values[PAIRED_GAP_ERROR]:.3f} to adjacent training frames (standard error)"
 
 
 _ROWS = (

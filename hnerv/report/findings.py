@@ -126,6 +126,14 @@ def worst_below_mean(run: RunResults) -> float | None:
     return None if mean is None or worst is None else mean - worst
 
 
+def gap_in_errors(run: RunResults) -> float | None:
+    """Paired gap divided by its standard error; None for fewer than 5 unseen frames."""
+    gap, error = (run.values.get(f"Eval/Gap/psnr_gap_paired{end}") for end in ("", "_error"))
+    # The error of a standard error from n values is 1 / sqrt(2 (n - 1)) of it: 71 % of 2 values, 35 % of 5.
+    enough = run.values.get("Eval/Info/num_val_frames", 0) >= 5
+    return gap / error if enough and error and gap is not None else None
+
+
 def rank_ratio(run: RunResults) -> float | None:
     """Effective rank of the predicted embeddings over that of the true ones, of unseen patches if there are any."""
     split = "val" if "Eval/Embedding/val_effective_rank" in run.values else "train"
@@ -183,6 +191,17 @@ RULES = (
         unit=" dB",
         high="The model memorises its training frames: set fewer --grid-knots (with --embedding grid) or use a "
         "--data-split with more training frames.",
+    ),
+    Rule(
+        "generalisation gap to adjacent frames, in standard errors",
+        "Eval/Gap/psnr_gap_paired",
+        # An unseen frame scores at most as well as trained frames of equal difficulty, so a true gap is 0 or more. More
+        # than two standard errors below 0, noise is an unlikely cause: 2 % for a normal distribution.
+        Bounds(low=-2, warn_below=-2),
+        "PSNR of the training frames around an unseen frame minus its own: mean divided by its standard error.",
+        number=gap_in_errors,
+        low="Unseen frames score higher than the training frames around them: they are easier (choose another "
+        "--data-split), or information about them reached training (--blend-freq 0 trains without blends).",
     ),
     Rule(
         "drop of the worst unseen frame below the mean",

@@ -157,8 +157,12 @@ def _run_numbers(run: RunResults) -> dict[tuple[str, str], str]:
     scene, parameters = run.record.scene, run.record.parameters
     rate = estimated_rate(parameters, scene)
     gap, fps = run.values.get("Eval/Gap/psnr_gap"), run.summary.get("decode_fps")
+    paired = [run.values.get(f"Eval/Gap/psnr_gap_paired{end}") for end in ("", "_error")]
     return {
         ("generalisation gap, dB", "training minus unseen PSNR, mean of patches"): _number(gap, "{:.2f}"),
+        ("gap to adjacent frames, dB", "training frames around an unseen frame minus that frame ± standard error"): (
+            "–" if None in paired else "{:.2f} ± {:.2f}".format(*paired)
+        ),
         ("coded parameters", "decoder, heads and embeddings"): f"{parameters:,}",
         ("rate, bits per pixel", "estimated at 8 bits per parameter, not a file size"): f"{rate:.4f}",
         ("decoding speed, frames/s", "on the machine that ran the evaluation"): _number(fps, "{:.1f}"),

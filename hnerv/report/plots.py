@@ -77,6 +77,7 @@ LINES = (
     Line("Similarity during training", "Eval/Frame/val_clip_sim", "unseen", "o"),
     Line("Similarity during training", "Eval/Frame/val_clip_sim_centred", "unseen, centred", "s"),
     Line("Generalisation gap", "Eval/Gap/psnr_gap", "training minus unseen PSNR", "o"),
+    Line("Generalisation gap", "Eval/Gap/psnr_gap_paired", "adjacent training frames only", "s"),
     Line("Gradient norms", "Train/Gradients/total_norm", "total"),
     Line("Gradient norms", "Train/Gradients/decoder_norm", "decoder"),
     Line("Gradient norms", "Train/Gradients/rgb_head_norm", "RGB head"),

@@ -51,7 +51,7 @@ _CHARTS = {
         "recall@5 and recall@10": "Eval/Frame/{train,val}_clip_recall{5,10}",
         "overlap@10": "Eval/Frame/{train,val}_clip_overlap10",
         "Spearman": "Eval/Frame/{train,val}_clip_spearman",
-        "generalisation gap in PSNR (dB)": "Eval/Gap/psnr_gap",
+        "generalisation gap in PSNR (dB)": "Eval/Gap/psnr_gap{,_paired,_paired_error}",
         "generalisation gap in similarity": "Eval/Gap/clip_sim_gap",
     },
     "Statistics": {

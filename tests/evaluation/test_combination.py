@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hnerv.evaluation import combine, eval_values
 from hnerv.evaluation.health import EmbeddingHealth, Spread, StageFeatures
 from hnerv.evaluation.measure import ClipMeasures, Report, SplitReport
+from hnerv.evaluation.summary import PAIRED_GAP, PAIRED_GAP_ERROR
 
 HEALTH = EmbeddingHealth(Spread(0, 0, 0, 0), Spread(0, 0, 0, 0), None, 0.0)
 
@@ -33,7 +34,7 @@ def joined(splits: list[SplitReport | None]) -> SplitReport | None:
 
 def values_of(train: SplitReport, val: SplitReport | None) -> dict[str, float]:
     values = eval_values(Report(train, val, "", StageFeatures([1.0], [1.0])))
-    return {tag: v for tag, v in values.items() if not tag.startswith(("Eval/Embedding/", "Model/"))}
+    return {tag: v for tag, v in values.items() if not tag.startswith(("Eval/Embedding/", "Model/", PAIRED_GAP))}
 
 
 @settings(max_examples=25)
@@ -46,6 +47,24 @@ def test_as_if_evaluated_at_once(sizes):
     del chunks[-1]["Eval/Frame/train_clip_sim"]
     lacking = {"Eval/Frame/train_clip_sim", "Eval/Patch/train_clip_sim_std", "Eval/Gap/clip_sim_gap"}
     assert set(combine(chunks)) == set(values_of(joined(trains), joined(vals))) - lacking
+
+
+def test_paired_gaps_of_independent_chunks():
+    """The mean of both samples has the variance of one sample that holds both; a chunk without a gap does not count."""
+    samples = [torch.randn(n, generator=torch.Generator().manual_seed(n)).double() for n in (4000, 1000)]
+    chunks = [
+        {
+            "Eval/Info/num_val_frames": len(x),
+            PAIRED_GAP: float(x.mean()),
+            PAIRED_GAP_ERROR: float(x.std()) / len(x) ** 0.5,
+        }
+        for x in samples
+    ]
+    both = torch.cat(samples)
+    found = combine([*chunks, {"Eval/Info/num_val_frames": 3}])
+    assert found[PAIRED_GAP] == pytest.approx(float(both.mean()))
+    assert found[PAIRED_GAP_ERROR] == pytest.approx(float(both.std()) / 5000**0.5, rel=0.01)
+    assert PAIRED_GAP not in combine([{"Eval/Info/num_val_frames": 3}])
 
 
 def test_costs_by_hand():

@@ -199,7 +199,10 @@ def test_the_printed_text(run, evaluate, capsys, summary):
     out = capsys.readouterr().out
     for tag, form in (("Frame/train_psnr", ".3f"), ("Frame/val_psnr_frame", ".3f"), ("Frame/val_clip_sim", ".4f")):
         assert f"{values[f'Eval/{tag}']:{form}}" in out
-    head, *rows = out[: out.index("similarity is measured")].splitlines()
+    gap, paired, error = (values[f"Eval/Gap/psnr_gap{end}"] for end in ("", "_paired", "_paired_error"))
+    text = f"{gap:.3f}, {paired:.3f} ± {error:.3f} to adjacent training frames (standard error)"
+    assert f"\ngeneralisation gap, dB: {text}\n" in out
+    head, *rows = out[: out.index("generalisation gap")].splitlines()
     assert head == f"{'':36}{'training':>12}{'unseen':>16}" and "encoded" not in out
     labels = [row[:36].strip() for row in rows]
     assert "full-frame PSNR (literature), dB" in labels

@@ -22,7 +22,10 @@ HEALTHY_VALUES = {
     "Eval/Frame/val_clip_sim": 0.9,
     "Eval/Frame/val_clip_sim_centred": 0.7,
     "Eval/PSNR_Stats/val_min": 30.0,
+    "Eval/Info/num_val_frames": 13,
     "Eval/Gap/psnr_gap": 1.0,
+    "Eval/Gap/psnr_gap_paired": 0.8,
+    "Eval/Gap/psnr_gap_paired_error": 0.1,
     "Eval/Embedding/val_effective_rank": 20.0,
     "Eval/Embedding/val_target_rank": 25.0,
 }

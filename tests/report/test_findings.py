@@ -27,12 +27,16 @@ def test_a_healthy_run_is_good_all_over(results):
 
 NORM, RATIO = "Train/Gradients/total_norm", "Train/Gradients/rgb_to_clip_ratio"
 GRADIENTS = "gradient ratio of RGB head to CLIP head"
+PAIRED = "generalisation gap to adjacent frames, in standard errors"
 SIMILARITY = "Eval/Frame/train_clip_sim"
 CASES = [
     ("generalisation gap", {"Eval/Gap/psnr_gap": 3.0}, "good"),
     ("generalisation gap", {"Eval/Gap/psnr_gap": 3.1}, "watch"),
     ("generalisation gap", {"Eval/Gap/psnr_gap": 5.1}, "warning"),
     ("generalisation gap", {"Eval/Gap/psnr_gap": -0.5}, "good"),
+    (PAIRED, {"Eval/Gap/psnr_gap_paired": -0.21}, "warning"),
+    (PAIRED, {"Eval/Gap/psnr_gap_paired": -0.19}, "good"),
+    (PAIRED, {"Eval/Gap/psnr_gap_paired": -0.21, "Eval/Gap/psnr_gap_paired_error": 0.2}, "good"),
     ("similarity of unseen frames", {"Eval/Frame/val_clip_sim": 0.86}, "good"),
     ("similarity of unseen frames", {"Eval/Frame/val_clip_sim": 0.84}, "watch"),
     ("similarity of unseen frames", {"Eval/Frame/val_clip_sim": 0.69}, "warning"),
@@ -67,6 +71,12 @@ def test_a_rule(results, name, numbers, level):
     run = results(values={tag: value for tag, value in numbers.items() if tag not in curves}, curves=curves)
     assert levels(run)[name] == level
     assert has_warning(findings_of(run)) == (level == "warning")
+
+
+def test_few_unseen_frames_are_no_evidence_of_a_negative_gap(results):
+    assert PAIRED in levels(results(values={"Eval/Info/num_val_frames": 5}))
+    assert PAIRED not in levels(results(values={"Eval/Info/num_val_frames": 4}))
+    assert PAIRED not in levels(results(values={"Eval/Gap/psnr_gap_paired_error": 0.0}))
 
 
 def test_the_rules_are_consistent_and_each_is_tried():
@@ -144,3 +154,4 @@ def test_the_documentation_has_the_same_bounds():
     section = DOCS.split("## How to read the curves")[1].split("\n## ")[0]
     for words in ("under 3 dB", "over 5 dB", "over 0.85", "under 0.7", "0.001 to 100", "0.1 to 10"):
         assert words in section
+    assert "over -2 standard errors" in section
