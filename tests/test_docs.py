@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import dataclasses
 import io
 import re
@@ -49,18 +50,46 @@ def commands_of(path: Path) -> list[str]:
     return [part for part in parts if part]
 
 
-def mentioned_in(path: Path) -> list[str]:
-    """The commands in the text of a page, or in the header of a table. A verb without arguments is its name."""
-    text = text_of(path)
-    if path.suffix == ".csv":
-        return re.findall(r"^# command: (.*)$", text, re.M)
+def commands_in(text: str) -> list[str]:
+    """The commands among the spans of code in a text. A verb without arguments is its name."""
     spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     starts = r"(?:[A-Z_]+=\S+ )*(?:python (?!-)|hnerv \S+ [^-]|pytest |uv run |pip install -e|mkdocs )"
     return [part for span in spans for part in span.split(" && ") if re.match(starts, part)]
 
 
+def mentioned_in(path: Path) -> list[str]:
+    """The commands in the text of a page, or in the header and the column `command` of a table."""
+    text = text_of(path)
+    if path.suffix == ".csv":
+        rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+        return re.findall(r"^# command: (.*)$", text, re.M) + [row["command"] for row in rows if "command" in row]
+    return commands_in(text)
+
+
+def rows_of(path: Path) -> list[tuple[str, list[str]]]:
+    """(row, its commands) for the tables of a page.
+
+    A row with a cell "as above" has the commands of the row above, one without commands those of the paragraph above
+    the table.
+    """
+    rows = []
+    paragraph = ""
+    for block in text_of(path).split("\n\n"):
+        if block.startswith("|"):
+            above = shared = commands_in(paragraph)
+            for row in block.splitlines()[2:]:
+                above = commands_in(row) or (above if "| as above |" in row else shared)
+                rows.append((row, above))
+        paragraph = block
+    return rows
+
+
 COMMANDS = [(path, command) for path in [*PAGES, *SCRIPTS] for command in commands_of(path)]
 COMMANDS += [(path, command) for path in [*PAGES, *TABLES] for command in mentioned_in(path)]
+
+
+RESULTS = ROOT / "docs" / "results.md"
+ROWS = rows_of(RESULTS)
 
 
 class Accepted(Exception):
@@ -148,6 +177,20 @@ def test_commands_are_accepted(path, command, accepts):
             assert program != ".ci/run" or (ROOT / program).is_file()
         case _:
             pytest.fail(f"{path.name} has a command that no test knows: {command}")
+
+
+@pytest.mark.parametrize(("row", "commands"), ROWS, ids=[row[:60] for row, _ in ROWS])
+def test_a_row_of_the_results_has_a_command(row, commands):
+    """One that `test_commands_are_accepted` gives to its parser."""
+    assert commands and {(RESULTS, command) for command in commands} <= {*COMMANDS}
+
+
+def test_rows_and_their_commands(tmp_path):
+    page = tmp_path / "page.md"
+    table = "| a | command |\n|---|---|\n| 1 | `hnerv info x` |\n| 2 | as above |\n| 3 | |"
+    page.write_text(f"`python a.py` and\n`--flag`:\n\n{table}\n\nNo command.\n\n{table}\n")
+    found = [commands for _, commands in rows_of(page)]
+    assert found == [["hnerv info x"], ["hnerv info x"], ["python a.py"], ["hnerv info x"], ["hnerv info x"], []]
 
 
 EXTRAS = PROJECT["project"]["optional-dependencies"]
