@@ -28,6 +28,7 @@ def evaluate_path(args: argparse.Namespace) -> None:
         unseen=args.unseen,
         fractional=args.positions == "fractional",
         images=args.images,
+        vmaf=args.vmaf,
         save=True,
         progress=True,
     )

@@ -86,6 +86,7 @@ from hnerv.search import (
     write_embeddings,
 )
 from hnerv.training.arguments import TrainArguments
+from hnerv.vmaf import can_measure_vmaf
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -370,20 +371,22 @@ class NeuralVideo:
         unseen: str = "",
         fractional: bool = False,
         images: bool = False,
+        vmaf: bool = False,
         save: bool = False,
         progress: bool = False,
     ) -> Evaluation:
         """Measure every frame against the source, training and unseen frames apart, as `eval.py`.
 
         `data` and `clip_targets` are needed only where the video or the targets have moved; `clip_targets` 'none'
-        measures pixels only. `fractional` also measures patches between those of the grid. With `save` the tables and
+        measures pixels only. `fractional` also measures patches between those of the grid, `vmaf` VMAF, if an FFmpeg
+        with libvmaf is installed. With `save` the tables and
         the Eval/ tags are written where `eval.py` writes them, with `images` pictures too.
 
         >>> report = video.evaluate("kitchen.mp4")
         >>> report["Eval/Info/num_val_frames"], report.summary["file_bytes"] == video.size
         (2.0, True)
         """
-        divided, chunks = len(self._stored.chunks) > 1, []
+        divided, chunks, vmaf = len(self._stored.chunks) > 1, [], vmaf and can_measure_vmaf()
         if fractional and divided:
             raise UserError("--positions fractional works on one segment only: pass its folder or its file")
         with warned_once():
@@ -394,6 +397,7 @@ class NeuralVideo:
                     fractional=fractional,
                     baselines=not divided,
                     images=images,
+                    vmaf=vmaf,
                     save=save,
                     progress=progress,
                 )
@@ -721,11 +725,12 @@ def _encode_chunk(
         opened, store = open_checkpoint(chunk.path), None
         opened.model.to(device, memory_format=torch.channels_last)
     resolved(options, bool(opened.learned))  # refuses options that do not suit the run, before it is evaluated
-    before = eval_values(evaluate(opened.model, store, progress=True)) if measure else {}
+    planes = opened.planes if measure else None
+    before = eval_values(evaluate(opened.model, store, progress=True, planes=planes)) if measure else {}
     note = progress_of(opened)
     coded = encode_run(opened.model, opened.record, options, store, note, progress=True, learned=opened.learned)
     write_bitstream(file, [coded])
     if not measure:
         return {}, {}
     model = open_single_chunk(file).model().to(device)
-    return before, eval_values(evaluate(model, store, progress=True))
+    return before, eval_values(evaluate(model, store, progress=True, planes=planes))

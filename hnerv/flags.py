@@ -195,6 +195,11 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (auto)")
 
 
+def add_vmaf(parser: argparse._ActionsContainer) -> None:
+    """`--vmaf`, for commands that measure quality."""
+    parser.add_argument("--vmaf", action="store_true", help="also measure VMAF, by an ffmpeg with libvmaf on the PATH")
+
+
 def add_threads(parser: argparse._ActionsContainer, help: str = THREADS_HELP) -> None:
     """`--threads`, for every command."""
     parser.add_argument("--threads", type=int, default=0, metavar="N", help=help)
@@ -271,6 +276,7 @@ def eval_parser() -> Parser:
     add_device(parser)
     add_threads(parser)
     parser.add_argument("--images", action="store_true", help="write images of source and reconstruction side by side")
+    add_vmaf(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     add_debug(parser)
     return parser

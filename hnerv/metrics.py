@@ -5,6 +5,7 @@ Legend: B frames or patches, P patches in a frame, H W pixels, D embedding dimen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,6 +53,20 @@ def frame_mse(pred: Tensor, target: Tensor) -> Tensor:
     return (pred.float() - target.float()).square().mean((1, 2, 3))
 
 
+def plane_psnr(pred: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """Planes Y, U, V of a frame, levels 0 ... 255 -> PSNR of each (3,) in dB, at most 100; peak 255 in any range."""
+    errors = [(a.double() - b.double()).square().mean() / 255**2 for a, b in zip(pred, target, strict=True)]
+    return psnr(torch.stack(errors))
+
+
+def psnr_yuv(planes: Tensor) -> Tensor:
+    """PSNR of the planes Y, U, V (..., 3) of frames -> their weighted mean (6 Y + U + V) / 8, (...).
+
+    The weighting of JCT-VC for 4:2:0. Of the PSNRs in dB, not of the errors.
+    """
+    return planes.double() @ planes.new_tensor([0.75, 0.125, 0.125], dtype=torch.double)
+
+
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
     """SSIM of pred and target (B, 3, H, W) in [0, 1] -> (B,), in [-1, 1], mean over colours and full windows.
 
@@ -85,6 +100,14 @@ def ms_ssim(pred: Tensor, target: Tensor) -> Tensor:
         padding = [side % 2 for side in pred.shape[-2:]]
         pred, target = (F.avg_pool2d(x, 2, padding=padding) for x in (pred, target))
     return (result * _similarity(pred, target)[0].relu() ** (weights[-1] / sum(weights))).mean(1)
+
+
+def ms_ssim_db(similarity: Tensor) -> Tensor:
+    """MS-SSIM of frames (...) -> -10 log10(1 - MS-SSIM) of each in dB, at most 100.
+
+    Tables print the mean of these, not the dB of the mean MS-SSIM, which is lower.
+    """
+    return psnr(1 - similarity)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

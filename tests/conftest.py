@@ -47,6 +47,26 @@ SMALL = {
 }
 
 
+STAND_IN = """#!{python}
+import json, os, sys
+if "-filters" in sys.argv:
+    print("{filters}")
+    sys.exit(0)
+words = sys.argv
+size = words[words.index("-video_size") + 1]
+width, height = map(int, size.split("x"))
+names = [words[i + 1] for i, word in enumerate(words) if word == "-i"]
+data = [open(name, "rb").read() for name in names]
+frame = width * height * 3 // 2
+scores = []
+for k in range(len(data[0]) // frame):
+    one, other = (d[k * frame : (k + 1) * frame] for d in data)
+    scores.append(100.0 - sum(map(abs, (a - b for a, b in zip(one, other)))) / frame)
+{ending}
+json.dump({{"frames": [{{"metrics": {{"vmaf": s}}}} for s in scores]}}, open("scores.json", "w"))
+"""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `cuda` are skipped where torch sees no GPU."""
     if not torch.cuda.is_available():
@@ -412,4 +432,49 @@ def clip_run(clip_weights, tmp_path_factory, train, flags) -> Path:
     output = tmp_path_factory.mktemp("clip_run")
     words = flags(clip_targets=None, clip_weights=clip_weights, clip_model=SMALL_NAME, epochs=4)
     assert train(output, words) == 0
+    return output / "run"
+
+
+@pytest.fixture
+def vmaf_stand_in(tmp_path, monkeypatch):
+    """vmaf_stand_in(filters, ending) puts an ffmpeg on the PATH: VMAF is 100 less the mean difference of levels."""
+
+    def build(filters: str = " .. libvmaf VV->V ", ending: str = "") -> Path:
+        path = tmp_path / "bin" / "ffmpeg"
+        path.parent.mkdir()
+        path.write_text(STAND_IN.format(python=sys.executable, filters=filters, ending=ending))
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+        return path
+
+    from hnerv.vmaf import vmaf_obstacle
+
+    vmaf_obstacle.cache_clear()
+    yield build
+    vmaf_obstacle.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def yuv_clip(tmp_path_factory: pytest.TempPathFactory, film: Path) -> Path:
+    """`film` as H.264 in 4:2:0, tagged as BT.709."""
+    import av
+
+    path = tmp_path_factory.mktemp("yuv") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "12"})
+        stream.height, stream.width = HEIGHT, WIDTH
+        stream.codec_context.colorspace = 1
+        for number in range(FRAMES):
+            frame = av.VideoFrame.from_image(Image.open(film / f"{number}.png"))
+            frame.pts = number
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1)))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def yuv_run(tmp_path_factory: pytest.TempPathFactory, yuv_clip: Path, train, flags) -> Path:
+    """The folder of a finished run on `yuv_clip`. Not to be changed."""
+    output = tmp_path_factory.mktemp("yuv_run")
+    assert train(output, flags(data=yuv_clip)) == 0
     return output / "run"

@@ -15,7 +15,7 @@ TIERS = (
     "errors files",
     "storage",
     "geometry timeline tables",
-    "losses schedule metrics motion quantise",
+    "losses schedule metrics motion quantise vmaf",
     "viz",
     "config",
     "presets",

@@ -13,6 +13,7 @@ import torch
 from hnerv.cli import doctor
 from hnerv.cli.doctor import Check, check_all, check_clip, check_disk, check_gpu
 from hnerv.data.clip import hub
+from hnerv.vmaf import vmaf_obstacle
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +146,14 @@ def test_the_extras_are_those_of_the_package(monkeypatch):
 def test_a_hub_that_is_switched_off():
     with pytest.raises(hub.HubUnavailable, match="HF_HUB_OFFLINE is set"):
         hub.served("repo", ("file",))
+
+
+def test_vmaf_is_optional(vmaf_stand_in):
+    path = vmaf_stand_in()
+    (able,) = doctor.check_vmaf()
+    assert (able.level, able.result) == ("ok", f"measured by {path}")
+    vmaf_obstacle.cache_clear()
+    path.unlink()
+    path.symlink_to("nowhere")
+    (missing,) = doctor.check_vmaf()
+    assert missing.level == "ok" and missing.result.startswith("optional: VMAF needs ffmpeg with the filter libvmaf")

@@ -346,3 +346,18 @@ def test_a_single_run_of_unseen_frames_has_no_paired_gap():
 def test_bits_per_pixel():
     assert metrics.bits_per_pixel(1_500_000, 132, 640, 1280) == pytest.approx(0.111, abs=5e-4)
     assert metrics.bits_per_pixel(1, 1, 2, 4) == 1
+
+
+def test_ms_ssim_in_db_by_hand():
+    """10 dB for each tenth of what is missing; 100 dB where nothing is."""
+    found = metrics.ms_ssim_db(torch.tensor([0.0, 0.9, 0.99, 1.0]))
+    assert found.tolist() == pytest.approx([0, 10, 20, 100], abs=1e-3)
+
+
+def test_psnr_of_planes_by_hand():
+    """One level everywhere is 20 log10(255) dB, sixteen are 24.08 dB less; luma counts six of eight."""
+    zeros = [torch.zeros(size, dtype=torch.uint8) for size in ((4, 6), (2, 3), (2, 3))]
+    planes = metrics.plane_psnr([zeros[0] + 1, zeros[1] + 16, zeros[2]], zeros)
+    assert planes.tolist() == pytest.approx([48.1308, 24.0484, 100], abs=1e-4)
+    frames = torch.stack([planes, planes.new_tensor([40, 40, 40])])
+    assert metrics.psnr_yuv(frames).tolist() == pytest.approx([(6 * 48.1308 + 24.0484 + 100) / 8, 40], abs=1e-4)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hnerv.cli import add_device
 from hnerv.errors import UserError
-from hnerv.flags import Parser
+from hnerv.flags import Parser, add_vmaf
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
     output = "write the comparison here as CSV, JSON and a plot"
     add("-o", "--output", type=Path, metavar="FOLDER", help=output)
     add("--json", action="store_true", help="print JSON instead of a table")
+    add_vmaf(parser)
     add_device(parser)
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
     if args.output and args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file: pass a folder")
-    comparison = compare_files(args.files, codecs, pick_device(args.device), args.data)
+    comparison = compare_files(args.files, codecs, pick_device(args.device), args.data, args.vmaf)
     print(json.dumps(to_dict(comparison), indent=2) if args.json else text_table(comparison))
     if args.output:
         written = [path.name for path in write_comparison(args.output, comparison)]

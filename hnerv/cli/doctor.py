@@ -75,6 +75,7 @@ def check_all(output: Path, online: bool = False) -> list[Check]:
         "GPU": check_gpu,
         "decord": check_decord,
         "PyAV": check_pyav,
+        "VMAF": check_vmaf,
         "disk": lambda: check_disk(output),
         "CLIP": lambda: check_clip(online),
         "extras": check_extras,
@@ -199,6 +200,14 @@ def check_pyav() -> Iterator[Check]:
             yield Check(name, "warning", f"PyAV {av.__version__} has no {', '.join(missing)}", fix)
         else:
             yield Check(name, "ok", f"PyAV {av.__version__} {verb} {', '.join(codecs)}")
+
+
+def check_vmaf() -> Iterator[Check]:
+    """Optional: only --vmaf needs it."""
+    from hnerv.vmaf import vmaf_obstacle
+
+    why = vmaf_obstacle()
+    yield Check("VMAF", "ok", f"optional: {why}" if why else f"measured by {shutil.which('ffmpeg')}")
 
 
 def _has_codec(name: str, mode: str) -> bool:

@@ -196,7 +196,7 @@ class FrameStore:
 def training_store(
     material: Material, config: Config, device: torch.device, share_of_device: float = 1.0
 ) -> FrameStore:
-    """The store of a training run: with the blends that its configuration asks for."""
+    """The store of a training run: with blends, unless `--blend-freq` is 0."""
     return FrameStore(material, device, share_of_device, config.train.seed if config.train.blend_freq else None)
 
 

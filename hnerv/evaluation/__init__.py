@@ -12,7 +12,7 @@ from hnerv.evaluation.files import (
 )
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
-from hnerv.evaluation.measure import Report, SplitReport, evaluate
+from hnerv.evaluation.measure import Report, SplitReport, evaluate, evaluate_run
 from hnerv.evaluation.pictures import decoded_frames, log_pictures, log_projector, write_images
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.models import OpenedRun, load_weights, open_run
@@ -31,6 +31,7 @@ __all__ = [
     "estimated_rate",
     "eval_values",
     "evaluate",
+    "evaluate_run",
     "head_table",
     "joint_summary",
     "load_weights",

@@ -8,7 +8,10 @@ from typing import Any
 
 from hnerv.evaluation.summary import CLIP_COLUMNS, PAIRED_GAP, PAIRED_GAP_ERROR, gap_values
 
-_MEANS = ("psnr", "psnr_frame", "ms_ssim", "clip_dist", *CLIP_COLUMNS)
+_MEANS = (
+    *("psnr", "psnr_frame", "psnr_yuv", "psnr_y", "ms_ssim", "ms_ssim_db", "vmaf"),
+    *("clip_dist", *CLIP_COLUMNS),
+)
 _DEVIATIONS = {
     "Eval/PSNR_Stats/{}_std": "Eval/Frame/{}_psnr",
     "Eval/Patch/{}_psnr_std": "Eval/Frame/{}_psnr",

@@ -15,7 +15,7 @@ from hnerv.errors import UserError
 from hnerv.evaluation.combination import combine
 from hnerv.evaluation.cost import cost_of
 from hnerv.evaluation.measure import Report
-from hnerv.evaluation.summary import CLIP_COLUMNS, eval_values, log_report
+from hnerv.evaluation.summary import CLIP_COLUMNS, eval_values, frame_columns, log_report
 from hnerv.files import replacing, write_json
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
 from hnerv.model import Scene
@@ -66,6 +66,7 @@ def joint_summary(path: Path, chunks: Sequence[EvaluatedChunk]) -> dict[str, Any
         "segments": len(chunks),
         **{key: summaries[0][key] for key in common},
         **values,
+        **({"no_psnr_yuv": reason} if (reason := summaries[0].get("no_psnr_yuv")) else {}),
         "same_pixels_as_trained_on": all(summary["same_pixels_as_trained_on"] for summary in summaries),
         "coded_parameters": joint["coded_parameters"],
         **({"bpp": rate, "file_bytes": size} if size else {}),
@@ -140,6 +141,7 @@ def summary_of(run: OpenedRun, report: Report, **more: object) -> dict[str, Any]
         "targets_kind": targets.kind if targets else "none",
         "unseen": _unseen_mode(run, report),
         **eval_values(report),
+        **({"no_psnr_yuv": report.no_planes} if report.no_planes else {}),
         "ms_ssim_scales": ms_ssim_scales(scene.height, scene.width),
         "video": run.source,
         "same_pixels_as_trained_on": run.same_pixels,
@@ -156,17 +158,18 @@ def _write_tables(folder: Path, report: Report) -> None:
     """per_frame.csv and per_patch.csv: one row per frame or patch, in the order of the video and of its patches."""
     frames, patches = [], []
     for name, split in report.splits():
-        label = split_label(name, report.unseen)
+        label, columns = split_label(name, report.unseen), frame_columns(split).values()
         for i, position in enumerate(split.positions.tolist()):
             clip = [measure[i].double() for measure in split.clip] if split.clip else []
-            pixels = [split.psnr[i].double().mean(), split.psnr_frame[i], split.ms_ssim[i]]
+            pixels = [split.psnr[i].double().mean(), *(column[i] for column in columns)]
             frames.append([position, label, *pixels, *(measure.mean() for measure in clip)])
             for patch, psnr in enumerate(split.psnr[i]):
                 patches.append([position, patch, label, psnr, *(measure[patch] for measure in clip)])
     clip_names = CLIP_COLUMNS if report.train.clip else ()
     frames.sort(key=lambda row: row[0])
     patches.sort(key=lambda row: row[:2])
-    _write_csv(folder / TABLES[0], ["frame", "split", "psnr", "psnr_frame", "ms_ssim", *clip_names], frames)
+    names = *frame_columns(report.train), *clip_names
+    _write_csv(folder / TABLES[0], ["frame", "split", "psnr", *names], frames)
     _write_csv(folder / TABLES[1], ["frame", "patch", "split", "psnr", *clip_names], patches)
 
 

@@ -6,7 +6,7 @@ from hnerv.evaluation.files import EvaluatedChunk, summary_of, write_evaluation
 from hnerv.evaluation.fractional import check_half_grid, fractional_table, measure_fractional
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
-from hnerv.evaluation.measure import evaluate
+from hnerv.evaluation.measure import evaluate_run
 from hnerv.evaluation.pictures import write_images
 from hnerv.runs.models import OpenedRun
 
@@ -18,6 +18,7 @@ def evaluate_chunk(
     fractional: bool = False,
     baselines: bool = True,
     images: bool = False,
+    vmaf: bool = False,
     save: bool = True,
     progress: bool = True,
 ) -> EvaluatedChunk:
@@ -30,7 +31,7 @@ def evaluate_chunk(
     more: dict[str, object] = {}
     if fractional:
         check_half_grid(model.scene.grid)
-    report = evaluate(model, store, run.config.model.unseen, progress)
+    report = evaluate_run(run, vmaf, progress)
     if fractional:
         more["fractional"] = measure_fractional(model, store, report, progress)
         tables.append(fractional_table(more["fractional"], model.scene.grid, report.unseen))

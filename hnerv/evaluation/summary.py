@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hnerv.evaluation.health import EmbeddingHealth
 from hnerv.evaluation.measure import Report, SplitReport
-from hnerv.metrics import paired_gap
+from hnerv.metrics import ms_ssim_db, paired_gap, psnr_yuv
 from hnerv.tables import Column, format_table
 from hnerv.tracking import NullLogger, split_name
 
@@ -63,8 +63,7 @@ def _split_values(name: str, split: SplitReport) -> dict[str, float]:
     frame_psnr = split.psnr.double().mean(1)
     values = {
         f"Eval/Frame/{name}_psnr": frame_psnr.mean(),
-        f"Eval/Frame/{name}_psnr_frame": split.psnr_frame.double().mean(),
-        f"Eval/Frame/{name}_ms_ssim": split.ms_ssim.double().mean(),
+        **{f"Eval/Frame/{name}_{key}": column.double().mean() for key, column in frame_columns(split).items()},
         f"Eval/PSNR_Stats/{name}_std": frame_psnr.std(correction=0),
         f"Eval/PSNR_Stats/{name}_min": frame_psnr.min(),
         f"Eval/PSNR_Stats/{name}_max": frame_psnr.max(),
@@ -84,6 +83,14 @@ def _split_values(name: str, split: SplitReport) -> dict[str, float]:
             **_health_values(name, split.health),
         }
     return {tag: float(value) for tag, value in values.items()}
+
+
+def frame_columns(split: SplitReport) -> dict[str, Tensor]:
+    """{name in tags and CSV files: measure of pixels of each frame (F,)}, without what was not measured."""
+    columns = {"psnr_frame": split.psnr_frame, "ms_ssim": split.ms_ssim, "ms_ssim_db": ms_ssim_db(split.ms_ssim)}
+    if split.planes is not None:
+        columns |= {"psnr_y": split.planes[:, 0], "psnr_yuv": psnr_yuv(split.planes)}
+    return columns if split.vmaf is None else columns | {"vmaf": split.vmaf}
 
 
 def _health_values(name: str, health: EmbeddingHealth) -> dict[str, float]:
@@ -134,6 +141,8 @@ def table(values: Mapping[str, Any], targets: str, unseen: str = "") -> str:
         lines.append("The split holds out no frames: there are no results for unseen frames.")
     elif unseen == "encode":
         lines.append("Unseen frames were decoded from their own embeddings: the encoder has seen them.")
+    if "no_psnr_yuv" in values:
+        lines.append(f"PSNR in YUV was not measured: {values['no_psnr_yuv']}.")
     return "\n".join(lines)
 
 
@@ -152,7 +161,11 @@ _ROWS = (
     ("  best frame, mean of patches", "Eval/PSNR_Stats/{}_max", ".3f"),
     ("  standard deviation over patches", "Eval/Patch/{}_psnr_std", ".3f"),
     ("full-frame PSNR (literature), dB", "Eval/Frame/{}_psnr_frame", ".3f"),
+    ("PSNR of YUV, weighted 6:1:1, dB", "Eval/Frame/{}_psnr_yuv", ".3f"),
+    ("  luma", "Eval/Frame/{}_psnr_y", ".3f"),
     ("MS-SSIM", "Eval/Frame/{}_ms_ssim", ".5f"),
+    ("  in dB, mean over frames", "Eval/Frame/{}_ms_ssim_db", ".3f"),
+    ("VMAF", "Eval/Frame/{}_vmaf", ".3f"),
     ("similarity to the targets", "Eval/Frame/{}_clip_sim", ".4f"),
     ("  standard deviation over patches", "Eval/Patch/{}_clip_sim_std", ".4f"),
     ("  centred", "Eval/Frame/{}_clip_sim_centred", ".4f"),

@@ -18,7 +18,7 @@ from hnerv.evaluation import (
     add_to_summary,
     compare_head,
     decoded_frames,
-    evaluate,
+    evaluate_run,
     open_run,
     summary_of,
     write_evaluation,
@@ -172,7 +172,7 @@ def _evaluated(chunk: RunResults, part: Chunk, options: ReportOptions, alone: bo
         raise _Missing(_without_model(chunk, error)) from error
     try:
         if not is_current(chunk.folder, opened.epoch, checkpoint):
-            report = evaluate(opened.model, opened.store, opened.config.model.unseen, progress=True)
+            report = evaluate_run(opened)
             write_evaluation(opened, report, summary_of(opened, report))
             chunk = read_run(chunk.folder)
         if alone and opened.model.clip_head is not None and not chunk.baselines:

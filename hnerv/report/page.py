@@ -26,9 +26,12 @@ SPLIT_ROWS = (
         "Eval/Frame/{}_psnr_frame",
         "{:.2f}",
     ),
+    ("PSNR of YUV, dB", "weighted 6:1:1, against the planes of the source", "Eval/Frame/{}_psnr_yuv", "{:.2f}"),
     ("PSNR, mean of patches, dB", "PSNR of each patch, averaged", "Eval/Frame/{}_psnr", "{:.2f}"),
     ("worst frame, dB", "lowest PSNR of a frame, mean of patches", "Eval/PSNR_Stats/{}_min", "{:.2f}"),
     ("MS-SSIM", "fewer than five scales for frames smaller than 161 pixels", "Eval/Frame/{}_ms_ssim", "{:.4f}"),
+    ("MS-SSIM in dB", "-10 log10(1 - MS-SSIM) of each frame, averaged", "Eval/Frame/{}_ms_ssim_db", "{:.2f}"),
+    ("VMAF", "0 to 100, by ffmpeg's default model", "Eval/Frame/{}_vmaf", "{:.2f}"),
     ("similarity", "cosine to the targets", "Eval/Frame/{}_clip_sim", "{:.3f}"),
     (
         "centred similarity",

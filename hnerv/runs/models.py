@@ -12,6 +12,7 @@ from torch import nn
 from hnerv.config import Config
 from hnerv.data.store import FrameStore, Material, load_material
 from hnerv.data.video import CLIPS
+from hnerv.data.video.planes import SourcePlanes
 from hnerv.data.video.raw import SUFFIX as RAW
 from hnerv.errors import UserError
 from hnerv.model import DualHeadHNeRV, build_model
@@ -55,6 +56,8 @@ class OpenedRun(OpenedModel):
     source: str
     same_pixels: bool
     """Whether the video gives the pixels that were trained on."""
+    planes: SourcePlanes
+    """The frames in the YUV of the source, or why there are none."""
 
 
 def open_run(path: Path, device: torch.device, data: str = "", unseen: str = "", clip_targets: str = "") -> OpenedRun:
@@ -142,6 +145,7 @@ def with_material(
         config=config,
         source=material.video.source,
         same_pixels=material.video.digest == record.video.digest,
+        planes=material.video.planes,
     )
 
 

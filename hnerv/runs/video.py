@@ -48,7 +48,7 @@ class StoredChunk(Protocol):
 
 
 class StoredVideo(ABC):
-    """A video, of which one chunk at a time is read."""
+    """A video; one chunk at a time is read."""
 
     path: Path
 

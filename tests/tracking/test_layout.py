@@ -60,7 +60,7 @@ def test_tensorboard_serves_the_layout_and_the_curves_of_one_run(finished):
         for chart in category["chart"]:
             for pattern in chart.get("multiline", {}).get("tag", ()):
                 body = plugin.scalars_impl(RequestContext(), ".", pattern, "")
-                of_others = any(part in pattern for part in ("gpu_", "graph_ms", "/EMA/", "/Rate/"))  # of flags
+                of_others = any(part in pattern for part in ("gpu_", "graph_ms", "/EMA/", "/Rate/", "_psnr_y", "_vmaf"))
                 assert bool(body["tag_to_events"]) != of_others, pattern
 
 

@@ -100,7 +100,7 @@ def rows_of(names):
 EMA_TAGS = {name for name, row in tags().items() if "--ema-decay" in row.when}
 RATE_TAGS = {name for name, row in tags().items() if "--rate-weight" in row.when}
 CPU_TAGS = {n for n, row in tags().items() if "on CUDA" not in row.when and "rollback" not in row.when}
-CPU_TAGS -= EMA_TAGS | RATE_TAGS
+CPU_TAGS -= EMA_TAGS | RATE_TAGS | {name for name, row in tags().items() if "eval.py" in row.when}
 """Of a run on the CPU in which nothing goes wrong, without an average of the weights or a rate."""
 
 

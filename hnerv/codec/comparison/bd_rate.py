@@ -5,6 +5,7 @@ Legend: N frames, H W pixels.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,22 +13,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnerv.metrics import frame_mse, ms_ssim, psnr
+from hnerv.data.video.planes import Planes
+from hnerv.metrics import frame_mse, ms_ssim, ms_ssim_db, plane_psnr, psnr, psnr_yuv
 from hnerv.model.predict import round8
+from hnerv.vmaf import VmafMeter
 
 LEAST_POINTS = 4
 """Of each curve of a BD-rate, as in VCEG-M33."""
 
 
 class Quality(NamedTuple):
-    """Means over the 8-bit frames of a video: PSNR of each frame's MSE in dB, MS-SSIM in [0, 1]."""
+    """Means over the 8-bit frames of a video: PSNR of each frame's MSE in dB, MS-SSIM in [0, 1] and in dB.
+
+    `psnr_yuv` is weighted 6:1:1, in dB; `vmaf` in [0, 100]. None: not measured.
+    """
 
     psnr_frame: float
     ms_ssim: float
+    ms_ssim_db: float | None = None
+    psnr_yuv: float | None = None
+    vmaf: float | None = None
+
+
+class DecodedBatch(NamedTuple):
+    """decoded and source (B, 3, H, W) in [0, 1]; planes (decoded, source) of each frame, where they are measured."""
+
+    decoded: Tensor
+    source: Tensor
+    planes: Sequence[tuple[Planes, Planes]] = ()
 
 
 class RatePoint(NamedTuple):
-    """Name of the codec, its setting, bytes of all N frames, quality, seconds (None: not measured)."""
+    """Name of the codec, its setting, bytes of all N frames, `Quality`, seconds (None: not measured)."""
 
     name: str
     setting: str
@@ -36,6 +53,9 @@ class RatePoint(NamedTuple):
     ms_ssim: float
     encode_seconds: float | None = None
     decode_seconds: float | None = None
+    ms_ssim_db: float | None = None
+    psnr_yuv: float | None = None
+    vmaf: float | None = None
 
 
 class Clip(NamedTuple):
@@ -60,17 +80,28 @@ class BdRate(NamedTuple):
 
 
 @torch.no_grad()
-def quality(pairs: Iterable[tuple[Tensor, Tensor]]) -> Quality:
-    """(decoded, source) batches (B, 3, H, W) in [0, 1] of a video -> Quality of the frames rounded to 8 bits.
+def quality(batches: Iterable[DecodedBatch], yuv: bool = False, vmaf: VmafMeter | None = None) -> Quality:
+    """A video in batches, in order -> Quality of its frames rounded to 8 bits; with `yuv` in YUV as well.
 
     Raises UserError when H or W is under 11 pixels.
     """
-    psnrs, similarities = [], []
-    for decoded, source in pairs:
-        rounded = round8(decoded)
-        psnrs.append(psnr(frame_mse(rounded, source)).double().cpu())
-        similarities.append(ms_ssim(rounded, source).double().cpu())
-    return Quality(float(torch.cat(psnrs).mean()), float(torch.cat(similarities).mean()))
+    psnrs, similarities, planes = [], [], []
+    for batch in batches:
+        rounded = round8(batch.decoded)
+        psnrs.append(psnr(frame_mse(rounded, batch.source)).double().cpu())
+        similarities.append(ms_ssim(rounded, batch.source).double().cpu())
+        for pair in batch.planes:
+            planes.append(plane_psnr(*pair))
+            if vmaf is not None:
+                vmaf.add(vmaf.count, *(one.to_bytes() for one in pair))
+    similarity = torch.cat(similarities)
+    return Quality(
+        psnr_frame=float(torch.cat(psnrs).mean()),
+        ms_ssim=float(similarity.mean()),
+        ms_ssim_db=float(ms_ssim_db(similarity).mean()),
+        psnr_yuv=float(psnr_yuv(torch.stack(planes)).mean()) if yuv else None,
+        vmaf=statistics.fmean(vmaf.scores()) if vmaf else None,
+    )
 
 
 def bd_rate(anchor: Sequence[RatePoint], test: Sequence[RatePoint]) -> BdRate:

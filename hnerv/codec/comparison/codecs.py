@@ -1,7 +1,8 @@
 """Conventional video codecs through FFmpeg's libraries: encode, decode, measure.
 
 Each codec is set up to its advantage: tuned for PSNR, the measure that is compared; no key frames but the first and
-those that it chooses; the best conversion to 8-bit 4:2:0 and back that swscale has. Its bytes are those of the
+those that it chooses. It codes the planes of the source where these are 8-bit 4:2:0; otherwise the best conversion of
+RGB to them and back that swscale has. Its bytes are those of the
 elementary stream, parameter sets included, without the text in which x264 and x265 record their settings.
 
 Legend: N frames, H W pixels.
@@ -11,20 +12,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hnerv.codec.comparison.bd_rate import RatePoint, quality
+from hnerv.codec.comparison.bd_rate import DecodedBatch, Quality, RatePoint, quality
 from hnerv.data.video.colour import to_rgb, to_yuv420
+from hnerv.data.video.planes import (
+    NO_PLANES,
+    Planes,
+    SourcePlanes,
+    frame_of,
+    plane_pairs,
+    planes_of,
+    reader_rgb,
+)
 from hnerv.errors import UserError
 from hnerv.timeline import exact_rate
+from hnerv.vmaf import vmaf_meter
 
 if TYPE_CHECKING:
     from av.packet import Packet
+    from av.video.frame import VideoFrame
 
 FRAMES_PER_BATCH = 4
 _LEAST_GOP = 250  # the default of x264 and x265, from which their other defaults follow
@@ -137,24 +150,47 @@ def check_codecs(codecs: list[VideoCodec], size: tuple[int, int]) -> None:
         )
 
 
-def measure_codec(codec: VideoCodec, frames: Tensor, fps: float, crf: int) -> RatePoint:
+def measure_codec(
+    codec: VideoCodec, frames: Tensor, fps: float, crf: int, planes: SourcePlanes = NO_PLANES, vmaf: bool = False
+) -> RatePoint:
     """frames (N, 3, H, W) uint8 on the CPU -> rate and quality of one codec at one CRF, on one thread.
 
-    The seconds include the conversion from and to RGB. Raises UserError as `check_codecs` does.
+    It codes the `planes` of the source, if there are any, else conversions of the frames. The seconds include reading
+    or conversion from RGB, and conversion to RGB. Raises UserError as `check_codecs` does.
     """
-    check_codecs([codec], (frames.shape[2], frames.shape[3]))
+    size = frames.shape[2], frames.shape[3]
+    check_codecs([codec], size)
     start = time.perf_counter()
-    packets = _encode(codec, frames, fps, crf)
+    packets = _encode(codec, pictures(frames, planes), frames.shape, fps, crf)
     encode_seconds = time.perf_counter() - start
     stopwatch = Stopwatch()
-    measured = quality(_pairs(stopwatch.timed(_decode(codec, packets)), frames))
-    size = sum(packet.size for packet in packets)
-    return RatePoint(codec.label, f"crf {crf}", size, *measured, encode_seconds, stopwatch.seconds)
+    decoded = stopwatch.timed(_decoded_pixels(_decode(codec, packets), planes))
+    with vmaf_meter(size) if vmaf else nullcontext() as meter:
+        coded = map(planes_of, pictures(frames, planes)) if vmaf or not planes.why else None
+        measured = quality(_batches(decoded, frames, coded), not planes.why, meter)
+    total, seconds = sum(packet.size for packet in packets), (encode_seconds, stopwatch.seconds)
+    return RatePoint(codec.label, f"crf {crf}", total, *measured[:2], *seconds, *measured[2:])
 
 
-def conversion_psnr(frames: Tensor) -> float:
-    """frames (N, 3, H, W) uint8 -> mean PSNR in dB of RGB -> 4:2:0 -> RGB without any coding."""
-    return quality(_pairs((to_rgb(to_yuv420(_pixels(frame))) for frame in frames), frames)).psnr_frame
+def pictures(frames: Tensor, planes: SourcePlanes) -> Iterator[VideoFrame]:
+    """What codecs code, as yuv420p: the planes of the source, else conversions of the frames (N, 3, H, W) uint8."""
+    if planes.why:
+        return (to_yuv420(_pixels(frame)) for frame in frames)
+    return map(frame_of, planes.read(range(len(frames))))
+
+
+def conversion_quality(frames: Tensor, planes: SourcePlanes) -> Quality:
+    """frames (N, 3, H, W) uint8 -> Quality of a conversion without any coding.
+
+    With `planes`, that of perfect RGB: its `psnr_yuv`, of planes -> RGB -> planes, is the bound of a model of RGB.
+    Without, that of RGB -> 4:2:0 -> RGB, the bound of the codecs.
+    """
+    if planes.why:
+        converted = _decoded_pixels((to_yuv420(_pixels(frame)) for frame in frames), planes)
+        return quality(_batches(converted, frames, None))
+    source, batches = planes.read(range(len(frames))), (frame.float() / 255 for frame in frames.split(FRAMES_PER_BATCH))
+    pairs = (DecodedBatch(rgb, rgb, [*plane_pairs(rgb, rgb, source, planes.display)]) for rgb in batches)
+    return quality(pairs, yuv=True)
 
 
 class Stopwatch:
@@ -174,20 +210,22 @@ class Stopwatch:
             yield item
 
 
-def _encode(codec: VideoCodec, frames: Tensor, fps: float, crf: int) -> list[Packet]:
+def _encode(
+    codec: VideoCodec, frames: Iterator[VideoFrame], shape: Sequence[int], fps: float, crf: int
+) -> list[Packet]:
+    """`shape` (N, 3, H, W)."""
     import av
     from av.bitstream import BitStreamFilterContext
 
     os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to stderr and has no option against it
     setup, rate = codec.setup, exact_rate(fps)
     context = av.CodecContext.create(setup.encoder, "w")
-    context.height, context.width = frames.shape[2:]
+    context.height, context.width = shape[2:]
     context.pix_fmt, context.framerate, context.time_base = "yuv420p", rate, 1 / rate
-    context.gop_size, context.thread_count = max(_LEAST_GOP, len(frames)), 1
+    context.gop_size, context.thread_count = max(_LEAST_GOP, shape[0]), 1
     context.options = {key: value.format(crf=crf) for key, value in setup.options.items()} | {"preset": codec.preset}
     packets = []
-    for position, frame in enumerate(frames):
-        picture = to_yuv420(_pixels(frame))
+    for position, picture in enumerate(frames):
         picture.pts, picture.time_base = position, 1 / rate
         packets += context.encode(picture)
     packets += context.encode(None)
@@ -197,15 +235,20 @@ def _encode(codec: VideoCodec, frames: Tensor, fps: float, crf: int) -> list[Pac
     return [bare for packet in packets for bare in remover.filter(packet)]
 
 
-def _decode(codec: VideoCodec, packets: list[Packet]) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 in display order."""
+def _decode(codec: VideoCodec, packets: list[Packet]) -> Iterator[VideoFrame]:
+    """Frames in display order."""
     import av
 
     context = av.CodecContext.create(codec.setup.decoder, "r")
     context.thread_count = 1
     for packet in [*packets, None]:
-        for frame in context.decode(packet):
-            yield to_rgb(frame)
+        yield from context.decode(packet)
+
+
+def _decoded_pixels(frames: Iterable[VideoFrame], planes: SourcePlanes) -> Iterator[tuple[np.ndarray, Planes]]:
+    """(H, W, 3) uint8 and the planes of each frame. Planes of the source are converted as its reader does."""
+    for frame in frames:
+        yield to_rgb(frame) if planes.why else reader_rgb(frame, planes.display), planes_of(frame)
 
 
 def _pixels(frame: Tensor) -> np.ndarray:
@@ -213,9 +256,13 @@ def _pixels(frame: Tensor) -> np.ndarray:
     return frame.permute(1, 2, 0).contiguous().numpy()
 
 
-def _pairs(decoded: Iterator[np.ndarray], frames: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decoded frames (H, W, 3) with their sources, as batches in [0, 1]."""
+def _batches(
+    decoded: Iterator[tuple[np.ndarray, Planes]], frames: Tensor, coded: Iterator[Planes] | None
+) -> Iterator[DecodedBatch]:
+    """Decoded frames with their sources, and with the planes that were `coded`."""
     for source in frames.split(FRAMES_PER_BATCH):
-        batch = np.stack([next(decoded) for _ in source])
-        yield torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255, source.float() / 255
+        pixels, planes = zip(*(next(decoded) for _ in source), strict=True)
+        pairs = [] if coded is None else [(one, next(coded)) for one in planes]
+        rgb = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+        yield DecodedBatch(rgb, source.float() / 255, pairs)
     assert next(decoded, None) is None, "a decoder returned more frames than were encoded"

@@ -11,14 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from hnerv.codec.comparison.bd_rate import LEAST_POINTS, Clip, RatePoint, bd_rate
+from hnerv.codec.comparison.bd_rate import LEAST_POINTS, Clip, Quality, RatePoint, bd_rate
 from hnerv.errors import UserError
 from hnerv.files import replacing
 from hnerv.metrics import bits_per_pixel, ms_ssim_scales
 from hnerv.tables import Column, format_table
 from hnerv.viz.colour import COLOURS
 
-_COLUMNS = ("codec", "setting", "bytes", "bpp", "psnr_frame", "ms_ssim", "encode_seconds", "decode_seconds")
+_COLUMNS = (
+    *("codec", "setting", "bytes", "bpp", "psnr_frame", "psnr_yuv", "ms_ssim", "ms_ssim_db", "vmaf"),
+    *("encode_seconds", "decode_seconds"),
+)
+_OPTIONAL = ("psnr_yuv", "ms_ssim_db", "vmaf")
+"""Columns that the printed table leaves out if they are empty."""
 _MARKERS = "osD^vP"
 _DRAW = 0.005
 """Relative difference in bytes up to which neither wins."""
@@ -27,13 +32,15 @@ _DRAW = 0.005
 class Comparison(NamedTuple):
     """All measurements on one video. `codecs` maps a codec's label to its points, `notes` are sentences.
 
-    `conversion_psnr` is the PSNR in dB of the conversion to 4:2:0 and back.
+    `no_planes` is why nothing was measured in YUV, '' if it was. `conversion` is the quality of a conversion without
+    any coding: with planes of the source, from perfect RGB frames to these planes, else from RGB to 4:2:0 and back.
     """
 
     clip: Clip
     ours: list[RatePoint]
     codecs: dict[str, list[RatePoint]]
-    conversion_psnr: float
+    conversion: Quality
+    no_planes: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -104,12 +111,17 @@ def text_table(comparison: Comparison) -> str:
         Column("bytes", ">11", ","),
         Column("bpp", ">9", ".4f"),
         Column("PSNR, dB", ">10", ".2f"),
+        Column("YUV, dB", ">9", ".2f"),
         Column("MS-SSIM", ">9", ".4f"),
+        Column("in dB", ">7", ".2f"),
+        Column("VMAF", ">7", ".2f"),
         Column("enc, s", ">9", ".2f"),
         Column("dec, s", ">9", ".2f"),
     ]
     lines = [f"{clip.frames} frames of {clip.height}x{clip.width}, {clip.fps:g} frames/s"]
-    lines.append(format_table(columns, [list(point.values()) for point in points]))
+    shown = [key for key in _COLUMNS if key not in _OPTIONAL or any(point[key] is not None for point in points)]
+    columns = [column for key, column in zip(_COLUMNS, columns, strict=True) if key in shown]
+    lines.append(format_table(columns, [[point[key] for key in shown] for point in points]))
     lines += ["", *verdicts(comparison), "", *_conditions(comparison)]
     return "\n".join(lines)
 
@@ -125,8 +137,8 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 def point_rows(comparison: Comparison) -> list[dict[str, object]]:
     """A dictionary per point, ours first, keys as in the CSV."""
-    values = [(p.name, p.setting, p.bytes, comparison.rate(p), *p[3:]) for p in comparison.points]
-    return [dict(zip(_COLUMNS, row, strict=True)) for row in values]
+    rows = [p._asdict() | {"codec": p.name, "bpp": comparison.rate(p)} for p in comparison.points]
+    return [{key: row[key] for key in _COLUMNS} for row in rows]
 
 
 def to_dict(comparison: Comparison) -> dict[str, object]:
@@ -143,7 +155,9 @@ def to_dict(comparison: Comparison) -> dict[str, object]:
         "points": point_rows(comparison),
         "bytes_of_rival_over_ours_at_our_psnr": ratios,
         "bd_rate_of_ours_against": curves,
-        "conversion_psnr": comparison.conversion_psnr,
+        "conversion_psnr": comparison.conversion.psnr_frame if comparison.no_planes else None,
+        "conversion_psnr_yuv": comparison.conversion.psnr_yuv,
+        "no_psnr_yuv": comparison.no_planes,
         "verdicts": verdicts(comparison),
         "notes": list(comparison.notes),
     }
@@ -194,12 +208,22 @@ def plot(comparison: Comparison) -> bytes:
 
 def _conditions(comparison: Comparison) -> list[str]:
     scales = ms_ssim_scales(comparison.clip.height, comparison.clip.width)
-    conversion = f"{comparison.conversion_psnr:.2f} dB"
+    conversion = comparison.conversion
     lines = [
         "Bytes: the full .hnerv file; the bare stream of the other codecs.",
         "The other codecs are tuned for PSNR and run on one CPU thread.",
-        f"They use 4:2:0 chroma: converting to it and back, without any coding, gives {conversion}.",
     ]
+    if comparison.no_planes:
+        lines += [
+            "They use 4:2:0 chroma: converting to it and back, without any coding, gives "
+            f"{conversion.psnr_frame:.2f} dB.",
+            f"PSNR in YUV was not measured: {comparison.no_planes}.",
+        ]
+    else:
+        lines.append(
+            "They code the 4:2:0 planes of the source, which YUV is measured against; perfect RGB, converted to these, "
+            f"has {conversion.psnr_yuv:.2f} dB."
+        )
     if scales < 5:
         lines.append(f"MS-SSIM uses {scales} scales instead of 5, the most that this frame size allows.")
     return [*lines, *comparison.notes]

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hnerv.data.video.colour import HDR, UNTAGGED, Display
+from hnerv.data.video.planes import NO_PLANES, SourcePlanes, source_planes
 from hnerv.data.video.probe import Probe
 from hnerv.data.video.readers import DecordFailed, probe_by_decoding, read_decord
 from hnerv.data.video.sources import Source, open_source
@@ -62,6 +63,8 @@ class Video(NamedTuple):
     """Colour tags and pixel aspect ratio, after crop and resize."""
     raw_video: str = ""
     """Geometry of raw video, as --raw-video takes it."""
+    planes: SourcePlanes = NO_PLANES
+    """The planes of the frames in YUV 4:2:0, read from the source again when they are needed."""
 
 
 def load_video(
@@ -103,6 +106,7 @@ def load_video(
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
     for frame in pixels:
         digest.update(frame.contiguous().numpy().data)
+    positions = slice_positions(frames, source.probe.count)
     return Video(
         pixels,
         float(source.probe.rate),
@@ -111,9 +115,10 @@ def load_video(
         source.reader,
         plan,
         digest.hexdigest(),
-        source.probe.times_of(slice_positions(frames, source.probe.count)),
+        source.probe.times_of(positions),
         _display_of(probe.display, plan),
         ":".join(value for _, value in probe.spec.raw),
+        source_planes(source, plan, positions),
     )
 
 

@@ -44,6 +44,8 @@ ONE_FRAME_PER_PACKET = {
 }
 """Codecs in which every shown packet decodes to one frame. A packet of MPEG-4 Part 2, in contrast, may decode to none:
 a frame that is "not coded" repeats the one before."""
+YUV420 = ("yuv420p", "yuvj420p")
+"""Names of 8-bit 4:2:0; the second means full range."""
 _NO_TIME_STAMPS = 0x80
 """AVFMT_NOTIMESTAMPS: elementary streams, for which FFmpeg invents time stamps."""
 
@@ -98,6 +100,8 @@ class Probe(NamedTuple):
     orientation: Orientation = Orientation()
     decord_safe: bool = False
     """Whether decord 0.6 reads such files correctly; interlacing shows only in the frames."""
+    no_planes: str = "the source is not YUV video"
+    """Why it has no upright progressive planes of 8-bit 4:2:0, a clause; '' if it has."""
     keys: tuple[int, ...] = ()
     """Time stamps of key frames, ascending; empty if seeking might return other frames."""
 
@@ -176,6 +180,7 @@ def probe_video(spec: InputSpec) -> Probe:
             truncated=truncated,
             display=Display(*map(int, codes), *shape),
             orientation=orientation,
+            no_planes=_planes_obstacle(first, orientation),
             decord_safe=bool(keys) and orientation == Orientation() and _is_decord_safe(container, stream, first),
             keys=keys,
         )
@@ -254,12 +259,20 @@ def _seekable_keys(container: InputContainer, packets: list[PacketInfo]) -> tupl
     return tuple(sorted(p.pts for p in packets if p.key))
 
 
+def _planes_obstacle(first: VideoFrame, orientation: Orientation) -> str:
+    if first.format.name not in YUV420:
+        return f"the source is {first.format.name}, not 8-bit 4:2:0"
+    if first.interlaced_frame:
+        return "the source is interlaced"
+    return "" if orientation == Orientation() else "the source is rotated"
+
+
 def _is_decord_safe(container: InputContainer, stream: VideoStream, first: VideoFrame) -> bool:
     """Whether this is 8-bit 4:2:0 H.264 of even size in MP4 or MOV, with one video stream."""
     return (
         "mov" in container.format.name
         and codec_name(stream) == "h264"
-        and first.format.name in ("yuv420p", "yuvj420p")
+        and first.format.name in YUV420
         and not (first.height % 2 or first.width % 2)
         and len(moving_streams(container)) == 1
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     StampedFrame = tuple[int | None, np.ndarray]
     """Time stamp, None if unknown, and pixels (H, W, 3) uint8 RGB."""
 
+Converted = TypeVar("Converted")
+
 
 class SeekFailed(Exception):
     """Decoding from the middle of the file does not give the frames that the time stamps promise."""
@@ -30,16 +32,24 @@ class DecordFailed(Exception):
 
 
 def read_pyav(probe: Probe, start: int = 0) -> Iterator[StampedFrame]:
-    """Yield upright frames from position `start` to the end of the file, which may differ from `probe.count`.
+    """`read_converted` to upright RGB. Raises UserError also for a transparent frame."""
+    return read_converted(probe, lambda frame: _upright_rgb(probe, frame), start)
+
+
+def read_converted(
+    probe: Probe, convert: Callable[[VideoFrame], Converted], start: int = 0
+) -> Iterator[tuple[int | None, Converted]]:
+    """Yield time stamp and converted frame from position `start` to the end of the file, which may differ from
+    `probe.count`.
 
     With `start` above 0, decoding begins at an earlier key frame, and frames are identified by their time stamps.
     Raises SeekFailed if one is missing, possibly after yielding frames, and UserError at a frame that cannot be
-    decoded, is transparent, or differs in size from the first.
+    decoded or differs in size from the first.
     """
     for position, frame in enumerate(_decoded_frames(probe, start), start):
         if start and (position == probe.count or frame.pts != probe.times.stamps[position]):
             raise SeekFailed(f"frame {position} has another time stamp than its packet")
-        yield frame.pts, _upright_rgb(probe, frame)
+        yield frame.pts, convert(frame)
     if start and position + 1 < probe.count:
         raise SeekFailed(f"{probe.count - position - 1} frames are missing at the end")
 

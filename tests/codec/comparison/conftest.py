@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnerv.codec.comparison.bd_rate import Clip, RatePoint
+from hnerv.codec.comparison.bd_rate import Clip, Quality, RatePoint
 from hnerv.codec.comparison.table import Comparison
 
 torch.set_num_threads(1)
@@ -40,5 +40,12 @@ def compared(curve):
         "x265 medium": curve("x265 medium", [500, 1000, 2000, 4000], [25.0, 30.0, 35.0, 40.0]),
     }
     return lambda ours, **settings: Comparison(
-        **{"clip": Clip(10, 20, 40, 24.0), "ours": ours, "codecs": codecs, "conversion_psnr": 42.0, **settings}
+        **{
+            "clip": Clip(10, 20, 40, 24.0),
+            "ours": ours,
+            "codecs": codecs,
+            "conversion": Quality(42.0, 0.99),
+            "no_planes": "the source is not YUV video",
+            **settings,
+        }
     )

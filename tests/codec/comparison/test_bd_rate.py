@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from hnerv.codec.comparison.bd_rate import bd_rate, quality
+from hnerv.codec.comparison.bd_rate import DecodedBatch, bd_rate, quality
 from hnerv.metrics import ms_ssim
 
 SIZES, PSNRS = [1000, 2100, 4300, 9000, 20000], [28.0, 31.1, 34.0, 36.6, 38.9]
@@ -20,13 +20,14 @@ def test_quality_is_the_mean_over_frames_whatever_the_batches(clip_frames):
     source = clip_frames.float() / 255
     noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(1))
     decoded = source + noise * torch.linspace(0.01, 0.1, 8)[:, None, None, None]
-    found = quality([(decoded, source)])
-    assert found == pytest.approx(quality(zip(decoded.split(3), source.split(3), strict=True)), rel=1e-6)
+    found = quality([DecodedBatch(decoded, source)])
+    parts = quality(map(DecodedBatch, decoded.split(3), source.split(3)))
+    assert found[:3] == pytest.approx(parts[:3], rel=1e-6) and found[3:] == parts[3:] == (None, None)
     rounded = (decoded.clamp(0, 1) * 255).round() / 255
     expected = [float(peak_signal_noise_ratio(a, b, data_range=1.0)) for a, b in zip(rounded, source, strict=True)]
     assert found.psnr_frame == pytest.approx(np.mean(expected), abs=1e-3)
     assert found.ms_ssim == pytest.approx(float(ms_ssim(rounded, source).mean()), rel=1e-5)
-    assert quality([(source + 0.4 / 255, source)]).psnr_frame == 100, "8 bits cannot show this error"
+    assert quality([DecodedBatch(source + 0.4 / 255, source)]).psnr_frame == 100, "8 bits cannot show this error"
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 3.0])

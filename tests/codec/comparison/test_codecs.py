@@ -14,11 +14,12 @@ from hnerv.codec.comparison.codecs import (
     CODECS,
     VideoCodec,
     check_codecs,
-    conversion_psnr,
+    conversion_quality,
     measure_codec,
     parse_codecs,
 )
 from hnerv.data.video.colour import to_rgb
+from hnerv.data.video.planes import NO_PLANES
 from hnerv.errors import UserError
 
 FAST = {"x264": "ultrafast", "x265": "ultrafast", "svt-av1": "12"}
@@ -64,7 +65,7 @@ def test_more_crf_is_fewer_bytes_and_less_psnr(codec, clip_frames):
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert psnrs == sorted(psnrs, reverse=True)
     assert psnrs[0] - psnrs[-1] > 8
-    assert psnrs[0] < conversion_psnr(clip_frames) + 0.5
+    assert psnrs[0] < conversion_quality(clip_frames, NO_PLANES).psnr_frame + 0.5
 
 
 def test_the_same_bytes_every_time_and_not_a_word(codec, clip_frames, capfd):
@@ -127,8 +128,8 @@ def test_the_conversion_alone_is_measured(clip_frames):
     chequers = torch.zeros_like(clip_frames)
     chequers[..., 0, ::2, ::2] = 255
     chequers[:, 2, 1::2, 1::2] = 255
-    assert conversion_psnr(grey) > 50
-    assert conversion_psnr(chequers) < 20
+    assert conversion_quality(grey, NO_PLANES).psnr_frame > 50
+    assert conversion_quality(chequers, NO_PLANES).psnr_frame < 20
 
 
 NEARLY_LOSSLESS = {
@@ -146,4 +147,5 @@ def test_lossless_coding_reaches_the_psnr_of_the_conversion(codec, clip_frames, 
         torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(2)) * 80
     )  # of colours that 4:2:0 cannot hold
     frames = (clip_frames[:2] * 0.6 + speckles).round().byte()
-    assert measure_codec(codec, frames, 24.0, 0).psnr_frame == pytest.approx(conversion_psnr(frames), abs=gap)
+    bound = conversion_quality(frames, NO_PLANES).psnr_frame
+    assert measure_codec(codec, frames, 24.0, 0).psnr_frame == pytest.approx(bound, abs=gap)
