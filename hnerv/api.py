@@ -5,11 +5,14 @@ Every function raises UserError for a wrong argument and for a file that is miss
 or the disk fails; the message is one sentence with the cause and the fix.
 
 >>> import hnerv
->>> run = hnerv.train("kitchen.mp4", exp_id="kitchen", preset="demo", **TINY)
+>>> kitchen = {"crop": "", "resize": "80x160", "modelsize": 0.05, "epochs": 2, "clip_targets": "kitchen.safetensors"}
+>>> run = hnerv.train("kitchen.mp4", exp_id="kitchen", preset="demo", **kitchen)
+preset   demo; ...
+eval     2/2 ...
 >>> coded = run.encode("kitchen.hnerv", weight_bits=6)
 >>> video = hnerv.open("kitchen.hnerv")
 >>> video.frames[2:4].shape
-(2, 48, 96, 3)
+(2, 80, 160, 3)
 """
 
 from __future__ import annotations
@@ -121,9 +124,12 @@ def train(
     `data` is a video file, a folder of images, an address, or the name of a clip. `settings` are the other flags by
     name, such as epochs=100 or modelsize=0.6 (docs/flags.md). Returns the finished run, output/<exp_id>.
 
-    >>> run = hnerv.train("kitchen.mp4", exp_id="kitchen", preset="demo", **TINY)
-    >>> round(run.values["Eval/Info/num_train_frames"])
-    6
+    >>> run = hnerv.train("kitchen.mp4", exp_id="small", preset="demo", crop="", resize="80x160", modelsize=0.05,
+    ...                   epochs=1, clip_weights="none", data_split="3_3_4")
+    preset   demo; ...
+    eval     1/1 ...
+    >>> run.values["Eval/Info/num_train_frames"], run.values["Eval/Info/num_val_frames"]
+    (6.0, 2.0)
     """
     logged = {f.name for f in fields(LogConfig)}
     if unknown := [name for name in settings if name not in logged and name not in Config().flat()]:
@@ -180,7 +186,7 @@ def open_video(path: str | os.PathLike[str], device: str = "auto", clip_weights:
 
     >>> video = hnerv.open("kitchen.hnerv")
     >>> len(video), video.shape, video.fps
-    (8, (8, 48, 96, 3), 24.0)
+    (8, (8, 80, 160, 3), 24.0)
     """
     return NeuralVideo(Path(path), device, clip_weights)
 
@@ -274,7 +280,7 @@ class NeuralVideo:
         """The network, a torch module: model(times) -> rgb (B, 3, H, W) in [0, 1] and clip (B, P, D).
 
         >>> type(video.model).__name__, tuple(video.model(torch.zeros(1)).rgb.shape)
-        ('DualHeadHNeRV', (1, 3, 48, 96))
+        ('DualHeadHNeRV', (1, 3, 80, 160))
         """
         if (count := len(self._stored.chunks)) > 1:
             raise UserError(f"{self.path} has {count} networks, one for each segment: open one of its segments")
@@ -285,7 +291,7 @@ class NeuralVideo:
         """Decoded frames: an index, a slice or a list of indices gives uint8 RGB, (H, W, 3) or (n, H, W, 3).
 
         >>> video.frames[0].shape, video.frames[-2:].dtype, sum(1 for frame in video.frames)
-        ((48, 96, 3), dtype('uint8'), 8)
+        ((80, 160, 3), dtype('uint8'), 8)
         """
         return Frames(self)
 
@@ -293,7 +299,7 @@ class NeuralVideo:
         """One patch, (n, h, w, 3) uint8, or (h, w, 3) of a single frame; only its receptive field is computed.
 
         >>> video.patch(3, frames=slice(0, 4)).shape
-        (4, 24, 24, 3)
+        (4, 40, 40, 3)
         """
         if not 0 <= patch < self._stored.grid.patches:
             raise UserError(f"patch {patch} does not exist: pass one from 0 to {self._stored.grid.patches - 1}")
