@@ -36,7 +36,8 @@ from hnerv.command import one_line_errors, pick_device, set_up_torch
 from hnerv.config import Config
 from hnerv.errors import UserError
 from hnerv.files import write_json
-from hnerv.flags import TrainArguments, train_parser
+from hnerv.flags import train_parser
+from hnerv.training.arguments import TrainArguments
 
 
 def main() -> None:

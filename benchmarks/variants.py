@@ -43,6 +43,7 @@ LADDER: dict[str, Settings] = {
     "convnext": CONVNEXT,
     "convnext with L2": {**CONVNEXT, "pixel_loss": "L2"},
     "convnext without blends": {**CONVNEXT, "blend_freq": 0},
+    "convnext with L2 without blends": {**CONVNEXT, "pixel_loss": "L2", "blend_freq": 0},
     "convnext with EMA": {**CONVNEXT, "ema_decay": 0.999},
     "pe 1.25": PE,
     "pe 1.25 without blends": {**PE, "blend_freq": 0},

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hnerv.api import Evaluation as Evaluation
     from hnerv.api import NeuralVideo as NeuralVideo
     from hnerv.api import VideoFolder as VideoFolder
+    from hnerv.api import compare as compare
     from hnerv.api import open_folder as open_folder
     from hnerv.api import open_video as open
     from hnerv.api import train as train
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Evaluation", "NeuralVideo", "RunError", "UserError", "VideoFolder", "open", "open_folder", "train"]
+__all__ = [
+    "Evaluation",
+    "NeuralVideo",
+    "RunError",
+    "UserError",
+    "VideoFolder",
+    "compare",
+    "open",
+    "open_folder",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

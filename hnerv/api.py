@@ -48,6 +48,9 @@ from hnerv.codec import (
     write_bitstream,
 )
 from hnerv.codec.allocation import Bits
+from hnerv.codec.comparison.bitstreams import compare_files
+from hnerv.codec.comparison.codecs import parse_codecs
+from hnerv.codec.comparison.table import Comparison
 from hnerv.codec.description import chunks_table, info_dict, origin_lines, parts_table
 from hnerv.codec.finetune import Tuning
 from hnerv.command import pick_device, set_up_torch
@@ -198,6 +201,29 @@ def open_folder(path: str | os.PathLike[str], device: str = "auto", clip_weights
     'kitchen.hnerv'
     """
     return VideoFolder(Path(path), device, clip_weights)
+
+
+def compare(
+    files: Sequence[str | os.PathLike[str]],
+    against: str = "x264,x265,svt-av1",
+    *,
+    data: str | os.PathLike[str] = "",
+    vmaf: bool = False,
+    device: str = "auto",
+) -> Comparison:
+    """.hnerv files of one video and other codecs on the same frames, as `hnerv compare`; str() is its table.
+
+    `against` lists codecs as NAME or NAME:PRESET. `ours` and `codecs` of the result hold the rate points.
+
+    >>> result = hnerv.compare(["kitchen.hnerv"], "x264:veryfast", data="kitchen.mp4")
+    >>> result.ours[0].bytes == video.size, len(result.codecs["x264 veryfast"]) > 3
+    (True, True)
+    """
+    paths, codecs = [Path(file) for file in files], parse_codecs(against)
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
+    set_up_torch(0)
+    return compare_files(paths, codecs, pick_device(device), os.fspath(data), vmaf)
 
 
 class NeuralVideo:

@@ -28,18 +28,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints and writes the comparison. Raises UserError before anything is coded, where it can."""
-    from hnerv.codec.comparison.bitstreams import compare_files
-    from hnerv.codec.comparison.codecs import parse_codecs
-    from hnerv.codec.comparison.table import text_table, to_dict, write_comparison
-    from hnerv.command import pick_device
+    import hnerv
+    from hnerv.codec.comparison.table import to_dict, write_comparison
 
-    codecs = parse_codecs(args.against)
-    if missing := [path for path in args.files if not path.is_file()]:
-        raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
     if args.output and args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file: pass a folder")
-    comparison = compare_files(args.files, codecs, pick_device(args.device), args.data, args.vmaf)
-    print(json.dumps(to_dict(comparison), indent=2) if args.json else text_table(comparison))
+    comparison = hnerv.compare(args.files, args.against, data=args.data, vmaf=args.vmaf, device=args.device)
+    print(json.dumps(to_dict(comparison), indent=2) if args.json else comparison)
     if args.output:
         written = [path.name for path in write_comparison(args.output, comparison)]
         if not args.json:

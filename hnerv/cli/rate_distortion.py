@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> None:
     points = ladder(choice, args.points)
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file: pass a folder")
-    set_up_torch(args.threads, args.deterministic, benchmark=True)
-    from hnerv.codec.comparison.bitstreams import compare_files
+    set_up_torch(args.threads)
+    import hnerv
     from hnerv.codec.comparison.codecs import check_codecs, check_encoders, parse_codecs
-    from hnerv.codec.comparison.table import text_table, write_comparison
+    from hnerv.codec.comparison.table import write_comparison
     from hnerv.runs.folder import RunFolder
     from hnerv.training.run import RuntimeOptions, check_settings
     from hnerv.training.signals import Limits
@@ -94,11 +94,12 @@ def run(args: argparse.Namespace) -> None:
         folders = [RunFolder.at(args.output, point.name, point.choice, args.overwrite) for point in points]
         for number, (point, folder) in enumerate(zip(points, folders, strict=True), 1):
             print(f"\npoint {number} of {len(points)}: {point}", flush=True)
+            set_up_torch(args.threads, args.deterministic, benchmark=True)  # encoding the last point has changed it
             train_point(point, folder, options)
             encode_point(folder, file_of(folder), options)
-    set_up_torch(args.threads)  # decode as `hnerv compare` does
-    comparison = compare_files([file_of(folder) for folder in folders], codecs, device, choice.config.video.data)
-    print(f"\n{text_table(comparison)}")
+    files = [file_of(folder) for folder in folders]
+    comparison = hnerv.compare(files, args.against, data=choice.config.video.data, device=args.device)
+    print(f"\n{comparison}")
     written = [path.name for path in write_comparison(args.output, comparison)]
     print(f"files: {', '.join(written)} in {args.output}")
 

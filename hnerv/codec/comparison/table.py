@@ -43,6 +43,9 @@ class Comparison(NamedTuple):
     no_planes: str = ""
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return text_table(self)
+
     @property
     def points(self) -> list[RatePoint]:
         """Ours first."""
