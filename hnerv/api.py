@@ -21,87 +21,69 @@ import difflib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from hnerv.codec import (
     BitstreamFile,
     Options,
-    check_options,
-    encode_run,
+    encode_chunk,
     evaluation_folder,
     frame_times,
     join_files,
     open_chunks,
-    open_single_chunk,
     open_stored,
     play,
     play_patch,
     play_video,
-    progress_of,
-    resolved,
-    write_bitstream,
 )
-from hnerv.codec.allocation import Bits
 from hnerv.codec.comparison.bitstreams import compare_files
 from hnerv.codec.comparison.codecs import parse_codecs
 from hnerv.codec.comparison.table import Comparison
 from hnerv.codec.description import chunks_table, info_dict, origin_lines, parts_table
-from hnerv.codec.finetune import Tuning
 from hnerv.command import pick_device, set_up_torch
 from hnerv.config import Config, LogConfig
 from hnerv.data.clip import warned_once
 from hnerv.data.video import check_target, open_writer
 from hnerv.errors import UserError
 from hnerv.evaluation import (
+    Evaluation,
     combine,
     compare_head,
-    cost_line,
-    eval_values,
-    evaluate,
+    evaluate_chunk,
     joint_summary,
-    open_run,
-    table,
     write_joint_evaluation,
 )
-from hnerv.evaluation.full import evaluate_chunk
 from hnerv.files import check_output
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import DualHeadHNeRV
-from hnerv.runs import Chunk, chunks_of
-from hnerv.runs.models import open_checkpoint
+from hnerv.runs import chunks_of
 from hnerv.runs.video import StoredVideo, TrainedRun
 from hnerv.search import (
     Collection,
+    Embeddings,
     Encoder,
     Index,
-    Query,
+    QueryLike,
     SearchHit,
     find_across,
     find_hits,
     open_collection,
     open_index,
-    read_image,
+    query_vectors,
     score_patches,
-    vector_query,
-    write_embeddings,
 )
 from hnerv.training.arguments import TrainArguments
 from hnerv.vmaf import can_measure_vmaf
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hnerv.evaluation.head_comparison import HeadComparison
 
     Picture = np.ndarray[Any, np.dtype[np.uint8]]
-    QueryLike = str | os.PathLike[str] | Image | np.ndarray[Any, Any] | torch.Tensor | Query
-    """A text, an image as a path, as a PIL image or as uint8 (h, w, 3), a vector (D,), or a finished Query."""
 
 
 def train(
@@ -371,7 +353,7 @@ class NeuralVideo:
         >>> np.unravel_index(scores.argmax(), scores.shape) == (5, 2)
         True
         """
-        return score_patches(self.index.embeddings, *_directions(self.encoder, queries, avoid, prompts)).numpy()
+        return score_patches(self.index.embeddings, *query_vectors(self.encoder, queries, avoid, prompts)).numpy()
 
     def search(
         self,
@@ -481,7 +463,7 @@ class NeuralVideo:
         (True, True)
         """
         coding = weight_bits, latent_bits, steps, per_channel, prune, finetune_epochs, finetune_lr, target_bpp
-        options, path = encoder_options(*coding), Path(output)
+        options, path = Options.of(*coding), Path(output)
         if path.suffix != ".hnerv":
             raise UserError(f"{path} does not end in .hnerv: choose a name that does")
         check_output(path, "output", overwrite)
@@ -493,7 +475,7 @@ class NeuralVideo:
             for number, chunk in enumerate(chunks_of(self.path)):
                 files.append(Path(folder, f"{number:05d}.hnerv"))
                 place = os.fspath(data), chunk.clip_targets(clip_targets)
-                measures.append(_encode_chunk(chunk, options, self.device, files[-1], place, measure))
+                measures.append(encode_chunk(chunk, options, self.device, files[-1], place, measure))
             join_files(path, files)
         before, after = (combine(part) if measure else {} for part in zip(*measures, strict=True))
         return Encoding(NeuralVideo(path, str(self.device)), before, after)
@@ -617,58 +599,6 @@ class Frames:
         return self._video._pictures(range(len(self)))
 
 
-class Embeddings:
-    """Embeddings (N, P, D) fp32 of unit norm, as an array, with frame (N,), patch (P,) and time (N,) in seconds."""
-
-    def __init__(self, index: Index) -> None:
-        self._index, scene = index, index.scene
-        self.frame, self.patch = np.arange(scene.frames), np.arange(scene.grid.patches)
-        self.time = np.array([scene.clock.seconds(frame) for frame in range(scene.frames)])
-        self.targets = index.targets
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, P, D)."""
-        frames, patches, dim = self._index.embeddings.shape
-        return frames, patches, dim
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return self._index.embeddings.numpy()[index]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.array(self._index.embeddings.numpy(), dtype=dtype, copy=copy)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file that `--clip-targets` and nearest-neighbour libraries read, as `hnerv embed`."""
-        write_embeddings(Path(path), self._index)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation measured: `summary` is eval/summary.json, `report[tag]` one of its values, str() the table.
-
-    `folder` is where the files of the evaluation are, or would be; `device` is the kind that decoded.
-    """
-
-    summary: dict[str, Any]
-    folder: Path
-    device: str
-    tables: tuple[str, ...] = ()
-
-    def __getitem__(self, tag: str) -> float:
-        return self.summary[tag]
-
-    def __str__(self) -> str:
-        lines = [table(self.summary, self.summary["targets"], self.summary["unseen"]), *self.tables]
-        lines.append(cost_line(self.summary, torch.device(self.device)))
-        if not self.summary["same_pixels_as_trained_on"]:
-            lines.append(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {self.summary['video']}")
-        return "\n".join(lines)
-
-
 class Encoding(NamedTuple):
     """The file of `NeuralVideo.encode`; with `measure`, {Eval/ tag: value} before and after coding, else empty."""
 
@@ -697,72 +627,4 @@ class VideoFolder:
         self, *queries: QueryLike, avoid: Sequence[QueryLike] = (), top: int = 5, prompts: str = "plain"
     ) -> list[SearchHit]:
         """As `NeuralVideo.search`, over all videos; `video` of a hit is its path in the folder."""
-        return find_across(self._collection, *_directions(self.encoder, queries, avoid, prompts), top, self.device)
-
-
-def encoder_options(
-    weight_bits: int = 8,
-    latent_bits: int = 8,
-    steps: str = "",
-    per_channel: bool = False,
-    prune: float = 0.0,
-    finetune_epochs: int = 0,
-    finetune_lr: float = 2e-4,
-    target_bpp: float = 0.0,
-) -> Options:
-    """The options of `NeuralVideo.encode` as one object. Raises UserError for invalid values and combinations."""
-    tuning = Tuning(finetune_epochs, finetune_lr)
-    options = Options(Bits(weight_bits, latent_bits), steps, per_channel, prune, tuning, target_bpp)
-    check_options(options)
-    return options
-
-
-def _directions(
-    encoder: Encoder, wanted: Sequence[QueryLike], unwanted: Sequence[QueryLike], prompts: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Unit vectors (Q, D) of the queries, and of those to avoid, None without any."""
-    if not wanted:
-        raise UserError("a search needs a query: pass a text, an image or a vector")
-    pairs = [[_query(encoder, query, prompts).vector for query in queries] for queries in (wanted, unwanted)]
-    return torch.stack(pairs[0]), torch.stack(pairs[1]) if pairs[1] else None
-
-
-def _query(encoder: Encoder, query: QueryLike, prompts: str) -> Query:
-    """Raises UserError for a query that cannot be compared with the embeddings."""
-    if isinstance(query, Query):
-        return query
-    if isinstance(query, str):
-        return encoder.texts([query], prompts)[0]
-    if isinstance(query, os.PathLike):
-        return encoder.images([(Path(query).name, read_image(Path(query)))])[0]
-    if not isinstance(query, torch.Tensor):
-        values = np.asarray(query.convert("RGB") if hasattr(query, "convert") else query)
-        query = torch.from_numpy(values.copy())
-    if query.dim() == 3 and query.dtype == torch.uint8 and query.shape[-1] == 3:
-        return encoder.images([("image", query.permute(2, 0, 1))])[0]
-    return vector_query("vector", query.flatten() if query.numel() == query.shape[-1] else query, encoder.dim)
-
-
-def _encode_chunk(
-    chunk: Chunk, options: Options, device: torch.device, file: Path, place: tuple[str, str], measure: bool
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Write a chunk of a run as a file -> {Eval/ tag: value} before and after, of the file as it is read again.
-
-    `place` are new locations of video and targets; they are read only with `measure` or fine-tuning.
-    """
-    if measure or options.tuning.epochs:
-        opened = open_run(chunk.path, device, data=place[0], clip_targets=place[1])
-        store = opened.store
-    else:
-        opened, store = open_checkpoint(chunk.path), None
-        opened.model.to(device, memory_format=torch.channels_last)
-    resolved(options, bool(opened.learned))  # refuses options that do not suit the run, before it is evaluated
-    planes = opened.planes if measure else None
-    before = eval_values(evaluate(opened.model, store, progress=True, planes=planes)) if measure else {}
-    note = progress_of(opened)
-    coded = encode_run(opened.model, opened.record, options, store, note, progress=True, learned=opened.learned)
-    write_bitstream(file, [coded])
-    if not measure:
-        return {}, {}
-    model = open_single_chunk(file).model().to(device)
-    return before, eval_values(evaluate(model, store, progress=True, planes=planes))
+        return find_across(self._collection, *query_vectors(self.encoder, queries, avoid, prompts), top, self.device)

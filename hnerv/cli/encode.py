@@ -54,10 +54,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the file, reads it back, and measures it. Raises UserError before anything is written."""
-    from hnerv.api import encoder_options
+    from hnerv.codec import Options
     from hnerv.fleet.status import is_fleet
 
-    encoder_options(**coding_options(args))
+    Options.of(**coding_options(args))  # before a fleet is read
     if args.clip_targets == "none":
         raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
     if is_fleet(args.run):

@@ -6,7 +6,7 @@ from hnerv.codec.chunks import (
     open_chunks,
     open_coded_run,
 )
-from hnerv.codec.encoding import Options, check_options, encode_checkpoint, encode_run, progress_of, resolved
+from hnerv.codec.encoding import Options, check_options, encode_chunk, encode_run, progress_of, resolved
 from hnerv.codec.file import (
     BitstreamFile,
     CodedChunk,
@@ -29,7 +29,7 @@ __all__ = [
     "PartSize",
     "check_options",
     "coded_weights",
-    "encode_checkpoint",
+    "encode_chunk",
     "encode_model",
     "encode_run",
     "evaluation_folder",

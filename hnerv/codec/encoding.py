@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from hnerv.codec.allocation import SENSITIVITY, Bits, coarser, range_scales, sensitivity_scales
-from hnerv.codec.file import coded_weights, encode_model
+from hnerv.codec.file import coded_weights, encode_model, open_single_chunk
 from hnerv.codec.finetune import Tuning, finetune
 from hnerv.codec.format import write_bitstream
 from hnerv.config import Config
 from hnerv.data.store import FrameStore
 from hnerv.errors import UserError
+from hnerv.evaluation import eval_values, evaluate
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import LATENTS, DualHeadHNeRV
 from hnerv.quantise import SCHEMES, Scale, check_bits
-from hnerv.runs.models import OpenedModel, open_checkpoint
+from hnerv.runs import Chunk
+from hnerv.runs.models import OpenedModel, open_checkpoint, open_run
 from hnerv.runs.record import RunRecord
 
 FINEST = Bits(weights=8, latents=8)
@@ -47,6 +49,24 @@ class Options(NamedTuple):
     """Fraction of each weight tensor to set to 0, smallest magnitude first."""
     tuning: Tuning = Tuning(epochs=0)
     target_bpp: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        weight_bits: int = 8,
+        latent_bits: int = 8,
+        steps: str = "",
+        per_channel: bool = False,
+        prune: float = 0.0,
+        finetune_epochs: int = 0,
+        finetune_lr: float = 2e-4,
+        target_bpp: float = 0.0,
+    ) -> Options:
+        """From the flags of `hnerv encode`. Raises UserError for invalid values and combinations."""
+        tuning = Tuning(finetune_epochs, finetune_lr)
+        options = cls(Bits(weight_bits, latent_bits), steps, per_channel, prune, tuning, target_bpp)
+        check_options(options)
+        return options
 
 
 def check_options(options: Options) -> None:
@@ -76,16 +96,6 @@ def check_options(options: Options) -> None:
             f"--target-bpp scales learned steps or those by sensitivity, not --steps {options.steps}: remove one of "
             "them"
         )
-
-
-def encode_checkpoint(run: Path, output: Path, options: Options, device: torch.device) -> None:
-    """Write the file of one chunk from a checkpoint, or a run folder, without its video: `options` do not fine-tune.
-
-    Raises UserError as `open_checkpoint` and `encode_run`.
-    """
-    found = open_checkpoint(run)
-    model = found.model.to(device, memory_format=torch.channels_last)
-    write_bitstream(output, [encode_run(model, found.record, options, None, progress_of(found), learned=found.learned)])
 
 
 def progress_of(trained: OpenedModel) -> dict[str, int]:
@@ -140,6 +150,31 @@ def resolved(options: Options, learned: bool) -> Options:
             "--weight-bits and --latent-bits do not apply to learned steps: remove them, or pass --steps sensitivity"
         )
     return options._replace(steps=steps)
+
+
+def encode_chunk(
+    chunk: Chunk, options: Options, device: torch.device, file: Path, place: tuple[str, str], measure: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Write a chunk of a run as a file -> {Eval/ tag: value} before and after, of the file as it is read again.
+
+    `place` are new locations of video and targets; they are read only with `measure` or fine-tuning.
+    """
+    if measure or options.tuning.epochs:
+        opened = open_run(chunk.path, device, data=place[0], clip_targets=place[1])
+        store = opened.store
+    else:
+        opened, store = open_checkpoint(chunk.path), None
+        opened.model.to(device, memory_format=torch.channels_last)
+    resolved(options, bool(opened.learned))  # refuses options that do not suit the run, before it is evaluated
+    planes = opened.planes if measure else None
+    before = eval_values(evaluate(opened.model, store, progress=True, planes=planes)) if measure else {}
+    note = progress_of(opened)
+    coded = encode_run(opened.model, opened.record, options, store, note, progress=True, learned=opened.learned)
+    write_bitstream(file, [coded])
+    if not measure:
+        return {}, {}
+    model = open_single_chunk(file).model().to(device)
+    return before, eval_values(evaluate(model, store, progress=True, planes=planes))
 
 
 @torch.no_grad()

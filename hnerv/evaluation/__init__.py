@@ -10,6 +10,7 @@ from hnerv.evaluation.files import (
     write_evaluation,
     write_joint_evaluation,
 )
+from hnerv.evaluation.full import Evaluation, evaluate_chunk
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
 from hnerv.evaluation.measure import Report, SplitReport, evaluate, evaluate_run
@@ -19,6 +20,7 @@ from hnerv.runs.models import OpenedRun, load_weights, open_run
 
 __all__ = [
     "EvaluatedChunk",
+    "Evaluation",
     "OpenedRun",
     "Report",
     "SplitReport",
@@ -31,6 +33,7 @@ __all__ = [
     "estimated_rate",
     "eval_values",
     "evaluate",
+    "evaluate_chunk",
     "evaluate_run",
     "head_table",
     "joint_summary",

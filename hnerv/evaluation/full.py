@@ -1,14 +1,45 @@
-"""The evaluation that eval.py makes of one model: all measurements, and their files."""
+"""The evaluation that eval.py makes: all measurements of a model, and their files."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hnerv.evaluation.cost import cost_line
 from hnerv.evaluation.files import EvaluatedChunk, summary_of, write_evaluation
 from hnerv.evaluation.fractional import check_half_grid, fractional_table, measure_fractional
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
 from hnerv.evaluation.measure import evaluate_run
 from hnerv.evaluation.pictures import write_images
+from hnerv.evaluation.summary import table
 from hnerv.runs.models import OpenedRun
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured: `summary` is eval/summary.json, `report[tag]` one of its values, str() the table.
+
+    `folder` is where the files of the evaluation are, or would be; `device` is the kind that decoded.
+    """
+
+    summary: dict[str, Any]
+    folder: Path
+    device: str
+    tables: tuple[str, ...] = ()
+
+    def __getitem__(self, tag: str) -> float:
+        return self.summary[tag]
+
+    def __str__(self) -> str:
+        lines = [table(self.summary, self.summary["targets"], self.summary["unseen"]), *self.tables]
+        lines.append(cost_line(self.summary, torch.device(self.device)))
+        if not self.summary["same_pixels_as_trained_on"]:
+            lines.append(f"NOT THE PIXELS IT WAS TRAINED ON: measured against {self.summary['video']}")
+        return "\n".join(lines)
 
 
 def evaluate_chunk(

@@ -5,11 +5,13 @@ Q queries, D embedding dimensions, h w image pixels.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,9 @@ from hnerv.data.clip.weights import Weights, identify, locate_weights, random_we
 from hnerv.errors import UserError
 from hnerv.runs.record import TargetsRecord
 from hnerv.search.index import Index
+
+if TYPE_CHECKING:
+    pass
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
@@ -43,6 +48,10 @@ class Query(NamedTuple):
 
     label: str
     vector: Tensor
+
+
+QueryLike = "str | os.PathLike[str] | Image | np.ndarray[Any, Any] | Tensor | Query"
+"""A text, an image as a path, as a PIL image or as uint8 (h, w, 3), a vector (D,), or a finished Query."""
 
 
 class Encoder:
@@ -136,6 +145,32 @@ class Encoder:
                 f"the targets of {self.index.path} are from {spec.source}, but its weights are not in the Hugging Face "
                 f"cache, and {error.__cause__}: make the hub reachable or {_EMBEDDING_HINT}"
             ) from error
+
+
+def query_vectors(
+    encoder: Encoder, wanted: Sequence[QueryLike], unwanted: Sequence[QueryLike], prompts: str
+) -> tuple[Tensor, Tensor | None]:
+    """Unit vectors (Q, D) of the queries, and (Q', D) of those to avoid, None without any. Raises UserError."""
+    if not wanted:
+        raise UserError("a search needs a query: pass a text, an image or a vector")
+    pairs = [[_query(encoder, query, prompts).vector for query in queries] for queries in (wanted, unwanted)]
+    return torch.stack(pairs[0]), torch.stack(pairs[1]) if pairs[1] else None
+
+
+def _query(encoder: Encoder, query: QueryLike, prompts: str) -> Query:
+    """Raises UserError for a query that cannot be compared with the embeddings."""
+    if isinstance(query, Query):
+        return query
+    if isinstance(query, str):
+        return encoder.texts([query], prompts)[0]
+    if isinstance(query, os.PathLike):
+        return encoder.images([(Path(query).name, read_image(Path(query)))])[0]
+    if not isinstance(query, Tensor):
+        values = np.asarray(query.convert("RGB") if hasattr(query, "convert") else query)
+        query = torch.from_numpy(values.copy())
+    if query.dim() == 3 and query.dtype == torch.uint8 and query.shape[-1] == 3:
+        return encoder.images([("image", query.permute(2, 0, 1))])[0]
+    return vector_query("vector", query.flatten() if query.numel() == query.shape[-1] else query, encoder.dim)
 
 
 def read_image(path: Path) -> Tensor:
