@@ -21,7 +21,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,7 +122,9 @@ def train(
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {close[0]}?" if close else "docs/flags.md lists them"
         raise UserError(f"no setting is called {unknown[0]!r}: {hint}")
-    chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key not in logged}
+    defaults = Config().flat() | asdict(LogConfig())
+    values = {name: plain_setting(name, value, defaults[name]) for name, value in settings.items()}
+    chosen = {name: value for name, value in values.items() if name not in logged}
     arguments = TrainArguments(
         exp_id=exp_id,
         preset=preset,
@@ -131,7 +133,7 @@ def train(
         device=device,
         threads=threads,
         overwrite=overwrite,
-        logging={key: value for key, value in settings.items() if key in logged},
+        logging={name: value for name, value in values.items() if name in logged},
         segment_frames=segment_frames,
         segment_scenes=segment_scenes,
         segment_init=segment_init,
@@ -141,6 +143,21 @@ def train(
         on_divergence=on_divergence,
     )
     return train_run(arguments)
+
+
+def plain_setting(name: str, value: Any, default: Any) -> Any:
+    """A value of `train` as the type of its default, which JSON can hold. Raises UserError for another type."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    kind = type(default)
+    if (kind, type(value)) in ((tuple, list), (float, int)):
+        value = kind(value)
+    if type(value) is not kind:
+        expected = {"tuple": "list of numbers", "str": "text"}.get(kind.__name__, kind.__name__)
+        raise UserError(f"setting {name} must be of type {expected}, not {value!r}: docs/flags.md explains it")
+    return value
 
 
 def train_run(arguments: TrainArguments) -> NeuralVideo:
@@ -201,7 +218,10 @@ def compare(
     >>> result.ours[0].bytes == video.size, len(result.codecs["x264 veryfast"]) > 3
     (True, True)
     """
-    paths, codecs = [Path(file) for file in files], parse_codecs(against)
+    paths = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    codecs = parse_codecs(against)
+    if not paths:
+        raise UserError("a comparison needs a file: pass at least one written by `hnerv encode`")
     if missing := [path for path in paths if not path.is_file()]:
         raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
     set_up_torch(0)
@@ -309,9 +329,8 @@ class NeuralVideo:
         >>> video.patch(3, frames=slice(0, 4)).shape
         (4, 40, 40, 3)
         """
-        if not 0 <= patch < self._stored.grid.patches:
-            raise UserError(f"patch {patch} does not exist: pass one from 0 to {self._stored.grid.patches - 1}")
-        return self._decode(frames, patch)
+        self._check_patch(patch)
+        return self._decode([*frames] if isinstance(frames, tuple) else frames, patch)
 
     def at(self, time: float) -> Picture:
         """The picture (H, W, 3) uint8 at a position between frames, such as 12.5; 12.0 is frame 12.
@@ -393,8 +412,8 @@ class NeuralVideo:
 
         `data` and `clip_targets` are needed only where the video or the targets have moved; `clip_targets` 'none'
         measures pixels only. `fractional` also measures patches between those of the grid, `vmaf` VMAF, if an FFmpeg
-        with libvmaf is installed. With `save` the tables and
-        the Eval/ tags are written where `eval.py` writes them, with `images` pictures too.
+        with libvmaf is installed. With `save` the tables and the Eval/ tags are written where `eval.py` writes them,
+        and with `images` pictures too.
 
         >>> report = video.evaluate("kitchen.mp4")
         >>> report["Eval/Info/num_val_frames"], report.summary["file_bytes"] == video.size
@@ -478,18 +497,18 @@ class NeuralVideo:
                 measures.append(encode_chunk(chunk, options, self.device, files[-1], place, measure))
             join_files(path, files)
         before, after = (combine(part) if measure else {} for part in zip(*measures, strict=True))
-        return Encoding(NeuralVideo(path, str(self.device)), before, after)
+        return Encoding(NeuralVideo(path, str(self.device), self.clip_weights), before, after)
 
     def save(
         self,
         output: str | os.PathLike[str],
-        frames: range | None = None,
+        frames: range | slice = slice(None),
         patch: int | None = None,
         overwrite: bool = False,
     ) -> None:
         """Decode to a video file (.mp4, .mov: H.264; .mkv: lossless) or a folder of PNG images, as `hnerv decode`.
 
-        One frame after the other is decoded and written. `frames` None: all; `patch` None: full frames.
+        One frame after the other is decoded and written. `patch` None: full frames.
 
         >>> video.save("decoded", frames=range(0, 8, 4))
         >>> sorted(os.listdir("decoded"))
@@ -497,7 +516,10 @@ class NeuralVideo:
         """
         from tqdm import tqdm
 
-        chosen, path = range(len(self)) if frames is None else frames, Path(output)
+        count, path = len(self), Path(output)
+        chosen = range(count)[frames] if isinstance(frames, slice) else frames
+        if not chosen or min(chosen) < 0 or max(chosen) >= count:
+            raise UserError(f"{frames} does not select frames from 0 to {count - 1}: pass a range of them")
         self.check_output(path, patch, overwrite)
         writer = open_writer(
             path,
@@ -514,6 +536,8 @@ class NeuralVideo:
 
     def check_output(self, output: str | os.PathLike[str], patch: int | None = None, overwrite: bool = False) -> None:
         """Raises UserError where `save` would refuse the path."""
+        if patch is not None:
+            self._check_patch(patch)
         check_target(Path(output), self._size_of(patch), overwrite)
 
     def info(self) -> dict[str, Any]:
@@ -547,6 +571,10 @@ class NeuralVideo:
             raise UserError(f"{self.path} is not a .hnerv file: encode the run first")
         return self._stored
 
+    def _check_patch(self, patch: int) -> None:
+        if patch not in range(self.num_patches):
+            raise UserError(f"patch {patch!r} does not exist: pass one from 0 to {self.num_patches - 1}")
+
     def _size_of(self, patch: int | None) -> tuple[int, int]:
         """Rows and columns in pixels of a frame, or of a patch."""
         return self.shape[1:3] if patch is None else self.patch_size
@@ -561,14 +589,14 @@ class NeuralVideo:
 
     def _decode(self, frames: int | slice | Sequence[int], patch: int | None = None) -> Picture:
         """Pictures (n, H, W, 3), or (H, W, 3) of a single frame. Raises IndexError."""
-        count = len(self)
-        numbers = range(count)[frames] if isinstance(frames, slice) else np.atleast_1d(np.asarray(frames)).tolist()
-        if wrong := [number for number in numbers if not -count <= number < count]:
-            raise IndexError(f"frame {wrong[0]} is outside the {count} frames")
-        pictures = [*self._pictures([number % count for number in numbers], patch)]
-        if isinstance(frames, slice | Sequence | np.ndarray):
-            return np.stack(pictures) if pictures else np.empty((0, *self._size_of(patch), 3), np.uint8)
-        return pictures[0]
+        # NumPy interprets the index: masks, negative numbers and wrong types behave as for an array of frames.
+        numbers = np.arange(len(self))[frames]
+        if numbers.ndim > 1:
+            raise IndexError(f"{frames!r} does not select frames: pass an integer, a slice or a list of integers")
+        pictures = [*self._pictures(np.atleast_1d(numbers).tolist(), patch)]
+        if numbers.ndim == 0:
+            return pictures[0]
+        return np.stack(pictures) if pictures else np.empty((0, *self._size_of(patch), 3), np.uint8)
 
     def _pictures(self, numbers: Sequence[int], patch: int | None = None) -> Iterator[Picture]:
         """The pictures of these frames, in order, a few in memory at a time."""

@@ -18,6 +18,7 @@ from hnerv.errors import shortened
 from hnerv.presets import PRESETS
 from hnerv.schedule import SCHEDULES
 from hnerv.training.arguments import TrainArguments
+from hnerv.training.signals import ON_DIVERGENCE
 
 TITLES = {
     "video": "video",
@@ -162,7 +163,7 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--on-divergence",
         default="stop",
-        choices=("stop", "rollback"),
+        choices=ON_DIVERGENCE,
         help="on a non-finite value, stop the run or roll back to the last good checkpoint and halve the learning "
         "rate, at most three times; rollback also reacts to a drop of Train/PSNR by 6 dB (stop)",
     )

@@ -17,6 +17,7 @@ from PIL import Image
 import hnerv
 from hnerv import api
 from hnerv.codec import play
+from hnerv.config import Config
 from hnerv.runs.models import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,10 @@ def test_indices_of_frames_are_those_of_arrays(inside):
     for index in (0, -1, slice(None), slice(6, 1, -2), slice(2, 2), [5, 0, 5], np.array([1, 7])):
         assert np.array_equal(video.frames[index], every[index])
     assert video.frames.shape == video.shape and len(video.frames) == 8
-    for wrong in (8, -9, [0, 8]):
+    mask = np.arange(8) % 3 == 0
+    for index in (range(2, 5), mask, mask.tolist(), np.int64(3), np.array(3), torch.tensor([1, 7]), []):
+        assert np.array_equal(video.frames[index], every[index])
+    for wrong in (8, -9, [0, 8], 2.5, [1.5], True, None, "a", [[1, 2]], (1, 2)):
         with pytest.raises(IndexError):
             video.frames[wrong]
     for patch in range(8):
@@ -128,8 +132,9 @@ def test_indices_of_frames_are_those_of_arrays(inside):
         part = every[:, 40 * row : 40 * (row + 1), 40 * col : 40 * (col + 1)]
         assert np.abs(video.patch(patch).astype(int) - part).max() <= 1
     assert video.patch(0, 3).shape == (40, 40, 3)
-    with pytest.raises(hnerv.UserError, match="patch 8 does not exist"):
-        video.patch(8)
+    for wrong in (8, -1, 1.5):
+        with pytest.raises(hnerv.UserError, match=f"patch {wrong} does not exist"):
+            video.patch(wrong)
 
 
 def test_a_time_between_frames(inside):
@@ -173,9 +178,23 @@ def test_queries_of_every_kind(clip_run, monkeypatch, tmp_path):
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     with pytest.raises(hnerv.UserError, match="needs a query"):
         video.search()
-    with pytest.raises(hnerv.UserError, match="cannot be compared with embeddings"):
-        video.search(vector[:3])
+    for wrong in (vector[:3], 3.0, np.zeros((4, 4), np.uint8)):
+        with pytest.raises(hnerv.UserError, match="cannot be compared with embeddings"):
+            video.search(wrong)
+    for query, options, message in [
+        (None, {}, "NoneType is not a query"),
+        (np.zeros((0, 4, 3), np.uint8), {}, "ndarray is not a query"),
+        (" ", {}, "query is empty"),
+        ("a dog", {"prompts": "long"}, "'long' do not exist"),
+        ("a dog", {"avoid": "a cat"}, "pass one, as in avoid="),
+        (vector, {"avoid": vector}, "pass one, as in avoid="),
+        (vector, {"top": 0}, "must be at least 1"),
+    ]:
+        with pytest.raises(hnerv.UserError, match=message):
+            video.search(query, **options)
     folder = hnerv.open_folder(clip_run.parent)
+    with pytest.raises(hnerv.UserError, match="must be at least 1"):
+        folder.search(vector, top=0)
     assert len(folder) == 1 and folder.search("a dog", top=1)[0].frame == hits[0].frame
 
 
@@ -201,7 +220,7 @@ def test_the_model_of_a_divided_video_is_not_one(inside, tmp_path):
 
 def test_an_evaluation_saves_on_request_alone(inside, tmp_path, snapshot):
     before = snapshot(inside)
-    report = hnerv.open("kitchen.hnerv").evaluate("kitchen.mp4")
+    report = hnerv.open("kitchen.hnerv").evaluate("kitchen.mp4", images=True)
     assert snapshot(inside) == before and report.folder == Path("kitchen_eval/eval")
     assert "full-frame PSNR" in str(report) and report["Eval/Frame/train_psnr_yuv"] > 0
 
@@ -218,6 +237,17 @@ def test_an_evaluation_saves_on_request_alone(inside, tmp_path, snapshot):
         (lambda: hnerv.open("output/kitchen").info(), "is not a .hnerv file"),
         (lambda: hnerv.train("kitchen.mp4", exp_id="x", epoch=3), "no setting is called 'epoch': did you mean epochs"),
         (lambda: hnerv.train("gone.mp4", exp_id="x", preset="demo"), "gone.mp4"),
+        (
+            lambda: hnerv.train("kitchen.mp4", exp_id="x", **TINY | {"epochs": "3"}),
+            "setting epochs must be of type int",
+        ),
+        (lambda: hnerv.train("kitchen.mp4", exp_id="x", **TINY, on_divergence="rolback"), "use stop or rollback"),
+        (lambda: hnerv.train("kitchen.mp4", exp_id="x", **TINY, max_minutes=-1), "--max-minutes -1 must be"),
+        (lambda: hnerv.open("kitchen.hnerv").save("b.mkv", frames=range(0)), "does not select frames"),
+        (lambda: hnerv.open("kitchen.hnerv").save("b.mkv", frames=range(5, 9)), "does not select frames"),
+        (lambda: hnerv.open("kitchen.hnerv").save("b.mkv", patch=8), "patch 8 does not exist"),
+        (lambda: hnerv.compare([]), "needs a file"),
+        (lambda: hnerv.compare("gone.hnerv"), "gone.hnerv is not a file"),
     ],
 )
 def test_errors_are_sentences(inside, call, message, snapshot):
@@ -225,6 +255,19 @@ def test_errors_are_sentences(inside, call, message, snapshot):
     with pytest.raises(hnerv.UserError, match=message) as error:
         call()
     assert "\n" not in str(error.value) and snapshot(inside) == before
+
+
+def test_settings_are_of_the_types_of_the_flags(inside, tmp_path):
+    """A path, a list, an int for a float and a NumPy number give the configuration of the command line."""
+    given = {"clip_targets": Path("kitchen.safetensors"), "dec_strides": [2, 5], "lr": 1, "epochs": np.int64(1)}
+    run = hnerv.train(Path("kitchen.mp4"), exp_id="x", preset="demo", output=tmp_path, **{**TINY, **given})
+    flat = run.config.flat()
+    for name, value in {**given, "clip_targets": "kitchen.safetensors", "dec_strides": (2, 5), "lr": 1.0}.items():
+        assert flat[name] == value and type(flat[name]) is type(Config().flat()[name])
+    run.save(tmp_path / "some", frames=slice(6, None, -3))
+    assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["00000.png", "00003.png", "00006.png"]
+    moved = hnerv.open(run.path, clip_weights="moved")
+    assert moved.encode(tmp_path / "x.hnerv").video.clip_weights == "moved"
 
 
 def test_importing_the_package_imports_no_torch():

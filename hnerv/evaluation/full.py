@@ -73,6 +73,6 @@ def evaluate_chunk(
     summary = summary_of(run, report, **more)
     if save:
         write_evaluation(run, report, summary)
-    if images:
-        write_images(run.folder / "eval" / "images", model, store, report, progress)
+        if images:
+            write_images(run.folder / "eval" / "images", model, store, report, progress)
     return EvaluatedChunk(first, model.scene, run.folder, summary, tables)

@@ -26,7 +26,7 @@ from hnerv.runs.models import checkpoints_of, is_trained
 from hnerv.runs.names import MOVED_ASIDE
 from hnerv.search.hits import SearchHit
 from hnerv.search.index import INDEX_VERSION, Index, map_index, open_index
-from hnerv.search.ranking import find_hits, query_direction
+from hnerv.search.ranking import check_top, find_hits, query_direction
 
 FLAT_LIMIT = 400_000  # up to this many vectors, a query is compared with all; measured in benchmarks/LOG.md
 SAMPLES_PER_LIST = 64  # training vectors of k-means per inverted list
@@ -93,6 +93,7 @@ def find_across(
 
     The z-score of a hit is relative to all patches of all videos.
     """
+    check_top(top)
     direction, hits, scored = query_direction(wanted, unwanted), [], set()
     mean, deviation, ranking = (_rank_by_index if collection.vectors else _rank_all)(collection, direction, top, device)
     for member, bound in ranking:  # exact scores of members, until no other (in the lists probed) can be better

@@ -75,6 +75,10 @@ class Encoder:
         if not texts:
             return []
         self.check_text()
+        if prompts not in PROMPTS:
+            raise UserError(f"prompts {prompts!r} do not exist: choose from {', '.join(PROMPTS)}")
+        if any(not text.strip() for text in texts):
+            raise UserError("a query is empty: pass the text to search for")
         templates = PROMPTS[prompts]
         vectors = [self.teacher().encode_text([t.format(text) for t in templates]).mean(0) for text in texts]
         return [Query(text, F.normalize(v, dim=0).cpu()) for text, v in zip(texts, vectors, strict=True)]
@@ -153,6 +157,8 @@ def query_vectors(
     """Unit vectors (Q, D) of the queries, and (Q', D) of those to avoid, None without any. Raises UserError."""
     if not wanted:
         raise UserError("a search needs a query: pass a text, an image or a vector")
+    if not isinstance(unwanted, list | tuple):
+        raise UserError("the queries to avoid are not a list: pass one, as in avoid=['a cat']")
     pairs = [[_query(encoder, query, prompts).vector for query in queries] for queries in (wanted, unwanted)]
     return torch.stack(pairs[0]), torch.stack(pairs[1]) if pairs[1] else None
 
@@ -167,10 +173,12 @@ def _query(encoder: Encoder, query: QueryLike, prompts: str) -> Query:
         return encoder.images([(Path(query).name, read_image(Path(query)))])[0]
     if not isinstance(query, Tensor):
         values = np.asarray(query.convert("RGB") if hasattr(query, "convert") else query)
+        if values.dtype.kind not in "fiub" or not values.size:
+            raise UserError(f"{type(query).__name__} is not a query: pass a text, an image or a vector")
         query = torch.from_numpy(values.copy())
     if query.dim() == 3 and query.dtype == torch.uint8 and query.shape[-1] == 3:
         return encoder.images([("image", query.permute(2, 0, 1))])[0]
-    return vector_query("vector", query.flatten() if query.numel() == query.shape[-1] else query, encoder.dim)
+    return vector_query("vector", query.flatten() if query.numel() == encoder.dim else query, encoder.dim)
 
 
 def read_image(path: Path) -> Tensor:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from hnerv.errors import UserError
+
 MIN_PROMINENCE = 1.0
 """Prominence of a peak, in standard deviations of all scores, from which on it is a hit of its own."""
 
@@ -53,12 +55,19 @@ def z_scores(scores: np.ndarray) -> np.ndarray:
     return (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
 
 
+def check_top(top: int) -> None:
+    """Raises UserError for a number of hits below 1."""
+    if top < 1:
+        raise UserError(f"--top {top} must be at least 1")
+
+
 def find_hits(scores: np.ndarray, top: int, per_patch: bool = False) -> list[Hit]:
     """Scores (N, P) -> at most `top` hits, best first; ties in the order of the video.
 
     One hit per shot, by non-maximum suppression in time: a peak is dropped if its frames touch those of a better hit.
-    With `per_patch` every peak is a hit and `also` is empty.
+    With `per_patch` every peak is a hit and `also` is empty. Raises UserError.
     """
+    check_top(top)
     hits: list[Hit] = []
     for peak in _peaks(scores.astype(np.float64)):
         if len(hits) == top:

@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from hnerv.errors import Interrupted, TimeUp
+from hnerv.errors import Interrupted, TimeUp, UserError
 
+ON_DIVERGENCE = ("stop", "rollback")
 ROLLBACKS = 3
 """How often `--on-divergence rollback` rolls a run back, over all its starts."""
 
@@ -23,7 +24,11 @@ class Limits:
 
     @classmethod
     def of(cls, minutes: float, on_divergence: str) -> Limits:
-        """From --max-minutes (0: no limit), which begin now, and --on-divergence."""
+        """From --max-minutes (0: no limit), which begin now, and --on-divergence. Raises UserError."""
+        if not 0 <= minutes < math.inf:
+            raise UserError(f"--max-minutes {minutes} must be finite and at least 0")
+        if on_divergence not in ON_DIVERGENCE:
+            raise UserError(f"--on-divergence {on_divergence!r} is unknown: use {' or '.join(ON_DIVERGENCE)}")
         deadline = time.monotonic() + 60 * minutes if minutes else math.inf
         return cls(deadline, ROLLBACKS if on_divergence == "rollback" else 0)
 
