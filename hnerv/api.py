@@ -62,6 +62,7 @@ from hnerv.files import check_output
 from hnerv.metrics import bits_per_pixel
 from hnerv.model import DualHeadHNeRV
 from hnerv.runs import chunks_of
+from hnerv.runs.models import NO_TARGETS
 from hnerv.runs.video import StoredVideo, TrainedRun
 from hnerv.search import (
     Collection,
@@ -451,6 +452,8 @@ class NeuralVideo:
         >>> [row.name for row in run.compare_head().rows][:2]
         ['CLIP head', 'mean']
         """
+        if clip_targets == NO_TARGETS:
+            raise UserError("--clip-targets none leaves out the CLIP head, which is measured: pass the target file")
         self.model  # noqa: B018  refuses a video in segments
         with warned_once():
             ((_, open_chunk),) = open_chunks(self.path, self.device, os.fspath(data), clip_targets=clip_targets)
@@ -486,6 +489,10 @@ class NeuralVideo:
         if path.suffix != ".hnerv":
             raise UserError(f"{path} does not end in .hnerv: choose a name that does")
         check_output(path, "output", overwrite)
+        if clip_targets == NO_TARGETS:
+            raise UserError(
+                "--clip-targets none would leave out the CLIP head: pass the target file, or do not measure"
+            )
         if isinstance(self._stored, BitstreamFile):
             raise UserError(f"{self.path} is a .hnerv file: pass the run folder or checkpoint it was made from")
         path.parent.mkdir(parents=True, exist_ok=True)

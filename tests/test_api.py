@@ -7,6 +7,7 @@ import inspect
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,9 @@ def test_an_evaluation_saves_on_request_alone(inside, tmp_path, snapshot):
         (lambda: hnerv.open("kitchen.hnerv").save("b.mkv", frames=range(0)), "does not select frames"),
         (lambda: hnerv.open("kitchen.hnerv").save("b.mkv", frames=range(5, 9)), "does not select frames"),
         (lambda: hnerv.open("kitchen.hnerv").save("b.mkv", patch=8), "patch 8 does not exist"),
+        (lambda: hnerv.open("output/kitchen").encode("b.hnerv", steps="equal"), "--steps 'equal' does not exist"),
+        (lambda: hnerv.open("output/kitchen").encode("b.hnerv", clip_targets="none"), "would leave out the CLIP head"),
+        (lambda: hnerv.open("output/kitchen").compare_head(clip_targets="none"), "leaves out the CLIP head"),
         (lambda: hnerv.compare([]), "needs a file"),
         (lambda: hnerv.compare("gone.hnerv"), "gone.hnerv is not a file"),
     ],
@@ -268,6 +272,14 @@ def test_settings_are_of_the_types_of_the_flags(inside, tmp_path):
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["00000.png", "00003.png", "00006.png"]
     moved = hnerv.open(run.path, clip_weights="moved")
     assert moved.encode(tmp_path / "x.hnerv").video.clip_weights == "moved"
+
+
+def test_a_thread_may_train(inside, tmp_path):
+    """Signals reach the main thread alone."""
+    with ThreadPoolExecutor(1) as pool:
+        settings = {**TINY, "epochs": 1, "clip_targets": "", "clip_weights": "none"}
+        run = pool.submit(hnerv.train, "kitchen.mp4", exp_id="x", preset="demo", output=tmp_path, **settings).result()
+    assert len(run) == 8
 
 
 def test_importing_the_package_imports_no_torch():

@@ -39,7 +39,7 @@ ROOMS = [room for tier in TIERS for room in tier.split()]
 assert len(ROOMS) == len(set(ROOMS))
 LIGHT = [
     *("errors", "files", "geometry", "timeline", "losses", "schedule", "config", "presets", "flags", "command"),
-    *("data/__init__", "data/chunks", "training/__init__", "training/arguments"),
+    *("data/__init__", "data/chunks", "training/__init__", "training/arguments", "training/signals"),
 ]
 EXCEPTIONS = {
     ("losses", "metrics"),

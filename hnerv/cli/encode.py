@@ -58,8 +58,6 @@ def run(args: argparse.Namespace) -> None:
     from hnerv.fleet.status import is_fleet
 
     Options.of(**coding_options(args))  # before a fleet is read
-    if args.clip_targets == "none":
-        raise UserError("--clip-targets none would leave out the CLIP head: pass the target file, or --no-measure")
     if is_fleet(args.run):
         for flag, value in (("-o", args.output), ("--data", args.data), ("--clip-targets", args.clip_targets)):
             if value:

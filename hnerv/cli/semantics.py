@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from hnerv.cli import add_device
-from hnerv.errors import UserError
 from hnerv.flags import Parser
 
 
@@ -28,10 +27,6 @@ def run(args: argparse.Namespace) -> None:
     from hnerv.evaluation import head_table
     from hnerv.evaluation.head_comparison import read_queries
 
-    if args.clip_targets == "none":
-        raise UserError(
-            "--clip-targets none leaves out the CLIP head, which this command measures: pass the target file"
-        )
     queries = read_queries(args.queries) if args.queries else []
     video = hnerv.open(args.run, args.device)
     comparison = video.compare_head(args.data, clip_targets=args.clip_targets, queries=queries)

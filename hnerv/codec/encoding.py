@@ -73,6 +73,9 @@ def check_options(options: Options) -> None:
     """Raises UserError for invalid values and combinations, before anything is loaded."""
     check_bits(options.bits.weights, "--weight-bits")
     check_bits(options.bits.latents, "--latent-bits")
+    kinds = (LEARNED, SENSITIVITY, *SCHEMES)
+    if options.steps and options.steps not in kinds:
+        raise UserError(f"--steps {options.steps!r} does not exist: choose from {', '.join(kinds)}")
     if options.per_channel and options.steps not in SCHEMES:
         raise UserError("--per-channel applies only to --steps symmetric and minmax: set one of them, or remove it")
     if not 0 <= options.prune < 1:

@@ -6,14 +6,12 @@ from hnerv.evaluation.files import (
     EvaluatedChunk,
     add_to_summary,
     joint_summary,
-    summary_of,
-    write_evaluation,
     write_joint_evaluation,
 )
 from hnerv.evaluation.full import Evaluation, evaluate_chunk
 from hnerv.evaluation.head_comparison import compare_head
 from hnerv.evaluation.head_table import head_table
-from hnerv.evaluation.measure import Report, SplitReport, evaluate, evaluate_run
+from hnerv.evaluation.measure import Report, SplitReport, evaluate
 from hnerv.evaluation.pictures import decoded_frames, log_pictures, log_projector, write_images
 from hnerv.evaluation.summary import eval_values, log_report, table
 from hnerv.runs.models import OpenedRun, load_weights, open_run
@@ -34,7 +32,6 @@ __all__ = [
     "eval_values",
     "evaluate",
     "evaluate_chunk",
-    "evaluate_run",
     "head_table",
     "joint_summary",
     "load_weights",
@@ -42,9 +39,7 @@ __all__ = [
     "log_projector",
     "log_report",
     "open_run",
-    "summary_of",
     "table",
-    "write_evaluation",
     "write_images",
     "write_joint_evaluation",
 ]

@@ -18,10 +18,8 @@ from hnerv.evaluation import (
     add_to_summary,
     compare_head,
     decoded_frames,
-    evaluate_run,
+    evaluate_chunk,
     open_run,
-    summary_of,
-    write_evaluation,
 )
 from hnerv.report.results import Measurement, RunResults, is_current, read_run
 from hnerv.runs import Chunk, chunks_of
@@ -172,8 +170,7 @@ def _evaluated(chunk: RunResults, part: Chunk, options: ReportOptions, alone: bo
         raise _Missing(_without_model(chunk, error)) from error
     try:
         if not is_current(chunk.folder, opened.epoch, checkpoint):
-            report = evaluate_run(opened)
-            write_evaluation(opened, report, summary_of(opened, report))
+            evaluate_chunk(opened, baselines=False)
             chunk = read_run(chunk.folder)
         if alone and opened.model.clip_head is not None and not chunk.baselines:
             add_to_summary(chunk.folder, chunk.summary, "semantics", compare_head(opened, progress=True).to_dict())

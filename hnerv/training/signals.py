@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from types import FrameType
@@ -34,7 +35,10 @@ class Limits:
 
 
 class StopSignals:
-    """While entered, `number` is the signal that requested a stop, 0 for none. A second signal ends the process."""
+    """While entered, `number` is the signal that requested a stop, 0 for none. A second signal ends the process.
+
+    Python delivers signals to the main thread: in another one, only the deadline stops.
+    """
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.number = 0
@@ -42,7 +46,8 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        in_main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if in_main else ():
             self._before[number] = signal.signal(number, self._receive)
         return self
 
