@@ -6,6 +6,7 @@ commands do to print their help, needs no torch.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from hnerv.api import train as train
     from hnerv.errors import RunError as RunError
     from hnerv.errors import UserError as UserError
+
+# OpenMP reads this once, when torch is imported. Its waiting threads would otherwise spin for long, and a step would
+# take several times as long as soon as another process wants a core.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

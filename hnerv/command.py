@@ -144,12 +144,9 @@ def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = Fa
     the same pixels; with `benchmark`, cuDNN takes the fastest for each shape instead. With `deterministic`, every
     operation is bit-reproducible, or raises if it has no such implementation; on the CPU this always holds.
 
-    Call this before anything imports torch: the two environment variables are read once, by OpenMP at import (its
-    waiting threads would otherwise spin for long, and a step would take several times as long as soon as another
-    process wants a core) and by cuBLAS when CUDA starts.
+    The environment variable is read once, by cuBLAS when CUDA starts.
     """
     check_threads(threads)
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
