@@ -20,8 +20,8 @@ the range that they span."""
 
 
 @torch.no_grad()
-def play(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 RGB, in order: the ones that an evaluation measures."""
+def play(model: DualHeadHNeRV, frames: Sequence[float]) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB, in order: the ones that an evaluation measures; 12.5 lies between two of them."""
     for times in _batches(model, frames):
         yield from _pictures(predict(model, times, clip=False).rgb)
 
@@ -58,7 +58,7 @@ def frame_times(video: StoredVideo, frames: Sequence[int]) -> Timeline:
     return concat_timelines(clocks)
 
 
-def _batches(model: DualHeadHNeRV, frames: Sequence[int]) -> Iterator[torch.Tensor]:
+def _batches(model: DualHeadHNeRV, frames: Sequence[float]) -> Iterator[torch.Tensor]:
     device = next(model.parameters()).device
     for first in range(0, len(frames), FRAMES_AT_ONCE):
         yield torch.tensor(frames[first : first + FRAMES_AT_ONCE], dtype=torch.float32, device=device)

@@ -64,8 +64,9 @@ def evaluate_chunk(
         check_half_grid(model.scene.grid)
     report = evaluate_run(run, vmaf, progress)
     if fractional:
-        more["fractional"] = measure_fractional(model, store, report, progress)
-        tables.append(fractional_table(more["fractional"], model.scene.grid, report.unseen))
+        values = measure_fractional(model, store, report, progress)
+        more["fractional"] = values
+        tables.append(fractional_table(values, model.scene.grid, report.unseen))
     if baselines and model.clip_head is not None:
         comparison = compare_head(run, progress=progress)
         more["semantics"] = comparison.to_dict()

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from hnerv.runs.record import TargetsRecord
 from hnerv.search.index import Index
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image as PilImage
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
@@ -50,7 +50,7 @@ class Query(NamedTuple):
     vector: Tensor
 
 
-QueryLike = "str | os.PathLike[str] | Image | np.ndarray[Any, Any] | Tensor | Query"
+QueryLike: TypeAlias = "str | os.PathLike[str] | PilImage | np.ndarray[Any, Any] | Tensor | Query"
 """A text, an image as a path, as a PIL image or as uint8 (h, w, 3), a vector (D,), or a finished Query."""
 
 
@@ -62,6 +62,7 @@ class Encoder:
 
     def __init__(self, index: Index, clip_weights: str, device: torch.device) -> None:
         self.index, self.clip_weights, self.device = index, clip_weights, device
+        assert index.record.targets is not None  # `open_index` refuses a model without a CLIP head
         self.targets: TargetsRecord = index.record.targets
         self._teacher: Teacher | None = None
 
