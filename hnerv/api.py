@@ -184,8 +184,8 @@ def train_run(arguments: TrainArguments) -> NeuralVideo:
 def open_video(path: str | os.PathLike[str], device: str = "auto", clip_weights: str = "") -> NeuralVideo:
     """Open a .hnerv file, a run folder or a checkpoint: the same object. The source video is not needed.
 
-    `hnerv.open` is this function. `clip_weights` is the place of the CLIP weights for texts and images as queries, if
-    they have moved.
+    `hnerv.open` is this function. `clip_weights` is the location of the CLIP weights for texts and images as queries,
+    if they have moved.
 
     >>> video = hnerv.open("kitchen.hnerv")
     >>> len(video), video.shape, video.fps
@@ -367,7 +367,7 @@ class NeuralVideo:
     def scores(
         self, *queries: QueryLike, avoid: Sequence[QueryLike] = (), prompts: str = "plain"
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The score of every patch, (N, P): mean cosine with the queries, less that with those to avoid.
+        """The score of every patch, (N, P): mean cosine with the queries minus mean cosine with those to avoid.
 
         >>> scores = video.scores(video.embeddings[5, 2])
         >>> np.unravel_index(scores.argmax(), scores.shape) == (5, 2)
@@ -383,7 +383,7 @@ class NeuralVideo:
         per_patch: bool = False,
         prompts: str = "plain",
     ) -> list[SearchHit]:
-        """The patches most similar to the mean of the queries, less those to avoid: best first, one hit per shot.
+        """The patches with the best `scores`, best first, one hit per shot.
 
         A query is a text, an image (a path, a PIL image, uint8 (h, w, 3)) or a vector (D,). Texts need the weights of
         a CLIP model, images those of the encoder of the targets; `clip_weights` of `hnerv.open` is their location, if

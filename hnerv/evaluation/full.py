@@ -21,7 +21,7 @@ from hnerv.runs.models import OpenedRun
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured: `summary` is eval/summary.json, `report[tag]` one of its values, str() the table.
+    """The results of an evaluation: `summary` is eval/summary.json, `report[tag]` one of its values, str() the table.
 
     `folder` is where the files of the evaluation are, or would be; `device` is the kind that decoded.
     """

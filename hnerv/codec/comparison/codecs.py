@@ -1,9 +1,9 @@
 """Conventional video codecs through FFmpeg's libraries: encode, decode, measure.
 
 Each codec is set up to its advantage: tuned for PSNR, the measure that is compared; no key frames but the first and
-those that it chooses. It codes the planes of the source where these are 8-bit 4:2:0; otherwise the best conversion of
-RGB to them and back that swscale has. Its bytes are those of the
-elementary stream, parameter sets included, without the text in which x264 and x265 record their settings.
+those that it chooses. It codes the planes of the source where these are 8-bit 4:2:0; otherwise RGB is
+converted to 4:2:0 and back by the best conversion of swscale. Its bytes are those of the elementary stream, parameter
+sets included, without the text in which x264 and x265 record their settings.
 
 Legend: N frames, H W pixels.
 """
@@ -173,7 +173,7 @@ def measure_codec(
 
 
 def pictures(frames: Tensor, planes: SourcePlanes) -> Iterator[VideoFrame]:
-    """What codecs code, as yuv420p: the planes of the source, else conversions of the frames (N, 3, H, W) uint8."""
+    """The yuv420p frames that codecs encode: planes of the source, else conversions of frames (N, 3, H, W) uint8."""
     if planes.why:
         return (to_yuv420(_pixels(frame)) for frame in frames)
     return map(frame_of, planes.read(range(len(frames))))

@@ -48,7 +48,7 @@ class Planes(NamedTuple):
 
 
 class SourcePlanes(NamedTuple):
-    """The planes of the N frames of a video. They are decoded again at each reading, and take no memory between.
+    """The planes of the N frames of a video. They are decoded at each reading and not kept in memory.
 
     `why` is the reason why there are none, a clause; '' if there are. `positions` are those of the frames in the file.
     """
