@@ -1,6 +1,8 @@
 """Run docs/quickstart.ipynb in an empty folder and store its outputs, without what changes from run to run.
 
-python docs/notebook.py
+    python docs/notebook.py
+
+Run it after a change of the cells. `hooks.py` shows the stored notebook as a page of the site.
 """
 
 from __future__ import annotations

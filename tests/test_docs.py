@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hnerv import api
 from hnerv.cli import VERBS, build_parser
 from hnerv.flags import SECTIONS, Parser, parse_train
 from hnerv.presets import PRESETS
@@ -125,7 +126,7 @@ def ending(parse):
 def test_commands_are_found():
     """A fence of another name, or a docstring indented otherwise, would hide them."""
     for page in PAGES:
-        assert set(re.findall(r"^```(\w+)", text_of(page), re.M)) <= {"sh", "text", "bibtex"}, page.name
+        assert set(re.findall(r"^```(\w+)", text_of(page), re.M)) <= {"sh", "python", "text", "bibtex"}, page.name
     silent = {path.name for path in SCRIPTS if "__main__" in text_of(path) and not commands_of(path)}
     assert silent == {"train_patch_dual.py", "eval.py", "generate.py"}
     words = {tuple(command.split()[:2]) for command in commands_of(ROOT / "README.md")}
@@ -233,6 +234,16 @@ def test_commands_run(demo, evaluate, hnerv_main):
                 assert evaluate(*words[2:]) == 0, f"{page.name}: {command}"
                 ran += 1
     assert ran > 30
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in text_of(page)], ids=lambda page: page.name)
+def test_python_blocks_run(page, demo, monkeypatch):
+    """All of a page in order, in one namespace. `hnerv.train` checks its arguments and returns a finished run."""
+    trained = api.open_video("output/demo")
+    monkeypatch.setattr(api, "train_run", lambda arguments: (arguments.resolve(cuda=False), trained)[1])
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.S | re.M):
+        exec(compile(block, page.name, "exec"), names)
 
 
 def test_generated_pages_are_those_of_the_code():
