@@ -2,7 +2,7 @@
 
 N frames of H W pixels, P patches of h w pixels, D embedding dimensions. Patches are numbered row by row from 0.
 Every function raises UserError for a wrong argument and for a file that is missing or damaged, RunError where training
-or the disk fails; the message is one sentence with the cause and the fix.
+or the disk fails; the message is one sentence with the cause and the fix. A frame out of range is an IndexError.
 
 >>> import hnerv
 >>> kitchen = {"crop": "", "resize": "80x160", "modelsize": 0.05, "epochs": 2, "clip_targets": "kitchen.safetensors"}
@@ -34,6 +34,7 @@ from hnerv.codec import (
     encode_chunk,
     evaluation_folder,
     frame_times,
+    frames_in_errors,
     join_files,
     open_chunks,
     open_stored,
@@ -78,6 +79,7 @@ from hnerv.search import (
     query_vectors,
     score_patches,
 )
+from hnerv.storage import is_remote
 from hnerv.training.arguments import TrainArguments
 from hnerv.vmaf import can_measure_vmaf
 
@@ -191,6 +193,8 @@ def open_video(path: str | os.PathLike[str], device: str = "auto", clip_weights:
     >>> len(video), video.shape, video.fps
     (8, (8, 80, 160, 3), 24.0)
     """
+    if is_remote(os.fspath(path)):
+        raise UserError(f"{path} is an address: copy it to this machine and pass the copy")
     return NeuralVideo(Path(path), device, clip_weights)
 
 
@@ -225,7 +229,7 @@ def compare(
         raise UserError("a comparison needs a file: pass at least one written by `hnerv encode`")
     if missing := [path for path in paths if not path.is_file()]:
         raise UserError(f"{missing[0]} is not a file: pass one written by `hnerv encode`")
-    set_up_torch(0)
+    set_up_torch(0, deterministic=None)
     return compare_files(paths, codecs, pick_device(device), os.fspath(data), vmaf)
 
 
@@ -233,7 +237,7 @@ class NeuralVideo:
     """A video that a network represents. Made by `hnerv.open` and `hnerv.train`."""
 
     def __init__(self, path: Path, device: str = "auto", clip_weights: str = "") -> None:
-        set_up_torch(0)
+        set_up_torch(0, deterministic=None)
         self.path, self.device, self.clip_weights = path, pick_device(device), clip_weights
         self._stored: StoredVideo = open_stored(path)
         self._open: tuple[int, DualHeadHNeRV] | None = None
@@ -304,7 +308,7 @@ class NeuralVideo:
         """Bits per pixel of a .hnerv file; 0 for a run."""
         return bits_per_pixel(self.size, *self.shape[:3])
 
-    @property
+    @cached_property
     def model(self) -> DualHeadHNeRV:
         """The network, a torch module: model(times) -> rgb (B, 3, H, W) in [0, 1] and clip (B, P, D).
 
@@ -313,7 +317,7 @@ class NeuralVideo:
         """
         if (count := len(self._stored.chunks)) > 1:
             raise UserError(f"{self.path} has {count} networks, one for each segment: open one of its segments")
-        return self._model_at(0)[1]
+        return self._stored.open_chunk(self._stored.chunks[0]).model().to(self.device)
 
     @property
     def frames(self) -> Frames:
@@ -341,7 +345,7 @@ class NeuralVideo:
         """
         if not 0 <= time <= len(self) - 1:
             raise UserError(f"time {time} is outside the video: pass a frame position from 0 to {len(self) - 1}")
-        first, model = self._model_at(time)
+        first, model = self._decoder_at(time)
         # Between two segments, the last frame of the earlier one is shown.
         return next(play(model, [min(time - first, model.scene.frames - 1)]))
 
@@ -454,7 +458,10 @@ class NeuralVideo:
         """
         if clip_targets == NO_TARGETS:
             raise UserError("--clip-targets none leaves out the CLIP head, which is measured: pass the target file")
-        self.model  # noqa: B018  refuses a video in segments
+        if isinstance(queries, str):
+            raise UserError("the queries are not a list: pass one, as in queries=['a cat']")
+        if len(self._stored.chunks) > 1:
+            raise UserError(f"{self.path} has several networks, one for each segment: open one of its segments")
         with warned_once():
             ((_, open_chunk),) = open_chunks(self.path, self.device, os.fspath(data), clip_targets=clip_targets)
             return compare_head(open_chunk(), queries, progress=True)
@@ -586,12 +593,13 @@ class NeuralVideo:
         """Rows and columns in pixels of a frame, or of a patch."""
         return self.shape[1:3] if patch is None else self.patch_size
 
-    def _model_at(self, time: float) -> tuple[int, DualHeadHNeRV]:
-        """The first frame of the chunk of this time, and its network on the device; one is kept in memory."""
+    def _decoder_at(self, time: float) -> tuple[int, DualHeadHNeRV]:
+        """The first frame of the chunk of this time, and its network without CLIP head; one is kept in memory."""
         entry = self._stored.chunk_at(time)
         if self._open is None or self._open[0] != entry.first:
             self._open = None
-            self._open = entry.first, self._stored.open_chunk(entry).model().to(self.device)
+            with frames_in_errors(self._stored, entry):
+                self._open = entry.first, self._stored.open_chunk(entry).model(("rgb_head",)).to(self.device)
         return self._open
 
     def _decode(self, frames: int | slice | Sequence[int], patch: int | None = None) -> Picture:
@@ -608,7 +616,7 @@ class NeuralVideo:
     def _pictures(self, numbers: Sequence[int], patch: int | None = None) -> Iterator[Picture]:
         """The pictures of these frames, in order, a few in memory at a time."""
         for entry, group in self._stored.by_chunk(numbers):
-            first, model = self._model_at(entry.first)
+            first, model = self._decoder_at(entry.first)
             inner = [number - first for number in group]
             yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
 
@@ -646,7 +654,7 @@ class VideoFolder:
     """Videos that are searched together. Made by `hnerv.open_folder`."""
 
     def __init__(self, path: Path, device: str = "auto", clip_weights: str = "") -> None:
-        set_up_torch(0)
+        set_up_torch(0, deterministic=None)
         self.path, self.device, self.clip_weights = path, pick_device(device), clip_weights
         self._collection: Collection = open_collection(path, self.device)
 

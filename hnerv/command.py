@@ -137,12 +137,13 @@ def check_threads(threads: int) -> None:
         raise UserError(f"--threads {threads} is above {MAX_THREADS}: pass at most the number of cores, or 0")
 
 
-def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = False) -> None:
+def set_up_torch(threads: int, deterministic: bool | None = False, benchmark: bool = False) -> None:
     """Set CPU threads (0: chosen by torch), fp32 precision and determinism. Raises UserError for wrong `threads`.
 
     Products are true fp32 on CUDA, not TF32. cuDNN's algorithms are deterministic, so that a file always decodes to
     the same pixels; with `benchmark`, cuDNN takes the fastest for each shape instead. With `deterministic`, every
-    operation is bit-reproducible, or raises if it has no such implementation; on the CPU this always holds.
+    operation is bit-reproducible, or raises if it has no such implementation; on the CPU this always holds. None
+    leaves that setting as it is.
 
     The environment variable is read once, by cuBLAS when CUDA starts.
     """
@@ -154,8 +155,9 @@ def set_up_torch(threads: int, deterministic: bool = False, benchmark: bool = Fa
 
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.deterministic = deterministic or not benchmark
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = bool(deterministic) or not benchmark
     torch.backends.cudnn.benchmark = benchmark and not deterministic
     if threads:
         torch.set_num_threads(threads)

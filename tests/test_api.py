@@ -138,6 +138,28 @@ def test_indices_of_frames_are_those_of_arrays(inside):
             video.patch(wrong)
 
 
+def test_a_damaged_clip_head_leaves_the_frames(inside, tmp_path):
+    data = bytearray(Path("kitchen.hnerv").read_bytes())
+    parts = {part["name"]: part["size"] for part in hnerv.open("kitchen.hnerv").info()["parts"]}
+    assert [*parts][-1] == "clip_head"
+    data[-1 - parts["clip_head"] // 2] ^= 1
+    (tmp_path / "damaged.hnerv").write_bytes(data)
+    whole, damaged = hnerv.open("kitchen.hnerv"), hnerv.open(tmp_path / "damaged.hnerv")
+    assert np.array_equal(damaged.frames[:], whole.frames[:]) and np.array_equal(damaged.at(1.5), whole.at(1.5))
+    for use in (lambda: damaged.model, lambda: damaged.embeddings, damaged.info):
+        with pytest.raises(hnerv.UserError, match="clip_head"):
+            use()
+
+
+def test_opening_keeps_the_determinism_of_the_process(inside):
+    torch.use_deterministic_algorithms(True)
+    try:
+        hnerv.open("kitchen.hnerv")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_time_between_frames(inside):
     video = hnerv.open("output/kitchen")
     with torch.no_grad():
@@ -215,7 +237,7 @@ def test_the_model_of_a_divided_video_is_not_one(inside, tmp_path):
     assert np.array_equal(file.at(3.5), file.at(3.0)), "the last frame of a segment is shown until the next one"
     assert str(file.evaluate("kitchen.mp4")).startswith(" " * 20) and len(file.info()["segments"]) == 2
     for use in (lambda: file.model, lambda: file.compare_head("kitchen.mp4")):
-        with pytest.raises(hnerv.UserError, match="has 2 networks"):
+        with pytest.raises(hnerv.UserError, match="networks, one for each segment"):
             use()
 
 
@@ -251,6 +273,8 @@ def test_an_evaluation_saves_on_request_alone(inside, tmp_path, snapshot):
         (lambda: hnerv.open("output/kitchen").encode("b.hnerv", clip_targets="none"), "would leave out the CLIP head"),
         (lambda: hnerv.open("output/kitchen").compare_head(clip_targets="none"), "leaves out the CLIP head"),
         (lambda: hnerv.compare([]), "needs a file"),
+        (lambda: hnerv.open("s3://bucket/a.hnerv"), "s3://bucket/a.hnerv is an address"),
+        (lambda: hnerv.open("output/kitchen").compare_head(queries="abc"), "as in queries="),
         (lambda: hnerv.compare("gone.hnerv"), "gone.hnerv is not a file"),
     ],
 )

@@ -19,7 +19,7 @@ from hnerv.codec.file import (
     summed_by_part,
 )
 from hnerv.codec.format import ChunkEntry, is_container, write_bitstream
-from hnerv.codec.playback import frame_times, play, play_patch, play_video
+from hnerv.codec.playback import frame_times, frames_in_errors, play, play_patch, play_video
 
 __all__ = [
     "BitstreamFile",
@@ -34,6 +34,7 @@ __all__ = [
     "encode_run",
     "evaluation_folder",
     "frame_times",
+    "frames_in_errors",
     "has_several_chunks",
     "is_container",
     "join_files",

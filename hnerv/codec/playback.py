@@ -38,11 +38,11 @@ def play_video(
 ) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB of a video, or one `patch` of each (h, w, 3); one chunk is in memory at a time."""
     for entry, group in video.by_chunk(frames):
-        with _frames_in_errors(video, entry):
+        with frames_in_errors(video, entry):
             chunk = video.open_chunk(entry)  # refuses an index that declares too many frames before they are listed
         inner = [frame - entry.first for frame in group]
         span = range(min(inner), max(inner) + 1)
-        with _frames_in_errors(video, entry):
+        with frames_in_errors(video, entry):
             model = chunk.model(("rgb_head",), span if len(span) < SPARSE * len(inner) else inner).to(device)
         yield from play(model, inner) if patch is None else play_patch(model, inner, patch)
         del model  # before the next chunk is read
@@ -52,7 +52,7 @@ def frame_times(video: StoredVideo, frames: Sequence[int]) -> Timeline:
     """When these frames of a video are shown in its source. Raises UserError."""
     clocks = []
     for entry, group in video.by_chunk(frames):
-        with _frames_in_errors(video, entry):
+        with frames_in_errors(video, entry):
             clock = video.open_chunk(entry).scene.clock_from(entry.first)
         clocks.append(clock.select(frame - entry.first for frame in group))
     return concat_timelines(clocks)
@@ -69,7 +69,7 @@ def _pictures(rgb: torch.Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _frames_in_errors(video: StoredVideo, entry: Span) -> Iterator[None]:
+def frames_in_errors(video: StoredVideo, entry: Span) -> Iterator[None]:
     """Adds to a UserError which frames it affects, where the file has other chunks that may be intact."""
     try:
         yield

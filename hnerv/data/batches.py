@@ -108,8 +108,10 @@ class Batches:
         every, steps = self.train.blend_freq, len(self.sizes)
         if not self.blends:
             return [torch.empty(0, dtype=torch.long)] * steps
-        drawn = torch.randint(self.blends, (steps,), generator=draw)
-        return [drawn[i : i + 1 if i % every == 0 else i] for i in range(steps)]
+        # Of as many numbers as there are training frames, so that no blend is drawn more often than one of them; cuts
+        # leave fewer blends, and numbers without one give a step without a blend.
+        drawn = torch.randint(len(self.positions), (steps,), generator=draw)
+        return [drawn[i : i + (i % every == 0 and int(drawn[i]) < self.blends)] for i in range(steps)]
 
     def _near(self, order: Tensor, draw: torch.Generator) -> list[Tensor]:
         """For each step the positions of training frames near those of `order` (F,), if the loss compares frames."""

@@ -100,14 +100,15 @@ class TrainedRun(StoredVideo):
         self.path = path
         chunks = chunks_of(path)
         check_trained(chunks)
-        self._chunks = chunks if chunks[0].is_part else [Chunk(path, 0, TrainedChunk(path).scene.frames)]
+        self._first = TrainedChunk(chunks[0].path)
+        self._chunks = chunks if chunks[0].is_part else [Chunk(path, 0, self._first.scene.frames)]
 
     @property
     def chunks(self) -> list[Chunk]:
         return self._chunks
 
     def open_chunk(self, entry: Chunk) -> TrainedChunk:
-        return TrainedChunk(entry.path)
+        return self._first if entry == self._chunks[0] else TrainedChunk(entry.path)
 
 
 class TrainedChunk:

@@ -62,6 +62,15 @@ def test_there_is_none(make, changes):
     assert not any(extra(batches_of(make(**{"blend_freq": 1, **changes}), 5)))
 
 
+def test_cuts_do_not_make_a_blend_more_frequent_than_a_training_frame(make, monkeypatch):
+    monkeypatch.setattr("hnerv.data.store.cuts_of", lambda changes: [2, 4, 5, 6])
+    trainer = make(blend_freq=1, batch_size=1, data_split="4_5_6")
+    left, epochs = len(trainer.store.between), 400
+    assert 0 < left < 8
+    drawn = [time for found in extra(batches_of(trainer, epochs)) for time in found]
+    assert len(drawn) / (left * epochs) == pytest.approx(1, abs=0.1), "as often as each of the 8 training frames"
+
+
 @pytest.mark.parametrize("embedding", ["grid", "pe"])
 def test_the_rest_of_an_epoch_has_the_blends_that_were_left(make, embedding):
     trainer = make(blend_freq=2, batch_size=1, embedding=embedding)
