@@ -35,6 +35,7 @@ from hnerv.codec import (
     evaluation_folder,
     frame_times,
     frames_in_errors,
+    has_several_chunks,
     join_files,
     open_chunks,
     open_stored,
@@ -424,7 +425,7 @@ class NeuralVideo:
         >>> report["Eval/Info/num_val_frames"], report.summary["file_bytes"] == video.size
         (2.0, True)
         """
-        divided, chunks, vmaf = len(self._stored.chunks) > 1, [], vmaf and can_measure_vmaf()
+        divided, chunks, vmaf = has_several_chunks(self.path), [], vmaf and can_measure_vmaf()
         if fractional and divided:
             raise UserError("--positions fractional works on one segment only: pass its folder or its file")
         with warned_once():

@@ -6,7 +6,7 @@ from hnerv.codec.chunks import (
     open_chunks,
     open_coded_run,
 )
-from hnerv.codec.encoding import Options, check_options, encode_chunk, encode_run, progress_of, resolved
+from hnerv.codec.encoding import Options, check_options, encode_chunk, encode_run
 from hnerv.codec.file import (
     BitstreamFile,
     CodedChunk,
@@ -45,8 +45,6 @@ __all__ = [
     "play",
     "play_video",
     "play_patch",
-    "progress_of",
-    "resolved",
     "summed_by_part",
     "write_bitstream",
 ]
