@@ -54,6 +54,7 @@ def psnr_of_ffmpeg(pairs: list[tuple[Planes, Planes]]) -> np.ndarray:
     return np.array(rows)
 
 
+@pytest.mark.skipif(not hasattr(av.VideoFrame, "metadata"), reason="this PyAV does not give the values of filters")
 @pytest.mark.parametrize("clip", sorted(CLIPS))
 @pytest.mark.parametrize("crf", [30, 45])
 def test_psnr_is_that_of_ffmpeg(clip, crf):
