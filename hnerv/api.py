@@ -196,6 +196,8 @@ def open_video(path: str | os.PathLike[str], device: str = "auto", clip_weights:
     """
     if is_remote(os.fspath(path)):
         raise UserError(f"{path} is an address: copy it to this machine and pass the copy")
+    if Path(path).is_file() and Path(path).suffix not in (".pt", ".hnerv"):
+        raise UserError(f"{path} is no .hnerv file and no checkpoint: pass one, or train a network on a video first")
     return NeuralVideo(Path(path), device, clip_weights)
 
 
@@ -390,10 +392,10 @@ class NeuralVideo:
     ) -> list[SearchHit]:
         """The patches with the best `scores`, best first, one hit per shot.
 
-        A query is a text, an image (a path, a PIL image, uint8 (h, w, 3)) or a vector (D,). Texts need the weights of
-        a CLIP model, images those of the encoder of the targets; `clip_weights` of `hnerv.open` is their location, if
-        they have moved. With `per_patch` every patch is a hit of its own. `prompts` 'ensemble' averages several
-        sentences for each text.
+        A query is a text, an image (a pathlib.Path, a PIL image, uint8 (h, w, 3)) or a vector (D,). Texts need the
+        weights of a CLIP model, images those of the encoder of the targets; `clip_weights` of `hnerv.open` is their
+        location, if they have moved. With `per_patch` every patch is a hit of its own. `prompts` 'ensemble' averages
+        several sentences for each text.
 
         >>> hit = video.search(video.embeddings[5, 2], top=1)[0]
         >>> hit.frame, hit.patch, hit.row, hit.col

@@ -273,6 +273,7 @@ def test_an_evaluation_saves_on_request_alone(inside, tmp_path, snapshot):
         (lambda: hnerv.open("output/kitchen").encode("b.hnerv", clip_targets="none"), "would leave out the CLIP head"),
         (lambda: hnerv.open("output/kitchen").compare_head(clip_targets="none"), "leaves out the CLIP head"),
         (lambda: hnerv.compare([]), "needs a file"),
+        (lambda: hnerv.open("kitchen.mp4"), "train a network on a video first"),
         (lambda: hnerv.open("s3://bucket/a.hnerv"), "s3://bucket/a.hnerv is an address"),
         (lambda: hnerv.open("output/kitchen").compare_head(queries="abc"), "as in queries="),
         (lambda: hnerv.compare("gone.hnerv"), "gone.hnerv is not a file"),
