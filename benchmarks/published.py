@@ -90,7 +90,7 @@ def bd_cell(anchor: Curve, test: Curve) -> str:
 
 
 def nvrc_line() -> str:
-    """The BD-rates of NVRC on UVG, whose paper only plots its points."""
+    """The BD-rates of NVRC on UVG. Its paper only plots the points."""
     rows = [row for row in table("published_bd") if (row["method"], row["dataset"]) == ("NVRC", "UVG")]
     return "NVRC, RGB, BD-rate: " + ", ".join(f"{row['anchor']} {float(row['bd_percent']):+.1f} %" for row in rows)
 

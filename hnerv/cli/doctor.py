@@ -62,7 +62,7 @@ class Check(NamedTuple):
 
     def to_dict(self) -> dict[str, str]:
         """The entry of --json."""
-        return {"name": self.name, "level": self.level, "says": self.result, "mend": self.fix}
+        return {"name": self.name, "level": self.level, "result": self.result, "fix": self.fix}
 
 
 def check_all(output: Path, online: bool = False) -> list[Check]:

@@ -120,6 +120,7 @@ class TrainedChunk:
         self.path, self.record, self.scene, self.values = path, opened.record, opened.record.scene, opened.values
 
     def model(self, heads: tuple[str, ...] = HEADS, frames: Sequence[int] | None = None) -> DualHeadHNeRV:
+        """As `StoredChunk.model`; a checkpoint is always read in full, for all frames."""
         model = open_checkpoint(self.path).model.eval().to(memory_format=torch.channels_last)
         if "rgb_head" not in heads:
             model.keep_for_embed()

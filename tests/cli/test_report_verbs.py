@@ -161,8 +161,8 @@ def test_doctor(hnerv, tmp_path, monkeypatch):
     assert status == 1 and json.loads(out)[0] == {
         "name": "torch",
         "level": "fault",
-        "says": "broken",
-        "mend": "mend it",
+        "result": "broken",
+        "fix": "mend it",
     }
     assert hnerv("doctor")[1].startswith("fault   torch           broken: mend it\n")
     monkeypatch.setattr(doctor, "check_all", lambda output, online: broken[1:])

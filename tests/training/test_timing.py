@@ -166,13 +166,17 @@ def test_host_memory(monkeypatch):
 
 
 def test_times_of_a_run_add_up(make, console):
-    trainer = make(epochs=2)
+    """The steps take most of an epoch, but of one in which a loaded machine paused between them."""
+    trainer, shares = make(epochs=8), []
     trainer.fit(console)
-    values = {tag.removeprefix(f"{ROOT}/"): points[2] for tag, points in trainer.logger.values.items() if ROOT in tag}
-    steps = trainer.steps_per_epoch * sum(values[f"{p}_ms"] for p in ("forward", "backward", "optimizer")) / 1000
-    assert 0.1 * values["epoch_seconds"] < steps <= values["epoch_seconds"] * 1.001
-    assert values["patches_per_second"] == pytest.approx(8 * 8 / values["epoch_seconds"])
-    assert 0 <= values["data_share"] < 60 and 0 <= values["logging_share"] < 100
+    logged = {tag.removeprefix(f"{ROOT}/"): points for tag, points in trainer.logger.values.items() if ROOT in tag}
+    for epoch in range(2, 9):
+        values = {name: points[epoch] for name, points in logged.items() if epoch in points}
+        steps = trainer.steps_per_epoch * sum(values[f"{p}_ms"] for p in ("forward", "backward", "optimizer")) / 1000
+        shares.append(steps / values["epoch_seconds"])
+        assert values["patches_per_second"] == pytest.approx(8 * 8 / values["epoch_seconds"])
+        assert 0 <= values["data_share"] < 60 and 0 <= values["logging_share"] < 100
+    assert 0.5 < max(shares) <= 1.001
 
 
 @pytest.mark.cuda
